@@ -1,0 +1,423 @@
+"""Interventions: changes to an activation that are data.
+
+Each is a small frozen pytree that addresses its hook point by axis name: ``Replace(value, pos=3, head=7)``. Positions,
+heads, values, scales and masks are array leaves, so changing any of them (or moving the intervention to another layer)
+reuses the compiled program; they go through ``jax.jit``, ``jax.grad`` and ``jax.vmap``.
+"""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tljax.errors import InterventionError, nearest
+from tljax.hooks.point import HookPoint
+from tljax.hooks.points import AXES
+
+_AXIS_ALIASES = {"d_mlp": "neuron", "dest": "query_pos", "src": "key_pos", "dest_pos": "query_pos", "src_pos": "key_pos",
+                 "head_index": "head", "d_vocab_out": "d_vocab"}  # fmt: skip
+
+
+def _is_concrete(array: Any) -> bool:
+    return not isinstance(array, jax.core.Tracer)
+
+
+class Selector:
+    """Which entries of one axis: a number, several numbers, a boolean mask, or a slice.
+
+    Numbers and masks are stored as float32 leaves (exact up to 2**24), so that ``jax.grad`` accepts an intervention
+    as its argument: integer leaves would make it refuse the whole pytree.
+    """
+
+    __slots__ = ("axis", "kind", "payload")
+
+    def __init__(self, axis: str, index: Any) -> None:
+        self.axis = axis
+        if isinstance(index, slice):
+            self.kind, self.payload = "slice", index
+            return
+        array = index if isinstance(index, jax.Array) else np.asarray(index)
+        if array.ndim > 1:
+            raise InterventionError(
+                f"{axis}= takes a number, a list of numbers, a boolean mask of the axis or a slice; got an array of "
+                f"shape {tuple(array.shape)}. For a mask over several axes use mask=."
+            )
+        self.kind = "mask" if array.dtype == bool else "number" if array.ndim == 0 else "numbers"
+        if self.kind != "mask" and not jnp.issubdtype(array.dtype, jnp.integer):
+            raise InterventionError(f"{axis}= takes whole numbers, got dtype {array.dtype}.")
+        self.payload = array.astype(jnp.float32 if isinstance(array, jax.Array) else np.float32)
+
+    def signature(self) -> Any:
+        static = (self.payload.start, self.payload.stop, self.payload.step) if self.kind == "slice" else None
+        return (self.axis, self.kind, static)
+
+    def check(self, size: int, name: str) -> None:
+        if self.kind == "slice" or not _is_concrete(self.payload):
+            return
+        if self.kind == "mask":
+            if self.payload.shape[0] != size:
+                raise InterventionError(
+                    f"The mask for axis {self.axis!r} of {name} has {self.payload.shape[0]} entries; the axis has {size}."
+                )
+            return
+        numbers = np.atleast_1d(np.asarray(self.payload)).astype(int)
+        if bad := [int(n) for n in numbers if not -size <= n < size]:
+            raise InterventionError(
+                f"{self.axis}={bad[0]} is out of range at {name}: the axis has {size} entries (0 to {size - 1}, or negative "
+                "from the end)."
+            )
+
+    def numbers(self, size: int) -> jax.Array:
+        return jnp.asarray(self.payload).astype(jnp.int32) % jnp.int32(size)
+
+    def mask(self, size: int) -> jax.Array:
+        """Boolean ``[size]``: the selected entries."""
+        if self.kind == "mask":
+            return jnp.asarray(self.payload) != 0
+        if self.kind == "slice":
+            chosen = np.zeros(size, bool)
+            chosen[self.payload] = True
+            return jnp.asarray(chosen)
+        numbers = jnp.atleast_1d(self.numbers(size))
+        return (jnp.arange(size)[:, None] == numbers[None, :]).any(axis=1)
+
+
+class Intervention:
+    """Base class: where the change applies, and how operands line up with the activation.
+
+    Args:
+        mask: boolean array that broadcasts to the activation; only ``True`` entries change.
+        **at: axis name to a number, a list of numbers, a boolean mask of that axis, or a slice. The axes are those of
+            the hook point: ``batch``, ``pos``, ``head``, ``d_head``, ``d_model``, ``neuron``, ``query_pos``,
+            ``key_pos``, ``d_vocab``. On attention patterns ``pos`` means ``query_pos``.
+
+    Raises:
+        InterventionError: an axis name is unknown or an index is malformed.
+    """
+
+    arrays: ClassVar[tuple[str, ...]] = ()
+    settings: ClassVar[tuple[str, ...]] = ()
+    at: tuple[Selector, ...]
+    mask: Any
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        jax.tree_util.register_pytree_with_keys(cls, _flatten_with_keys, lambda aux, children: _unflatten(cls, aux, children))
+
+    def __init__(self, mask: Any = None, **at: Any) -> None:
+        selectors = []
+        for key, index in at.items():
+            axis = _AXIS_ALIASES.get(key, key)
+            if axis not in AXES:
+                known = [*AXES, *_AXIS_ALIASES]
+                raise InterventionError(f"{type(self).__name__} has no axis {key!r}.{nearest(key, known)} Axes: {', '.join(AXES)}.")
+            if index is not None:
+                selectors.append(Selector(axis, index))
+        self._set("at", tuple(selectors))
+        self._set("mask", None if mask is None else jnp.asarray(mask).astype(jnp.float32))
+
+    def _set(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise InterventionError(f"{type(self).__name__} is frozen: build a new one instead of setting {name}.")
+
+    def __repr__(self) -> str:
+        def show(value: Any) -> str:
+            return f"{value.dtype}{list(value.shape)}" if getattr(value, "ndim", 0) else str(value)
+
+        parts = [f"{name}={show(getattr(self, name))}" for name in (*self.arrays, *self.settings)]
+        parts += [f"{s.axis}={show(s.payload)}" for s in self.at] + (["mask=..."] if self.mask is not None else [])
+        return f"{type(self).__name__}({', '.join(parts)})"
+
+    def __call__(self, value: jax.Array, hook: HookPoint) -> jax.Array:
+        """Returns the changed activation, same shape and dtype."""
+        self.check_axes(hook.name, hook.axes)
+        self.check_shape(hook, value.shape)
+        changed = self.transform(value, hook).astype(value.dtype)
+        where = self.where(value, hook)
+        return changed if where is None else jnp.where(where, changed, value)
+
+    def transform(self, value: jax.Array, hook: HookPoint) -> jax.Array:
+        """The change, applied everywhere; the base class then confines it to the selected entries."""
+        raise NotImplementedError
+
+    def _axis_numbers(self, axes: tuple[str, ...]) -> dict[int, Selector]:
+        return {axes.index("query_pos" if s.axis == "pos" and "pos" not in axes else s.axis): s for s in self.at}
+
+    def check_axes(self, name: str, axes: tuple[str, ...]) -> None:
+        """Raises InterventionError if the hook point lacks an axis this intervention addresses."""
+        for selector in self.at:
+            if selector.axis not in axes and not (selector.axis == "pos" and "query_pos" in axes):
+                known = f"has axes {axes}" if axes else "has no axis names here (pass axes=)"
+                raise InterventionError(f"{type(self).__name__}({selector.axis}=...) cannot apply at {name}, which {known}.")
+
+    def check_shape(self, hook: HookPoint, shape: Sequence[int]) -> None:
+        """Raises InterventionError if an index is out of range or an operand cannot line up with ``shape``."""
+        for number, selector in self._axis_numbers(hook.axes).items():
+            selector.check(shape[number], hook.name)
+        if self.mask is not None and not _broadcasts(self.mask.shape, shape):
+            raise InterventionError(
+                f"The mask of shape {tuple(self.mask.shape)} does not broadcast to {hook.name}, shape {tuple(shape)}."
+            )
+
+    def where(self, value: jax.Array, hook: HookPoint) -> jax.Array | None:
+        """Boolean array that broadcasts to ``value``: the entries that change; ``None`` means all of them."""
+        chosen = None
+        for number, selector in self._axis_numbers(hook.axes).items():
+            shape = [1] * value.ndim
+            shape[number] = value.shape[number]
+            axis_mask = selector.mask(value.shape[number]).reshape(shape)
+            chosen = axis_mask if chosen is None else chosen & axis_mask
+        if self.mask is not None:
+            mask = (self.mask != 0).reshape((1,) * (value.ndim - self.mask.ndim) + self.mask.shape)
+            chosen = mask if chosen is None else chosen & mask
+        return chosen
+
+    def aligned(self, operand: Any, value: jax.Array, hook: HookPoint) -> jax.Array:
+        """Lines ``operand`` up with ``value``.
+
+        An operand may have the activation's own number of dimensions (entries are read where they are selected), or
+        drop the axes addressed by a single number, or broadcast over leading axes; or give one entry for each number of
+        a list (``pos=[3, 5]`` with two rows).
+        """
+        operand = jnp.asarray(operand).astype(value.dtype)
+        selectors = self._axis_numbers(hook.axes)
+        dropped = [n for n, s in selectors.items() if s.kind == "number"]
+        if operand.ndim < value.ndim:
+            operand = operand.reshape((1,) * max(0, value.ndim - len(dropped) - operand.ndim) + operand.shape)
+            if operand.ndim < value.ndim:
+                operand = jnp.expand_dims(operand, sorted(dropped)[: value.ndim - operand.ndim])
+        if _broadcasts(operand.shape, value.shape):
+            return operand
+        listed = [(n, s) for n, s in selectors.items() if s.kind == "numbers"]
+        if len(listed) == 1 and operand.ndim == value.ndim:
+            number, selector = listed[0]
+            expected = list(value.shape)
+            expected[number] = selector.payload.shape[0]
+            if operand.shape[number] == expected[number] and _broadcasts(operand.shape, expected):
+                index = (slice(None),) * number + (selector.numbers(value.shape[number]),)
+                return jnp.zeros_like(value).at[index].set(jnp.broadcast_to(operand, expected))
+        remaining = tuple(size for n, size in enumerate(value.shape) if n not in dropped)
+        raise InterventionError(
+            f"{type(self).__name__}'s value of shape {tuple(operand.shape)} does not fit {hook.name}: give an array that "
+            f"broadcasts to the activation {tuple(value.shape)} {hook.axes}, or to the selected part {remaining}."
+        )
+
+
+def _broadcasts(shape: Sequence[int], target: Sequence[int]) -> bool:
+    try:
+        return np.broadcast_shapes(tuple(shape), tuple(target)) == tuple(target)
+    except ValueError:
+        return False
+
+
+def _flatten_with_keys(self: Intervention) -> tuple[list[tuple[Any, Any]], Any]:
+    keys = [*self.arrays, "mask", *(s.axis for s in self.at if s.kind != "slice")]
+    children = [getattr(self, name) for name in self.arrays] + [self.mask]
+    children += [s.payload for s in self.at if s.kind != "slice"]
+    keyed = [(jax.tree_util.GetAttrKey(key), child) for key, child in zip(keys, children, strict=True)]
+    aux = (tuple(s.signature() for s in self.at), tuple(getattr(self, name) for name in self.settings))
+    return keyed, aux
+
+
+def _unflatten(cls: type[Intervention], aux: Any, children: Sequence[Any]) -> Intervention:
+    self = object.__new__(cls)
+    signatures, settings = aux
+    n_arrays = len(cls.arrays)
+    for name, child in zip(cls.arrays, children, strict=False):
+        self._set(name, child)
+    for name, setting in zip(cls.settings, settings, strict=True):
+        self._set(name, setting)
+    self._set("mask", children[n_arrays])
+    payloads = iter(children[n_arrays + 1 :])
+    selectors = []
+    for axis, kind, bounds in signatures:
+        selector = object.__new__(Selector)
+        selector.axis, selector.kind = axis, kind
+        selector.payload = slice(*bounds) if kind == "slice" else next(payloads)
+        selectors.append(selector)
+    self._set("at", tuple(selectors))
+    return self
+
+
+def _number(value: Any) -> Any:
+    """A float leaf: host scalars become numpy, so that a new number is the same kind of argument as the last."""
+    if isinstance(value, jax.Array):
+        return value
+    array = np.asarray(value)
+    return array.astype(np.float32) if array.dtype.kind in "iuf" and array.dtype.itemsize != 2 else array
+
+
+class Replace(Intervention):
+    """Puts ``value`` in place of the selected entries (activation patching).
+
+    Args:
+        value: an array shaped like the activation, like the selected part of it, or broadcasting to either.
+        mask, **at: see :class:`Intervention`.
+
+    >>> import jax.numpy as jnp
+    >>> z = jnp.zeros((1, 2, 2, 3))
+    >>> point = HookPoint("attn.hook_z", ("batch", "pos", "head", "d_head"))
+    >>> Replace(jnp.arange(3.0), pos=-1, head=0)(z, point)[0, :, 0]
+    Array([[0., 0., 0.], [0., 1., 2.]], dtype=float32)
+    """
+
+    arrays = ("value",)
+    value: Any
+
+    def __init__(self, value: Any, *, mask: Any = None, **at: Any) -> None:
+        super().__init__(mask, **at)
+        self._set("value", _number(value))
+
+    def transform(self, value: jax.Array, hook: HookPoint) -> jax.Array:
+        return jnp.broadcast_to(self.aligned(self.value, value, hook), value.shape)
+
+
+class Add(Intervention):
+    """Adds ``value`` to the selected entries (steering; ``jax.grad`` with respect to it is the gradient there)."""
+
+    arrays = ("value",)
+    value: Any
+
+    def __init__(self, value: Any, *, mask: Any = None, **at: Any) -> None:
+        super().__init__(mask, **at)
+        self._set("value", _number(value))
+
+    def transform(self, value: jax.Array, hook: HookPoint) -> jax.Array:
+        return value + self.aligned(self.value, value, hook)
+
+
+class Scale(Intervention):
+    """Multiplies the selected entries by ``factor``."""
+
+    arrays = ("factor",)
+    factor: Any
+
+    def __init__(self, factor: Any, *, mask: Any = None, **at: Any) -> None:
+        super().__init__(mask, **at)
+        self._set("factor", _number(factor))
+
+    def transform(self, value: jax.Array, hook: HookPoint) -> jax.Array:
+        return value * self.aligned(self.factor, value, hook)
+
+
+class Zero(Intervention):
+    """Sets the selected entries to zero (zero ablation)."""
+
+    def __init__(self, *, mask: Any = None, **at: Any) -> None:
+        super().__init__(mask, **at)
+
+    def transform(self, value: jax.Array, hook: HookPoint) -> jax.Array:
+        return jnp.zeros_like(value)
+
+
+class Mean(Intervention):
+    """Replaces the selected entries by a mean (mean ablation).
+
+    Args:
+        reference: activations to average, shaped like this hook point with any batch size; ``None`` averages the
+            activation itself.
+        over: axis names to average over.
+        mask, **at: see :class:`Intervention`.
+    """
+
+    arrays = ("reference",)
+    settings = ("over",)
+    reference: Any
+    over: tuple[str, ...]
+
+    def __init__(self, reference: Any = None, *, over: str | Sequence[str] = "batch", mask: Any = None, **at: Any) -> None:
+        super().__init__(mask, **at)
+        self._set("reference", None if reference is None else _number(reference))
+        self._set("over", (over,) if isinstance(over, str) else tuple(over))
+
+    def transform(self, value: jax.Array, hook: HookPoint) -> jax.Array:
+        source = value if self.reference is None else jnp.asarray(self.reference).astype(value.dtype)
+        if missing := [axis for axis in self.over if axis not in hook.axes]:
+            raise InterventionError(f"Mean(over={missing[0]!r}) cannot apply at {hook.name}, which has axes {hook.axes}.")
+        mean = source.mean(axis=tuple(hook.axes.index(axis) for axis in self.over), keepdims=True)
+        return jnp.broadcast_to(self.aligned(mean, value, hook), value.shape)
+
+
+class _Subspace(Intervention):
+    """Splits the last axis into a subspace and its complement."""
+
+    arrays = ("directions",)
+    directions: Any
+
+    def __init__(self, directions: Any, *, mask: Any = None, **at: Any) -> None:
+        super().__init__(mask, **at)
+        self._set("directions", _number(directions))
+
+    def component(self, value: jax.Array, hook: HookPoint) -> jax.Array:
+        directions = jnp.atleast_2d(jnp.asarray(self.directions)).astype(jnp.float32)
+        if directions.ndim != 2 or directions.shape[1] != value.shape[-1]:
+            raise InterventionError(
+                f"{type(self).__name__} needs directions of shape [{value.shape[-1]}] or [k, {value.shape[-1]}] at "
+                f"{hook.name}, got {tuple(directions.shape)}."
+            )
+        gram = directions @ directions.T
+        coefficients = value.astype(jnp.float32) @ directions.T
+        return (coefficients @ jnp.linalg.pinv(gram) @ directions).astype(value.dtype)
+
+
+class Project(_Subspace):
+    """Keeps only the component in the span of ``directions`` (``[d]`` or ``[k, d]``, need not be orthonormal)."""
+
+    def transform(self, value: jax.Array, hook: HookPoint) -> jax.Array:
+        return self.component(value, hook)
+
+
+class ProjectOut(_Subspace):
+    """Removes the component in the span of ``directions`` (directional ablation)."""
+
+    def transform(self, value: jax.Array, hook: HookPoint) -> jax.Array:
+        return value - self.component(value, hook)
+
+
+class Noise(Intervention):
+    """Adds Gaussian noise of standard deviation ``scale``; the same ``seed`` gives the same noise."""
+
+    arrays = ("scale", "seed")
+    scale: Any
+    seed: Any
+
+    def __init__(self, scale: Any, seed: Any = 0, *, mask: Any = None, **at: Any) -> None:
+        super().__init__(mask, **at)
+        self._set("scale", _number(scale))
+        self._set("seed", _number(seed))
+
+    def transform(self, value: jax.Array, hook: HookPoint) -> jax.Array:
+        key = jax.random.key(jnp.asarray(self.seed).astype(jnp.uint32))
+        noise = jax.random.normal(key, value.shape, jnp.float32).astype(value.dtype)
+        return value + self.aligned(self.scale, value, hook) * noise
+
+
+class Chain(Intervention):
+    """Applies several interventions in order, as one."""
+
+    arrays = ("parts",)
+    parts: tuple[Intervention, ...]
+
+    def __init__(self, *parts: Intervention) -> None:
+        super().__init__()
+        if wrong := [part for part in parts if not isinstance(part, Intervention)]:
+            raise InterventionError(f"Chain takes interventions, got {type(wrong[0]).__name__}.")
+        self._set("parts", tuple(parts))
+
+    def check_axes(self, name: str, axes: tuple[str, ...]) -> None:
+        for part in self.parts:
+            part.check_axes(name, axes)
+
+    def check_shape(self, hook: HookPoint, shape: Sequence[int]) -> None:
+        for part in self.parts:
+            part.check_shape(hook, shape)
+
+    def transform(self, value: jax.Array, hook: HookPoint) -> jax.Array:
+        for part in self.parts:
+            value = part(value, hook)
+        return value
+

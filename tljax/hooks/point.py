@@ -1,0 +1,263 @@
+"""One hook point: what a callable is told about it, and the one line that opens it inside a Flax module."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from tljax.errors import HookError
+
+HOOKS = "hooks"
+CAPTURED = "intermediates"
+
+
+class LayerIndex(int):
+    """A layer number that can also be called, because TransformerLens code writes ``hook.layer()``."""
+
+    def __call__(self) -> int:
+        return int(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class HookPoint:
+    """What a hook function is told about the activation it receives.
+
+    Attributes:
+        name: full name, such as ``"blocks.3.attn.hook_z"``. Interventions compiled into a block are told only
+            ``"attn.hook_z"``: a block does not know its index, so that layers share one executable.
+        axes: one axis name for each dimension, such as ``("batch", "pos", "head", "d_head")``; empty when unknown.
+    """
+
+    name: str
+    axes: tuple[str, ...] = ()
+
+    @property
+    def layer(self) -> LayerIndex | None:
+        """Layer number for a point inside a block (``hook.layer`` and ``hook.layer()`` both read it), else ``None``."""
+        first, _, rest = self.name.partition(".")
+        index, _, _ = rest.partition(".")
+        return LayerIndex(index) if first == "blocks" and index.isdigit() else None
+
+
+def is_compiled(function: Callable[..., Any]) -> bool:
+    """Whether a callable is a pytree (an intervention, ``jax.tree_util.Partial``) and so can be compiled in."""
+    return not jax.tree_util.all_leaves([function])
+
+
+@jax.tree_util.register_pytree_node_class
+@dataclasses.dataclass(frozen=True)
+class HookSlot:
+    """Everything one hook point holds during one run: callables, and whether its value was asked for.
+
+    A pytree whose leaves are the arrays inside compiled callables. Plain Python callables are part of its structure.
+    """
+
+    point: HookPoint
+    forward: tuple[Callable[..., Any], ...] = ()
+    backward: tuple[Callable[..., Any], ...] = ()
+    captured: bool = False
+
+    def apply(self, value: Any) -> Any:
+        """Runs the forward callables in order, then attaches the backward ones to the gradient."""
+        for function in self.forward:
+            value = call_hook(function, value, self.point)
+        return attach_backward(value, self.backward, self.point) if self.backward else value
+
+    def tree_flatten(self) -> tuple[tuple[Any, ...], Any]:
+        split = [_Static(f) if not is_compiled(f) else None for f in (*self.forward, *self.backward)]
+        children = tuple(
+            None if static else f for f, static in zip((*self.forward, *self.backward), split, strict=True)
+        )
+        return children, (self.point, tuple(split), len(self.forward), self.captured)
+
+    @classmethod
+    def tree_unflatten(cls, aux: Any, children: Sequence[Any]) -> "HookSlot":
+        point, split, n_forward, captured = aux
+        functions = tuple(s.function if s else child for s, child in zip(split, children, strict=True))
+        return cls(point, functions[:n_forward], functions[n_forward:], captured)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Static:
+    """A Python callable inside a treedef: equal to itself alone."""
+
+    function: Callable[..., Any]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Static) and other.function is self.function
+
+    def __hash__(self) -> int:
+        return id(self.function)
+
+
+def call_hook(function: Callable[..., Any], value: Any, point: HookPoint) -> Any:
+    """Calls one hook and returns what the model goes on with.
+
+    Raises:
+        HookError: the hook assigned in place, returned another shape or kind, or used a value that outlived its trace.
+    """
+    try:
+        result = function(value, point)
+    except jax.errors.UnexpectedTracerError as error:
+        raise HookError(
+            f"The hook at {point.name} used a value that an earlier compiled run left behind (a leaked tracer). Inside "
+            "jax.jit, grad and vmap, and inside a Partial, a hook must not store activations in outside variables: "
+            "return them through run_with_cache(names_filter=...), or use a plain function outside jit."
+        ) from error
+    except TypeError as error:
+        if "immutable" not in str(error) and "item assignment" not in str(error):
+            error.add_note(f"(raised in the hook at {point.name})")
+            raise
+        raise HookError(
+            f"The hook at {point.name} assigned into the activation. JAX arrays cannot change in place: return "
+            "act.at[:, 3].set(0) instead of writing act[:, 3] = 0, or use tljax.Zero(pos=3)."
+        ) from error
+    except Exception as error:
+        error.add_note(f"(raised in the hook at {point.name})")
+        raise
+    return value if result is None else check_result(result, value, point)
+
+
+def check_result(result: Any, value: Any, point: HookPoint) -> Any:
+    """Returns ``result`` as an array that can stand in for ``value``, with ``value``'s dtype."""
+    try:
+        result = jnp.asarray(result)
+    except TypeError as error:
+        raise HookError(
+            f"The hook at {point.name} returned {type(result).__name__}. Return the new activation "
+            f"(an array of shape {tuple(value.shape)}) or None to leave it unchanged."
+        ) from error
+    if result.shape != value.shape:
+        axes = f" {point.axes}" if point.axes else ""
+        raise HookError(
+            f"The hook at {point.name} returned shape {tuple(result.shape)}; the activation has shape "
+            f"{tuple(value.shape)}{axes}. A hook must keep the shape."
+        )
+    same_kind = jnp.issubdtype(result.dtype, jnp.floating) == jnp.issubdtype(value.dtype, jnp.floating)
+    if not same_kind:
+        raise HookError(f"The hook at {point.name} returned dtype {result.dtype}; the activation is {value.dtype}.")
+    return result.astype(value.dtype)
+
+
+def attach_backward(value: Any, functions: tuple[Callable[..., Any], ...], point: HookPoint) -> Any:
+    """Returns ``value`` unchanged, with ``functions`` applied to the gradient that later flows back through it."""
+    leaves, treedef = jax.tree.flatten(functions)
+    is_array = [not callable(leaf) for leaf in leaves]
+    static = [leaf for leaf, array in zip(leaves, is_array, strict=True) if not array]
+
+    @jax.custom_vjp
+    def identity(x: Any, arrays: list[Any]) -> Any:
+        return x
+
+    def forward(x: Any, arrays: list[Any]) -> tuple[Any, list[Any]]:
+        return x, arrays
+
+    def backward(arrays: list[Any], gradient: Any) -> tuple[Any, None]:
+        arrays_left, static_left = iter(arrays), iter(static)
+        merged = [next(arrays_left) if array else next(static_left) for array in is_array]
+        for function in jax.tree.unflatten(treedef, merged):
+            gradient = call_hook(function, gradient, point)
+        return gradient, None
+
+    identity.defvjp(forward, backward)
+    return identity(value, [leaf for leaf, array in zip(leaves, is_array, strict=True) if array])
+
+
+def hook(module: nn.Module, name: str, value: Any) -> Any:
+    """Opens a hook point inside a Flax module: ``x = hook(self, "hook_z", x)``.
+
+    Applies what the run's hooks hold for this name under the module's path, then records the value if it was asked
+    for: hooks first, then the cache, so the cache shows what the model went on with. Does nothing otherwise.
+
+    Args:
+        module: the Linen module being called (``self``).
+        name: the point's name inside that module.
+        value: the activation.
+
+    Returns:
+        The activation to go on with.
+    """
+    slot = module.get_variable(HOOKS, name)
+    if slot is None:
+        return value
+    value = slot.apply(value)
+    if slot.captured:
+        module.sow(CAPTURED, name, value, init_fn=lambda: None, reduce_fn=lambda _, latest: latest)
+    return value
+
+
+def is_hooked(module: nn.Module, *names: str) -> bool:
+    """Whether this run named any of the module's points: optional points are computed only then."""
+    return any(module.get_variable(HOOKS, name) is not None for name in names)
+
+
+def apply_with_slots(
+    module: nn.Module, params: Any, slots: Mapping[str, HookSlot], *args: Any, method: Any = None
+) -> tuple[Any, dict[str, Any]]:
+    """Applies a Linen module with hook slots given by dotted path, and returns its output and what was captured."""
+    collection: dict[str, Any] = {}
+    for name, slot in slots.items():
+        *path, last = name.split(".")
+        scope = collection
+        for part in path:
+            scope = scope.setdefault(part, {})
+        scope[last] = slot
+    variables = {"params": params, HOOKS: collection}
+    output, state = module.apply(variables, *args, mutable=[CAPTURED], method=method)
+    return output, _flatten(state.get(CAPTURED, {}))
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in tree.items():
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
+
+
+def run_module_with_hooks(
+    module: nn.Module,
+    variables: Mapping[str, Any],
+    *args: Any,
+    fwd_hooks: Sequence[tuple[str, Callable[..., Any]]] = (),
+    names: Sequence[str] = (),
+    axes: Mapping[str, tuple[str, ...]] | None = None,
+) -> tuple[Any, dict[str, Any]]:
+    """Runs any Flax module that calls :func:`hook`, with hooks and captures given by dotted path.
+
+    Args:
+        module: an unbound Linen module.
+        variables: its variables, ``{"params": ...}``.
+        *args: its inputs.
+        fwd_hooks: ``(name, callable)`` pairs; names are module paths joined by dots, ``"encoder.hook_out"``.
+        names: points to capture.
+        axes: axis names of points, for interventions that address axes.
+
+    Returns:
+        The module's output, and a dict from name to captured activation.
+
+    Raises:
+        HookError: a named point never fired.
+
+    >>> class Doubler(nn.Module):
+    ...     @nn.compact
+    ...     def __call__(self, x):
+    ...         return hook(self, "hook_out", 2 * x)
+    >>> run_module_with_hooks(Doubler(), {}, jnp.ones(2), fwd_hooks=[("hook_out", lambda x, hook: x + 1)])[0]
+    Array([3., 3.], dtype=float32)
+    """
+    wanted = dict.fromkeys([name for name, _ in fwd_hooks] + list(names))
+    slots = {
+        name: HookSlot(
+            HookPoint(name, (axes or {}).get(name, ())),
+            forward=tuple(function for hooked, function in fwd_hooks if hooked == name),
+            captured=True,
+        )
+        for name in wanted
+    }
+    output, captured = apply_with_slots(module, variables.get("params", {}), slots, *args)
+    if silent := [name for name in wanted if name not in captured]:
+        raise HookError(f"No hook point named {silent} fired in {type(module).__name__}. Names are module paths: a.b.hook_x.")
+    return output, {name: captured[name] for name in names}

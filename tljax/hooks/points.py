@@ -1,0 +1,178 @@
+"""The table of hook points: for a config, every point in firing order with its axes, sizes and meaning.
+
+Validation, ``model.hook_points()``, shape estimates and the documentation all read this one table.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+from typing import Literal
+
+from tljax.config import HookedTransformerConfig
+
+AttentionInput = Literal["shared", "per_head", "split"]
+"""How ln1 is called: once, once with a head axis (``hook_attn_in``), or for q, k and v apart (``hook_q_input`` …)."""
+
+AXES = ("batch", "pos", "query_pos", "key_pos", "head", "d_head", "d_model", "neuron", "d_vocab", "scale")
+
+_RESID = ("batch", "pos", "d_model")
+_SCALE = ("batch", "pos", "scale")
+_PER_HEAD = ("batch", "pos", "head", "d_head")
+_PER_HEAD_MODEL = ("batch", "pos", "head", "d_model")
+_SCORES = ("batch", "head", "query_pos", "key_pos")
+_NEURONS = ("batch", "pos", "neuron")
+
+
+@dataclasses.dataclass(frozen=True)
+class HookPointSpec:
+    """One row of the table.
+
+    Attributes:
+        name: full hook name.
+        axes: one axis name for each dimension.
+        meaning: what the activation is, in one line.
+        optional: exists only in runs that name it (or whose config switches it on).
+        sizes: axis sizes fixed by the config; ``batch`` and the position axes come from the input.
+    """
+
+    name: str
+    axes: tuple[str, ...]
+    meaning: str
+    optional: bool = False
+    sizes: tuple[tuple[str, int], ...] = ()
+
+    def shape(self, batch: int = 1, pos: int = 1) -> tuple[int, ...]:
+        """Shape of the activation for ``batch`` prompts of ``pos`` tokens."""
+        known = {"batch": batch, "pos": pos, "query_pos": pos, "key_pos": pos, **dict(self.sizes)}
+        return tuple(known[axis] for axis in self.axes)
+
+    def prefixed(self, prefix: str) -> "HookPointSpec":
+        return dataclasses.replace(self, name=prefix + self.name)
+
+
+def _sizes(cfg: HookedTransformerConfig, head: int | None = None, width: int | None = None) -> tuple[tuple[str, int], ...]:
+    return (
+        ("d_model", width or cfg.d_model),
+        ("head", head or cfg.n_heads),
+        ("d_head", cfg.d_head),
+        ("neuron", cfg.d_mlp or 0),
+        ("d_vocab", cfg.d_vocab_out),
+        ("scale", 1),
+    )
+
+
+@functools.lru_cache(maxsize=256)
+def embedding_points(cfg: HookedTransformerConfig) -> tuple[HookPointSpec, ...]:
+    """Points of the embedding stage."""
+    sizes = _sizes(cfg)
+    points = [
+        HookPointSpec("hook_tokens", ("batch", "pos"), "token ids going in", not cfg.use_hook_tokens, sizes),
+        HookPointSpec("hook_embed", _RESID, "token embedding", sizes=sizes),
+    ]
+    if cfg.positional_embedding_type == "standard":
+        points.append(HookPointSpec("hook_pos_embed", _RESID, "learned position embedding", sizes=sizes))
+    return tuple(points)
+
+
+@functools.lru_cache(maxsize=256)
+def block_points(cfg: HookedTransformerConfig, attention_input: AttentionInput = "shared") -> tuple[HookPointSpec, ...]:
+    """Points of one block, named relative to it."""
+    return (
+        *_attention_input_points(cfg, attention_input),
+        *_attention_points(cfg),
+        HookPointSpec("hook_attn_out", _RESID, "attention output added to the residual stream", sizes=_sizes(cfg)),
+        *(() if cfg.attn_only else _mlp_points(cfg)),
+        HookPointSpec("hook_resid_post", _RESID, "residual stream after the block", sizes=_sizes(cfg)),
+    )
+
+
+def _attention_input_points(cfg: HookedTransformerConfig, attention_input: AttentionInput) -> Iterator[HookPointSpec]:
+    sizes, kv_sizes = _sizes(cfg), _sizes(cfg, head=cfg.kv_heads)
+    yield HookPointSpec("hook_resid_pre", _RESID, "residual stream before the block", sizes=sizes)
+    if cfg.kv_heads == cfg.n_heads:
+        yield HookPointSpec(
+            "hook_attn_in", _PER_HEAD_MODEL, "attention input for each head, before ln1", not cfg.use_attn_in, sizes
+        )
+    for letter, word in (("q", "query"), ("k", "key"), ("v", "value")):
+        yield HookPointSpec(
+            f"hook_{letter}_input", _PER_HEAD_MODEL, f"{word} input for each head, before ln1",
+            not cfg.use_split_qkv_input, sizes if letter == "q" else kv_sizes,
+        )  # fmt: skip
+    if cfg.normalization_type is not None:
+        per_head = attention_input != "shared"
+        head_sizes = kv_sizes if attention_input == "split" else sizes
+        yield from _norm_points("ln1", cfg, head_sizes if per_head else sizes, per_head=per_head)
+
+
+def _norm_points(
+    name: str, cfg: HookedTransformerConfig, sizes: tuple[tuple[str, int], ...], per_head: bool = False, axis: str = "d_model"
+) -> Iterator[HookPointSpec]:
+    lead = ("batch", "pos", "head") if per_head else ("batch", "pos")
+    yield HookPointSpec(f"{name}.hook_scale", (*lead, "scale"), f"what {name} divides by", sizes=sizes)
+    yield HookPointSpec(f"{name}.hook_normalized", (*lead, axis), f"{name}'s output before its weight and bias", sizes=sizes)
+
+
+def _attention_points(cfg: HookedTransformerConfig) -> Iterator[HookPointSpec]:
+    sizes, kv_sizes = _sizes(cfg), _sizes(cfg, head=cfg.kv_heads)
+    yield HookPointSpec("attn.hook_q", _PER_HEAD, "queries", sizes=sizes)
+    yield HookPointSpec("attn.hook_k", _PER_HEAD, "keys", sizes=kv_sizes)
+    yield HookPointSpec("attn.hook_v", _PER_HEAD, "values", sizes=kv_sizes)
+    if cfg.positional_embedding_type == "rotary":
+        yield HookPointSpec("attn.hook_rot_q", _PER_HEAD, "queries after rotation", sizes=sizes)
+        yield HookPointSpec("attn.hook_rot_k", _PER_HEAD, "keys after rotation", sizes=kv_sizes)
+    yield HookPointSpec("attn.hook_attn_scores", _SCORES, "attention scores, masked with -inf", sizes=sizes)
+    yield HookPointSpec("attn.hook_pattern", _SCORES, "attention pattern (softmax of the scores)", sizes=sizes)
+    yield HookPointSpec("attn.hook_z", _PER_HEAD, "pattern-weighted values, before W_O", sizes=sizes)
+    yield HookPointSpec(
+        "attn.hook_result", _PER_HEAD_MODEL, "each head's output, without b_O", not cfg.use_attn_result, sizes
+    )
+
+
+def _mlp_points(cfg: HookedTransformerConfig) -> Iterator[HookPointSpec]:
+    sizes = _sizes(cfg)
+    if not cfg.parallel_attn_mlp:
+        yield HookPointSpec("hook_resid_mid", _RESID, "residual stream between attention and MLP", sizes=sizes)
+    yield HookPointSpec("hook_mlp_in", _RESID, "MLP branch input, before ln2", not cfg.use_hook_mlp_in, sizes)
+    if cfg.normalization_type is not None:
+        yield from _norm_points("ln2", cfg, sizes)
+    yield HookPointSpec("mlp.hook_in", _RESID, "MLP input, after ln2", True, sizes)
+    branch = "gate branch before the activation" if cfg.gated_mlp else "neurons before the activation"
+    yield HookPointSpec("mlp.hook_pre", _NEURONS, branch, sizes=sizes)
+    if cfg.gated_mlp:
+        yield HookPointSpec("mlp.hook_pre_linear", _NEURONS, "linear branch, x @ W_in", sizes=sizes)
+    if cfg.act_fn == "solu_ln":
+        yield HookPointSpec("mlp.hook_mid", _NEURONS, "neurons after the activation, before mlp.ln", sizes=sizes)
+        yield from _norm_points("mlp.ln", cfg, sizes, axis="neuron")
+    yield HookPointSpec("mlp.hook_post", _NEURONS, "neurons after the activation, before W_out", sizes=sizes)
+    yield HookPointSpec("hook_mlp_out", _RESID, "MLP output added to the residual stream", sizes=sizes)
+
+
+@functools.lru_cache(maxsize=256)
+def head_points(cfg: HookedTransformerConfig) -> tuple[HookPointSpec, ...]:
+    """Points of the final norm and the unembedding."""
+    sizes = _sizes(cfg)
+    norm = _norm_points("ln_final", cfg, sizes) if cfg.normalization_type is not None else ()
+    return (
+        *norm,
+        HookPointSpec("unembed.hook_in", _RESID, "what is unembedded", sizes=sizes),
+        HookPointSpec("unembed.hook_out", ("batch", "pos", "d_vocab"), "logits before any soft cap", sizes=sizes),
+    )
+
+
+def default_attention_input(cfg: HookedTransformerConfig) -> AttentionInput:
+    """The form of ln1's input in a full cache of this config."""
+    if cfg.use_split_qkv_input:
+        return "split"
+    return "per_head" if cfg.use_attn_in and cfg.kv_heads == cfg.n_heads else "shared"
+
+
+@functools.lru_cache(maxsize=256)
+def point_table(cfg: HookedTransformerConfig) -> dict[str, HookPointSpec]:
+    """Every hook point of a model, by full name, in firing order."""
+    block = block_points(cfg, default_attention_input(cfg))
+    points = [
+        *embedding_points(cfg),
+        *(point.prefixed(f"blocks.{layer}.") for layer in range(cfg.n_layers) for point in block),
+        *head_points(cfg),
+    ]
+    return {point.name: point for point in points}

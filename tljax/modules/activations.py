@@ -1,0 +1,52 @@
+"""The MLP activations TransformerLens names, as plain functions of an array."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from tljax.config import ACTIVATIONS
+
+
+def solu(x: jax.Array) -> jax.Array:
+    """``x * softmax(x)`` over the last axis (Elhage et al. 2022, Softmax Linear Units)."""
+    return x * jax.nn.softmax(x, axis=-1)
+
+
+def gelu_tanh(x: jax.Array) -> jax.Array:
+    """The tanh approximation of GELU, which GPT-2 uses."""
+    return jax.nn.gelu(x, approximate=True)
+
+
+def gelu_exact(x: jax.Array) -> jax.Array:
+    """GELU by the error function."""
+    return jax.nn.gelu(x, approximate=False)
+
+
+def relu2(x: jax.Array) -> jax.Array:
+    """Squared ReLU."""
+    return jnp.square(jax.nn.relu(x))
+
+
+_FUNCTIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "relu": jax.nn.relu,
+    "relu2": relu2,
+    "gelu": gelu_exact,
+    "gelu_new": gelu_tanh,
+    "gelu_fast": gelu_tanh,
+    "gelu_pytorch_tanh": gelu_tanh,
+    "silu": jax.nn.silu,
+    "solu": solu,
+    "solu_ln": solu,
+}
+assert set(_FUNCTIONS) == set(ACTIVATIONS)
+
+
+def activation(name: str) -> Callable[[jax.Array], jax.Array]:
+    """Returns the activation function of a config's ``act_fn``."""
+    return _FUNCTIONS[name]
+
+
+def soft_cap(x: jax.Array, cap: float) -> jax.Array:
+    """``cap * tanh(x / cap)``, or ``x`` when ``cap`` is not positive."""
+    return cap * jnp.tanh(x / cap) if cap > 0 else x

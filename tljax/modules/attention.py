@@ -1,0 +1,139 @@
+"""Multi-head, grouped-query and multi-query attention."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from tljax.config import HookedTransformerConfig
+from tljax.hooks.point import hook, is_hooked
+from tljax.modules import initializers
+from tljax.modules.activations import soft_cap
+from tljax.modules.rotary import rotate
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class AttentionContext:
+    """What attention needs to know of the run besides the residual stream.
+
+    Attributes:
+        positions: ``[batch, pos]`` position of each token; ``None`` means 0, 1, 2, …
+        token_mask: ``[batch, pos]`` boolean, ``False`` at padding; ``None`` means no padding.
+        score_divisor: scalar that divides the scores besides ``attn_scale`` (a layer's own); ``None`` means one.
+    """
+
+    positions: jax.Array | None = None
+    token_mask: jax.Array | None = None
+    score_divisor: jax.Array | None = None
+
+    def positions_for(self, length: int) -> jax.Array:
+        """Positions ``[batch or 1, pos]``."""
+        return jnp.arange(length, dtype=jnp.int32)[None] if self.positions is None else self.positions
+
+
+def visible(cfg: HookedTransformerConfig, kind: str, length: int, token_mask: jax.Array | None) -> jax.Array | None:
+    """Which keys each query may attend to, boolean ``[batch or 1, 1, query_pos, key_pos]``; ``None`` means all."""
+    query, key = jnp.arange(length)[:, None], jnp.arange(length)[None, :]
+    mask = None
+    if cfg.attention_dir == "causal":
+        mask = key <= query
+    if kind == "local":
+        assert cfg.window_size is not None
+        window = (key > query - cfg.window_size) & (key < query + cfg.window_size)
+        mask = window if mask is None else mask & window
+    if mask is not None:
+        mask = mask[None, None]
+    if token_mask is not None:
+        keys = token_mask[:, None, None, :]
+        mask = keys if mask is None else mask & keys
+    return mask
+
+
+def softmax(scores: jax.Array) -> jax.Array:
+    """Softmax over keys in float32; a row with every key masked is all zeros, and its gradient is zero, not NaN."""
+    wide = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
+    peak = jax.lax.stop_gradient(wide.max(axis=-1, keepdims=True))
+    weights = jnp.exp(wide - jnp.where(jnp.isfinite(peak), peak, 0))
+    total = weights.sum(axis=-1, keepdims=True)
+    return (weights / jnp.where(total == 0, 1, total)).astype(scores.dtype)
+
+
+class Attention(nn.Module):
+    """Attention with a hook at every step: q, k, v, rotated q and k, scores, pattern, z, and each head's result.
+
+    Attributes:
+        cfg: the model's config.
+        kind: ``"global"`` or ``"local"``.
+    """
+
+    cfg: HookedTransformerConfig
+    kind: str = "global"
+
+    def setup(self) -> None:
+        cfg, dtype = self.cfg, self.cfg.jnp_dtype
+        into_heads = initializers.weight(cfg, cfg.d_model, cfg.n_heads * cfg.d_head)
+        out_of_heads = initializers.weight(cfg, cfg.d_head, cfg.n_heads * cfg.d_model)
+        for letter, heads in (("Q", cfg.n_heads), ("K", cfg.kv_heads), ("V", cfg.kv_heads)):
+            weight = self.param(f"W_{letter}", into_heads, (cfg.d_model, heads, cfg.d_head), dtype)
+            bias = self.param(f"b_{letter}", initializers.zeros, (heads, cfg.d_head), dtype)
+            setattr(self, f"projection_{letter.lower()}", (weight, bias))
+        self.W_O = self.param("W_O", out_of_heads, (cfg.n_heads, cfg.d_head, cfg.d_model), dtype)
+        self.b_O = self.param("b_O", initializers.zeros, (cfg.d_model,), dtype)
+
+    def __call__(
+        self, query_input: jax.Array, key_input: jax.Array, value_input: jax.Array, context: AttentionContext
+    ) -> jax.Array:
+        """Returns the attention output ``[batch, pos, d_model]``.
+
+        The inputs are ``[batch, pos, d_model]``, or ``[batch, pos, head, d_model]`` where heads read apart.
+        """
+        q = hook(self, "hook_q", _project(query_input, self.projection_q))
+        k = hook(self, "hook_k", _project(key_input, self.projection_k))
+        v = hook(self, "hook_v", _project(value_input, self.projection_v))
+        if self.cfg.positional_embedding_type == "rotary":
+            positions = context.positions_for(q.shape[1])
+            q = hook(self, "hook_rot_q", rotate(q, positions, self.cfg))
+            k = hook(self, "hook_rot_k", rotate(k, positions, self.cfg))
+        pattern = self._pattern(q, k, context)
+        z = hook(self, "hook_z", _weigh(pattern, v))
+        return self._combine_heads(z)
+
+    def _pattern(self, q: jax.Array, k: jax.Array, context: AttentionContext) -> jax.Array:
+        scores = _score(q, k) / jnp.asarray(self.cfg.attn_scale, q.dtype)
+        if context.score_divisor is not None:
+            scores = scores / context.score_divisor.astype(scores.dtype)
+        scores = soft_cap(scores, self.cfg.attn_scores_soft_cap)
+        mask = visible(self.cfg, self.kind, q.shape[1], context.token_mask)
+        if mask is not None:
+            scores = jnp.where(mask, scores, -jnp.inf)
+        scores = hook(self, "hook_attn_scores", scores)
+        return hook(self, "hook_pattern", softmax(scores))
+
+    def _combine_heads(self, z: jax.Array) -> jax.Array:
+        if is_hooked(self, "hook_result"):
+            result = hook(self, "hook_result", jnp.einsum("bphe,hed->bphd", z, self.W_O))
+            return result.sum(axis=2) + self.b_O[None, None]
+        return jnp.einsum("bphe,hed->bpd", z, self.W_O) + self.b_O[None, None]
+
+
+def _project(x: jax.Array, projection: tuple[jax.Array, jax.Array]) -> jax.Array:
+    weight, bias = projection
+    heads = jnp.einsum("bpd,dhe->bphe" if x.ndim == 3 else "bphd,dhe->bphe", x, weight)
+    return heads + bias[None, None]
+
+
+def _score(q: jax.Array, k: jax.Array) -> jax.Array:
+    """Dot products ``[batch, head, query_pos, key_pos]``; each key head serves a run of consecutive query heads."""
+    batch, length, heads, width = q.shape
+    grouped = q.reshape(batch, length, k.shape[2], heads // k.shape[2], width)
+    scores = jnp.einsum("bqkge,bske->bkgqs", grouped, k)
+    return scores.reshape(batch, heads, length, k.shape[1])
+
+
+def _weigh(pattern: jax.Array, v: jax.Array) -> jax.Array:
+    """Pattern-weighted values ``[batch, query_pos, head, d_head]``."""
+    batch, heads, queries, keys = pattern.shape
+    grouped = pattern.reshape(batch, v.shape[2], heads // v.shape[2], queries, keys)
+    return jnp.einsum("bkgqs,bske->bqkge", grouped, v).reshape(batch, queries, heads, v.shape[3])

@@ -1,0 +1,65 @@
+"""One transformer block: the unit that is compiled. It does not know its own index."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from tljax.config import HookedTransformerConfig
+from tljax.hooks.point import hook, is_hooked
+from tljax.modules.attention import Attention, AttentionContext
+from tljax.modules.mlp import MLP
+from tljax.modules.norm import make_norm
+
+
+class TransformerBlock(nn.Module):
+    """Attention and MLP around the residual stream, in sequence or in parallel.
+
+    Attributes:
+        cfg: the model's config.
+        kind: what differs between layers' programs: ``"global"`` or ``"local"`` attention.
+    """
+
+    cfg: HookedTransformerConfig
+    kind: str = "global"
+
+    def setup(self) -> None:
+        cfg = self.cfg
+        self.ln1 = make_norm(cfg, cfg.normalization_type)
+        self.attn = Attention(cfg, self.kind)
+        if not cfg.attn_only:
+            self.ln2 = make_norm(cfg, cfg.normalization_type)
+            self.mlp = MLP(cfg)
+
+    def __call__(self, resid_pre: jax.Array, context: AttentionContext) -> jax.Array:
+        """``[batch, pos, d_model]`` residual stream in, and out."""
+        resid_pre = hook(self, "hook_resid_pre", resid_pre)
+        attn_out = hook(self, "hook_attn_out", self.attn(*self._attention_inputs(resid_pre), context))
+        if self.cfg.attn_only:
+            return hook(self, "hook_resid_post", resid_pre + attn_out)
+        if self.cfg.parallel_attn_mlp:
+            return hook(self, "hook_resid_post", resid_pre + attn_out + self._mlp_out(resid_pre))
+        resid_mid = hook(self, "hook_resid_mid", resid_pre + attn_out)
+        return hook(self, "hook_resid_post", resid_mid + self._mlp_out(resid_mid))
+
+    def _mlp_out(self, resid: jax.Array) -> jax.Array:
+        return hook(self, "hook_mlp_out", self.mlp(self.ln2(hook(self, "hook_mlp_in", resid))))
+
+    def _attention_inputs(self, resid_pre: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Normalised query, key and value inputs: one shared array unless a hook point needs them apart."""
+        cfg = self.cfg
+        attn_in = resid_pre
+        if is_hooked(self, "hook_attn_in"):
+            attn_in = hook(self, "hook_attn_in", _per_head(resid_pre, cfg.n_heads))
+        if not is_hooked(self, "hook_q_input", "hook_k_input", "hook_v_input"):
+            normalized = self.ln1(attn_in)
+            return normalized, normalized, normalized
+        query, key, value = (
+            self.ln1(hook(self, name, attn_in if attn_in.ndim == 4 else _per_head(resid_pre, heads)))
+            for name, heads in (("hook_q_input", cfg.n_heads), ("hook_k_input", cfg.kv_heads), ("hook_v_input", cfg.kv_heads))
+        )
+        return query, key, value
+
+
+def _per_head(x: jax.Array, heads: int) -> jax.Array:
+    """``[batch, pos, d_model]`` copied to ``[batch, pos, head, d_model]``."""
+    return jnp.broadcast_to(x[:, :, None, :], (*x.shape[:2], heads, x.shape[2]))

@@ -1,0 +1,95 @@
+"""The two ends of the model: tokens to residual stream, residual stream to logits."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from tljax.config import HookedTransformerConfig
+from tljax.hooks.point import hook
+from tljax.modules import initializers
+from tljax.modules.activations import soft_cap
+from tljax.modules.attention import AttentionContext
+from tljax.modules.norm import make_norm
+
+
+class Embed(nn.Module):
+    """Token embedding: rows of ``W_E``."""
+
+    cfg: HookedTransformerConfig
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        """``[batch, pos]`` token ids to ``[batch, pos, d_model]``."""
+        cfg = self.cfg
+        initializer = initializers.weight(cfg, cfg.d_vocab, cfg.d_model, embedding=True)
+        return self.param("W_E", initializer, (cfg.d_vocab, cfg.d_model), cfg.jnp_dtype)[tokens]
+
+
+class PosEmbed(nn.Module):
+    """Learned position embedding: rows of ``W_pos``, and zeros at padding."""
+
+    cfg: HookedTransformerConfig
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array, context: AttentionContext) -> jax.Array:
+        """``[batch, pos]`` to ``[batch, pos, d_model]``."""
+        cfg = self.cfg
+        initializer = initializers.weight(cfg, cfg.n_ctx, cfg.d_model, embedding=True)
+        rows = self.param("W_pos", initializer, (cfg.n_ctx, cfg.d_model), cfg.jnp_dtype)
+        embedded = rows[context.positions_for(tokens.shape[1])]
+        embedded = jnp.broadcast_to(embedded, (*tokens.shape, cfg.d_model))
+        if context.token_mask is not None:
+            embedded = jnp.where(context.token_mask[..., None], embedded, 0)
+        return embedded
+
+
+class EmbeddingStage(nn.Module):
+    """Token ids to the first residual stream."""
+
+    cfg: HookedTransformerConfig
+
+    def setup(self) -> None:
+        self.embed = Embed(self.cfg)
+        if self.cfg.positional_embedding_type == "standard":
+            self.pos_embed = PosEmbed(self.cfg)
+
+    def __call__(self, tokens: jax.Array, context: AttentionContext) -> jax.Array:
+        """``[batch, pos]`` to ``[batch, pos, d_model]``."""
+        tokens = hook(self, "hook_tokens", tokens)
+        residual = hook(self, "hook_embed", self.embed(tokens))
+        if self.cfg.positional_embedding_type == "standard":
+            residual = residual + hook(self, "hook_pos_embed", self.pos_embed(tokens, context))
+        return residual
+
+
+class Unembed(nn.Module):
+    """``x W_U + b_U``."""
+
+    cfg: HookedTransformerConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """``[batch, pos, d_model]`` to ``[batch, pos, d_vocab_out]``."""
+        cfg = self.cfg
+        initializer = initializers.weight(cfg, cfg.d_model, cfg.d_vocab_out, embedding=True)
+        weight = self.param("W_U", initializer, (cfg.d_model, cfg.d_vocab_out), cfg.jnp_dtype)
+        bias = self.param("b_U", initializers.zeros, (cfg.d_vocab_out,), cfg.jnp_dtype)
+        x = hook(self, "hook_in", x)
+        return hook(self, "hook_out", jnp.einsum("bpd,dv->bpv", x, weight) + bias[None, None])
+
+
+class HeadStage(nn.Module):
+    """Final residual stream to logits: last norm, unembedding, soft cap."""
+
+    cfg: HookedTransformerConfig
+
+    def setup(self) -> None:
+        kind = self.cfg.normalization_type
+        if kind is not None and self.cfg.final_rms:
+            kind = "RMSPre" if kind.endswith("Pre") else "RMS"
+        self.ln_final = make_norm(self.cfg, kind)
+        self.unembed = Unembed(self.cfg)
+
+    def __call__(self, residual: jax.Array) -> jax.Array:
+        """``[batch, pos, d_model]`` to ``[batch, pos, d_vocab_out]``."""
+        return soft_cap(self.unembed(self.ln_final(residual)), self.cfg.output_logits_soft_cap)

@@ -1,0 +1,44 @@
+"""How fresh parameters are drawn: TransformerLens's init modes, on stored layouts (contracted axis first)."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from tljax.config import HookedTransformerConfig
+
+Initializer = Callable[[jax.Array, tuple[int, ...], Any], jax.Array]
+
+
+def weight(cfg: HookedTransformerConfig, fan_in: int, fan_out: int, embedding: bool = False) -> Initializer:
+    """Returns the initializer of a matrix.
+
+    Modes: ``gpt2`` is N(0, initializer_range); ``xavier_*`` and ``kaiming_*`` scale with the fans and take
+    ``initializer_range`` as gain; ``muP`` is N(0, initializer_range / sqrt(fan_in)), embeddings unscaled.
+    """
+    gain = cfg.initializer_range
+    kaiming, xavier = math.sqrt(2.0 / fan_in), math.sqrt(2.0 / (fan_in + fan_out))
+    std = {
+        "gpt2": gain,
+        "xavier_uniform": gain * xavier,
+        "xavier_normal": gain * xavier,
+        "kaiming_uniform": gain * kaiming,
+        "kaiming_normal": gain * kaiming,
+        "muP": gain if embedding else gain / math.sqrt(fan_in),
+    }[cfg.init_mode]
+    if cfg.init_mode.endswith("uniform"):
+        bound = math.sqrt(3.0) * std
+        return lambda key, shape, dtype: jax.random.uniform(key, shape, jnp.float32, -bound, bound).astype(dtype)
+    return lambda key, shape, dtype: (std * jax.random.normal(key, shape, jnp.float32)).astype(dtype)
+
+
+def zeros(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    """Initializer of biases."""
+    return jnp.zeros(shape, dtype)
+
+
+def ones(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    """Initializer of norm weights."""
+    return jnp.ones(shape, dtype)

@@ -1,0 +1,56 @@
+"""Layer norm and RMS norm, with and without their affine part."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from tljax.config import HookedTransformerConfig
+from tljax.hooks.point import hook
+from tljax.modules import initializers
+
+
+class Norm(nn.Module):
+    """``LN``, ``RMS``, and the folded ``LNPre``, ``RMSPre`` that carry no parameters.
+
+    ``hook_scale`` is the divisor ``sqrt(mean(x²) + eps)`` and ``hook_normalized`` the quotient before weight and bias.
+    Computed in float32 whatever the model's dtype; an RMS norm's weight multiplies after the cast, as in Llama.
+    """
+
+    cfg: HookedTransformerConfig
+    kind: str
+    width: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        if self.kind.startswith("LN"):
+            x = x - x.mean(axis=-1, keepdims=True)
+        mean_square = jnp.square(x).mean(axis=-1, keepdims=True)
+        scale = hook(self, "hook_scale", jnp.sqrt(mean_square + self.cfg.eps))
+        x = hook(self, "hook_normalized", x / scale)
+        dtype = self.cfg.jnp_dtype
+        if self.kind == "RMS":
+            return x.astype(dtype) * _along_last(self._parameter("w", initializers.ones), x)
+        if self.kind == "LN":
+            weight, bias = self._parameter("w", initializers.ones), self._parameter("b", initializers.zeros)
+            x = x * _along_last(weight, x).astype(x.dtype) + _along_last(bias, x).astype(x.dtype)
+        return x.astype(dtype)
+
+    def _parameter(self, name: str, initializer: initializers.Initializer) -> jax.Array:
+        return self.param(name, initializer, (self.width,), self.cfg.jnp_dtype)
+
+
+def _along_last(parameter: jax.Array, x: jax.Array) -> jax.Array:
+    return parameter.reshape((1,) * (x.ndim - 1) + parameter.shape)
+
+
+class NoNorm(nn.Module):
+    """Stands where a model has no normalisation."""
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return x
+
+
+def make_norm(cfg: HookedTransformerConfig, kind: str | None, width: int | None = None) -> nn.Module:
+    """Returns the norm module of a ``normalization_type``."""
+    return NoNorm() if kind is None else Norm(cfg, kind, width or cfg.d_model)
