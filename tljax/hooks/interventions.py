@@ -184,6 +184,7 @@ class Intervention:
         a list (``pos=[3, 5]`` with two rows).
         """
         operand = jnp.asarray(operand).astype(value.dtype)
+        given = operand.shape
         selectors = self._axis_numbers(hook.axes)
         dropped = [n for n, s in selectors.items() if s.kind == "number"]
         if operand.ndim < value.ndim:
@@ -202,7 +203,7 @@ class Intervention:
                 return jnp.zeros_like(value).at[index].set(jnp.broadcast_to(operand, expected))
         remaining = tuple(size for n, size in enumerate(value.shape) if n not in dropped)
         raise InterventionError(
-            f"{type(self).__name__}'s value of shape {tuple(operand.shape)} does not fit {hook.name}: give an array that "
+            f"{type(self).__name__}'s value of shape {tuple(given)} does not fit {hook.name}: give an array that "
             f"broadcasts to the activation {tuple(value.shape)} {hook.axes}, or to the selected part {remaining}."
         )
 

@@ -147,7 +147,7 @@ def select(
     if not chosen:
         raise UnknownHookError(
             "The filter matches no hook point of this model. It is called with full names such as "
-            f"{next(iter(table))!r} and 'blocks.0.hook_resid_post'; model.hook_points() lists them all."
+            "'hook_embed' and 'blocks.0.hook_resid_post'; model.hook_points() lists them all."
         )
     return tuple(name for name in table if name in chosen)
 

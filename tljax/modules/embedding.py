@@ -78,16 +78,21 @@ class Unembed(nn.Module):
         return hook(self, "hook_out", jnp.einsum("bpd,dv->bpv", x, weight) + bias[None, None])
 
 
+def final_norm(cfg: HookedTransformerConfig) -> nn.Module:
+    """The norm before the unembedding: RMS under ``final_rms`` whatever the blocks use."""
+    kind = cfg.normalization_type
+    if kind is not None and cfg.final_rms:
+        kind = "RMSPre" if kind.endswith("Pre") else "RMS"
+    return make_norm(cfg, kind)
+
+
 class HeadStage(nn.Module):
     """Final residual stream to logits: last norm, unembedding, soft cap."""
 
     cfg: HookedTransformerConfig
 
     def setup(self) -> None:
-        kind = self.cfg.normalization_type
-        if kind is not None and self.cfg.final_rms:
-            kind = "RMSPre" if kind.endswith("Pre") else "RMS"
-        self.ln_final = make_norm(self.cfg, kind)
+        self.ln_final = final_norm(self.cfg)
         self.unembed = Unembed(self.cfg)
 
     def __call__(self, residual: jax.Array) -> jax.Array:

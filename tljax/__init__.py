@@ -1,0 +1,50 @@
+"""tljax: TransformerLens for JAX. Load a trained transformer, name any activation, read it, change it, differentiate."""
+
+from tljax.cache.activation_cache import ActivationCache
+from tljax.cache.memory import LargeCacheWarning
+from tljax.config import HookedTransformerConfig
+from tljax.hooked_transformer import HookedTransformer
+from tljax.hooks.dictionary import HookDictionary
+from tljax.hooks.interventions import (
+    Add,
+    Chain,
+    Intervention,
+    Mean,
+    Noise,
+    Project,
+    ProjectOut,
+    Replace,
+    Scale,
+    Zero,
+)
+from tljax.hooks.names import get_act_name
+from tljax.hooks.point import HookPoint, hook, run_module_with_hooks
+from tljax.losses import lm_accuracy, lm_cross_entropy_loss
+from tljax.running import Output
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ActivationCache",
+    "Add",
+    "Chain",
+    "HookDictionary",
+    "HookPoint",
+    "HookedTransformer",
+    "HookedTransformerConfig",
+    "Intervention",
+    "LargeCacheWarning",
+    "Mean",
+    "Noise",
+    "Output",
+    "Project",
+    "ProjectOut",
+    "Replace",
+    "Scale",
+    "Zero",
+    "get_act_name",
+    "hook",
+    "lm_accuracy",
+    "lm_cross_entropy_loss",
+    "run_module_with_hooks",
+]

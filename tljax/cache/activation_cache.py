@@ -1,0 +1,239 @@
+"""``ActivationCache``: the activations of a run, by hook name, with TransformerLens's short forms."""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tljax.cache import io, residual
+from tljax.cache.slices import SliceInput, apply_slice
+from tljax.config import HookedTransformerConfig
+from tljax.devices import resolve_device
+from tljax.errors import CacheError, UnknownHookError, nearest
+from tljax.hooks.names import get_act_name, resolve
+from tljax.hooks.points import point_table
+from tljax.typing import DeviceLike
+
+if TYPE_CHECKING:
+    from tljax.hooked_transformer import HookedTransformer
+
+
+@jax.tree_util.register_pytree_with_keys_class
+class ActivationCache(Mapping[str, jax.Array]):
+    """An immutable mapping from hook name to activation, and a pytree whose leaves are the activations.
+
+    ``cache["blocks.5.hook_resid_post"]``, ``cache["resid_post", 5]``, ``cache["pattern", -1]``, ``cache["q0"]`` and
+    ``cache["scale", 1, "ln1"]`` all work. Methods return new caches.
+
+    Args:
+        cache_dict: activations by full hook name.
+        model: the model that made them; only its config, and for some analyses its final norm, are used. It is not part
+            of the pytree: a cache that went through ``jit`` or ``vmap`` needs :meth:`with_model` for those.
+        has_batch_dim: whether the activations still have their batch axis.
+
+    Attributes:
+        cache_dict: the activations by full name.
+        cfg: the model's config.
+        has_batch_dim: as given.
+    """
+
+    def __init__(
+        self,
+        cache_dict: Mapping[str, jax.Array],
+        model: "HookedTransformer | None" = None,
+        has_batch_dim: bool = True,
+        cfg: HookedTransformerConfig | None = None,
+    ) -> None:
+        config = model.cfg if model is not None else cfg
+        if config is None:
+            raise CacheError("An ActivationCache needs the model (or its cfg) that the activations came from.")
+        self.cache_dict = dict(cache_dict)
+        self.cfg: HookedTransformerConfig = config
+        self.has_batch_dim = has_batch_dim
+        self._model = model
+
+    def tree_flatten_with_keys(self) -> tuple[list[tuple[Any, jax.Array]], Any]:
+        keyed = [(jax.tree_util.DictKey(name), value) for name, value in self.cache_dict.items()]
+        return keyed, (tuple(self.cache_dict), self.cfg, self.has_batch_dim)
+
+    @classmethod
+    def tree_unflatten(cls, aux: Any, children: Sequence[jax.Array]) -> "ActivationCache":
+        names, cfg, has_batch_dim = aux
+        return cls(dict(zip(names, children, strict=True)), cfg=cfg, has_batch_dim=has_batch_dim)
+
+    @property
+    def model(self) -> "HookedTransformer":
+        """The model that made the cache.
+
+        Raises:
+            CacheError: the cache went through ``jit``, ``vmap`` or a file, which drop the model.
+        """
+        if self._model is None:
+            raise CacheError(
+                "This cache no longer knows its model (it came out of jit, vmap or a file). "
+                "Attach it: cache = cache.with_model(model)."
+            )
+        return self._model
+
+    def with_model(self, model: "HookedTransformer") -> "ActivationCache":
+        """Returns the same cache with a model attached."""
+        return ActivationCache(self.cache_dict, model, self.has_batch_dim)
+
+    def _with(self, cache_dict: Mapping[str, jax.Array], has_batch_dim: bool | None = None) -> "ActivationCache":
+        batch = self.has_batch_dim if has_batch_dim is None else has_batch_dim
+        return ActivationCache(cache_dict, self._model, batch, self.cfg)
+
+    def full_name(self, key: Any) -> str:
+        """Returns the name a key stands for, among the names in this cache.
+
+        Raises:
+            UnknownHookError: it is not in the cache (says whether the model has it, and the nearest names).
+        """
+        if isinstance(key, str) and key in self.cache_dict:
+            return key
+        gradient = isinstance(key, str) and key.endswith("_grad")
+        wanted = key.removesuffix("_grad") if gradient else key
+        if isinstance(key, tuple) and isinstance(key[0], str) and key[0].endswith("_grad"):
+            gradient, wanted = True, (key[0].removesuffix("_grad"), *key[1:])
+        table = point_table(self.cfg)
+        try:
+            name = resolve(wanted, table, self.cfg.n_layers)
+        except UnknownHookError:
+            name = get_act_name(*wanted) if isinstance(wanted, tuple) else str(wanted)
+            raise UnknownHookError(
+                f"{key!r} is not in this cache and is not a hook point of the model.{nearest(name, self.cache_dict)} "
+                "cache.keys() lists what was kept."
+            ) from None
+        name += "_grad" if gradient else ""
+        if name not in self.cache_dict:
+            how = "run with incl_bwd=True" if gradient else "include it in names_filter"
+            raise UnknownHookError(f"{name!r} was not kept in this cache ({len(self)} activations): {how}.")
+        return name
+
+    def __getitem__(self, key: Any) -> jax.Array:
+        return self.cache_dict[self.full_name(key)]
+
+    def __contains__(self, key: object) -> bool:
+        try:
+            self.full_name(key)
+        except UnknownHookError:
+            return False
+        return True
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.cache_dict)
+
+    def __len__(self) -> int:
+        return len(self.cache_dict)
+
+    def __repr__(self) -> str:
+        return f"ActivationCache with keys {list(self.cache_dict)}"
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the activations in bytes."""
+        return sum(value.nbytes for value in self.cache_dict.values())
+
+    def to(self, device: DeviceLike) -> "ActivationCache":
+        """Returns the cache on another device (``"cpu"``, ``"gpu"``, a jax device or a sharding)."""
+        target = resolve_device(device)
+        return self._with({name: jax.device_put(value, target) for name, value in self.cache_dict.items()})
+
+    def remove_batch_dim(self) -> "ActivationCache":
+        """Returns the cache without its batch axis of size one.
+
+        Raises:
+            CacheError: the batch is larger than one (names the sizes).
+        """
+        if not self.has_batch_dim:
+            return self
+        if wide := {value.shape[0] for value in self.cache_dict.values()} - {1}:
+            raise CacheError(
+                f"remove_batch_dim needs a batch of one; this cache has batch size {sorted(wide)}. "
+                "Pick a prompt with cache.apply_slice_to_batch_dim(0)."
+            )
+        return self._with({name: value[0] for name, value in self.cache_dict.items()}, has_batch_dim=False)
+
+    def apply_slice_to_batch_dim(self, batch_slice: SliceInput) -> "ActivationCache":
+        """Returns the cache of some prompts; a number drops the batch axis."""
+        if not self.has_batch_dim:
+            raise CacheError("This cache has no batch axis left to slice.")
+        kept = {name: apply_slice(value, batch_slice, 0) for name, value in self.cache_dict.items()}
+        return self._with(kept, has_batch_dim=not isinstance(batch_slice, int | np.integer))
+
+    def stack_activation(
+        self, activation_name: str, layer: int = -1, sublayer_type: str | None = None
+    ) -> jax.Array:
+        """Stacks one activation over layers.
+
+        Args:
+            activation_name: short name, such as ``"resid_post"`` or ``"z"``.
+            layer: stop before this layer; ``-1`` stacks every layer.
+            sublayer_type: ``"ln1"``, ``"ln2"``, ``"attn"`` or ``"mlp"`` where the name alone is ambiguous.
+
+        Returns:
+            ``[layer, ...]``.
+        """
+        last = self.cfg.n_layers if layer in (-1, None) else layer
+        keys = [(activation_name, n, sublayer_type) if sublayer_type else (activation_name, n) for n in range(last)]
+        return jnp.stack([self[key] for key in keys])
+
+    def accumulated_resid(
+        self,
+        layer: int | None = None,
+        incl_mid: bool = False,
+        apply_ln: bool = False,
+        pos_slice: SliceInput = None,
+        mlp_input: bool = False,
+        return_labels: bool = False,
+    ) -> Any:
+        """The residual stream at each depth: times ``W_U``, the logit lens (nostalgebraist 2020).
+
+        Args:
+            layer: up to the input of this layer; ``None`` or ``-1`` means the final residual stream too.
+            incl_mid: also the stream between attention and MLP.
+            apply_ln: normalise as the reader of the last row would: for the final layer each row goes through
+                ``ln_final`` itself, otherwise the cached scale of that layer's norm is used for all rows.
+            pos_slice: positions to keep; a number drops the axis.
+            mlp_input: with ``layer``, also include the stream that enters its MLP.
+            return_labels: also return ``["0_pre", "0_mid", …, "final_post"]``.
+
+        Returns:
+            ``[component, batch, pos, d_model]``, and the labels if asked for.
+        """
+        return residual.accumulated_resid(self, layer, incl_mid, apply_ln, pos_slice, mlp_input, return_labels)
+
+    def apply_ln_to_stack(
+        self,
+        residual_stack: jax.Array,
+        layer: int | None = None,
+        mlp_input: bool = False,
+        pos_slice: SliceInput = None,
+        batch_slice: SliceInput = None,
+        recompute_ln: bool = False,
+    ) -> jax.Array:
+        """Normalises pieces of the residual stream as the norm before ``layer`` did; see ``residual.apply_ln_to_stack``."""
+        return residual.apply_ln_to_stack(self, residual_stack, layer, mlp_input, pos_slice, batch_slice, recompute_ln)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the cache as one safetensors file that records the model's config."""
+        io.save(Path(path), self.cache_dict, self.cfg, self.has_batch_dim)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], model: "HookedTransformer | None" = None) -> "ActivationCache":
+        """Reads a cache that :meth:`save` wrote.
+
+        Raises:
+            CacheError: the file is missing, damaged, or not a tljax cache; or ``model`` has other shapes.
+        """
+        cache_dict, cfg, has_batch_dim = io.load(Path(path))
+        if model is not None and (model.cfg.d_model, model.cfg.n_layers) != (cfg.d_model, cfg.n_layers):
+            raise CacheError(
+                f"{path} was made by a model with {cfg.n_layers} layers of width {cfg.d_model}; this one has "
+                f"{model.cfg.n_layers} of {model.cfg.d_model}."
+            )
+        return cls(cache_dict, model, has_batch_dim, cfg)

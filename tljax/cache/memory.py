@@ -1,0 +1,46 @@
+"""How large a cache will be, said before it is made."""
+
+import os
+import warnings
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+from tljax.config import HookedTransformerConfig
+from tljax.hooks.points import point_table
+
+
+class LargeCacheWarning(UserWarning):
+    """A cache will take more than a quarter of the free memory."""
+
+
+def cache_bytes(cfg: HookedTransformerConfig, names: Sequence[str], batch: int, pos: int) -> int:
+    """Size in bytes of the named activations for ``batch`` prompts of ``pos`` tokens (full positions)."""
+    table = point_table(cfg)
+    return cfg.jnp_dtype.itemsize * sum(int(np.prod(table[name].shape(batch, pos))) for name in names)
+
+
+def free_bytes(device: jax.Device | None) -> int | None:
+    """Free memory of a device, or of this machine for the CPU; ``None`` when it cannot be told."""
+    device = device or jax.devices()[0]
+    if device.platform == "cpu":
+        try:
+            return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        except (ValueError, OSError, AttributeError):
+            return None
+    stats = device.memory_stats()
+    return None if not stats or "bytes_limit" not in stats else stats["bytes_limit"] - stats.get("bytes_in_use", 0)
+
+
+def warn_if_large(size: int, count: int, device: jax.Device | None) -> None:
+    """Warns when ``count`` activations of ``size`` bytes in all exceed a quarter of the free memory."""
+    free = free_bytes(device)
+    if free is None or size <= free / 4:
+        return
+    warnings.warn(
+        f"This cache of {count} activations will take {size / 2**30:.2f} GiB; {free / 2**30:.2f} GiB are free. Keep only "
+        'what you need with names_filter=lambda name: "resid_post" in name, pos_slice=-1, or device="cpu".',
+        LargeCacheWarning,
+        stacklevel=4,
+    )

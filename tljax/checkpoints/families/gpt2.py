@@ -1,0 +1,79 @@
+"""GPT-2 (``GPT2LMHeadModel``): layer norms, learned positions, fused query-key-value, tied embeddings."""
+
+from typing import Any
+
+from tljax.checkpoints.hf_config import HFConfig
+from tljax.checkpoints.mapping import Family, Row
+from tljax.config import HookedTransformerConfig
+
+
+def read_config(hf: HFConfig) -> HookedTransformerConfig:
+    """Returns our config for a ``GPT2Config``."""
+    hf("n_ctx", None)  # written next to n_positions by old versions, read by none
+    return HookedTransformerConfig(
+        d_model=hf("n_embd"),
+        n_layers=hf("n_layer"),
+        n_heads=hf("n_head"),
+        n_ctx=hf("n_positions"),
+        d_vocab=hf("vocab_size"),
+        d_mlp=hf("n_inner", None),
+        act_fn=hf.activation("activation_function", "gelu_new"),
+        eps=hf("layer_norm_epsilon", 1e-5),
+        use_attn_scale=hf("scale_attn_weights", True),
+        scale_attn_by_inverse_layer_idx=hf("scale_attn_by_inverse_layer_idx", False),
+        normalization_type="LN",
+        positional_embedding_type="standard",
+    )
+
+
+def write_config(cfg: HookedTransformerConfig, nonzero: frozenset[str]) -> dict[str, Any]:
+    """Returns the ``GPT2Config`` attributes of ``cfg``."""
+    return {
+        "n_embd": cfg.d_model,
+        "n_layer": cfg.n_layers,
+        "n_head": cfg.n_heads,
+        "n_positions": cfg.n_ctx,
+        "vocab_size": cfg.d_vocab,
+        "n_inner": cfg.d_mlp,
+        "activation_function": cfg.act_fn,
+        "layer_norm_epsilon": cfg.eps,
+        "scale_attn_weights": cfg.use_attn_scale,
+        "scale_attn_by_inverse_layer_idx": cfg.scale_attn_by_inverse_layer_idx,
+    }
+
+
+def rows(hf: HFConfig) -> list[Row]:
+    """Returns the table: checkpoint tensor, its axes, our parameters."""
+    embedding = "transformer.wte.weight"
+    tied = hf("tie_word_embeddings", True)
+    block = "transformer.h.{l}"
+    return [
+        Row(embedding, "d_vocab d_model", "embed.W_E"),
+        Row("transformer.wpe.weight", "n_ctx d_model", "pos_embed.W_pos"),
+        Row(f"{block}.ln_1.weight", "d_model", "blocks.{l}.ln1.w"),
+        Row(f"{block}.ln_1.bias", "d_model", "blocks.{l}.ln1.b"),
+        Row(f"{block}.attn.c_attn.weight", "d_model (3 n_heads d_head)", "blocks.{l}.attn.W_Q|W_K|W_V"),
+        Row(f"{block}.attn.c_attn.bias", "(3 n_heads d_head)", "blocks.{l}.attn.b_Q|b_K|b_V"),
+        Row(f"{block}.attn.c_proj.weight", "(n_heads d_head) d_model", "blocks.{l}.attn.W_O"),
+        Row(f"{block}.attn.c_proj.bias", "d_model", "blocks.{l}.attn.b_O"),
+        Row(f"{block}.ln_2.weight", "d_model", "blocks.{l}.ln2.w"),
+        Row(f"{block}.ln_2.bias", "d_model", "blocks.{l}.ln2.b"),
+        Row(f"{block}.mlp.c_fc.weight", "d_model d_mlp", "blocks.{l}.mlp.W_in"),
+        Row(f"{block}.mlp.c_fc.bias", "d_mlp", "blocks.{l}.mlp.b_in"),
+        Row(f"{block}.mlp.c_proj.weight", "d_mlp d_model", "blocks.{l}.mlp.W_out"),
+        Row(f"{block}.mlp.c_proj.bias", "d_model", "blocks.{l}.mlp.b_out"),
+        Row("transformer.ln_f.weight", "d_model", "ln_final.w"),
+        Row("transformer.ln_f.bias", "d_model", "ln_final.b"),
+        Row("lm_head.weight", "d_vocab_out d_model", "unembed.W_U", tied_to=embedding if tied else None),
+    ]
+
+
+GPT2 = Family(
+    architecture="GPT2LMHeadModel",
+    model_type="gpt2",
+    read_config=read_config,
+    write_config=write_config,
+    rows=rows,
+    prefix="transformer.",
+    ignored=(r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)",),
+)

@@ -1,0 +1,198 @@
+"""Reading a Hugging Face ``config.json`` so that no attribute that matters can be overlooked.
+
+:class:`HFConfig` remembers what a family has read. Whatever is left must be known not to change the function
+(:data:`INERT`), or the model is refused by the name and value of the attribute.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from tljax.config import HookedTransformerConfig
+from tljax.errors import CheckpointError, UnsupportedModelError
+
+INERT = frozenset(
+    """
+    architectures model_type transformers_version _name_or_path _commit_hash torch_dtype dtype torchscript
+    output_hidden_states output_attentions output_scores return_dict return_dict_in_generate use_cache is_decoder
+    use_return_dict _attn_implementation _attn_implementation_autoset attn_implementation use_bfloat16 use_flash_attn
+    bos_token_id eos_token_id pad_token_id sep_token_id unk_token_id decoder_start_token_id forced_bos_token_id
+    forced_eos_token_id tokenizer_class model_max_length max_sequence_length prefix
+    initializer_range initializer_factor gradient_checkpointing attn_pdrop embd_pdrop resid_pdrop attention_dropout
+    hidden_dropout classifier_dropout dropout summary_activation summary_first_dropout summary_proj_to_labels
+    summary_type summary_use_proj id2label label2id num_labels _num_labels problem_type finetuning_task
+    task_specific_params max_length min_length max_new_tokens do_sample early_stopping num_beams num_beam_groups
+    num_return_sequences diversity_penalty temperature top_k top_p typical_p repetition_penalty length_penalty
+    no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids remove_invalid_values
+    exponential_decay_length_penalty suppress_tokens begin_suppress_tokens chunk_size_feed_forward
+    pretraining_tp reorder_and_upcast_attn tie_encoder_decoder is_llama_config transformers.js_config unsloth_version
+    unsloth_fixed
+    """.split()
+)
+"""Attributes that do not change logits: bookkeeping, dropout, generation and classification settings."""
+
+SWITCHED_OFF: dict[str, Any] = {
+    "is_encoder_decoder": False,
+    "add_cross_attention": False,
+    "cross_attention_hidden_size": None,
+    "pruned_heads": {},
+    "quantization_config": None,
+    "auto_map": None,
+}
+"""Attributes any checkpoint may carry as long as they are off."""
+
+ACTIVATIONS = {
+    "relu": "relu",
+    "relu2": "relu2",
+    "gelu": "gelu",
+    "gelu_python": "gelu",
+    "gelu_new": "gelu_new",
+    "gelu_accurate": "gelu_new",
+    "gelu_fast": "gelu_fast",
+    "gelu_pytorch_tanh": "gelu_pytorch_tanh",
+    "gelu_python_tanh": "gelu_pytorch_tanh",
+    "silu": "silu",
+    "swish": "silu",
+}
+"""Hugging Face activation name → ours."""
+
+_REQUIRED: Any = object()
+_HINTS = {
+    "quantization_config": " Quantized weights are not supported: load the full-precision original.",
+    "auto_map": " The checkpoint runs code of its own, which tljax cannot know.",
+}
+
+
+class HFConfig:
+    """A config.json that keeps account of which attributes have been read.
+
+    >>> hf = HFConfig({"n_embd": 8, "use_cache": True, "qk_norm": True})
+    >>> hf("n_embd"), hf("n_inner", None)
+    (8, None)
+    >>> hf.refuse_unread()
+    Traceback (most recent call last):
+    tljax.errors.UnsupportedModelError: config.json sets qk_norm=True, which tljax does not implement for this ...
+    """
+
+    def __init__(self, attributes: Mapping[str, Any], origin: str = "config.json") -> None:
+        self._attributes = attributes
+        self._read: set[str] = set()
+        self.origin = origin
+
+    def __call__(self, name: str, default: Any = _REQUIRED, *, aka: tuple[str, ...] = ()) -> Any:
+        """Returns attribute ``name``; absent or null gives ``default``.
+
+        Args:
+            name: the attribute.
+            default: what Hugging Face assumes when it is absent; required when not given.
+            aka: other names of the same attribute, which must not disagree.
+        """
+        self._read.update((name, *aka))
+        found = {key: self._attributes[key] for key in (name, *aka) if self._attributes.get(key) is not None}
+        if not found:
+            if default is _REQUIRED:
+                raise CheckpointError(f"{self.origin} has no {name!r}, which this architecture needs.")
+            return default
+        value, *others = found.values()
+        if any(other != value for other in others):
+            raise CheckpointError(f"{self.origin} contradicts itself: {found}.")
+        return value
+
+    def only(self, **allowed: Any) -> None:
+        """Refuses the model unless each attribute is absent, null or exactly the value given here."""
+        for name, value in allowed.items():
+            if self(name, value) != value:
+                raise self.unsupported(name, self(name), repr(value))
+
+    def activation(self, name: str, default: str = _REQUIRED) -> str:
+        """Returns our name of the activation in attribute ``name``."""
+        value = self(name, default)
+        if value not in ACTIVATIONS:
+            raise self.unsupported(name, value, ", ".join(ACTIVATIONS))
+        return ACTIVATIONS[value]
+
+    def rotary(
+        self,
+        d_head: int,
+        *,
+        theta: str = "rope_theta",
+        fraction: str = "partial_rotary_factor",
+        default_fraction: float = 1.0,
+    ) -> dict[str, Any]:
+        """Returns our rotary fields, from ``rope_parameters`` or from the older ``rope_scaling`` and its neighbours.
+
+        Args:
+            d_head: width of a head.
+            theta: older name of the base.
+            fraction: older name of the rotated fraction of a head.
+            default_fraction: that fraction when it is not given.
+        """
+        rope = dict(self("rope_parameters", {})) | dict(self("rope_scaling", {}))
+        base = self("rope_theta", 10000.0, aka=(theta,))
+        part = self("partial_rotary_factor", default_fraction, aka=(fraction,))
+        kind = rope.pop("rope_type", None) or rope.get("type") or "default"
+        rope.pop("type", None)
+        fields = {
+            "positional_embedding_type": "rotary",
+            "rotary_base": float(rope.pop("rope_theta", base)),
+            "rotary_dim": int(d_head * rope.pop("partial_rotary_factor", part)),
+        }
+        try:
+            if kind == "linear":
+                fields["rotary_scaling_factor"] = float(rope.pop("factor"))
+            elif kind == "llama3":
+                original = rope.pop("original_max_position_embeddings", None) or self(
+                    "max_position_embeddings"
+                )
+                fields |= {
+                    "use_NTK_by_parts_rope": True,
+                    "NTK_original_ctx_len": int(original),
+                    "NTK_by_parts_factor": float(rope.pop("factor")),
+                    "NTK_by_parts_low_freq_factor": float(rope.pop("low_freq_factor")),
+                    "NTK_by_parts_high_freq_factor": float(rope.pop("high_freq_factor")),
+                }
+            elif kind != "default":
+                raise self.unsupported("rope_type", kind, "default, linear, llama3")
+        except KeyError as error:
+            raise CheckpointError(
+                f"{self.origin} asks for rope_type={kind!r} without giving {error}."
+            ) from None
+        if left := {key: value for key, value in rope.items() if value is not None}:
+            raise self.unsupported(f"(rope_type {kind!r}) rope_parameters", left, "none of these")
+        return fields
+
+    def refuse_unread(self) -> None:
+        """Raises UnsupportedModelError if an attribute was neither read nor known to be inert."""
+        self.only(**SWITCHED_OFF)
+        left = {
+            name: value
+            for name, value in self._attributes.items()
+            if name not in self._read and name not in INERT and value is not None
+        }
+        if left:
+            shown = ", ".join(f"{name}={value!r}" for name, value in left.items())
+            raise UnsupportedModelError(
+                f"{self.origin} sets {shown}, which tljax does not implement for this architecture. "
+                "Loading it anyway could give other numbers than the original model."
+            )
+
+    def unsupported(self, name: str, value: Any, supported: str) -> UnsupportedModelError:
+        """Returns the error for an attribute whose value is not implemented."""
+        return UnsupportedModelError(
+            f"{self.origin} sets {name}={value!r}, which tljax does not implement for this architecture "
+            f"(supported: {supported}).{_HINTS.get(name, '')}"
+        )
+
+
+def rope_scaling(cfg: HookedTransformerConfig) -> dict[str, Any] | None:
+    """Returns Hugging Face's ``rope_scaling`` for ``cfg``: what :meth:`HFConfig.rotary` reads back."""
+    if cfg.use_NTK_by_parts_rope:
+        return {
+            "rope_type": "llama3",
+            "factor": cfg.NTK_by_parts_factor,
+            "low_freq_factor": cfg.NTK_by_parts_low_freq_factor,
+            "high_freq_factor": cfg.NTK_by_parts_high_freq_factor,
+            "original_max_position_embeddings": cfg.NTK_original_ctx_len,
+        }
+    if cfg.rotary_scaling_factor != 1.0:
+        return {"rope_type": "linear", "factor": cfg.rotary_scaling_factor}
+    return None

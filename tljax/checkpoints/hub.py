@@ -1,0 +1,142 @@
+"""From a name to a directory: bundled models, local directories, and the Hugging Face hub.
+
+A directory is used as it is and never touches the network. ``HF_TOKEN``, ``HF_ENDPOINT`` and ``HF_HUB_OFFLINE`` are read
+at each call.
+"""
+
+import dataclasses
+import os
+from pathlib import Path
+
+from tljax.checkpoints import names
+from tljax.checkpoints.reader import CONFIG, INDEX, PICKLE, PICKLE_INDEX, SINGLE
+from tljax.errors import CheckpointError, InputError
+
+MODELS = Path(__file__).parent.parent / "models"
+"""Where the models bundled with tljax are."""
+
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
+    "tokenizer.model", "chat_template.jinja",
+)  # fmt: skip
+_SAFETENSORS = (CONFIG, SINGLE, INDEX, "model-*.safetensors", *TOKENIZER_FILES)
+_PICKLES = (PICKLE, PICKLE_INDEX, "pytorch_model-*.bin")
+
+
+@dataclasses.dataclass(frozen=True)
+class Location:
+    """Where a checkpoint is.
+
+    Attributes:
+        directory: its files.
+        model_name: short name for the config.
+        repo: its hub id, when it came from the hub.
+    """
+
+    directory: Path
+    model_name: str
+    repo: str | None = None
+
+
+def locate(
+    name: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    checkpoint_value: int | None = None,
+    checkpoint_index: int | None = None,
+) -> Location:
+    """Finds a checkpoint by name, downloading it if it is on the hub and not in the local cache.
+
+    Args:
+        name: a directory; a bundled model (``"tljax-tiny"``); an alias (``"gpt2-small"``, any case); a hub id.
+        revision: branch, tag or commit on the hub.
+        token: hub token; by default ``HF_TOKEN`` or the one ``hf auth login`` stored.
+        cache_dir: where downloads are kept; by default huggingface_hub's cache.
+        checkpoint_value: training step of a published checkpoint (Pythia, Stanford GPT-2).
+        checkpoint_index: the same, as a position in the list of published checkpoints.
+
+    Raises:
+        CheckpointError: no such directory, name, repository or revision, no access, or an interrupted download.
+        InputError: a training checkpoint that does not exist, or ``revision`` for a directory.
+    """
+    chosen = [argument for argument in (revision, checkpoint_value, checkpoint_index) if argument is not None]
+    if len(chosen) > 1:
+        raise InputError(
+            "Give one of revision, checkpoint_value and checkpoint_index: each selects a revision."
+        )
+    if directory := _local(name):
+        if chosen:
+            raise InputError(f"{name} is a directory, which has one revision only; got {chosen[0]!r}.")
+        return Location(directory, directory.resolve().name)
+    repo = names.hub_id(os.fspath(name))
+    if checkpoint_value is not None or checkpoint_index is not None:
+        revision = names.checkpoint_revision(repo, checkpoint_value, checkpoint_index)
+    return Location(_download(repo, revision, token, cache_dir), repo.rpartition("/")[2], repo)
+
+
+def _local(name: str | os.PathLike[str]) -> Path | None:
+    """Returns the directory ``name`` stands for, if it stands for one."""
+    text, path = os.fspath(name), Path(name).expanduser()
+    bare = os.sep not in text and "/" not in text
+    if path.is_dir() and (not bare or (path / CONFIG).is_file()):  # a stray directory must not hide an alias
+        return path
+    if bare and (MODELS / text.lower() / CONFIG).is_file():
+        return MODELS / text.lower()
+    if isinstance(name, os.PathLike) or path.is_absolute() or text.startswith((".", "~")):
+        raise CheckpointError(
+            f"{text} is not a directory. A checkpoint is a directory with {CONFIG} and {SINGLE}."
+        )
+    return None
+
+
+def _download(
+    repo: str, revision: str | None, token: str | bool | None, cache_dir: str | os.PathLike[str] | None
+) -> Path:
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    def snapshot(patterns: tuple[str, ...]) -> Path:
+        return Path(
+            huggingface_hub.snapshot_download(
+                repo,
+                revision=revision,
+                token=token,
+                cache_dir=cache_dir,
+                allow_patterns=list(patterns),
+                endpoint=os.environ.get("HF_ENDPOINT") or None,
+                local_files_only=os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"),
+            )
+        )
+
+    at = f"{repo} at revision {revision!r}" if revision else repo
+    try:
+        directory = snapshot(_SAFETENSORS)
+        if not any((directory / file).exists() for file in (SINGLE, INDEX)):
+            directory = snapshot(_SAFETENSORS + _PICKLES)
+        return directory
+    except errors.GatedRepoError as error:
+        raise CheckpointError(
+            f"{at} is gated: accept its licence on its hub page, then set HF_TOKEN to a token of that account."
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise CheckpointError(f"{repo} has no revision {revision!r}.") from error
+    except errors.RepositoryNotFoundError as error:
+        raise CheckpointError(
+            f"{at} is not on the hub, or it is private: check the spelling, or set HF_TOKEN to a token that may read it."
+        ) from error
+    except errors.LocalEntryNotFoundError as error:
+        raise CheckpointError(
+            f"{at} is not (completely) in the local cache and the hub cannot be reached ({_first_line(error)}). "
+            "Connect and try again, unset HF_HUB_OFFLINE, or pass a directory."
+        ) from error
+    except Exception as error:  # the errors of huggingface_hub's HTTP clients share no base class
+        raise CheckpointError(
+            f"Downloading {at} failed: {type(error).__name__}: {_first_line(error)}. "
+            "Files already complete are kept: try again to continue."
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

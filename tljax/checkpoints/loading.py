@@ -1,0 +1,212 @@
+"""From a name to parameters: find, check, then read, place and process one stage at a time."""
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tljax.checkpoints import hub, mapping, native
+from tljax.checkpoints.families import family_of
+from tljax.checkpoints.hf_config import HFConfig
+from tljax.checkpoints.layout import (
+    BLOCKS,
+    axis_sizes,
+    flatten,
+    parameter_axes,
+    parameter_shapes,
+    stages_of,
+    unflatten,
+)
+from tljax.checkpoints.placement import Placer, ShardingRule, placer
+from tljax.checkpoints.reader import CONFIG, Tensors, open_tensors, read_json
+from tljax.config import HookedTransformerConfig, canonical_dtype
+from tljax.errors import CheckpointError, ConfigError, UnsupportedModelError
+from tljax.typing import DeviceLike, Params
+from tljax.weights.processing import Steps, process_stage
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """A checkpoint in memory.
+
+    Attributes:
+        cfg: its config, as it is after processing.
+        params: nested parameters in the stored layout.
+        tokenizer_source: a directory with its tokenizer's files, or ``None`` if it has none.
+    """
+
+    cfg: HookedTransformerConfig
+    params: Params
+    tokenizer_source: Path | None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Description:
+    """What a checkpoint's config.json says: the config, and the table that goes with it."""
+
+    cfg: HookedTransformerConfig
+    rows: list[mapping.Row]
+    prefix: str = ""
+    ignored: tuple[str, ...] = ()
+
+
+def load_checkpoint(
+    name: str | os.PathLike[str],
+    *,
+    dtype: Any = "float32",
+    device: DeviceLike | ShardingRule = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    n_ctx: int | None = None,
+    first_n_layers: int | None = None,
+    fold_ln: bool = True,
+    center_writing_weights: bool = True,
+    center_unembed: bool = True,
+    fold_value_biases: bool = True,
+    checkpoint_value: int | None = None,
+    checkpoint_index: int | None = None,
+) -> Loaded:
+    """Loads a Hugging Face or tljax checkpoint, tensor by tensor and without torch.
+
+    Everything is checked against the files' headers before the first weight is read. Host memory peaks at about one stage
+    (the head, the embedding or one block) over the model.
+
+    Args:
+        name: a directory, a bundled model, an alias such as ``"gpt2-small"``, or a hub id.
+        dtype: dtype of the parameters, whatever they are stored in.
+        device: where they go; see :func:`tljax.checkpoints.placement.placer`.
+        revision: branch, tag or commit on the hub.
+        token: hub token; by default ``HF_TOKEN`` or the stored login.
+        cache_dir: where downloads are kept.
+        n_ctx: context length instead of the checkpoint's own; learned positions can only be cut.
+        first_n_layers: load only the first layers.
+        fold_ln: see :mod:`tljax.weights.processing`.
+        center_writing_weights: as above.
+        center_unembed: as above.
+        fold_value_biases: as above.
+        checkpoint_value: training step of a published checkpoint (Pythia, Stanford GPT-2).
+        checkpoint_index: the same, by its position in the list of checkpoints.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be found, is incomplete or damaged, or disagrees with its config.
+        UnsupportedModelError: an architecture, attribute or storage format that tljax does not implement.
+        ConfigError: ``n_ctx``, ``first_n_layers`` or ``dtype`` that the checkpoint cannot be loaded with.
+    """
+    location = hub.locate(
+        name,
+        revision=revision,
+        token=token,
+        cache_dir=cache_dir,
+        checkpoint_value=checkpoint_value,
+        checkpoint_index=checkpoint_index,
+    )
+    described = describe(location.directory)
+    cfg = _requested(described.cfg, location, dtype, n_ctx, first_n_layers)
+    steps = Steps.for_config(
+        cfg,
+        fold_ln=fold_ln,
+        center_writing_weights=center_writing_weights,
+        center_unembed=center_unembed,
+        fold_value_biases=fold_value_biases,
+    )
+    tensors = open_tensors(location.directory)
+    entries = mapping.match(
+        described.rows,
+        described.cfg,
+        tensors.info,
+        prefix=described.prefix,
+        ignored=described.ignored,
+        origin=str(location.directory),
+    )
+    params = _read(entries, tensors, described.cfg, cfg, steps, placer(device))
+    return Loaded(cfg=steps.config_after(cfg), params=params, tokenizer_source=_tokenizer_source(location))
+
+
+def describe(directory: Path) -> _Description:
+    """Reads config.json: tljax's own format by its mark, anything else by its architecture."""
+    attributes = read_json(directory / CONFIG)
+    origin = str(directory / CONFIG)
+    try:
+        if native.FORMAT in attributes:
+            cfg = native.read_config(attributes, origin)
+            return _Description(cfg, native.rows(cfg))
+        family = family_of(attributes, origin)
+        hf = HFConfig(attributes, origin)
+        cfg = family.read_config(hf).replace(original_architecture=family.architecture)
+        rows = list(family.rows(hf))
+        hf.refuse_unread()
+    except (CheckpointError, UnsupportedModelError):
+        raise
+    except (ValueError, TypeError, ArithmeticError) as error:
+        raise CheckpointError(f"{origin} does not describe a model: {error}") from error
+    return _Description(cfg, rows, family.prefix, family.ignored)
+
+
+def _requested(
+    cfg: HookedTransformerConfig,
+    location: hub.Location,
+    dtype: Any,
+    n_ctx: int | None,
+    first_n_layers: int | None,
+) -> HookedTransformerConfig:
+    """Returns the checkpoint's config with what the caller asked for instead."""
+    name = canonical_dtype(dtype)
+    if jnp.zeros((), name).dtype != name:
+        raise ConfigError(
+            f"dtype {name} needs jax.config.update('jax_enable_x64', True) before tljax is used."
+        )
+    if n_ctx is not None and n_ctx > cfg.n_ctx and cfg.positional_embedding_type == "standard":
+        raise ConfigError(
+            f"n_ctx={n_ctx} is longer than the {cfg.n_ctx} positions this checkpoint has learnt."
+        )
+    layers = cfg.n_layers if first_n_layers is None else first_n_layers
+    if not 1 <= layers <= cfg.n_layers:
+        raise ConfigError(f"first_n_layers={layers} is not between 1 and the checkpoint's {cfg.n_layers}.")
+    return cfg.replace(
+        n_layers=layers,
+        attn_types=cfg.attn_types[:layers] if cfg.attn_types else None,
+        n_ctx=n_ctx or cfg.n_ctx,
+        dtype=name,
+        model_name=location.model_name if cfg.model_name == "custom" else cfg.model_name,
+        tokenizer_name=(location.repo or cfg.tokenizer_name) if _tokenizer_source(location) else None,
+    )
+
+
+def _tokenizer_source(location: hub.Location) -> Path | None:
+    found = any((location.directory / file).exists() for file in hub.TOKENIZER_FILES)
+    return location.directory if found else None
+
+
+def _read(
+    entries: Mapping[str, list[mapping.Entry]],
+    tensors: Tensors,
+    stored: HookedTransformerConfig,
+    cfg: HookedTransformerConfig,
+    steps: Steps,
+    place: Placer,
+) -> Params:
+    """Reads the stages of ``cfg`` one after another; ``stored`` is the config the files were written with."""
+    sizes, axes, shapes = axis_sizes(stored), parameter_axes(cfg), parameter_shapes(cfg)
+    flat: dict[str, jax.Array] = {}
+    for stage, paths in stages_of(cfg).items():
+        prefix = f"{stage}." if stage.startswith(BLOCKS) else ""
+        loaded: dict[str, jax.Array] = {}
+        for entry in entries[stage]:
+            parts = entry.row.read(tensors.read(entry.key), axes[entry.targets[0]], sizes)
+            for path, part in zip(entry.targets, parts, strict=True):
+                loaded[path.removeprefix(prefix)] = place(
+                    path, part[: shapes[path][0]]
+                )  # cuts positions past n_ctx
+        for path in paths:
+            if path.removeprefix(prefix) not in loaded:
+                loaded[path.removeprefix(prefix)] = place(path, np.zeros(shapes[path], cfg.dtype))
+        processed = flatten(process_stage(unflatten(loaded), steps, cfg.dtype))
+        flat |= {prefix + name: place(prefix + name, part) for name, part in processed.items()}
+        jax.block_until_ready(flat)
+    return unflatten(flat)

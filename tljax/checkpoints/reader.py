@@ -1,0 +1,208 @@
+"""Reading checkpoint files lazily and without torch: headers first, then one tensor at a time.
+
+Each tensor is read through a memory map that is closed again at once, so the pages of the file do not pile up next to
+the model.
+"""
+
+import contextlib
+import json
+import zipfile
+from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax  # noqa: F401  (registers bfloat16 with numpy)
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from tljax.checkpoints.mapping import TensorInfo
+from tljax.errors import CheckpointError, UnsupportedModelError
+
+CONFIG = "config.json"
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+PICKLE, PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
+_LFS_POINTER = b"version https://git-lfs"
+
+
+class Tensors(Protocol):
+    """The stored tensors of a checkpoint: their headers, and a way to read one."""
+
+    info: Mapping[str, TensorInfo]
+
+    def read(self, key: str) -> np.ndarray:
+        """Returns tensor ``key`` in its stored dtype."""
+        ...
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Returns the JSON object in ``path``.
+
+    Raises:
+        CheckpointError: the file is missing, is not JSON, or is not an object.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        found = sorted(entry.name for entry in path.parent.iterdir())[:8] if path.parent.is_dir() else []
+        raise CheckpointError(
+            f"{path.parent} has no {path.name}; it holds {found or 'nothing'}. A checkpoint is a directory with "
+            f"{CONFIG} and {SINGLE} (or {INDEX} and its shards)."
+        ) from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(
+            f"{path} is not valid JSON ({error}). It may be half-downloaded: fetch it again."
+        ) from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds a JSON {type(content).__name__}, expected an object.")
+    return content
+
+
+def open_tensors(directory: Path) -> Tensors:
+    """Opens the weights in ``directory`` after reading only their headers.
+
+    A single safetensors file comes first, then an index with shards, then pickles (only with torch installed).
+
+    Raises:
+        CheckpointError: no weights, a damaged or missing file, or an index that points outside the directory.
+        UnsupportedModelError: only pickles, and torch is not installed.
+    """
+    if (directory / SINGLE).exists():
+        return SafetensorsFiles([directory / SINGLE])
+    if (directory / INDEX).exists():
+        return SafetensorsFiles(*_shards(directory, INDEX))
+    if (directory / PICKLE).exists():
+        return PickleFiles([directory / PICKLE])
+    if (directory / PICKLE_INDEX).exists():
+        return PickleFiles(*_shards(directory, PICKLE_INDEX))
+    found = sorted(entry.name for entry in directory.iterdir())
+    raise CheckpointError(
+        f"{directory} has no weights: expected {SINGLE} or {INDEX}, found {found[:12]}. "
+        "Files ending in .incomplete are an interrupted download: run it again."
+    )
+
+
+class SafetensorsFiles:
+    """Tensors in one or more safetensors files."""
+
+    def __init__(self, files: list[Path], weight_map: Mapping[str, str] | None = None) -> None:
+        info: dict[str, TensorInfo] = {}
+        self._file: dict[str, Path] = {}
+        for file in files:
+            with _opened(file) as handle:
+                for key in handle.keys():  # noqa: SIM118  (not a mapping)
+                    header = handle.get_slice(key)
+                    info[key] = TensorInfo(header.get_dtype(), tuple(header.get_shape()))
+                    self._file[key] = file
+        self.info = info
+        if weight_map is not None:
+            _check_index(weight_map, {key: file.name for key, file in self._file.items()})
+
+    def read(self, key: str) -> np.ndarray:
+        """Returns tensor ``key`` in its stored dtype."""
+        with _opened(self._file[key]) as handle:
+            return handle.get_tensor(key)
+
+
+class PickleFiles:
+    """Tensors in PyTorch pickles, opened by torch with ``weights_only=True`` so that no code in them runs."""
+
+    def __init__(self, files: list[Path], weight_map: Mapping[str, str] | None = None) -> None:
+        if find_spec("torch") is None:
+            raise UnsupportedModelError(
+                f"{files[0].parent} holds its weights as a PyTorch pickle ({files[0].name}), and torch is not installed. "
+                "Use a revision with safetensors, or `pip install torch` so that tljax can convert them."
+            )
+        self._tensors: dict[str, Any] = {}
+        stored_in: dict[str, str] = {}
+        for file in files:
+            for key, tensor in _unpickle(file).items():
+                self._tensors[key] = tensor
+                stored_in[key] = file.name
+        if weight_map is not None:
+            _check_index(weight_map, stored_in)
+        self.info = {
+            key: TensorInfo(_torch_dtype(tensor), tuple(tensor.shape))
+            for key, tensor in self._tensors.items()
+        }
+
+    def read(self, key: str) -> np.ndarray:
+        """Returns tensor ``key`` in its stored dtype."""
+        import torch
+
+        tensor = self._tensors[key].detach().contiguous()
+        if tensor.dtype == torch.bfloat16:
+            return tensor.view(torch.int16).numpy().view("bfloat16")
+        return tensor.numpy()
+
+
+def _shards(directory: Path, index: str) -> tuple[list[Path], dict[str, str]]:
+    weight_map = read_json(directory / index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{directory / index} has no 'weight_map' from tensor names to files.")
+    for name in weight_map.values():
+        if not isinstance(name, str) or not name.strip(".") or set(name) & set("/\\:\0"):
+            raise CheckpointError(
+                f"{directory / index} names the shard {name!r}. A shard must be a plain file name next to the index: "
+                "paths that lead elsewhere are refused."
+            )
+    names = sorted(set(weight_map.values()))
+    if absent := [name for name in names if not (directory / name).is_file()]:
+        raise CheckpointError(
+            f"{directory} lacks {len(absent)} of the {len(names)} shards its index names: {', '.join(absent[:8])}. "
+            "The download is incomplete: run it again."
+        )
+    return [directory / name for name in names], weight_map
+
+
+def _check_index(weight_map: Mapping[str, str], stored_in: Mapping[str, str]) -> None:
+    wrong = [
+        f"{key} (index: {weight_map.get(key)}, stored: {stored_in.get(key)})"
+        for key in sorted(weight_map.keys() | stored_in.keys())
+        if weight_map.get(key) != stored_in.get(key)
+    ]
+    if wrong:
+        raise CheckpointError(
+            f"The index and its shards disagree on {len(wrong)} tensors: {'; '.join(wrong[:8])}."
+        )
+
+
+@contextlib.contextmanager
+def _opened(file: Path) -> Iterator[Any]:
+    try:
+        with safe_open(file, framework="numpy") as handle:
+            yield handle
+    except (SafetensorError, OSError) as error:
+        with file.open("rb") as stream:
+            pointer = stream.read(len(_LFS_POINTER)) == _LFS_POINTER
+        reason = (
+            "is a git-lfs pointer, not the weights: run `git lfs pull`"
+            if pointer
+            else f"cannot be read ({error})"
+        )
+        raise CheckpointError(
+            f"{file} {reason}. {'' if pointer else 'It is damaged or half-downloaded: fetch it again.'}".rstrip()
+        ) from error
+
+
+def _unpickle(file: Path) -> Mapping[str, Any]:
+    import torch
+
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+    except Exception as error:  # torch raises anything from EOFError to its own pickle errors
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(
+            f"{file} is not a plain pickle of tensors, or is damaged ({reason})."
+        ) from error
+    if not isinstance(content, Mapping) or not all(
+        isinstance(value, torch.Tensor) for value in content.values()
+    ):
+        raise CheckpointError(f"{file} does not hold a mapping from names to tensors.")
+    return content
+
+
+def _torch_dtype(tensor: Any) -> str:
+    names = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+    name = str(tensor.dtype).removeprefix("torch.")
+    return names.get(name, name)

@@ -1,0 +1,194 @@
+"""Turns what a user passes to a model (text, lists of text, token ids, a residual stream) into checked arrays."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tljax.config import HookedTransformerConfig
+from tljax.errors import InputError
+from tljax.modules.attention import AttentionContext
+from tljax.text.tokenizer import Tokenizer
+from tljax.text.tokens import get_attention_mask, to_tokens
+from tljax.typing import PaddingSide
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelInput:
+    """A checked input.
+
+    Attributes:
+        value: token ids ``[batch, pos]`` or residual stream ``[batch, pos, d_model]``.
+        tokens: token ids, if known (the loss needs them).
+        context: positions and padding for the blocks.
+        loss_mask: ``[batch, pos]``, ``False`` at padding, or ``None``.
+    """
+
+    value: jax.Array
+    tokens: jax.Array | None
+    context: AttentionContext
+    loss_mask: jax.Array | None
+
+    @property
+    def batch_and_pos(self) -> tuple[int, int]:
+        """Batch size and sequence length."""
+        return self.value.shape[0], self.value.shape[1]
+
+
+def is_traced(value: Any) -> bool:
+    """Whether a value stands for an array inside a caller's ``jit``, ``grad`` or ``vmap``."""
+    return isinstance(value, jax.core.Tracer)
+
+
+def prepare(
+    cfg: HookedTransformerConfig,
+    tokenizer: Tokenizer | None,
+    input: Any,
+    *,
+    prepend_bos: bool | None = None,
+    padding_side: PaddingSide | None = None,
+    attention_mask: Any = None,
+    tokens: Any = None,
+    start_at_layer: int | None = None,
+) -> ModelInput:
+    """Checks an input and works out positions and masks.
+
+    Raises:
+        InputError: wrong type or shape, a token id outside the vocabulary, a sequence longer than ``n_ctx``, text
+            without a tokenizer, a mask that does not match.
+    """
+    prepend_bos = cfg.default_prepend_bos if prepend_bos is None else prepend_bos
+    if start_at_layer is not None:
+        return _prepare_residual(cfg, input, tokens, attention_mask)
+    mask = None
+    if isinstance(input, str) or (isinstance(input, list | tuple) and input and isinstance(input[0], str)):
+        if tokenizer is None:
+            raise InputError(
+                "The input is text and this model has no tokenizer. Pass token ids, or attach a tokenizer with "
+                "model = model.set_tokenizer(tokenizer)."
+            )
+        ids = to_tokens(
+            tokenizer, input, prepend_bos=prepend_bos, padding_side=padding_side, truncate=True, n_ctx=cfg.n_ctx
+        )
+        mask = get_attention_mask(tokenizer, ids, prepend_bos, padding_side)
+        input = ids
+    ids = check_tokens(cfg, input)
+    side = padding_side or (tokenizer.padding_side if tokenizer else "right")
+    if attention_mask is not None:
+        mask = _check_mask(attention_mask, ids.shape)
+    elif mask is None and side == "left" and tokenizer is not None:
+        mask = get_attention_mask(tokenizer, ids, prepend_bos, side)
+    if mask is not None and not is_traced(mask) and bool(np.all(np.asarray(mask))):
+        mask = None
+    used = attention_mask is not None or side == "left" or cfg.attention_dir == "bidirectional"
+    context = context_from_mask(mask if used else None)
+    return ModelInput(ids, ids, context, None if mask is None else jnp.asarray(mask).astype(bool))
+
+
+def context_from_mask(mask: Any) -> AttentionContext:
+    """Positions that count from the first visible token, and the mask itself; an empty context for no mask."""
+    if mask is None:
+        return AttentionContext()
+    visible = jnp.asarray(mask).astype(bool)
+    positions = jnp.maximum(jnp.cumsum(visible.astype(jnp.int32), axis=-1) - 1, 0)
+    return AttentionContext(positions, visible)
+
+
+def check_tokens(cfg: HookedTransformerConfig, tokens: Any) -> jax.Array:
+    """Returns token ids as int32 ``[batch, pos]``; a single sequence gets a batch axis.
+
+    Raises:
+        InputError: not integers, not one or two dimensions, empty, too long, or an id outside the vocabulary.
+    """
+    if is_traced(tokens) or isinstance(tokens, jax.Array):
+        ids = tokens
+    else:
+        try:
+            ids = np.asarray(tokens)
+        except ValueError as error:
+            raise InputError("The token lists have different lengths. Pad them, or pass text and let to_tokens pad.") from error
+    if ids.size == 0:
+        raise InputError(f"The input holds no tokens (shape {tuple(ids.shape)}). Pass at least one, such as a BOS token.")
+    if not jnp.issubdtype(ids.dtype, jnp.integer):
+        hint = (
+            " To feed a residual stream, also pass start_at_layer=." if jnp.issubdtype(ids.dtype, jnp.floating) else ""
+        )
+        raise InputError(f"Token ids must be integers, got dtype {ids.dtype}.{hint}")
+    if ids.ndim not in (1, 2):
+        raise InputError(f"Token ids must have shape [pos] or [batch, pos], got {tuple(ids.shape)}.")
+    if ids.ndim == 1:
+        ids = ids[None]
+    check_length(cfg, ids.shape[1])
+    if not is_traced(ids):
+        host = np.asarray(ids)
+        low, high = int(host.min()), int(host.max())
+        if low < 0 or high >= cfg.d_vocab:
+            batch, pos = np.argwhere((host < 0) | (host >= cfg.d_vocab))[0]
+            raise InputError(
+                f"Token id {int(host[batch, pos])} at batch {batch}, position {pos} is outside the vocabulary "
+                f"(0 to {cfg.d_vocab - 1}). Were these tokens made with another model's tokenizer?"
+            )
+    return ids.astype(jnp.int32)
+
+
+def check_length(cfg: HookedTransformerConfig, length: int) -> None:
+    """Raises InputError if a sequence is longer than the model's context."""
+    if length > cfg.n_ctx:
+        raise InputError(
+            f"The sequence has {length} tokens; this model takes at most n_ctx={cfg.n_ctx}. Shorten it, split it into "
+            "windows, or (rotary models) load with a larger n_ctx=."
+        )
+
+
+def _check_mask(mask: Any, shape: tuple[int, ...]) -> jax.Array:
+    array = mask if is_traced(mask) else jnp.asarray(mask)
+    if array.ndim == 1:
+        array = array[None]
+    if tuple(array.shape) != tuple(shape):
+        raise InputError(f"attention_mask has shape {tuple(array.shape)}; the tokens have shape {tuple(shape)}.")
+    return array
+
+
+def _prepare_residual(cfg: HookedTransformerConfig, residual: Any, tokens: Any, attention_mask: Any) -> ModelInput:
+    if isinstance(residual, str | list | tuple):
+        raise InputError(
+            "start_at_layer= needs the residual stream entering that layer, an array [batch, pos, d_model], such as "
+            f"cache['resid_pre', layer]; got {type(residual).__name__}."
+        )
+    array = jnp.asarray(residual)
+    if array.ndim != 3 or array.shape[-1] != cfg.d_model or not jnp.issubdtype(array.dtype, jnp.floating):
+        raise InputError(
+            f"With start_at_layer= the input is the residual stream [batch, pos, {cfg.d_model}], floating point; got "
+            f"shape {tuple(array.shape)}, dtype {array.dtype}."
+        )
+    check_length(cfg, array.shape[1])
+    ids = None if tokens is None else check_tokens(cfg, tokens)
+    if ids is not None and tuple(ids.shape) != tuple(array.shape[:2]):
+        raise InputError(f"tokens has shape {tuple(ids.shape)}; the residual stream has {tuple(array.shape[:2])}.")
+    mask = None if attention_mask is None else _check_mask(attention_mask, array.shape[:2])
+    return ModelInput(array.astype(cfg.jnp_dtype), ids, context_from_mask(mask), mask)
+
+
+def layer_bounds(
+    cfg: HookedTransformerConfig, start_at_layer: int | None, stop_at_layer: int | None
+) -> tuple[int | None, int | None]:
+    """Returns the bounds as non-negative layer numbers.
+
+    Raises:
+        InputError: a bound is out of range, or start comes after stop.
+    """
+
+    def positive(name: str, layer: int | None, last: int) -> int | None:
+        if layer is None:
+            return None
+        if not -cfg.n_layers <= layer <= last:
+            raise InputError(f"{name}={layer} is out of range: the model has {cfg.n_layers} layers.")
+        return layer + cfg.n_layers if layer < 0 else layer
+
+    start = positive("start_at_layer", start_at_layer, cfg.n_layers - 1)
+    stop = positive("stop_at_layer", stop_at_layer, cfg.n_layers)
+    if start is not None and stop is not None and start > stop:
+        raise InputError(f"start_at_layer={start} comes after stop_at_layer={stop} (which is exclusive).")
+    return start, stop

@@ -1,0 +1,89 @@
+"""``model.blocks[3].attn.W_Q``, ``model.ln_final(x)``: parts of a model by name, as readable and callable views."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from tljax.config import HookedTransformerConfig
+from tljax.errors import FrozenModelError, nearest
+from tljax.forward import block_module
+from tljax.modules.attention import Attention, AttentionContext
+from tljax.modules.embedding import Embed, PosEmbed, Unembed, final_norm
+from tljax.modules.mlp import MLP
+from tljax.modules.norm import make_norm
+from tljax.typing import Params
+from tljax.weights.properties import public_shape
+
+
+class ModuleView:
+    """One module of a model with its parameters.
+
+    Attributes read parameters in TransformerLens's shapes and submodules as further views; calling it applies the
+    module to arrays, without hooks.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        module: nn.Module,
+        params: Mapping[str, Any],
+        precision: str,
+        children: "Mapping[str, ModuleView] | None" = None,
+        extra_inputs: tuple[Any, ...] = (),
+    ) -> None:
+        self.__dict__.update(
+            name=name, _module=module, _params=params, _precision=precision, _parts=dict(children or {}), _extra=extra_inputs
+        )
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        if name in self._parts:
+            return self._parts[name]
+        if name in self._params:
+            return public_shape(name, self._params[name])
+        known = dir(self)
+        raise AttributeError(f"{self.name} has no parameter or part {name!r}.{nearest(name, known)} It has {', '.join(known)}.")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise FrozenModelError(f"Setting {self.name}.{name} in place is not possible: use model.replace(params=...).")
+
+    def __call__(self, *args: Any) -> jax.Array:
+        """Applies the module to arrays, in the model's matmul precision."""
+        with jax.default_matmul_precision(self._precision):
+            return self._module.apply({"params": self._params}, *args, *self._extra)
+
+    def __dir__(self) -> list[str]:
+        return [*self._parts, *(name for name in self._params if name not in self._parts)]
+
+    def __repr__(self) -> str:
+        return f"{self.name}({', '.join(dir(self))})"
+
+
+def block_view(cfg: HookedTransformerConfig, params: Params, layer: int) -> ModuleView:
+    """View of one block; calling it runs the block on a residual stream without padding."""
+    own, name = params["blocks"][layer], f"blocks.{layer}"
+    modules: dict[str, nn.Module] = {
+        "ln1": make_norm(cfg, cfg.normalization_type),
+        "attn": Attention(cfg, cfg.layer_kind(layer)),
+    }
+    if not cfg.attn_only:
+        modules |= {"ln2": make_norm(cfg, cfg.normalization_type), "mlp": MLP(cfg)}
+    parts = {
+        key: ModuleView(
+            f"{name}.{key}", module, own.get(key, {}), cfg.matmul_precision,
+            extra_inputs=(AttentionContext(),) if key == "attn" else (),
+        )
+        for key, module in modules.items()
+    }  # fmt: skip
+    module = block_module(cfg, cfg.layer_kind(layer))
+    return ModuleView(name, module, own, cfg.matmul_precision, parts, (AttentionContext(),))
+
+
+def end_view(cfg: HookedTransformerConfig, params: Params, name: str) -> ModuleView:
+    """View of ``embed``, ``pos_embed``, ``ln_final`` or ``unembed``."""
+    modules = {"embed": Embed, "pos_embed": PosEmbed, "ln_final": final_norm, "unembed": Unembed}
+    extra = (AttentionContext(),) if name == "pos_embed" else ()
+    return ModuleView(name, modules[name](cfg), params.get(name, {}), cfg.matmul_precision, extra_inputs=extra)

@@ -1,0 +1,350 @@
+"""The running methods of a model: call it, call it with hooks, call it keeping activations."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tljax.backward import with_gradients
+from tljax.cache.activation_cache import ActivationCache
+from tljax.cache.memory import cache_bytes, warn_if_large
+from tljax.cache.slices import SliceInput, is_full
+from tljax.config import HookedTransformerConfig
+from tljax.devices import resolve_device
+from tljax.errors import InputError
+from tljax.forward import run_forward
+from tljax.hooks.dictionary import HookDictionary
+from tljax.hooks.names import select
+from tljax.hooks.points import point_table
+from tljax.inputs import ModelInput, is_traced, layer_bounds, prepare
+from tljax.losses import lm_cross_entropy_loss
+from tljax.typing import DeviceLike, HookList, NamesFilter, PaddingSide, Params, ReturnType
+
+if TYPE_CHECKING:
+    from tljax.hooked_transformer import HookedTransformer
+    from tljax.text.tokenizer import Tokenizer
+
+RETURN_TYPES = ("logits", "loss", "both", None)
+
+_loss = jax.jit(lm_cross_entropy_loss, static_argnames="per_token")
+
+
+class Output(NamedTuple):
+    """What ``return_type="both"`` returns."""
+
+    logits: jax.Array
+    loss: jax.Array
+
+
+class RunMethods:
+    """Forward passes. Options that several methods share are documented at :meth:`__call__`."""
+
+    cfg: HookedTransformerConfig
+    params: Params
+    _hooks: HookDictionary
+    _tokenizer: "Tokenizer | None"
+
+    def __call__(
+        self,
+        input: Any,
+        return_type: ReturnType = "logits",
+        loss_per_token: bool = False,
+        prepend_bos: bool | None = None,
+        padding_side: PaddingSide | None = None,
+        start_at_layer: int | None = None,
+        tokens: Any = None,
+        attention_mask: Any = None,
+        stop_at_layer: int | None = None,
+    ) -> Any:
+        """Runs the model.
+
+        Args:
+            input: a text, a list of texts, token ids ``[pos]`` or ``[batch, pos]``, or with ``start_at_layer`` the
+                residual stream ``[batch, pos, d_model]`` entering that layer.
+            return_type: ``"logits"`` ``[batch, pos, d_vocab_out]``; ``"loss"``, mean cross entropy in nats; ``"both"``,
+                an :class:`Output`; ``None`` returns ``None`` and runs no further than hooks and captures need.
+            loss_per_token: loss as ``[batch, pos - 1]``.
+            prepend_bos: whether texts get a BOS token; ``None`` means ``cfg.default_prepend_bos``.
+            padding_side: where shorter texts are padded; ``None`` means the tokenizer's side.
+            start_at_layer: first layer to run (inclusive, negative counts from the end).
+            tokens: token ids, when ``input`` is a residual stream and a loss is wanted.
+            attention_mask: ``[batch, pos]``, 0 at padding. Made from the text when a batch is padded left.
+            stop_at_layer: layer to stop before (exclusive, negative counts from the end); returns the residual stream
+                ``[batch, pos, d_model]`` there, and 0 the embedding.
+
+        Returns:
+            As ``return_type`` says.
+
+        Raises:
+            InputError: the input does not fit the model; the message says how and what to do.
+
+        Recompiles for a new batch size, sequence length, or set of hooked points; never for new values.
+        """
+        output, _ = self._run(
+            input, self._hooks, (), None, return_type=return_type, loss_per_token=loss_per_token,
+            prepend_bos=prepend_bos, padding_side=padding_side, start_at_layer=start_at_layer, tokens=tokens,
+            attention_mask=attention_mask, stop_at_layer=stop_at_layer,
+        )  # fmt: skip
+        return output
+
+    def run_with_hooks(
+        self,
+        input: Any,
+        return_type: ReturnType = "logits",
+        fwd_hooks: HookList = (),
+        bwd_hooks: HookList = (),
+        reset_hooks_end: bool = True,
+        clear_contexts: bool = False,
+        **options: Any,
+    ) -> Any:
+        """Runs the model with extra hooks, for this call only.
+
+        Args:
+            input, return_type: as in :meth:`__call__`.
+            fwd_hooks: ``[(name | names | predicate, callable), ...]``. An intervention is compiled in; any other
+                callable runs as plain Python on concrete arrays between compiled programs (inside ``jax.jit`` it is
+                traced). It takes ``(activation, hook)`` and returns a new activation, or ``None`` for no change.
+            bwd_hooks: the same for gradients; they act when the call is inside ``jax.grad``.
+            reset_hooks_end, clear_contexts: accepted for TransformerLens's sake: hooks never outlive a call.
+            **options: the other arguments of :meth:`__call__`.
+
+        Returns:
+            As :meth:`__call__`.
+
+        Raises:
+            UnknownHookError: a name or filter matches nothing.
+            HookError: a hook returned something that cannot stand in for the activation.
+            InterventionError: an intervention does not fit its point.
+        """
+        _refuse_persistent_hooks(reset_hooks_end)
+        hooked: HookedTransformer = self.with_hooks(fwd_hooks, bwd_hooks)  # type: ignore[attr-defined]
+        added = hooked._hooks.entries[len(self._hooks) :]
+        bounds = layer_bounds(self.cfg, options.get("start_at_layer"), options.get("stop_at_layer"))
+        _refuse_unreached([entry.name for entry in added], self.cfg, *bounds)
+        return self._run(input, hooked._hooks, (), None, return_type=return_type, **options)[0]
+
+    def run_with_cache(
+        self,
+        input: Any,
+        return_type: ReturnType = "logits",
+        *,
+        names_filter: NamesFilter = None,
+        device: DeviceLike = None,
+        remove_batch_dim: bool = False,
+        return_cache_object: bool = True,
+        incl_bwd: bool = False,
+        pos_slice: SliceInput = None,
+        reset_hooks_end: bool = True,
+        clear_contexts: bool = False,
+        **options: Any,
+    ) -> tuple[Any, Any]:
+        """Runs the model and keeps activations.
+
+        Args:
+            input, return_type: as in :meth:`__call__`.
+            names_filter: which points to keep: a name, a list, a predicate on full names; ``None`` keeps every point
+                that is not optional. Only what is kept is computed apart and returned from the compiled programs.
+            device: where to put the activations, layer by layer (``"cpu"`` spares GPU memory).
+            remove_batch_dim: drop the batch axis (batch of one).
+            return_cache_object: ``False`` returns a plain dict.
+            incl_bwd: also keep ``name + "_grad"``, the gradient of the loss at each point; needs a scalar loss.
+            pos_slice: positions to keep (query positions of patterns); a number keeps an axis of one.
+            reset_hooks_end, clear_contexts: as in :meth:`run_with_hooks`.
+            **options: the other arguments of :meth:`__call__`.
+
+        Returns:
+            The model's output, and an :class:`~tljax.cache.ActivationCache`.
+
+        Warns:
+            LargeCacheWarning: the cache will take more than a quarter of the free memory.
+        """
+        _refuse_persistent_hooks(reset_hooks_end)
+        bounds = layer_bounds(self.cfg, options.get("start_at_layer"), options.get("stop_at_layer"))
+        names = _names_to_keep(self.cfg, names_filter, *bounds)
+        keep = functools.partial(_keep, cfg=self.cfg, pos_slice=pos_slice, device=resolve_device(device))
+        if incl_bwd:
+            output, cache = self._run_with_gradients(input, names, keep, return_type, options)
+        else:
+            output, cache = self._run(input, self._hooks, names, keep, return_type=return_type, **options)
+        if return_cache_object or remove_batch_dim:
+            wrapped = ActivationCache(cache, self)  # type: ignore[arg-type]
+            wrapped = wrapped.remove_batch_dim() if remove_batch_dim else wrapped
+            return output, (wrapped if return_cache_object else wrapped.cache_dict)
+        return output, cache
+
+    def input_to_embed(
+        self,
+        input: Any,
+        prepend_bos: bool | None = None,
+        padding_side: PaddingSide | None = None,
+        attention_mask: Any = None,
+    ) -> tuple[jax.Array, jax.Array, None, jax.Array | None]:
+        """Embeds an input: ``(residual [batch, pos, d_model], tokens, None, attention_mask or None)``.
+
+        The third entry is TransformerLens's ``shortformer_pos_embed``, which no supported model has.
+        """
+        prepared = prepare(
+            self.cfg, self._tokenizer, input, prepend_bos=prepend_bos, padding_side=padding_side,
+            attention_mask=attention_mask,
+        )  # fmt: skip
+        residual, _ = run_forward(self.cfg, self.params, prepared.value, prepared.context, hooks=self._hooks, stop=0)
+        return residual, jnp.asarray(prepared.tokens), None, prepared.context.token_mask
+
+    def loss_fn(self, logits: jax.Array, tokens: Any, attention_mask: Any = None, per_token: bool = False) -> jax.Array:
+        """Cross entropy of next tokens, in nats: see :func:`tljax.losses.lm_cross_entropy_loss`."""
+        return _loss(logits, jnp.asarray(tokens), attention_mask, per_token=per_token)
+
+    def _run(
+        self,
+        input: Any,
+        hooks: HookDictionary,
+        names: tuple[str, ...],
+        keep: Callable[[dict[str, Any]], dict[str, Any]] | None,
+        *,
+        return_type: ReturnType = "logits",
+        loss_per_token: bool = False,
+        prepend_bos: bool | None = None,
+        padding_side: PaddingSide | None = None,
+        start_at_layer: int | None = None,
+        tokens: Any = None,
+        attention_mask: Any = None,
+        stop_at_layer: int | None = None,
+    ) -> tuple[Any, dict[str, Any]]:
+        if return_type not in RETURN_TYPES:
+            raise InputError(f"return_type={return_type!r} is not one of {RETURN_TYPES}.")
+        start, stop = layer_bounds(self.cfg, start_at_layer, stop_at_layer)
+        prepared = prepare(
+            self.cfg, self._tokenizer, input, prepend_bos=prepend_bos, padding_side=padding_side,
+            attention_mask=attention_mask, tokens=tokens, start_at_layer=start,
+        )  # fmt: skip
+        batch, pos = prepared.batch_and_pos
+        hooks.check(point_table(self.cfg), batch, pos)
+        if names and not is_traced(prepared.value):
+            self._warn_if_large(names, batch, pos, keep)
+        stop_early = stop
+        if return_type is None and stop is None:
+            stop_early = _last_needed(self.cfg, start or 0, [*names, *(entry.name for entry in hooks.entries)])
+        value, cache = run_forward(
+            self.cfg, self.params, prepared.value, prepared.context,
+            hooks=hooks, names=names, start=start, stop=stop_early, keep=keep,
+        )  # fmt: skip
+        if stop is not None:
+            return value, cache
+        return _output(value, prepared, return_type, loss_per_token), cache
+
+    def _run_with_gradients(
+        self, input: Any, names: tuple[str, ...], keep: Any, return_type: ReturnType, options: dict[str, Any]
+    ) -> tuple[Any, dict[str, Any]]:
+        if return_type != "loss" or options.get("loss_per_token") or options.get("stop_at_layer") is not None:
+            raise InputError(
+                'incl_bwd=True differentiates a scalar: call run_with_cache(input, return_type="loss", incl_bwd=True). For '
+                "another metric use jax.grad with respect to a tljax.Add at the point."
+            )
+        prepared = prepare(
+            self.cfg, self._tokenizer, input,
+            **{k: options.get(k) for k in ("prepend_bos", "padding_side", "attention_mask", "tokens", "start_at_layer")},
+        )  # fmt: skip
+        table, size = point_table(self.cfg), prepared.batch_and_pos
+        shapes = {name: table[name].shape(*size) for name in names if name != "hook_tokens"}
+
+        def run(hooks: HookDictionary) -> tuple[Any, dict[str, Any]]:
+            return self._run(input, hooks, names, keep, return_type="loss", **options)
+
+        loss, cache, gradients = with_gradients(run, self._hooks, shapes)
+        return loss, cache | {f"{name}_grad": value for name, value in keep(gradients).items()}
+
+    def _warn_if_large(self, names: tuple[str, ...], batch: int, pos: int, keep: Any) -> None:
+        options = keep.keywords if keep is not None else {}
+        kept = len(_positions(pos, options.get("pos_slice")))
+        device = options.get("device")
+        size = cache_bytes(self.cfg, names, batch, pos) * kept // pos
+        warn_if_large(size, len(names), device if isinstance(device, jax.Device) else None)
+
+
+def _output(logits: jax.Array, prepared: ModelInput, return_type: ReturnType, per_token: bool) -> Any:
+    if return_type is None:
+        return None
+    if return_type == "logits":
+        return logits
+    if prepared.tokens is None:
+        raise InputError("A loss from start_at_layer= needs the token ids: pass tokens= as well.")
+    if prepared.tokens.shape[1] < 2:
+        raise InputError("A loss needs at least two tokens: each is scored on predicting the next.")
+    loss = _loss(logits, prepared.tokens, prepared.loss_mask, per_token=per_token)
+    return loss if return_type == "loss" else Output(logits, loss)
+
+
+def _layer(name: str) -> int | None:
+    return int(name.split(".", 2)[1]) if name.startswith("blocks.") else None
+
+
+def _is_head(name: str) -> bool:
+    return name.startswith(("ln_final.", "unembed."))
+
+
+def _last_needed(cfg: HookedTransformerConfig, start: int, names: Sequence[str]) -> int | None:
+    """Where a run without output may stop: after the last named block, or ``None`` if the head is named."""
+    if any(_is_head(name) for name in names):
+        return None
+    return max([start, *(layer + 1 for name in names if (layer := _layer(name)) is not None)])
+
+
+def _reached(name: str, start: int | None, stop: int | None) -> bool:
+    layer = _layer(name)
+    if layer is not None:
+        return (start or 0) <= layer and (stop is None or layer < stop)
+    return stop is None if _is_head(name) else start is None
+
+
+def _refuse_unreached(names: Sequence[str], cfg: HookedTransformerConfig, start: int | None, stop: int | None) -> None:
+    if missed := [name for name in names if not _reached(name, start, stop)]:
+        first, last = start or 0, cfg.n_layers if stop is None else stop
+        raise InputError(f"{missed[0]} never fires: this run covers blocks {first} to {last - 1} only (start/stop_at_layer).")
+
+
+def _names_to_keep(
+    cfg: HookedTransformerConfig, names_filter: NamesFilter, start: int | None, stop: int | None
+) -> tuple[str, ...]:
+    names = select(names_filter, point_table(cfg), cfg.n_layers)
+    if names_filter is not None and not callable(names_filter):
+        _refuse_unreached(names, cfg, start, stop)
+    return tuple(name for name in names if _reached(name, start, stop))
+
+
+def _refuse_persistent_hooks(reset_hooks_end: bool) -> None:
+    if not reset_hooks_end:
+        raise InputError(
+            "reset_hooks_end=False cannot work: a tljax model never changes, so hooks cannot outlive the call. For a hooked "
+            "model write model = model.with_hooks(fwd_hooks) or model.add_hook(name, hook)."
+        )
+
+
+def _positions(pos: int, pos_slice: SliceInput) -> np.ndarray:
+    index: Any = slice(*pos_slice) if isinstance(pos_slice, tuple) else slice(None) if pos_slice is None else pos_slice
+    try:
+        return np.atleast_1d(np.arange(pos, dtype=np.int32)[index])
+    except IndexError as error:
+        raise InputError(f"pos_slice={pos_slice!r} is out of range for {pos} positions.") from error
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _take_positions(values: dict[str, jax.Array], axes: tuple[tuple[str, int], ...], positions: jax.Array) -> dict[str, jax.Array]:
+    return {name: jnp.take(values[name], positions, axis=axis) for name, axis in axes}
+
+
+def _keep(
+    recorded: dict[str, Any], cfg: HookedTransformerConfig, pos_slice: SliceInput, device: Any
+) -> dict[str, Any]:
+    """Slices positions of recorded activations and moves them."""
+    if not is_full(pos_slice):
+        table, axes, length = point_table(cfg), [], 0
+        for name, value in recorded.items():
+            named = table[name].axes
+            axis = named.index("pos" if "pos" in named else "query_pos")
+            axes.append((name, axis))
+            length = value.shape[axis]
+        recorded = _take_positions(recorded, tuple(axes), _positions(length, pos_slice))
+    return recorded if device is None else jax.device_put(recorded, device)

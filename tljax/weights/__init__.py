@@ -1,0 +1,3 @@
+"""Weights as objects of study: processing that preserves the function."""
+
+from tljax.weights.processing import process_weights as process_weights

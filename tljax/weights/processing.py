@@ -1,0 +1,195 @@
+"""Weight processing: folding and centring that leave the model's function alone and make its weights easier to read.
+
+Four steps, TransformerLens's, each a pure function of parameters and applied only where it is exact:
+
+- ``fold_ln``: a norm's gain and bias move into the matrices that read it, which are then centred along ``d_model``
+  (a layer norm's output has no mean, so that part of them is never used). Not for a layer norm before a gated MLP:
+  the gate has no bias of its own that could take the norm's.
+- ``center_writing_weights``: whatever writes to the residual stream loses its mean along ``d_model``. Only when every
+  reader is a layer norm, which subtracts that mean anyway; never with RMS norms or ``final_rms``.
+- ``center_unembed``: ``W_U`` and ``b_U`` lose their mean over the vocabulary; logits shift together, probabilities stay.
+  Not under an output soft cap, which does not commute with the shift.
+- ``fold_value_biases``: attention patterns sum to one, so ``b_V`` reaches the output as a constant: it moves to ``b_O``.
+
+A step that does not apply is skipped. Arithmetic is in float32 (or wider), results return to the dtype they came in.
+Applying the steps a second time changes no bit: a row whose mean is rounding noise is left as it is.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from tljax.config import HookedTransformerConfig
+from tljax.typing import Params
+
+Stage = dict[str, Any]
+HEAD = ("ln_final", "unembed")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Steps:
+    """The processing that applies to one config; hashable, so that it can be a static argument.
+
+    Attributes:
+        fold_ln: fold the norms.
+        center_writing: centre what writes to the residual stream.
+        center_unembed: centre the unembedding over the vocabulary.
+        fold_value_biases: move ``b_V`` into ``b_O``.
+    """
+
+    fold_ln: bool = False
+    center_writing: bool = False
+    center_unembed: bool = False
+    fold_value_biases: bool = False
+
+    @classmethod
+    def for_config(
+        cls,
+        cfg: HookedTransformerConfig,
+        *,
+        fold_ln: bool = True,
+        center_writing_weights: bool = True,
+        center_unembed: bool = True,
+        fold_value_biases: bool = True,
+    ) -> "Steps":
+        """Returns the requested steps that are exact for ``cfg``."""
+        norm = cfg.normalization_type
+        return cls(
+            fold_ln=fold_ln and (norm == "RMS" or (norm == "LN" and not cfg.gated_mlp)),
+            center_writing=center_writing_weights and norm in ("LN", "LNPre") and not cfg.final_rms,
+            center_unembed=center_unembed and cfg.output_logits_soft_cap <= 0,
+            fold_value_biases=fold_value_biases,
+        )
+
+    def config_after(self, cfg: HookedTransformerConfig) -> HookedTransformerConfig:
+        """Returns ``cfg`` as it is once the steps have run."""
+        return cfg.replace(normalization_type=f"{cfg.normalization_type}Pre") if self.fold_ln else cfg
+
+    def __bool__(self) -> bool:
+        return self != Steps()
+
+
+def process_weights(
+    params: Params,
+    cfg: HookedTransformerConfig,
+    *,
+    fold_ln: bool = True,
+    center_writing_weights: bool = True,
+    center_unembed: bool = True,
+    fold_value_biases: bool = True,
+) -> tuple[Params, HookedTransformerConfig]:
+    """Returns processed parameters and the config that goes with them; log-probabilities are unchanged.
+
+    Args:
+        params: nested parameters; not modified.
+        cfg: their config.
+        fold_ln: fold norms into the matrices that read them (``LN`` becomes ``LNPre``, ``RMS`` becomes ``RMSPre``).
+        center_writing_weights: centre everything that writes to the residual stream.
+        center_unembed: centre the unembedding over the vocabulary.
+        fold_value_biases: move value biases into the output bias.
+
+    Returns:
+        ``(params, cfg)``, in the dtypes and on the devices they came with.
+    """
+    steps = Steps.for_config(
+        cfg,
+        fold_ln=fold_ln,
+        center_writing_weights=center_writing_weights,
+        center_unembed=center_unembed,
+        fold_value_biases=fold_value_biases,
+    )
+    embed = {name: part for name, part in params.items() if name not in (*HEAD, "blocks")}
+    head = {name: part for name, part in params.items() if name in HEAD}
+    blocks = tuple(process_stage(block, steps) for block in params["blocks"])
+    processed = {**process_stage(embed, steps), "blocks": blocks, **process_stage(head, steps)}
+    return processed, steps.config_after(cfg)
+
+
+@functools.partial(jax.jit, static_argnames=("steps", "dtype"))
+def process_stage(params: Stage, steps: Steps, dtype: str | None = None) -> Stage:
+    """Processes one stage on its own, which is what lets a checkpoint be processed while it streams in.
+
+    Compiled once for the embedding, once for the head and once for all blocks of equal shape.
+
+    Args:
+        params: the embeddings, one block, or ``ln_final`` and ``unembed``.
+        steps: what to do.
+        dtype: dtype of the result; ``None`` keeps that of each parameter.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    stored = {path: jnp.dtype(dtype or leaf.dtype) for path, leaf in leaves}
+    wide = jax.tree.map(lambda leaf: leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)), params)
+    noise = max(float(jnp.finfo(kind).eps) for kind in stored.values())
+    process = process_block if "attn" in params else process_head if "unembed" in params else process_embed
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: leaf.astype(stored[path]), process(wide, steps, noise)
+    )
+
+
+def process_embed(params: Stage, steps: Steps, noise: float) -> Stage:
+    """Processes ``{"embed": ..., "pos_embed": ...}``; ``noise`` is the rounding step of the stored dtype."""
+    if not steps.center_writing:
+        return params
+    return jax.tree.map(lambda table: _center(table, 1, noise), params)
+
+
+def process_block(params: Stage, steps: Steps, noise: float) -> Stage:
+    """Processes one block: folds its norms, moves its value bias, centres what it writes."""
+    block = {name: dict(part) for name, part in params.items()}
+    attn, mlp = block["attn"], block.get("mlp")
+    if steps.fold_ln:
+        norm = block.pop("ln1")
+        for x in "QKV":
+            attn[f"W_{x}"], attn[f"b_{x}"] = _fold(norm, attn[f"W_{x}"], attn[f"b_{x}"], noise)
+        if mlp:
+            norm = block.pop("ln2")
+            mlp["W_in"], mlp["b_in"] = _fold(norm, mlp["W_in"], mlp["b_in"], noise)
+            if "W_gate" in mlp:
+                mlp["W_gate"] = _scale(mlp["W_gate"], norm["w"])
+            if "ln" in mlp:
+                mlp["W_out"], mlp["b_out"] = _fold(mlp.pop("ln"), mlp["W_out"], mlp["b_out"], noise)
+    if steps.fold_value_biases:
+        values = jnp.repeat(attn["b_V"], attn["W_O"].shape[0] // attn["b_V"].shape[0], axis=0)
+        attn["b_O"] += jnp.einsum("nh,nhm->m", values, attn["W_O"], precision="highest")
+        attn["b_V"] = jnp.zeros_like(attn["b_V"])
+    if steps.center_writing:
+        for part, suffix in ((attn, "O"), (mlp, "out")):
+            for name in (f"W_{suffix}", f"b_{suffix}") if part else ():
+                part[name] = _center(part[name], -1, noise)
+    return block
+
+
+def process_head(params: Stage, steps: Steps, noise: float) -> Stage:
+    """Processes ``{"ln_final": ..., "unembed": ...}``."""
+    head = {name: dict(part) for name, part in params.items()}
+    unembed = head["unembed"]
+    if steps.fold_ln:
+        unembed["W_U"], unembed["b_U"] = _fold(head.pop("ln_final"), unembed["W_U"], unembed["b_U"], noise)
+    if steps.center_unembed:
+        unembed["W_U"] = _center(unembed["W_U"], 1, noise)
+        unembed["b_U"] = _center(unembed["b_U"], 0, noise)
+    return head
+
+
+def _fold(norm: Stage, weight: Array, bias: Array, noise: float) -> tuple[Array, Array]:
+    """Moves a norm's gain and bias into the matrix that reads it (contracted axis first)."""
+    if "b" not in norm:  # an RMS norm, whose output keeps its mean
+        return _scale(weight, norm["w"]), bias
+    bias = bias + jnp.tensordot(norm["b"], weight, axes=1, precision="highest")
+    return _center(_scale(weight, norm["w"]), 0, noise), bias
+
+
+def _scale(weight: Array, gain: Float[Array, " d"]) -> Array:
+    return weight * gain.reshape(-1, *[1] * (weight.ndim - 1))
+
+
+def _center(x: Array, axis: int, noise: float) -> Array:
+    """Subtracts the mean along ``axis``, except where it is no more than rounding noise."""
+    mean = jnp.mean(x, axis, keepdims=True)
+    spread = jnp.sqrt(jnp.mean(x * x, axis, keepdims=True))
+    tolerance = spread * (8 * float(jnp.finfo(x.dtype).eps) + 4 * noise / x.shape[axis] ** 0.5)
+    return x - jnp.where(jnp.abs(mean) > tolerance, mean, jnp.zeros_like(mean))

@@ -1,0 +1,140 @@
+"""Weights by TransformerLens's names and shapes, stacked over layers."""
+
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+
+from tljax.errors import ConfigError
+
+if TYPE_CHECKING:
+    from tljax.config import HookedTransformerConfig
+
+_HEADS_SECOND = ("W_Q", "W_K", "W_V")
+
+
+def public_shape(name: str, weight: jax.Array) -> jax.Array:
+    """A stored parameter in TransformerLens's layout: ``W_Q``, ``W_K``, ``W_V`` are ``[head, d_model, d_head]``."""
+    return jnp.moveaxis(weight, 1, 0) if name in _HEADS_SECOND else weight
+
+
+class WeightProperties:
+    """The weight properties of a model; ``L`` layers, ``H`` heads, grouped key/value heads repeated to ``H``."""
+
+    cfg: "HookedTransformerConfig"
+    params: dict[str, Any]
+
+    def _block_weight(self, part: str, name: str) -> jax.Array:
+        cfg = self.cfg
+        if part == "mlp" and cfg.attn_only:
+            raise ConfigError(f"This model is attention-only: it has no {name}.")
+        weights = [public_shape(name, block[part][name]) for block in self.params["blocks"]]
+        if not weights:
+            raise ConfigError(f"This model has no layers, so no {name}.")
+        stacked = jnp.stack(weights)
+        if part == "attn" and name[2] in "KV" and cfg.kv_heads != cfg.n_heads:
+            stacked = jnp.repeat(stacked, cfg.n_heads // cfg.kv_heads, axis=1)
+        return stacked
+
+    @property
+    def W_E(self) -> jax.Array:
+        """Token embedding ``[d_vocab, d_model]``."""
+        return self.params["embed"]["W_E"]
+
+    @property
+    def W_pos(self) -> jax.Array:
+        """Position embedding ``[n_ctx, d_model]``."""
+        if "pos_embed" not in self.params:
+            raise ConfigError(
+                f"This model has no W_pos: its positions are {self.cfg.positional_embedding_type!r}, not learned."
+            )
+        return self.params["pos_embed"]["W_pos"]
+
+    @property
+    def W_E_pos(self) -> jax.Array:
+        """Token and position embeddings, one above the other, ``[d_vocab + n_ctx, d_model]``."""
+        return jnp.concatenate([self.W_E, self.W_pos])
+
+    @property
+    def W_U(self) -> jax.Array:
+        """Unembedding ``[d_model, d_vocab_out]``."""
+        return self.params["unembed"]["W_U"]
+
+    @property
+    def b_U(self) -> jax.Array:
+        """Unembedding bias ``[d_vocab_out]``."""
+        return self.params["unembed"]["b_U"]
+
+    @property
+    def W_Q(self) -> jax.Array:
+        """Query weights ``[L, H, d_model, d_head]``."""
+        return self._block_weight("attn", "W_Q")
+
+    @property
+    def W_K(self) -> jax.Array:
+        """Key weights ``[L, H, d_model, d_head]``."""
+        return self._block_weight("attn", "W_K")
+
+    @property
+    def W_V(self) -> jax.Array:
+        """Value weights ``[L, H, d_model, d_head]``."""
+        return self._block_weight("attn", "W_V")
+
+    @property
+    def W_O(self) -> jax.Array:
+        """Output weights ``[L, H, d_head, d_model]``."""
+        return self._block_weight("attn", "W_O")
+
+    @property
+    def b_Q(self) -> jax.Array:
+        """Query biases ``[L, H, d_head]``."""
+        return self._block_weight("attn", "b_Q")
+
+    @property
+    def b_K(self) -> jax.Array:
+        """Key biases ``[L, H, d_head]``."""
+        return self._block_weight("attn", "b_K")
+
+    @property
+    def b_V(self) -> jax.Array:
+        """Value biases ``[L, H, d_head]``."""
+        return self._block_weight("attn", "b_V")
+
+    @property
+    def b_O(self) -> jax.Array:
+        """Attention output biases ``[L, d_model]``."""
+        return self._block_weight("attn", "b_O")
+
+    @property
+    def W_in(self) -> jax.Array:
+        """MLP input weights ``[L, d_model, d_mlp]``."""
+        return self._block_weight("mlp", "W_in")
+
+    @property
+    def W_gate(self) -> jax.Array | None:
+        """MLP gate weights ``[L, d_model, d_mlp]``, or ``None`` when the MLP is not gated."""
+        return self._block_weight("mlp", "W_gate") if self.cfg.gated_mlp else None
+
+    @property
+    def W_out(self) -> jax.Array:
+        """MLP output weights ``[L, d_mlp, d_model]``."""
+        return self._block_weight("mlp", "W_out")
+
+    @property
+    def b_in(self) -> jax.Array:
+        """MLP input biases ``[L, d_mlp]``."""
+        return self._block_weight("mlp", "b_in")
+
+    @property
+    def b_out(self) -> jax.Array:
+        """MLP output biases ``[L, d_model]``."""
+        return self._block_weight("mlp", "b_out")
+
+    @property
+    def n_params_total(self) -> int:
+        """Number of parameters, embeddings and biases included."""
+        return sum(leaf.size for leaf in jax.tree.leaves(self.params))
+
+    def all_head_labels(self) -> list[str]:
+        """``["L0H0", "L0H1", …]``."""
+        return [f"L{layer}H{head}" for layer in range(self.cfg.n_layers) for head in range(self.cfg.n_heads)]
