@@ -1,4 +1,4 @@
-"""tljax: TransformerLens for JAX. Load a trained transformer, name any activation, read it, change it, differentiate."""
+"""tljax: TransformerLens for JAX. Load a transformer, name any activation, read it, change it, differentiate."""
 
 from tljax.cache.activation_cache import ActivationCache
 from tljax.cache.memory import LargeCacheWarning
@@ -19,6 +19,7 @@ from tljax.hooks.interventions import (
 )
 from tljax.hooks.names import get_act_name
 from tljax.hooks.point import HookPoint, hook, run_module_with_hooks
+from tljax.hooks.saving import load_interventions, save_interventions
 from tljax.losses import lm_accuracy, lm_cross_entropy_loss
 from tljax.running import Output
 
@@ -46,5 +47,7 @@ __all__ = [
     "hook",
     "lm_accuracy",
     "lm_cross_entropy_loss",
+    "load_interventions",
     "run_module_with_hooks",
+    "save_interventions",
 ]

@@ -35,4 +35,4 @@ def with_gradients(
 
     zeros = {name: jnp.zeros(shape, jnp.float32) for name, shape in shapes.items()}
     gradients, (loss, cache) = jax.grad(loss_of, has_aux=True)(zeros)
-    return loss, cache, {name: gradients[name] for name in reversed(shapes)}
+    return loss, cache, {name: gradients[name] for name in reversed(list(shapes))}

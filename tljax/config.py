@@ -10,7 +10,17 @@ import numpy as np
 
 from tljax.errors import ConfigError, nearest
 
-ACTIVATIONS = ("relu", "relu2", "gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "silu", "solu", "solu_ln")
+ACTIVATIONS = (
+    "relu",
+    "relu2",
+    "gelu",
+    "gelu_new",
+    "gelu_fast",
+    "gelu_pytorch_tanh",
+    "silu",
+    "solu",
+    "solu_ln",
+)
 NORMALIZATIONS = ("LN", "LNPre", "RMS", "RMSPre", None)
 POSITIONAL_EMBEDDINGS = ("standard", "rotary", "none")
 INIT_MODES = (

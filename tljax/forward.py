@@ -14,6 +14,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
+from jax.core import Tracer
 
 from tljax.config import HookedTransformerConfig
 from tljax.hooks.dictionary import HookDictionary, HookEntry, make_slot
@@ -70,7 +71,11 @@ class Stage:
 
 
 def _apply(
-    module: Any, captured: tuple[str, ...], params: Params, slots: Mapping[str, HookSlot], inputs: tuple[Any, ...]
+    module: Any,
+    captured: tuple[str, ...],
+    params: Params,
+    slots: Mapping[str, HookSlot],
+    inputs: tuple[Any, ...],
 ) -> tuple[Any, dict[str, Any]]:
     slots = dict(slots)
     for name in captured:
@@ -182,7 +187,9 @@ def attention_input(cfg: HookedTransformerConfig, names: Sequence[str]) -> Atten
     return "per_head" if "hook_attn_in" in names else "shared"
 
 
-def _make_slots(cfg: HookedTransformerConfig, stage: str, entries: Mapping[str, list[HookEntry]], captured: Sequence[str]) -> dict[str, HookSlot]:
+def _make_slots(
+    cfg: HookedTransformerConfig, stage: str, entries: Mapping[str, list[HookEntry]], captured: Sequence[str]
+) -> dict[str, HookSlot]:
     if not entries:
         return {}
     if stage == _EMBEDDING:
@@ -227,7 +234,7 @@ def run_forward(
         Logits ``[batch, pos, d_vocab_out]``, or with ``stop`` the residual stream ``[batch, pos, d_model]``; and the
         recorded activations by full name, in firing order.
     """
-    traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((params, value, context, hooks)))
+    traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((params, value, context, hooks)))
     cache: dict[str, Any] = {}
     for stage, inputs in _stages(cfg, params, context, hooks, names, start, stop):
         value, recorded = run_stage(stage, (value, *inputs), traced)
@@ -288,7 +295,7 @@ def init_params(cfg: HookedTransformerConfig, seed: int = 0) -> Params:
     context = AttentionContext()
 
     def draw(module: nn.Module, key: jax.Array, *inputs: Any) -> Params:
-        return module.init(key, *inputs).get("params", {})
+        return dict(module.init(key, *inputs)).get("params", {})
 
     compiled = jax.jit(draw, static_argnums=0)
     blocks = tuple(

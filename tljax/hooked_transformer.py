@@ -1,4 +1,4 @@
-"""``HookedTransformer``: parameters, config, tokenizer and hooks as one immutable pytree, with TransformerLens's methods."""
+"""``HookedTransformer``: parameters, config, tokenizer and hooks as one immutable pytree."""
 
 import contextlib
 import os
@@ -38,7 +38,10 @@ def _fit_to_tokenizer(cfg: HookedTransformerConfig, tokenizer: Tokenizer | None)
         return cfg
     changes: dict[str, Any] = {"tokenizer_prepends_bos": tokenizer.prepends_bos}
     if cfg.d_vocab == -1:
-        changes |= {"d_vocab": tokenizer.d_vocab, "d_vocab_out": tokenizer.d_vocab if cfg.d_vocab_out == -1 else cfg.d_vocab_out}
+        changes |= {
+            "d_vocab": tokenizer.d_vocab,
+            "d_vocab_out": tokenizer.d_vocab if cfg.d_vocab_out == -1 else cfg.d_vocab_out,
+        }
     return cfg.replace(**changes)
 
 
@@ -184,7 +187,9 @@ class HookedTransformer(RunMethods, TextMethods, WeightProperties):
     @classmethod
     def from_pretrained_no_processing(cls, model_name: str | os.PathLike[str], **options: Any) -> "HookedTransformer":
         """:meth:`from_pretrained` with every kind of weight processing off: Hugging Face's own numbers throughout."""
-        off = dict.fromkeys(("fold_ln", "center_writing_weights", "center_unembed", "fold_value_biases"), False)
+        off: dict[str, Any] = dict.fromkeys(
+            ("fold_ln", "center_writing_weights", "center_unembed", "fold_value_biases"), False
+        )
         return cls.from_pretrained(model_name, **(off | options))
 
     def save_pretrained(self, directory: str | os.PathLike[str]) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from tljax.config import HookedTransformerConfig
 from tljax.errors import InputError
@@ -39,7 +40,7 @@ class ModelInput:
 
 def is_traced(value: Any) -> bool:
     """Whether a value stands for an array inside a caller's ``jit``, ``grad`` or ``vmap``."""
-    return isinstance(value, jax.core.Tracer)
+    return isinstance(value, Tracer)
 
 
 def prepare(
@@ -70,7 +71,12 @@ def prepare(
                 "model = model.set_tokenizer(tokenizer)."
             )
         ids = to_tokens(
-            tokenizer, input, prepend_bos=prepend_bos, padding_side=padding_side, truncate=True, n_ctx=cfg.n_ctx
+            tokenizer,
+            input,
+            prepend_bos=prepend_bos,
+            padding_side=padding_side,
+            truncate=True,
+            n_ctx=cfg.n_ctx,
         )
         mask = get_attention_mask(tokenizer, ids, prepend_bos, padding_side)
         input = ids
@@ -96,7 +102,7 @@ def context_from_mask(mask: Any) -> AttentionContext:
     return AttentionContext(positions, visible)
 
 
-def check_tokens(cfg: HookedTransformerConfig, tokens: Any) -> jax.Array:
+def check_tokens(cfg: HookedTransformerConfig, tokens: Any) -> Any:
     """Returns token ids as int32 ``[batch, pos]``; a single sequence gets a batch axis.
 
     Raises:
@@ -108,9 +114,13 @@ def check_tokens(cfg: HookedTransformerConfig, tokens: Any) -> jax.Array:
         try:
             ids = np.asarray(tokens)
         except ValueError as error:
-            raise InputError("The token lists have different lengths. Pad them, or pass text and let to_tokens pad.") from error
+            raise InputError(
+                "The token lists have different lengths. Pad them, or pass text and let to_tokens pad."
+            ) from error
     if ids.size == 0:
-        raise InputError(f"The input holds no tokens (shape {tuple(ids.shape)}). Pass at least one, such as a BOS token.")
+        raise InputError(
+            f"The input holds no tokens (shape {tuple(ids.shape)}). Pass at least one, such as a BOS token."
+        )
     if not jnp.issubdtype(ids.dtype, jnp.integer):
         hint = (
             " To feed a residual stream, also pass start_at_layer=." if jnp.issubdtype(ids.dtype, jnp.floating) else ""

@@ -34,7 +34,12 @@ class ModuleView:
         extra_inputs: tuple[Any, ...] = (),
     ) -> None:
         self.__dict__.update(
-            name=name, _module=module, _params=params, _precision=precision, _parts=dict(children or {}), _extra=extra_inputs
+            name=name,
+            _module=module,
+            _params=params,
+            _precision=precision,
+            _parts=dict(children or {}),
+            _extra=extra_inputs,
         )
 
     def __getattr__(self, name: str) -> Any:
@@ -45,7 +50,9 @@ class ModuleView:
         if name in self._params:
             return public_shape(name, self._params[name])
         known = dir(self)
-        raise AttributeError(f"{self.name} has no parameter or part {name!r}.{nearest(name, known)} It has {', '.join(known)}.")
+        raise AttributeError(
+            f"{self.name} has no parameter or part {name!r}.{nearest(name, known)} It has {', '.join(known)}."
+        )
 
     def __setattr__(self, name: str, value: Any) -> None:
         raise FrozenModelError(f"Setting {self.name}.{name} in place is not possible: use model.replace(params=...).")

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from tljax.text.tokenizer import Tokenizer
 
 RETURN_TYPES = ("logits", "loss", "both", None)
+_INPUT_OPTIONS = ("prepend_bos", "padding_side", "attention_mask", "tokens", "start_at_layer")
 
 _loss = jax.jit(lm_cross_entropy_loss, static_argnames="per_token")
 
@@ -240,12 +241,12 @@ class RunMethods:
     ) -> tuple[Any, dict[str, Any]]:
         if return_type != "loss" or options.get("loss_per_token") or options.get("stop_at_layer") is not None:
             raise InputError(
-                'incl_bwd=True differentiates a scalar: call run_with_cache(input, return_type="loss", incl_bwd=True). For '
-                "another metric use jax.grad with respect to a tljax.Add at the point."
+                'incl_bwd=True differentiates a scalar: call run_with_cache(input, return_type="loss", incl_bwd=True). '
+                "For another metric use jax.grad with respect to a tljax.Add at the point."
             )
         prepared = prepare(
             self.cfg, self._tokenizer, input,
-            **{k: options.get(k) for k in ("prepend_bos", "padding_side", "attention_mask", "tokens", "start_at_layer")},
+            **{key: value for key, value in options.items() if key in _INPUT_OPTIONS},
         )  # fmt: skip
         table, size = point_table(self.cfg), prepared.batch_and_pos
         shapes = {name: table[name].shape(*size) for name in names if name != "hook_tokens"}
@@ -254,7 +255,8 @@ class RunMethods:
             return self._run(input, hooks, names, keep, return_type="loss", **options)
 
         loss, cache, gradients = with_gradients(run, self._hooks, shapes)
-        return loss, cache | {f"{name}_grad": value for name, value in keep(gradients).items()}
+        in_order = {name: cache[name] for name in names}  # jax.grad hands dicts back sorted by key
+        return loss, in_order | {f"{name}_grad": value for name, value in keep(gradients).items()}
 
     def _warn_if_large(self, names: tuple[str, ...], batch: int, pos: int, keep: Any) -> None:
         options = keep.keywords if keep is not None else {}
@@ -302,7 +304,9 @@ def _reached(name: str, start: int | None, stop: int | None) -> bool:
 def _refuse_unreached(names: Sequence[str], cfg: HookedTransformerConfig, start: int | None, stop: int | None) -> None:
     if missed := [name for name in names if not _reached(name, start, stop)]:
         first, last = start or 0, cfg.n_layers if stop is None else stop
-        raise InputError(f"{missed[0]} never fires: this run covers blocks {first} to {last - 1} only (start/stop_at_layer).")
+        raise InputError(
+            f"{missed[0]} never fires: this run covers blocks {first} to {last - 1} only (start/stop_at_layer)."
+        )
 
 
 def _names_to_keep(
@@ -317,8 +321,8 @@ def _names_to_keep(
 def _refuse_persistent_hooks(reset_hooks_end: bool) -> None:
     if not reset_hooks_end:
         raise InputError(
-            "reset_hooks_end=False cannot work: a tljax model never changes, so hooks cannot outlive the call. For a hooked "
-            "model write model = model.with_hooks(fwd_hooks) or model.add_hook(name, hook)."
+            "reset_hooks_end=False cannot work: a tljax model never changes, so hooks cannot outlive the call. For a "
+            "hooked model write model = model.with_hooks(fwd_hooks) or model.add_hook(name, hook)."
         )
 
 
@@ -331,13 +335,13 @@ def _positions(pos: int, pos_slice: SliceInput) -> np.ndarray:
 
 
 @functools.partial(jax.jit, static_argnums=1)
-def _take_positions(values: dict[str, jax.Array], axes: tuple[tuple[str, int], ...], positions: jax.Array) -> dict[str, jax.Array]:
+def _take_positions(
+    values: dict[str, jax.Array], axes: tuple[tuple[str, int], ...], positions: jax.Array
+) -> dict[str, jax.Array]:
     return {name: jnp.take(values[name], positions, axis=axis) for name, axis in axes}
 
 
-def _keep(
-    recorded: dict[str, Any], cfg: HookedTransformerConfig, pos_slice: SliceInput, device: Any
-) -> dict[str, Any]:
+def _keep(recorded: dict[str, Any], cfg: HookedTransformerConfig, pos_slice: SliceInput, device: Any) -> dict[str, Any]:
     """Slices positions of recorded activations and moves them."""
     if not is_full(pos_slice):
         table, axes, length = point_table(cfg), [], 0

@@ -165,9 +165,7 @@ class ActivationCache(Mapping[str, jax.Array]):
         kept = {name: apply_slice(value, batch_slice, 0) for name, value in self.cache_dict.items()}
         return self._with(kept, has_batch_dim=not isinstance(batch_slice, int | np.integer))
 
-    def stack_activation(
-        self, activation_name: str, layer: int = -1, sublayer_type: str | None = None
-    ) -> jax.Array:
+    def stack_activation(self, activation_name: str, layer: int = -1, sublayer_type: str | None = None) -> jax.Array:
         """Stacks one activation over layers.
 
         Args:
@@ -216,7 +214,7 @@ class ActivationCache(Mapping[str, jax.Array]):
         batch_slice: SliceInput = None,
         recompute_ln: bool = False,
     ) -> jax.Array:
-        """Normalises pieces of the residual stream as the norm before ``layer`` did; see ``residual.apply_ln_to_stack``."""
+        """Normalises residual-stream pieces as the norm before ``layer`` did: see ``residual.apply_ln_to_stack``."""
         return residual.apply_ln_to_stack(self, residual_stack, layer, mlp_input, pos_slice, batch_slice, recompute_ln)
 
     def save(self, path: str | os.PathLike[str]) -> None:

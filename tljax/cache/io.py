@@ -47,4 +47,8 @@ def load(path: Path) -> tuple[dict[str, jax.Array], HookedTransformerConfig, boo
             activations = {name: jnp.asarray(file.get_tensor(name)) for name in names}
     except SafetensorError as error:
         raise CacheError(f"{path} is damaged or incomplete ({error}). Save the cache again.") from error
-    return activations, HookedTransformerConfig.from_dict(json.loads(header["cfg"])), json.loads(header["has_batch_dim"])
+    return (
+        activations,
+        HookedTransformerConfig.from_dict(json.loads(header["cfg"])),
+        json.loads(header["has_batch_dim"]),
+    )

@@ -3,6 +3,7 @@
 import os
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -21,9 +22,9 @@ def cache_bytes(cfg: HookedTransformerConfig, names: Sequence[str], batch: int, 
     return cfg.jnp_dtype.itemsize * sum(int(np.prod(table[name].shape(batch, pos))) for name in names)
 
 
-def free_bytes(device: jax.Device | None) -> int | None:
+def free_bytes(device: Any = None) -> int | None:
     """Free memory of a device, or of this machine for the CPU; ``None`` when it cannot be told."""
-    device = device or jax.devices()[0]
+    device = jax.devices()[0] if device is None else device
     if device.platform == "cpu":
         try:
             return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -33,14 +34,14 @@ def free_bytes(device: jax.Device | None) -> int | None:
     return None if not stats or "bytes_limit" not in stats else stats["bytes_limit"] - stats.get("bytes_in_use", 0)
 
 
-def warn_if_large(size: int, count: int, device: jax.Device | None) -> None:
+def warn_if_large(size: int, count: int, device: Any) -> None:
     """Warns when ``count`` activations of ``size`` bytes in all exceed a quarter of the free memory."""
     free = free_bytes(device)
     if free is None or size <= free / 4:
         return
     warnings.warn(
-        f"This cache of {count} activations will take {size / 2**30:.2f} GiB; {free / 2**30:.2f} GiB are free. Keep only "
-        'what you need with names_filter=lambda name: "resid_post" in name, pos_slice=-1, or device="cpu".',
+        f"This cache of {count} activations will take {size / 2**30:.2f} GiB; {free / 2**30:.2f} GiB are free. "
+        'Keep only what you need with names_filter=lambda name: "resid_post" in name, pos_slice=-1, or device="cpu".',
         LargeCacheWarning,
         stacklevel=4,
     )

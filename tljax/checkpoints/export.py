@@ -19,13 +19,11 @@ from tljax.config import HookedTransformerConfig
 from tljax.errors import UnsupportedModelError
 from tljax.typing import Params
 
-_NOT_THE_FUNCTION = frozenset(
-    """
+_NOT_THE_FUNCTION = """
     dtype matmul_precision init_mode initializer_range init_weights seed tokenizer_name tokenizer_prepends_bos
     default_prepend_bos model_name original_architecture use_attn_result use_split_qkv_input use_attn_in
     use_hook_mlp_in use_hook_tokens
-    """.split()
-)
+"""
 
 
 def save_hf(
@@ -40,13 +38,14 @@ def save_hf(
         tokenizer: a Hugging Face tokenizer to save with them, or ``None``.
 
     Raises:
-        UnsupportedModelError: the norms are folded, no family can express the config, or a bias that the architecture
-            does not have is not zero.
+        UnsupportedModelError: the norms are folded, no family can express the config, or a bias that the
+            architecture does not have is not zero.
     """
     if cfg.normalization_type in ("LNPre", "RMSPre"):
         raise UnsupportedModelError(
-            f"normalization_type={cfg.normalization_type!r}: the norms of this model were folded into its weights, and "
-            "a Hugging Face model needs them apart. Load it with from_pretrained_no_processing (or fold_ln=False) first."
+            f"normalization_type={cfg.normalization_type!r}: the norms of this model were folded into its "
+            "weights, and a Hugging Face model needs them apart. To export, load it with "
+            "from_pretrained_no_processing."
         )
     flat = flatten(params)
     nonzero = {path for path in flat if is_bias(path) and bool((flat[path] != 0).any())}
@@ -54,13 +53,11 @@ def save_hf(
         (flat["embed.W_E"] == flat["unembed.W_U"].T).all()
     )
     family, attributes = _fitting_family(cfg, frozenset(_without_layer(path) for path in nonzero), tied)
-    entries = [
-        entry for entry in bind(family.rows(HFConfig(attributes)), cfg.n_layers) if not entry.row.tied_to
-    ]
+    entries = [entry for entry in bind(family.rows(HFConfig(attributes)), cfg.n_layers) if not entry.row.tied_to]
     if lost := sorted(nonzero - {path for entry in entries for path in entry.targets}):
         raise UnsupportedModelError(
-            f"{', '.join(lost[:8])} {'is' if len(lost) == 1 else 'are'} not zero, and {family.architecture} has no such "
-            "bias. It may come from weight processing: load with from_pretrained_no_processing."
+            f"{', '.join(lost[:8])} not zero, but {family.architecture} has no such bias. It may come from "
+            "weight processing: to export, load the model with from_pretrained_no_processing."
         )
     sizes, axes = axis_sizes(cfg), parameter_axes(cfg)
     by_key = {entry.key: entry for entry in entries}
@@ -71,19 +68,16 @@ def save_hf(
             [np.asarray(jax.device_get(flat[path])) for path in entry.targets], axes[entry.targets[0]], sizes
         )
 
-    headers = {
-        key: (np.dtype(flat[entry.targets[0]].dtype), entry.row.shape(sizes)) for key, entry in by_key.items()
-    }
+    headers = {key: (np.dtype(flat[entry.targets[0]].dtype), entry.row.shape(sizes)) for key, entry in by_key.items()}
     target = Path(directory)
     target.mkdir(parents=True, exist_ok=True)
     write_safetensors(target / SINGLE, headers, tensor)
     write_side_files(target, attributes, tokenizer)
 
 
-def _fitting_family(
-    cfg: HookedTransformerConfig, nonzero: frozenset[str], tied: bool
-) -> tuple[Family, dict[str, Any]]:
+def _fitting_family(cfg: HookedTransformerConfig, nonzero: frozenset[str], tied: bool) -> tuple[Family, dict[str, Any]]:
     """Returns the family whose config, written and read back, is ``cfg`` again, and that written config."""
+    checked = {field.name for field in dataclasses.fields(cfg)} - set(_NOT_THE_FUNCTION.split())
     reasons = []
     for family in FAMILIES:
         if cfg.original_architecture not in (None, family.architecture):
@@ -100,21 +94,14 @@ def _fitting_family(
         except (ValueError, TypeError) as error:
             reasons.append(f"{family.architecture}: {error}")
             continue
-        differing = [
-            field.name
-            for field in dataclasses.fields(cfg)
-            if field.name not in _NOT_THE_FUNCTION and getattr(cfg, field.name) != getattr(back, field.name)
-        ]
+        differing = [name for name in checked if getattr(cfg, name) != getattr(back, name)]
         if not differing:
             return family, attributes
         reasons.append(
-            f"{family.architecture} cannot express "
-            + ", ".join(f"{name}={getattr(cfg, name)!r}" for name in differing)
+            f"{family.architecture} cannot express " + ", ".join(f"{name}={getattr(cfg, name)!r}" for name in differing)
         )
     if not reasons:
-        reasons = [
-            f"{cfg.original_architecture} is not one of {[family.architecture for family in FAMILIES]}"
-        ]
+        reasons = [f"{cfg.original_architecture} is not one of {[family.architecture for family in FAMILIES]}"]
     raise UnsupportedModelError(f"No Hugging Face architecture fits this model. {'; '.join(reasons)}.")
 
 

@@ -10,24 +10,24 @@ from typing import Any
 from tljax.config import HookedTransformerConfig
 from tljax.errors import CheckpointError, UnsupportedModelError
 
-INERT = frozenset(
-    """
+_INERT = """
     architectures model_type transformers_version _name_or_path _commit_hash torch_dtype dtype torchscript
-    output_hidden_states output_attentions output_scores return_dict return_dict_in_generate use_cache is_decoder
-    use_return_dict _attn_implementation _attn_implementation_autoset attn_implementation use_bfloat16 use_flash_attn
-    bos_token_id eos_token_id pad_token_id sep_token_id unk_token_id decoder_start_token_id forced_bos_token_id
-    forced_eos_token_id tokenizer_class model_max_length max_sequence_length prefix
-    initializer_range initializer_factor gradient_checkpointing attn_pdrop embd_pdrop resid_pdrop attention_dropout
-    hidden_dropout classifier_dropout dropout summary_activation summary_first_dropout summary_proj_to_labels
-    summary_type summary_use_proj id2label label2id num_labels _num_labels problem_type finetuning_task
-    task_specific_params max_length min_length max_new_tokens do_sample early_stopping num_beams num_beam_groups
-    num_return_sequences diversity_penalty temperature top_k top_p typical_p repetition_penalty length_penalty
+    output_hidden_states output_attentions output_scores return_dict return_dict_in_generate use_cache
+    is_decoder use_return_dict _attn_implementation _attn_implementation_autoset attn_implementation
+    use_bfloat16 use_flash_attn bos_token_id eos_token_id pad_token_id sep_token_id unk_token_id
+    decoder_start_token_id forced_bos_token_id forced_eos_token_id tokenizer_class model_max_length
+    max_sequence_length prefix initializer_range initializer_factor gradient_checkpointing attn_pdrop
+    embd_pdrop resid_pdrop attention_dropout hidden_dropout classifier_dropout dropout summary_activation
+    summary_first_dropout summary_proj_to_labels summary_type summary_use_proj id2label label2id
+    num_labels _num_labels problem_type finetuning_task task_specific_params max_length min_length
+    max_new_tokens do_sample early_stopping num_beams num_beam_groups num_return_sequences
+    diversity_penalty temperature top_k top_p typical_p repetition_penalty length_penalty
     no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids remove_invalid_values
     exponential_decay_length_penalty suppress_tokens begin_suppress_tokens chunk_size_feed_forward
-    pretraining_tp reorder_and_upcast_attn tie_encoder_decoder is_llama_config transformers.js_config unsloth_version
-    unsloth_fixed
-    """.split()
-)
+    pretraining_tp reorder_and_upcast_attn tie_encoder_decoder is_llama_config transformers.js_config
+    unsloth_version unsloth_fixed
+"""
+INERT = frozenset(_INERT.split())
 """Attributes that do not change logits: bookkeeping, dropout, generation and classification settings."""
 
 SWITCHED_OFF: dict[str, Any] = {
@@ -70,7 +70,7 @@ class HFConfig:
     (8, None)
     >>> hf.refuse_unread()
     Traceback (most recent call last):
-    tljax.errors.UnsupportedModelError: config.json sets qk_norm=True, which tljax does not implement for this ...
+    tljax.errors.UnsupportedModelError: config.json sets qk_norm=True, which tljax does not implement ...
     """
 
     def __init__(self, attributes: Mapping[str, Any], origin: str = "config.json") -> None:
@@ -118,7 +118,7 @@ class HFConfig:
         fraction: str = "partial_rotary_factor",
         default_fraction: float = 1.0,
     ) -> dict[str, Any]:
-        """Returns our rotary fields, from ``rope_parameters`` or from the older ``rope_scaling`` and its neighbours.
+        """Returns our rotary fields, from ``rope_parameters`` or from the older ``rope_scaling``.
 
         Args:
             d_head: width of a head.
@@ -140,9 +140,7 @@ class HFConfig:
             if kind == "linear":
                 fields["rotary_scaling_factor"] = float(rope.pop("factor"))
             elif kind == "llama3":
-                original = rope.pop("original_max_position_embeddings", None) or self(
-                    "max_position_embeddings"
-                )
+                original = rope.pop("original_max_position_embeddings", None) or self("max_position_embeddings")
                 fields |= {
                     "use_NTK_by_parts_rope": True,
                     "NTK_original_ctx_len": int(original),
@@ -153,9 +151,7 @@ class HFConfig:
             elif kind != "default":
                 raise self.unsupported("rope_type", kind, "default, linear, llama3")
         except KeyError as error:
-            raise CheckpointError(
-                f"{self.origin} asks for rope_type={kind!r} without giving {error}."
-            ) from None
+            raise CheckpointError(f"{self.origin} asks for rope_type={kind!r} without giving {error}.") from None
         if left := {key: value for key, value in rope.items() if value is not None}:
             raise self.unsupported(f"(rope_type {kind!r}) rope_parameters", left, "none of these")
         return fields

@@ -1,7 +1,7 @@
 """From a name to a directory: bundled models, local directories, and the Hugging Face hub.
 
-A directory is used as it is and never touches the network. ``HF_TOKEN``, ``HF_ENDPOINT`` and ``HF_HUB_OFFLINE`` are read
-at each call.
+A directory is used as it is and never touches the network. ``HF_TOKEN``, ``HF_ENDPOINT`` and
+``HF_HUB_OFFLINE`` are read at each call.
 """
 
 import dataclasses
@@ -16,8 +16,8 @@ MODELS = Path(__file__).parent.parent / "models"
 """Where the models bundled with tljax are."""
 
 TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
-    "tokenizer.model", "chat_template.jinja",
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
+    "merges.txt", "tokenizer.model", "chat_template.jinja",
 )  # fmt: skip
 _SAFETENSORS = (CONFIG, SINGLE, INDEX, "model-*.safetensors", *TOKENIZER_FILES)
 _PICKLES = (PICKLE, PICKLE_INDEX, "pytorch_model-*.bin")
@@ -43,14 +43,14 @@ def locate(
     *,
     revision: str | None = None,
     token: str | bool | None = None,
-    cache_dir: str | os.PathLike[str] | None = None,
+    cache_dir: str | Path | None = None,
     checkpoint_value: int | None = None,
     checkpoint_index: int | None = None,
 ) -> Location:
     """Finds a checkpoint by name, downloading it if it is on the hub and not in the local cache.
 
     Args:
-        name: a directory; a bundled model (``"tljax-tiny"``); an alias (``"gpt2-small"``, any case); a hub id.
+        name: a directory, a bundled model (``"tljax-tiny"``), an alias (``"gpt2-small"``), or a hub id.
         revision: branch, tag or commit on the hub.
         token: hub token; by default ``HF_TOKEN`` or the one ``hf auth login`` stored.
         cache_dir: where downloads are kept; by default huggingface_hub's cache.
@@ -58,14 +58,12 @@ def locate(
         checkpoint_index: the same, as a position in the list of published checkpoints.
 
     Raises:
-        CheckpointError: no such directory, name, repository or revision, no access, or an interrupted download.
+        CheckpointError: no such directory, name, repository or revision; no access; an interrupted download.
         InputError: a training checkpoint that does not exist, or ``revision`` for a directory.
     """
     chosen = [argument for argument in (revision, checkpoint_value, checkpoint_index) if argument is not None]
     if len(chosen) > 1:
-        raise InputError(
-            "Give one of revision, checkpoint_value and checkpoint_index: each selects a revision."
-        )
+        raise InputError("Give one of revision, checkpoint_value and checkpoint_index: each selects a revision.")
     if directory := _local(name):
         if chosen:
             raise InputError(f"{name} is a directory, which has one revision only; got {chosen[0]!r}.")
@@ -85,15 +83,11 @@ def _local(name: str | os.PathLike[str]) -> Path | None:
     if bare and (MODELS / text.lower() / CONFIG).is_file():
         return MODELS / text.lower()
     if isinstance(name, os.PathLike) or path.is_absolute() or text.startswith((".", "~")):
-        raise CheckpointError(
-            f"{text} is not a directory. A checkpoint is a directory with {CONFIG} and {SINGLE}."
-        )
+        raise CheckpointError(f"{text} is not a directory. A checkpoint is a directory with {CONFIG} and {SINGLE}.")
     return None
 
 
-def _download(
-    repo: str, revision: str | None, token: str | bool | None, cache_dir: str | os.PathLike[str] | None
-) -> Path:
+def _download(repo: str, revision: str | None, token: str | bool | None, cache_dir: str | Path | None) -> Path:
     import huggingface_hub
     from huggingface_hub import errors
 
@@ -118,18 +112,19 @@ def _download(
         return directory
     except errors.GatedRepoError as error:
         raise CheckpointError(
-            f"{at} is gated: accept its licence on its hub page, then set HF_TOKEN to a token of that account."
+            f"{at} is gated: accept its licence on its hub page, then set HF_TOKEN to that account's token."
         ) from error
     except errors.RevisionNotFoundError as error:
         raise CheckpointError(f"{repo} has no revision {revision!r}.") from error
     except errors.RepositoryNotFoundError as error:
         raise CheckpointError(
-            f"{at} is not on the hub, or it is private: check the spelling, or set HF_TOKEN to a token that may read it."
+            f"{at} is not on the hub, or it is private: check the spelling, or set HF_TOKEN to a token that "
+            "may read it."
         ) from error
     except errors.LocalEntryNotFoundError as error:
         raise CheckpointError(
-            f"{at} is not (completely) in the local cache and the hub cannot be reached ({_first_line(error)}). "
-            "Connect and try again, unset HF_HUB_OFFLINE, or pass a directory."
+            f"{at} is not (completely) in the local cache and the hub cannot be reached "
+            f"({_first_line(error)}). Connect and try again, unset HF_HUB_OFFLINE, or pass a directory."
         ) from error
     except Exception as error:  # the errors of huggingface_hub's HTTP clients share no base class
         raise CheckpointError(

@@ -1,7 +1,7 @@
 """What parameters a config has: their dotted paths, axes and shapes, and the nested tree they live in.
 
-The stored layout puts the contracted axis first (``W_Q`` is ``[d_model, n_heads, d_head]``), so that no call has to
-transpose a weight.
+The stored layout puts the contracted axis first (``W_Q`` is ``[d_model, n_heads, d_head]``), so that no call
+has to transpose a weight.
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ HEAD, EMBED, BLOCKS = "head", "embed", "blocks."
 def axis_sizes(cfg: HookedTransformerConfig) -> dict[str, int]:
     """Returns the length of every parameter axis.
 
-    >>> cfg = HookedTransformerConfig(d_model=8, n_heads=4, n_key_value_heads=2, n_layers=1, n_ctx=5, d_vocab=9)
+    >>> cfg = HookedTransformerConfig(d_model=8, n_heads=4, n_key_value_heads=2, n_layers=1, n_ctx=5)
     >>> axis_sizes(cfg)["n_kv"], axis_sizes(cfg)["d_head"]
     (2, 2)
     """
@@ -33,7 +33,7 @@ def axis_sizes(cfg: HookedTransformerConfig) -> dict[str, int]:
 
 
 def parameter_axes(cfg: HookedTransformerConfig) -> dict[str, tuple[str, ...]]:
-    """Returns the axis names of every parameter of ``cfg``, by dotted path such as ``"blocks.3.attn.W_Q"``."""
+    """Returns the axis names of every parameter, by dotted path such as ``"blocks.3.attn.W_Q"``."""
     axes = {"embed.W_E": "d_vocab d_model"}
     if cfg.positional_embedding_type == "standard":
         axes["pos_embed.W_pos"] = "n_ctx d_model"
@@ -47,7 +47,7 @@ def parameter_axes(cfg: HookedTransformerConfig) -> dict[str, tuple[str, ...]]:
 
 
 def parameter_shapes(cfg: HookedTransformerConfig) -> dict[str, tuple[int, ...]]:
-    """Returns the stored shape of every parameter of ``cfg``, by dotted path."""
+    """Returns the stored shape of every parameter, by dotted path."""
     sizes = axis_sizes(cfg)
     return {path: tuple(sizes[axis] for axis in axes) for path, axes in parameter_axes(cfg).items()}
 
@@ -65,7 +65,7 @@ def stage_of(path: str) -> str:
 
 
 def stages_of(cfg: HookedTransformerConfig) -> dict[str, list[str]]:
-    """Returns the paths of each stage, in loading order: the stage with the largest temporaries (the head) first."""
+    """Returns the paths of each stage in loading order: the head, with the largest temporaries, first."""
     stages: dict[str, list[str]] = {HEAD: [], EMBED: []}
     for path in parameter_axes(cfg):
         stages.setdefault(stage_of(path), []).append(path)
@@ -75,7 +75,7 @@ def stages_of(cfg: HookedTransformerConfig) -> dict[str, list[str]]:
 def flatten(params: Params) -> dict[str, Any]:
     """Returns the leaves of nested parameters by dotted path; a block's path carries its index."""
     flat: dict[str, Any] = {}
-    pending = [("", params)]
+    pending: list[tuple[str, Any]] = [("", params)]
     while pending:
         prefix, node = pending.pop()
         children = enumerate(node) if isinstance(node, tuple | list) else node.items()

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from tljax.checkpoints import hub, mapping, native
@@ -62,7 +61,7 @@ def load_checkpoint(
     device: DeviceLike | ShardingRule = None,
     revision: str | None = None,
     token: str | bool | None = None,
-    cache_dir: str | os.PathLike[str] | None = None,
+    cache_dir: str | Path | None = None,
     n_ctx: int | None = None,
     first_n_layers: int | None = None,
     fold_ln: bool = True,
@@ -74,8 +73,8 @@ def load_checkpoint(
 ) -> Loaded:
     """Loads a Hugging Face or tljax checkpoint, tensor by tensor and without torch.
 
-    Everything is checked against the files' headers before the first weight is read. Host memory peaks at about one stage
-    (the head, the embedding or one block) over the model.
+    Everything is checked against the files' headers before the first weight is read. Host memory peaks at
+    about one stage (the head, the embedding or one block) over the model.
 
     Args:
         name: a directory, a bundled model, an alias such as ``"gpt2-small"``, or a hub id.
@@ -94,7 +93,7 @@ def load_checkpoint(
         checkpoint_index: the same, by its position in the list of checkpoints.
 
     Raises:
-        CheckpointError: the checkpoint cannot be found, is incomplete or damaged, or disagrees with its config.
+        CheckpointError: the checkpoint is not there, incomplete, damaged, or disagrees with its config.
         UnsupportedModelError: an architecture, attribute or storage format that tljax does not implement.
         ConfigError: ``n_ctx``, ``first_n_layers`` or ``dtype`` that the checkpoint cannot be loaded with.
     """
@@ -157,14 +156,10 @@ def _requested(
 ) -> HookedTransformerConfig:
     """Returns the checkpoint's config with what the caller asked for instead."""
     name = canonical_dtype(dtype)
-    if jnp.zeros((), name).dtype != name:
-        raise ConfigError(
-            f"dtype {name} needs jax.config.update('jax_enable_x64', True) before tljax is used."
-        )
+    if name == "float64" and not jax.config.jax_enable_x64:
+        raise ConfigError(f"dtype {name} needs jax.config.update('jax_enable_x64', True) before tljax is used.")
     if n_ctx is not None and n_ctx > cfg.n_ctx and cfg.positional_embedding_type == "standard":
-        raise ConfigError(
-            f"n_ctx={n_ctx} is longer than the {cfg.n_ctx} positions this checkpoint has learnt."
-        )
+        raise ConfigError(f"n_ctx={n_ctx} is longer than the {cfg.n_ctx} positions this checkpoint has learnt.")
     layers = cfg.n_layers if first_n_layers is None else first_n_layers
     if not 1 <= layers <= cfg.n_layers:
         raise ConfigError(f"first_n_layers={layers} is not between 1 and the checkpoint's {cfg.n_layers}.")
@@ -200,9 +195,7 @@ def _read(
         for entry in entries[stage]:
             parts = entry.row.read(tensors.read(entry.key), axes[entry.targets[0]], sizes)
             for path, part in zip(entry.targets, parts, strict=True):
-                loaded[path.removeprefix(prefix)] = place(
-                    path, part[: shapes[path][0]]
-                )  # cuts positions past n_ctx
+                loaded[path.removeprefix(prefix)] = place(path, part[: shapes[path][0]])  # cuts positions past n_ctx
         for path in paths:
             if path.removeprefix(prefix) not in loaded:
                 loaded[path.removeprefix(prefix)] = place(path, np.zeros(shapes[path], cfg.dtype))

@@ -1,11 +1,11 @@
-"""The table machinery: a model family is a list of rows, and a row says which tensor becomes which parameters.
+"""The table machinery: a family is a list of rows, and a row says which tensor becomes which parameters.
 
-A row names the axes of the *checkpoint's* tensor; the axes of ours are known from the config. The rearrangement between
-them, its inverse (for export), the fused tensors' split and the expected shape all follow from that one string::
+A row names the axes of the *checkpoint's* tensor; the axes of ours are known from the config. The
+rearrangement between them, its inverse (for export), the split of a fused tensor and the shape follow::
 
     Row("transformer.h.{l}.attn.c_attn.weight", "d_model (3 n_heads d_head)", "blocks.{l}.attn.W_Q|W_K|W_V")
 
-Parentheses group axes that the checkpoint stores as one; a number is the axis along which several parameters are fused.
+Parentheses group axes that are stored as one; a number is the axis along which parameters are fused.
 """
 
 import dataclasses
@@ -41,7 +41,7 @@ class Row:
     Attributes:
         key: the tensor's name; ``{l}`` stands for the layer.
         axes: its axes, outermost first, in the vocabulary of ``layout.axis_sizes``.
-        paths: our dotted path; ``a.W_Q|W_K|W_V`` names the parts of a fused tensor in the order they are stored.
+        paths: our dotted path; ``a.W_Q|W_K|W_V`` names the parts of a fused tensor in stored order.
         aka: another name older checkpoints use for the same tensor.
         tied_to: the tensor to read instead when this one is not stored.
     """
@@ -61,9 +61,7 @@ class Row:
         """Returns the shape the checkpoint's tensor must have."""
         return tuple(math.prod(_size(axis, sizes) for axis in group) for group in _parse(self.axes))
 
-    def read(
-        self, array: np.ndarray, ours: Sequence[str], sizes: Mapping[str, int]
-    ) -> tuple[np.ndarray, ...]:
+    def read(self, array: np.ndarray, ours: Sequence[str], sizes: Mapping[str, int]) -> tuple[np.ndarray, ...]:
         """Returns views of a checkpoint tensor in our layout, one for each target.
 
         Args:
@@ -85,9 +83,7 @@ class Row:
         stored = [axis for group in _parse(self.axes) for axis in group]
         wanted = [axis for axis in stored if axis.isdigit()] + list(ours)
         if sorted(stored) != sorted(wanted):
-            raise ValueError(
-                f"Row {self.key!r} stores {self.axes!r}, but {self.paths!r} has axes {list(ours)}."
-            )
+            raise ValueError(f"Row {self.key!r} stores {self.axes!r}, but {self.paths!r} has axes {list(ours)}.")
         return stored, [stored.index(axis) for axis in wanted]
 
 
@@ -99,7 +95,7 @@ class Family:
         architecture: class name in config.json's ``architectures``.
         model_type: ``model_type`` in config.json.
         read_config: HF config → ours; it must read every attribute that changes the function.
-        write_config: our config and the set of parameters that are not all zero, such as ``"attn.b_Q"`` → HF config.
+        write_config: our config, and which biases are not all zero (such as ``"attn.b_Q"``) → HF config.
         rows: HF config → the table.
         prefix: may be missing from a checkpoint's keys (checkpoints of the bare model without its head).
         ignored: patterns of stored buffers that are not parameters.
@@ -170,20 +166,16 @@ def match(
         used.add(key)
         if tensors[key].dtype not in FLOATS:
             raise UnsupportedModelError(
-                f"{origin} stores {key} as {tensors[key].dtype}. tljax reads {', '.join(FLOATS)}: dequantize the "
-                "checkpoint first, or load its full-precision original."
+                f"{origin} stores {key} as {tensors[key].dtype}. tljax reads {', '.join(FLOATS)}: dequantize "
+                "the checkpoint first, or load its full-precision original."
             )
         if tensors[key].shape != expected:
             misshapen.append(f"{key} is {list(tensors[key].shape)}, config.json says {list(expected)}")
         stages.setdefault(stage_of(entry.targets[0]), []).append(dataclasses.replace(entry, key=key))
     skip = re.compile("|".join(f"(?:{pattern})" for pattern in ignored) or r"(?!)")
-    extra = [
-        f"{key} {list(tensors[key].shape)}" for key in tensors if key not in used and not skip.fullmatch(key)
-    ]
+    extra = [f"{key} {list(tensors[key].shape)}" for key in tensors if key not in used and not skip.fullmatch(key)]
     _report(origin, {"missing": missing, "unexpected": extra, "of another shape": misshapen})
-    unfilled = set(axes) - {
-        path for entries in stages.values() for entry in entries for path in entry.targets
-    }
+    unfilled = set(axes) - {path for entries in stages.values() for entry in entries for path in entry.targets}
     if weights := sorted(path for path in unfilled if not is_bias(path)):
         raise ValueError(f"The table fills no {weights}: every weight needs a row.")
     return stages
@@ -195,7 +187,7 @@ def at_layer(template: str, layer: int | None) -> str:
 
 
 def is_bias(path: str) -> bool:
-    """Whether a parameter is zero in an architecture that does not have it: ``b_Q``, ``b_U``, … but no norm's ``b``."""
+    """Whether a parameter is zero where an architecture lacks it: ``b_Q``, ``b_U``, … but no norm's ``b``."""
     return path.rpartition(".")[2].startswith("b_")
 
 

@@ -67,15 +67,11 @@ def _published() -> Iterator[tuple[str, str]]:
             yield f"EleutherAI/pythia-{size}{variant}", f"pythia-{size}{variant} {former} {bare}"
     for size, names in _STANFORD.items():
         for letter, name, seed in zip("abcde", names[::2], names[1::2], strict=True):
-            short = (
-                f"stanford-gpt2-{size}-{letter} gpt2-stanford-{size}-{letter} gpt2-mistral-{size}-{letter}"
-            )
+            short = f"stanford-gpt2-{size}-{letter} gpt2-stanford-{size}-{letter} gpt2-mistral-{size}-{letter}"
             yield f"stanford-crfm/{name}-gpt2-{size}-x{seed}", f"{name}-gpt2-{size}-x{seed} {short}"
 
 
-ALIASES: dict[str, str] = {
-    name.lower(): repo for repo, names in _published() for name in (repo, *names.split())
-}
+ALIASES: dict[str, str] = {name.lower(): repo for repo, names in _published() for name in (repo, *names.split())}
 """Lower-case name or id → hub id."""
 
 
@@ -112,18 +108,16 @@ def checkpoint_labels(repo: str) -> tuple[tuple[int, ...], str]:
         spans = ((0, 100, 10), (100, 2000, 50), (2000, 20000, 100), (20000, 400001, 1000))
         return tuple(step for span in spans for step in range(*span)), "checkpoint-"
     raise InputError(
-        f"tljax knows no training checkpoints of {repo}. Pass revision= with a branch, tag or commit of the repository."
+        f"tljax knows no training checkpoints of {repo}. Pass revision= with a branch, tag or commit instead."
     )
 
 
 def checkpoint_revision(repo: str, value: int | None, index: int | None) -> str:
-    """Returns the revision that holds a training checkpoint, chosen by its step or by its place in the list."""
+    """Returns the revision of a training checkpoint, chosen by its step or by its place in the list."""
     labels, prefix = checkpoint_labels(repo)
     if value is None and index is not None:
         if not -len(labels) <= index < len(labels):
-            raise InputError(
-                f"checkpoint_index={index} is out of range: {repo} has {len(labels)} checkpoints."
-            )
+            raise InputError(f"checkpoint_index={index} is out of range: {repo} has {len(labels)} checkpoints.")
         value = labels[index]
     if value not in labels:
         close = sorted(labels, key=lambda label: abs(label - (value or 0)))[:2]

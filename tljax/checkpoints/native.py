@@ -1,4 +1,4 @@
-"""tljax's own checkpoint format: ``config.json`` with our field names, ``model.safetensors`` with our dotted paths."""
+"""tljax's own format: ``config.json`` with our field names, ``model.safetensors`` with our dotted paths."""
 
 import json
 import os
@@ -26,7 +26,7 @@ def read_config(attributes: Mapping[str, Any], origin: str) -> HookedTransformer
     fields = dict(attributes)
     if (version := fields.pop(FORMAT)) != VERSION:
         raise UnsupportedModelError(
-            f"{origin} has {FORMAT}={version!r}, this tljax reads {VERSION}: it was saved by a newer version, update tljax."
+            f"{origin} has {FORMAT}={version!r}, but this version of tljax reads {VERSION}: update tljax."
         )
     return HookedTransformerConfig.from_dict(fields)
 
@@ -53,18 +53,17 @@ def save_native(
         CheckpointError: the parameters do not have the shapes of ``cfg``.
     """
     flat, expected = flatten(params), parameter_shapes(cfg)
+    shapes = {path: tuple(leaf.shape) for path, leaf in flat.items()}
     wrong = [
-        f"{path}: {list(flat[path].shape) if path in flat else 'absent'}, expected {list(expected.get(path, ())) or 'none'}"
-        for path in sorted(flat.keys() | expected.keys())
-        if path not in flat or path not in expected or tuple(flat[path].shape) != expected[path]
+        f"{path} is {shapes.get(path, 'absent')}, should be {expected.get(path, 'absent')}"
+        for path in sorted(shapes.keys() | expected.keys())
+        if shapes.get(path) != expected.get(path)
     ]
     if wrong:
-        raise CheckpointError(
-            f"The parameters do not fit the config, nothing was saved. {'; '.join(wrong[:12])}."
-        )
+        raise CheckpointError(f"The parameters do not fit the config, nothing was saved. {'; '.join(wrong[:12])}.")
     target = Path(directory)
     target.mkdir(parents=True, exist_ok=True)
-    headers = {path: (np.dtype(leaf.dtype), tuple(leaf.shape)) for path, leaf in flat.items()}
+    headers = {path: (np.dtype(leaf.dtype), shapes[path]) for path, leaf in flat.items()}
     write_safetensors(target / SINGLE, headers, lambda path: np.asarray(jax.device_get(flat[path])))
     write_side_files(target, {FORMAT: VERSION, **cfg.to_dict()}, tokenizer)
 

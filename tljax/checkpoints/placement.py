@@ -17,9 +17,9 @@ def placer(device: DeviceLike | ShardingRule) -> Placer:
     """Returns a function ``(path, array) -> jax.Array`` that puts a parameter where ``device`` says.
 
     Args:
-        device: ``None`` (jax's default device), a name such as ``"cpu"`` or ``"gpu:1"``, a device, a sharding for every
-            parameter, or a function ``(dotted path, shape) -> sharding``. With a sharding each device receives only
-            its part.
+        device: ``None`` (jax's default device), a name such as ``"cpu"`` or ``"gpu:1"``, a device, a sharding
+            for every parameter, or a function ``(dotted path, shape) -> sharding``. With a sharding each
+            device receives only its part.
     """
 
     def place(path: str, array: Any) -> jax.Array:

@@ -1,7 +1,7 @@
 """Reading checkpoint files lazily and without torch: headers first, then one tensor at a time.
 
-Each tensor is read through a memory map that is closed again at once, so the pages of the file do not pile up next to
-the model.
+Each tensor is read through a memory map that is closed again at once, so the pages of the file do not pile up
+next to the model.
 """
 
 import contextlib
@@ -22,13 +22,12 @@ from tljax.errors import CheckpointError, UnsupportedModelError
 CONFIG = "config.json"
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLE, PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
-_LFS_POINTER = b"version https://git-lfs"
 
 
 class Tensors(Protocol):
     """The stored tensors of a checkpoint: their headers, and a way to read one."""
 
-    info: Mapping[str, TensorInfo]
+    info: dict[str, TensorInfo]
 
     def read(self, key: str) -> np.ndarray:
         """Returns tensor ``key`` in its stored dtype."""
@@ -46,8 +45,8 @@ def read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         found = sorted(entry.name for entry in path.parent.iterdir())[:8] if path.parent.is_dir() else []
         raise CheckpointError(
-            f"{path.parent} has no {path.name}; it holds {found or 'nothing'}. A checkpoint is a directory with "
-            f"{CONFIG} and {SINGLE} (or {INDEX} and its shards)."
+            f"{path.parent} has no {path.name}; it holds {found or 'nothing'}. A checkpoint is a "
+            f"directory with {CONFIG} and {SINGLE} (or {INDEX} and its shards)."
         ) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CheckpointError(
@@ -61,7 +60,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def open_tensors(directory: Path) -> Tensors:
     """Opens the weights in ``directory`` after reading only their headers.
 
-    A single safetensors file comes first, then an index with shards, then pickles (only with torch installed).
+    A single safetensors file comes first, then an index with shards, then pickles (if torch is installed).
 
     Raises:
         CheckpointError: no weights, a damaged or missing file, or an index that points outside the directory.
@@ -110,8 +109,8 @@ class PickleFiles:
     def __init__(self, files: list[Path], weight_map: Mapping[str, str] | None = None) -> None:
         if find_spec("torch") is None:
             raise UnsupportedModelError(
-                f"{files[0].parent} holds its weights as a PyTorch pickle ({files[0].name}), and torch is not installed. "
-                "Use a revision with safetensors, or `pip install torch` so that tljax can convert them."
+                f"{files[0].parent} holds its weights as a PyTorch pickle ({files[0].name}), and torch is "
+                "not installed. Use a revision with safetensors, or `pip install torch` to read this one."
             )
         self._tensors: dict[str, Any] = {}
         stored_in: dict[str, str] = {}
@@ -122,8 +121,7 @@ class PickleFiles:
         if weight_map is not None:
             _check_index(weight_map, stored_in)
         self.info = {
-            key: TensorInfo(_torch_dtype(tensor), tuple(tensor.shape))
-            for key, tensor in self._tensors.items()
+            key: TensorInfo(_torch_dtype(tensor), tuple(tensor.shape)) for key, tensor in self._tensors.items()
         }
 
     def read(self, key: str) -> np.ndarray:
@@ -143,14 +141,14 @@ def _shards(directory: Path, index: str) -> tuple[list[Path], dict[str, str]]:
     for name in weight_map.values():
         if not isinstance(name, str) or not name.strip(".") or set(name) & set("/\\:\0"):
             raise CheckpointError(
-                f"{directory / index} names the shard {name!r}. A shard must be a plain file name next to the index: "
-                "paths that lead elsewhere are refused."
+                f"{directory / index} names the shard {name!r}. A shard must be a plain file name next to "
+                "the index: paths that lead elsewhere are refused."
             )
     names = sorted(set(weight_map.values()))
     if absent := [name for name in names if not (directory / name).is_file()]:
         raise CheckpointError(
-            f"{directory} lacks {len(absent)} of the {len(names)} shards its index names: {', '.join(absent[:8])}. "
-            "The download is incomplete: run it again."
+            f"{directory} lacks {len(absent)} of the {len(names)} shards its index names: "
+            f"{', '.join(absent[:8])}. The download is incomplete: run it again."
         )
     return [directory / name for name in names], weight_map
 
@@ -162,9 +160,7 @@ def _check_index(weight_map: Mapping[str, str], stored_in: Mapping[str, str]) ->
         if weight_map.get(key) != stored_in.get(key)
     ]
     if wrong:
-        raise CheckpointError(
-            f"The index and its shards disagree on {len(wrong)} tensors: {'; '.join(wrong[:8])}."
-        )
+        raise CheckpointError(f"The index and its shards disagree on {len(wrong)} tensors: {'; '.join(wrong[:8])}.")
 
 
 @contextlib.contextmanager
@@ -173,16 +169,16 @@ def _opened(file: Path) -> Iterator[Any]:
         with safe_open(file, framework="numpy") as handle:
             yield handle
     except (SafetensorError, OSError) as error:
-        with file.open("rb") as stream:
-            pointer = stream.read(len(_LFS_POINTER)) == _LFS_POINTER
-        reason = (
-            "is a git-lfs pointer, not the weights: run `git lfs pull`"
-            if pointer
-            else f"cannot be read ({error})"
-        )
-        raise CheckpointError(
-            f"{file} {reason}. {'' if pointer else 'It is damaged or half-downloaded: fetch it again.'}".rstrip()
-        ) from error
+        reason = f"cannot be read ({error}). It is damaged or half-downloaded: fetch it again."
+        if _starts_with(file, b"version https://git-lfs"):
+            reason = "is a git-lfs pointer, not the weights: run `git lfs pull`."
+        raise CheckpointError(f"{file} {reason}") from error
+
+
+def _starts_with(file: Path, start: bytes) -> bool:
+    with contextlib.suppress(OSError), file.open("rb") as stream:
+        return stream.read(len(start)) == start
+    return False
 
 
 def _unpickle(file: Path) -> Mapping[str, Any]:
@@ -192,12 +188,8 @@ def _unpickle(file: Path) -> Mapping[str, Any]:
         content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except Exception as error:  # torch raises anything from EOFError to its own pickle errors
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(
-            f"{file} is not a plain pickle of tensors, or is damaged ({reason})."
-        ) from error
-    if not isinstance(content, Mapping) or not all(
-        isinstance(value, torch.Tensor) for value in content.values()
-    ):
+        raise CheckpointError(f"{file} is not a plain pickle of tensors, or is damaged ({reason}).") from error
+    if not isinstance(content, Mapping) or not all(isinstance(value, torch.Tensor) for value in content.values()):
         raise CheckpointError(f"{file} does not hold a mapping from names to tensors.")
     return content
 

@@ -16,7 +16,7 @@ _NAMES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF1
 
 @contextlib.contextmanager
 def replace_file(path: Path) -> Iterator[BinaryIO]:
-    """Opens a temporary file that takes the place of ``path`` once it is complete, and vanishes if writing fails."""
+    """Opens a temporary file that replaces ``path`` once it is complete, and vanishes if writing fails."""
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(descriptor, "wb") as stream:

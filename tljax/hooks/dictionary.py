@@ -121,8 +121,9 @@ def _pair(item: Any) -> tuple[Any, Callable[..., Any]]:
     name, function = item
     if not callable(function):
         raise HookError(
-            f"The hook at {name!r} is not callable, got {type(function).__name__}. Pass a function of (activation, hook) "
-            "or an intervention such as tljax.Zero(pos=3); to put an array there use tljax.Replace(array)."
+            f"The hook at {name!r} is not callable, got {type(function).__name__}. Pass a function of "
+            "(activation, hook) or an intervention such as tljax.Zero(pos=3); to put an array "
+            "there use tljax.Replace(array)."
         )
     return (name.name if isinstance(name, HookPoint | HookPointSpec) else name), function
 
@@ -140,5 +141,3 @@ def make_slot(relative: str, spec: HookPointSpec, full_name: str, entries: Seque
         tuple(entry.function for entry in entries if entry.direction == "fwd"),
         tuple(entry.function for entry in entries if entry.direction == "bwd"),
     )
-
-

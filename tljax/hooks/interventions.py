@@ -5,8 +5,8 @@ heads, values, scales and masks are array leaves, so changing any of them (or mo
 reuses the compiled program; they go through ``jax.jit``, ``jax.grad`` and ``jax.vmap``.
 """
 
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -15,73 +15,7 @@ import numpy as np
 from tljax.errors import InterventionError, nearest
 from tljax.hooks.point import HookPoint
 from tljax.hooks.points import AXES
-
-_AXIS_ALIASES = {"d_mlp": "neuron", "dest": "query_pos", "src": "key_pos", "dest_pos": "query_pos", "src_pos": "key_pos",
-                 "head_index": "head", "d_vocab_out": "d_vocab"}  # fmt: skip
-
-
-def _is_concrete(array: Any) -> bool:
-    return not isinstance(array, jax.core.Tracer)
-
-
-class Selector:
-    """Which entries of one axis: a number, several numbers, a boolean mask, or a slice.
-
-    Numbers and masks are stored as float32 leaves (exact up to 2**24), so that ``jax.grad`` accepts an intervention
-    as its argument: integer leaves would make it refuse the whole pytree.
-    """
-
-    __slots__ = ("axis", "kind", "payload")
-
-    def __init__(self, axis: str, index: Any) -> None:
-        self.axis = axis
-        if isinstance(index, slice):
-            self.kind, self.payload = "slice", index
-            return
-        array = index if isinstance(index, jax.Array) else np.asarray(index)
-        if array.ndim > 1:
-            raise InterventionError(
-                f"{axis}= takes a number, a list of numbers, a boolean mask of the axis or a slice; got an array of "
-                f"shape {tuple(array.shape)}. For a mask over several axes use mask=."
-            )
-        self.kind = "mask" if array.dtype == bool else "number" if array.ndim == 0 else "numbers"
-        if self.kind != "mask" and not jnp.issubdtype(array.dtype, jnp.integer):
-            raise InterventionError(f"{axis}= takes whole numbers, got dtype {array.dtype}.")
-        self.payload = array.astype(jnp.float32 if isinstance(array, jax.Array) else np.float32)
-
-    def signature(self) -> Any:
-        static = (self.payload.start, self.payload.stop, self.payload.step) if self.kind == "slice" else None
-        return (self.axis, self.kind, static)
-
-    def check(self, size: int, name: str) -> None:
-        if self.kind == "slice" or not _is_concrete(self.payload):
-            return
-        if self.kind == "mask":
-            if self.payload.shape[0] != size:
-                raise InterventionError(
-                    f"The mask for axis {self.axis!r} of {name} has {self.payload.shape[0]} entries; the axis has {size}."
-                )
-            return
-        numbers = np.atleast_1d(np.asarray(self.payload)).astype(int)
-        if bad := [int(n) for n in numbers if not -size <= n < size]:
-            raise InterventionError(
-                f"{self.axis}={bad[0]} is out of range at {name}: the axis has {size} entries (0 to {size - 1}, or negative "
-                "from the end)."
-            )
-
-    def numbers(self, size: int) -> jax.Array:
-        return jnp.asarray(self.payload).astype(jnp.int32) % jnp.int32(size)
-
-    def mask(self, size: int) -> jax.Array:
-        """Boolean ``[size]``: the selected entries."""
-        if self.kind == "mask":
-            return jnp.asarray(self.payload) != 0
-        if self.kind == "slice":
-            chosen = np.zeros(size, bool)
-            chosen[self.payload] = True
-            return jnp.asarray(chosen)
-        numbers = jnp.atleast_1d(self.numbers(size))
-        return (jnp.arange(size)[:, None] == numbers[None, :]).any(axis=1)
+from tljax.hooks.selectors import AXIS_ALIASES, Selector
 
 
 class Intervention:
@@ -104,19 +38,32 @@ class Intervention:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        jax.tree_util.register_pytree_with_keys(cls, _flatten_with_keys, lambda aux, children: _unflatten(cls, aux, children))
+        jax.tree_util.register_pytree_with_keys(
+            cls, _flatten_with_keys, lambda aux, children: _unflatten(cls, aux, children)
+        )
 
     def __init__(self, mask: Any = None, **at: Any) -> None:
         selectors = []
         for key, index in at.items():
-            axis = _AXIS_ALIASES.get(key, key)
+            axis = AXIS_ALIASES.get(key, key)
             if axis not in AXES:
-                known = [*AXES, *_AXIS_ALIASES]
-                raise InterventionError(f"{type(self).__name__} has no axis {key!r}.{nearest(key, known)} Axes: {', '.join(AXES)}.")
+                known = [*AXES, *AXIS_ALIASES]
+                raise InterventionError(
+                    f"{type(self).__name__} has no axis {key!r}.{nearest(key, known)} Axes: {', '.join(AXES)}."
+                )
             if index is not None:
                 selectors.append(Selector(axis, index))
         self._set("at", tuple(selectors))
         self._set("mask", None if mask is None else jnp.asarray(mask).astype(jnp.float32))
+
+    @classmethod
+    def stored(cls, fields: Mapping[str, Any], at: Sequence[Selector]) -> Self:
+        """An intervention from its parts (arrays, settings and mask by name), unchecked."""
+        self = object.__new__(cls)
+        for name, value in fields.items():
+            self._set(name, value)
+        self._set("at", tuple(at))
+        return self
 
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
@@ -152,7 +99,9 @@ class Intervention:
         for selector in self.at:
             if selector.axis not in axes and not (selector.axis == "pos" and "query_pos" in axes):
                 known = f"has axes {axes}" if axes else "has no axis names here (pass axes=)"
-                raise InterventionError(f"{type(self).__name__}({selector.axis}=...) cannot apply at {name}, which {known}.")
+                raise InterventionError(
+                    f"{type(self).__name__}({selector.axis}=...) cannot apply at {name}, which {known}."
+                )
 
     def check_shape(self, hook: HookPoint, shape: Sequence[int]) -> None:
         """Raises InterventionError if an index is out of range or an operand cannot line up with ``shape``."""
@@ -197,7 +146,7 @@ class Intervention:
         if len(listed) == 1 and operand.ndim == value.ndim:
             number, selector = listed[0]
             expected = list(value.shape)
-            expected[number] = selector.payload.shape[0]
+            expected[number] = selector.size
             if operand.shape[number] == expected[number] and _broadcasts(operand.shape, expected):
                 index = (slice(None),) * number + (selector.numbers(value.shape[number]),)
                 return jnp.zeros_like(value).at[index].set(jnp.broadcast_to(operand, expected))
@@ -224,24 +173,17 @@ def _flatten_with_keys(self: Intervention) -> tuple[list[tuple[Any, Any]], Any]:
     return keyed, aux
 
 
-def _unflatten(cls: type[Intervention], aux: Any, children: Sequence[Any]) -> Intervention:
-    self = object.__new__(cls)
+def _unflatten(cls: type[Intervention], aux: Any, children: Iterable[Any]) -> Intervention:
+    children = tuple(children)
     signatures, settings = aux
-    n_arrays = len(cls.arrays)
-    for name, child in zip(cls.arrays, children, strict=False):
-        self._set(name, child)
-    for name, setting in zip(cls.settings, settings, strict=True):
-        self._set(name, setting)
-    self._set("mask", children[n_arrays])
-    payloads = iter(children[n_arrays + 1 :])
-    selectors = []
-    for axis, kind, bounds in signatures:
-        selector = object.__new__(Selector)
-        selector.axis, selector.kind = axis, kind
-        selector.payload = slice(*bounds) if kind == "slice" else next(payloads)
-        selectors.append(selector)
-    self._set("at", tuple(selectors))
-    return self
+    names = (*cls.arrays, "mask")
+    payloads = iter(children[len(names) :])
+    selectors = [
+        Selector.stored(axis, kind, slice(*bounds) if kind == "slice" else next(payloads))
+        for axis, kind, bounds in signatures
+    ]
+    fields = dict(zip(names, children, strict=False)) | dict(zip(cls.settings, settings, strict=True))
+    return cls.stored(fields, selectors)
 
 
 def _number(value: Any) -> Any:
@@ -330,7 +272,9 @@ class Mean(Intervention):
     reference: Any
     over: tuple[str, ...]
 
-    def __init__(self, reference: Any = None, *, over: str | Sequence[str] = "batch", mask: Any = None, **at: Any) -> None:
+    def __init__(
+        self, reference: Any = None, *, over: str | Sequence[str] = "batch", mask: Any = None, **at: Any
+    ) -> None:
         super().__init__(mask, **at)
         self._set("reference", None if reference is None else _number(reference))
         self._set("over", (over,) if isinstance(over, str) else tuple(over))
@@ -338,7 +282,9 @@ class Mean(Intervention):
     def transform(self, value: jax.Array, hook: HookPoint) -> jax.Array:
         source = value if self.reference is None else jnp.asarray(self.reference).astype(value.dtype)
         if missing := [axis for axis in self.over if axis not in hook.axes]:
-            raise InterventionError(f"Mean(over={missing[0]!r}) cannot apply at {hook.name}, which has axes {hook.axes}.")
+            raise InterventionError(
+                f"Mean(over={missing[0]!r}) cannot apply at {hook.name}, which has axes {hook.axes}."
+            )
         mean = source.mean(axis=tuple(hook.axes.index(axis) for axis in self.over), keepdims=True)
         return jnp.broadcast_to(self.aligned(mean, value, hook), value.shape)
 
@@ -421,4 +367,3 @@ class Chain(Intervention):
         for part in self.parts:
             value = part(value, hook)
         return value
-

@@ -11,20 +11,32 @@ class HookPointList(tuple[HookPointSpec, ...]):
     batch: int | None
     pos: int | None
 
-    def __new__(cls, points: Iterable[HookPointSpec], batch: int | None = None, pos: int | None = None) -> "HookPointList":
+    def __new__(
+        cls, points: Iterable[HookPointSpec], batch: int | None = None, pos: int | None = None
+    ) -> "HookPointList":
         self = super().__new__(cls, points)
         self.batch, self.pos = batch, pos
         return self
 
     def shape_text(self, point: HookPointSpec) -> str:
         """``[batch, pos, 64]``, with numbers where they are known."""
-        sizes = dict(point.sizes) | {"batch": self.batch, "pos": self.pos, "query_pos": self.pos, "key_pos": self.pos}
+        sizes = dict(point.sizes) | {
+            "batch": self.batch,
+            "pos": self.pos,
+            "query_pos": self.pos,
+            "key_pos": self.pos,
+        }
         return "[" + ", ".join(str(sizes.get(axis) or axis) for axis in point.axes) + "]"
 
     def rows(self) -> list[tuple[str, str, str, str]]:
         """``(name, axes, shape, meaning)`` of each point."""
         return [
-            (p.name, " ".join(p.axes), self.shape_text(p), p.meaning + (" (only when named)" if p.optional else ""))
+            (
+                p.name,
+                " ".join(p.axes),
+                self.shape_text(p),
+                p.meaning + (" (only when named)" if p.optional else ""),
+            )
             for p in self
         ]
 
@@ -32,7 +44,8 @@ class HookPointList(tuple[HookPointSpec, ...]):
         rows = [("name", "axes", "shape", "meaning"), *self.rows()]
         widths = [max(len(row[column]) for row in rows) for column in range(3)]
         return "\n".join(
-            "  ".join(cell.ljust(width) for cell, width in zip(row[:3], widths, strict=True)) + f"  {row[3]}" for row in rows
+            "  ".join(cell.ljust(width) for cell, width in zip(row[:3], widths, strict=True)) + f"  {row[3]}"
+            for row in rows
         )
 
     __repr__ = __str__

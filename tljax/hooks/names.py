@@ -89,7 +89,7 @@ def resolve(name: Any, table: Mapping[str, Any], n_layers: int) -> str:
     """Returns the table's name for any accepted spelling of a hook name.
 
     Args:
-        name: a full name, a short form, a TransformerBridge name, or a tuple ``("pattern", 3)`` / ``("scale", 1, "ln1")``.
+        name: a full name, a short form, a TransformerBridge name, or a tuple such as ``("scale", 1, "ln1")``.
         table: the model's points by name.
         n_layers: number of layers, for negative layer numbers.
 
@@ -122,7 +122,9 @@ def _hint(name: str, table: Mapping[str, Any], n_layers: int) -> str:
 
 
 def select(
-    names: "str | tuple[Any, ...] | Callable[[str], bool] | Sequence[Any] | None", table: Mapping[str, Any], n_layers: int
+    names: "str | tuple[Any, ...] | Callable[[str], bool] | Sequence[Any] | None",
+    table: Mapping[str, Any],
+    n_layers: int,
 ) -> tuple[str, ...]:
     """Returns the full names, in firing order, that a names filter picks.
 
@@ -154,6 +156,9 @@ def select(
 
 def is_act_tuple(names: Any) -> bool:
     """Whether this is one ``(name, layer[, layer_type])`` tuple rather than a sequence of names."""
-    return isinstance(names, tuple) and len(names) in (2, 3) and isinstance(names[0], str) and (
-        names[1] is None or isinstance(names[1], int)
+    return (
+        isinstance(names, tuple)
+        and len(names) in (2, 3)
+        and isinstance(names[0], str)
+        and (names[1] is None or isinstance(names[1], int))
     )

@@ -207,7 +207,7 @@ def apply_with_slots(
         scope[last] = slot
     variables = {"params": params, HOOKS: collection}
     output, state = module.apply(variables, *args, mutable=[CAPTURED], method=method)
-    return output, _flatten(state.get(CAPTURED, {}))
+    return output, _flatten(dict(state).get(CAPTURED, {}))
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -259,5 +259,7 @@ def run_module_with_hooks(
     }
     output, captured = apply_with_slots(module, variables.get("params", {}), slots, *args)
     if silent := [name for name in wanted if name not in captured]:
-        raise HookError(f"No hook point named {silent} fired in {type(module).__name__}. Names are module paths: a.b.hook_x.")
+        raise HookError(
+            f"No hook point named {silent} fired in {type(module).__name__}. Names are module paths: a.b.hook_x."
+        )
     return output, {name: captured[name] for name in names}

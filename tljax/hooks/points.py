@@ -50,7 +50,9 @@ class HookPointSpec:
         return dataclasses.replace(self, name=prefix + self.name)
 
 
-def _sizes(cfg: HookedTransformerConfig, head: int | None = None, width: int | None = None) -> tuple[tuple[str, int], ...]:
+def _sizes(
+    cfg: HookedTransformerConfig, head: int | None = None, width: int | None = None
+) -> tuple[tuple[str, int], ...]:
     return (
         ("d_model", width or cfg.d_model),
         ("head", head or cfg.n_heads),
@@ -91,7 +93,11 @@ def _attention_input_points(cfg: HookedTransformerConfig, attention_input: Atten
     yield HookPointSpec("hook_resid_pre", _RESID, "residual stream before the block", sizes=sizes)
     if cfg.kv_heads == cfg.n_heads:
         yield HookPointSpec(
-            "hook_attn_in", _PER_HEAD_MODEL, "attention input for each head, before ln1", not cfg.use_attn_in, sizes
+            "hook_attn_in",
+            _PER_HEAD_MODEL,
+            "attention input for each head, before ln1",
+            not cfg.use_attn_in,
+            sizes,
         )
     for letter, word in (("q", "query"), ("k", "key"), ("v", "value")):
         yield HookPointSpec(
@@ -105,11 +111,17 @@ def _attention_input_points(cfg: HookedTransformerConfig, attention_input: Atten
 
 
 def _norm_points(
-    name: str, cfg: HookedTransformerConfig, sizes: tuple[tuple[str, int], ...], per_head: bool = False, axis: str = "d_model"
+    name: str,
+    cfg: HookedTransformerConfig,
+    sizes: tuple[tuple[str, int], ...],
+    per_head: bool = False,
+    axis: str = "d_model",
 ) -> Iterator[HookPointSpec]:
     lead = ("batch", "pos", "head") if per_head else ("batch", "pos")
     yield HookPointSpec(f"{name}.hook_scale", (*lead, "scale"), f"what {name} divides by", sizes=sizes)
-    yield HookPointSpec(f"{name}.hook_normalized", (*lead, axis), f"{name}'s output before its weight and bias", sizes=sizes)
+    yield HookPointSpec(
+        f"{name}.hook_normalized", (*lead, axis), f"{name}'s output before its weight and bias", sizes=sizes
+    )
 
 
 def _attention_points(cfg: HookedTransformerConfig) -> Iterator[HookPointSpec]:

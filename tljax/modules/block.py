@@ -55,7 +55,11 @@ class TransformerBlock(nn.Module):
             return normalized, normalized, normalized
         query, key, value = (
             self.ln1(hook(self, name, attn_in if attn_in.ndim == 4 else _per_head(resid_pre, heads)))
-            for name, heads in (("hook_q_input", cfg.n_heads), ("hook_k_input", cfg.kv_heads), ("hook_v_input", cfg.kv_heads))
+            for name, heads in (
+                ("hook_q_input", cfg.n_heads),
+                ("hook_k_input", cfg.kv_heads),
+                ("hook_v_input", cfg.kv_heads),
+            )
         )
         return query, key, value
 

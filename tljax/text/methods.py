@@ -1,6 +1,6 @@
 """The text methods of a model: each asks the tokenizer, with the model's own defaults."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ class TextMethods:
     def _text(self) -> "Tokenizer":
         if self._tokenizer is None:
             raise TokenizerError(
-                "This model has no tokenizer. Attach one: model = model.set_tokenizer(AutoTokenizer.from_pretrained(name))."
+                "This model has no tokenizer. Attach one: model = model.set_tokenizer(hugging_face_tokenizer)."
             )
         return self._tokenizer
 
@@ -68,7 +68,7 @@ class TextMethods:
         self,
         single_token: str | int,
         input: Any,
-        mode: str = "first",
+        mode: Literal["first", "last"] = "first",
         prepend_bos: bool | None = None,
         padding_side: PaddingSide | None = None,
     ) -> int:

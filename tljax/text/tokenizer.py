@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from tljax.typing import PaddingSide
 FALLBACK_EOS = "<|endoftext|>"
 BOS_NAMES = ("<|begin_of_text|>", "<s>", "<bos>", "[BOS]", "<|startoftext|>", FALLBACK_EOS)
 EOS_NAMES = ("<|end_of_text|>", "</s>", "<eos>", "[EOS]", FALLBACK_EOS)
+PROBES = 64
 REQUIRED_API = ("decode", "batch_decode", "get_vocab", "bos_token", "eos_token", "pad_token")
 
 
@@ -30,6 +32,7 @@ class Tokenizer:
         pad_token_id: id that fills short rows of a batch, or ``None``.
         padding_side: where short rows are filled unless a call says otherwise.
         d_vocab: the largest token id plus one.
+        unk_token_id: id that stands for what the vocabulary cannot spell, or ``None``.
     """
 
     hf: Any = dataclasses.field(repr=False)
@@ -39,6 +42,7 @@ class Tokenizer:
     pad_token_id: int | None
     padding_side: PaddingSide
     d_vocab: int
+    unk_token_id: int | None = None
 
     def encode(self, texts: Sequence[str], max_length: int | None = None) -> list[list[int]]:
         """Returns one list of ids a text, with the special tokens ``hf`` adds by itself, unpadded.
@@ -46,16 +50,20 @@ class Tokenizer:
         Args:
             texts: the texts.
             max_length: longest row kept, special tokens included; ``None`` keeps everything.
+
+        Raises:
+            TokenizerError: the vocabulary has no id for some of the text, not even an unknown token.
         """
         if max_length is not None and max_length < 1:
             return [[] for _ in texts]
-        encoded = self.hf(
-            list(texts),
-            padding=False,
-            truncation=max_length is not None,
-            max_length=max_length,
-            verbose=False,
-        )
+        cut = max_length is not None
+        try:
+            encoded = self.hf(list(texts), padding=False, truncation=cut, max_length=max_length, verbose=False)
+        except Exception as error:  # tokenizers raises bare Exception
+            raise TokenizerError(
+                f"The tokenizer cannot encode {list(texts)!r}: {error}. "
+                f"Use text that its vocabulary of {self.d_vocab} ids can spell."
+            ) from error
         return [[int(token) for token in row] for row in encoded["input_ids"]]
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -72,9 +80,7 @@ class Tokenizer:
 def check_padding_side(padding_side: str | None) -> None:
     """Raises ``InputError`` unless ``padding_side`` is ``"left"``, ``"right"`` or ``None``."""
     if padding_side not in ("left", "right", None):
-        raise InputError(
-            f"padding_side must be 'left', 'right' or None (the tokenizer's own), got {padding_side!r}."
-        )
+        raise InputError(f"padding_side must be 'left', 'right' or None (the tokenizer's own), got {padding_side!r}.")
 
 
 def wrap_tokenizer(
@@ -82,17 +88,17 @@ def wrap_tokenizer(
 ) -> Tokenizer:
     """Settles a tokenizer's special tokens as TransformerLens 3.9 does, on a copy.
 
-    A tokenizer that knows a BOS token is told to add it by itself, a missing EOS becomes ``<|endoftext|>``, a
-    missing PAD becomes EOS, a missing BOS becomes EOS. A token that is not in the vocabulary stays missing, and
-    whatever needs it raises.
+    A tokenizer that knows a BOS token is told to add it by itself, a missing EOS becomes
+    ``<|endoftext|>``, a missing PAD becomes EOS, a missing BOS becomes EOS. A token that is not in the
+    vocabulary stays missing, and whatever needs it raises.
 
     Args:
         hf_tokenizer: a ``PreTrainedTokenizerFast`` or anything with its call signature and methods, or a
             :class:`Tokenizer`.
         default_padding_side: where to pad; ``None`` takes the tokenizer's own side.
-        add_bos: whether to make the tokenizer add its BOS, as TransformerLens does for every architecture but
-            OLMo's. :func:`~tljax.text.tokens.to_tokens` gives the same ids either way, but for one token when it
-            truncates without BOS.
+        add_bos: whether to make the tokenizer add its BOS, as TransformerLens does for every
+            architecture but OLMo's. :func:`~tljax.text.tokens.to_tokens` gives the same ids either way,
+            but for one token when it truncates without BOS.
 
     Returns:
         The wrapped copy.
@@ -106,8 +112,8 @@ def wrap_tokenizer(
     >>> backend = Backend(models.WordLevel({"<|endoftext|>": 0, "John": 1, "met": 2}))
     >>> backend.pre_tokenizer = pre_tokenizers.Whitespace()
     >>> wrap_tokenizer(PreTrainedTokenizerFast(tokenizer_object=backend))
-    Tokenizer(prepends_bos=False, bos_token_id=0, eos_token_id=0, pad_token_id=0, padding_side='right',
-              d_vocab=3)
+    Tokenizer(prepends_bos=False, bos_token_id=0, eos_token_id=0, pad_token_id=0,
+              padding_side='right', d_vocab=3, unk_token_id=None)
     """
     check_padding_side(default_padding_side)
     if isinstance(hf_tokenizer, Tokenizer):
@@ -122,13 +128,14 @@ def wrap_tokenizer(
     if hf.bos_token is None and hf.eos_token is not None:
         hf.bos_token = hf.eos_token
     hf.padding_side = default_padding_side or getattr(hf, "padding_side", None) or "right"
-    bos = vocab.get(hf.bos_token)
+    bos, eos = vocab.get(hf.bos_token), vocab.get(hf.eos_token)
     return Tokenizer(
         hf=hf,
-        prepends_bos=_prepends(hf, bos),
+        prepends_bos=_prepends(hf, bos, eos),
         bos_token_id=bos,
-        eos_token_id=vocab.get(hf.eos_token),
+        eos_token_id=eos,
         pad_token_id=vocab.get(hf.pad_token),
+        unk_token_id=vocab.get(getattr(hf, "unk_token", None)),
         padding_side=hf.padding_side,
         d_vocab=max(vocab.values()) + 1,
     )
@@ -148,9 +155,9 @@ def _check_api(hf_tokenizer: Any) -> None:
         missing.insert(0, "__call__")
     if missing:
         raise TokenizerError(
-            f"Expected a Hugging Face tokenizer, got {type(hf_tokenizer).__name__} without {', '.join(missing)}."
-            " Load one with load_tokenizer(name_or_directory), or wrap a tokenizers.Tokenizer as "
-            "PreTrainedTokenizerFast(tokenizer_object=..., bos_token=...)."
+            f"Expected a Hugging Face tokenizer, got {type(hf_tokenizer).__name__} "
+            f"without {', '.join(missing)}. Load one with load_tokenizer(name_or_directory), or wrap a "
+            "tokenizers.Tokenizer as PreTrainedTokenizerFast(tokenizer_object=..., bos_token=...)."
         )
 
 
@@ -159,19 +166,39 @@ def _copy_that_adds_bos(hf_tokenizer: Any) -> Any:
     if hf.bos_token is None or getattr(hf, "add_bos_token", False):
         return hf
     try:
-        hf.add_bos_token = True
+        if isinstance(getattr(type(hf), "add_bos_token", None), property):
+            hf.add_bos_token = True
+        elif getattr(hf, "backend_tokenizer", None) is not None:  # transformers 4: most classes lack the switch
+            hf.backend_tokenizer.post_processor = _bos_template(hf.bos_token, hf.bos_token_id)
     except ValueError:  # the template language of post-processors cannot spell a token with a colon in it
         return copy.deepcopy(hf_tokenizer)
     return hf
 
 
-def _prepends(hf: Any, bos: int | None, probe: str = "a") -> bool:
-    """Whether ``hf`` starts an empty and a non-empty text with ``bos``, which may also be EOS or unknown."""
-    if bos is None:
+def _bos_template(bos_token: str, bos_token_id: int) -> Any:
+    from tokenizers.processors import TemplateProcessing
+
+    return TemplateProcessing(
+        single=f"{bos_token}:0 $A:0",
+        pair=f"{bos_token}:0 $A:0 {bos_token}:1 $B:1",
+        special_tokens=[(bos_token, bos_token_id)],
+    )
+
+
+def _prepends(hf: Any, bos: int | None, eos: int | None) -> bool:
+    """Whether ``hf`` puts ``bos`` in front of a text by itself."""
+    if bos is None or list(hf("")["input_ids"])[:1] != [bos]:
         return False
-    bare = list(hf(probe, add_special_tokens=False)["input_ids"])
-    full = list(hf(probe)["input_ids"])
-    return list(hf("")["input_ids"])[:1] == [bos] and full[: len(bare) + 1] == [bos, *bare]
+    if bos != eos:
+        return True
+    for probe in itertools.islice(hf.get_vocab(), PROBES):  # one id for both: see at which end of a text it stands
+        try:
+            bare, full = (list(hf(probe, add_special_tokens=add)["input_ids"]) for add in (False, True))
+        except Exception:  # tokenizers' own way to say that it has no id for some of the text
+            continue
+        if bare and bos not in bare:
+            return full[: len(bare) + 1] == [bos, *bare]
+    return True
 
 
 def load_tokenizer(
@@ -185,9 +212,10 @@ def load_tokenizer(
     """Reads a tokenizer from a directory (no network) or from the hub.
 
     A directory needs one of: ``tokenizer_config.json`` with the files it speaks of, ``tokenizer.json``, or
-    ``vocab.json`` with ``merges.txt`` (read as GPT-2's byte-level BPE). Where no ``tokenizer_config.json`` names
-    the special tokens, they come from the ids in ``config.json``, then from what the tokenizer itself puts in
-    front of a text, then from the usual names (``<s>``, ``<|endoftext|>``, ...).
+    ``vocab.json`` with ``merges.txt`` (read as GPT-2's byte-level BPE). Where no
+    ``tokenizer_config.json`` names the special tokens, they come from the ids in ``config.json``, then from
+    what the tokenizer itself puts in front of a text, then from the usual names (``<s>``,
+    ``<|endoftext|>``, ...).
 
     Args:
         path_or_name: a directory, or a hub id.
@@ -201,9 +229,7 @@ def load_tokenizer(
     directory = Path(path_or_name).expanduser()
     if not directory.is_dir():
         if isinstance(path_or_name, Path) or path_or_name.startswith(("/", ".", "~")):
-            raise TokenizerError(
-                f"No directory {str(path_or_name)!r}. Give a directory, or a hub id like 'org/name'."
-            )
+            raise TokenizerError(f"No directory {str(path_or_name)!r}. Give a directory, or a hub id like 'org/name'.")
         hf = _from_auto(path_or_name, revision=revision, token=token)
     elif (directory / "tokenizer_config.json").is_file():
         hf = _from_auto(str(directory), local_files_only=True)
@@ -256,9 +282,7 @@ def _guess_special_tokens(backend: Any, model_config: Path) -> dict[str, str]:
     bare, full = (backend.encode("a", add_special_tokens=add).tokens for add in (False, True))
     added_first = full[0] if len(full) > len(bare) and full[1 : 1 + len(bare)] == bare else None
     guesses = {
-        "bos_token": _declared_token(backend, declared, "bos_token_id")
-        or added_first
-        or _known(backend, BOS_NAMES),
+        "bos_token": _declared_token(backend, declared, "bos_token_id") or added_first or _known(backend, BOS_NAMES),
         "eos_token": _declared_token(backend, declared, "eos_token_id") or _known(backend, EOS_NAMES),
     }
     return {role: token for role, token in guesses.items() if token is not None}

@@ -1,7 +1,7 @@
 """Text to tokens and back, with TransformerLens 3.9's rules for BOS, padding and truncation.
 
-Every function takes the :class:`~tljax.text.tokenizer.Tokenizer` first and depends on no model. Tokens come out
-as numpy arrays on the host and may go in as numpy, jax or torch arrays or as lists.
+Every function takes the :class:`~tljax.text.tokenizer.Tokenizer` first and depends on no model. Tokens come
+out as numpy arrays on the host and may go in as numpy, jax or torch arrays or as lists.
 """
 
 import operator
@@ -38,9 +38,10 @@ def to_tokens(
 ) -> Int[np.ndarray, "batch pos"]:
     """Turns text into token ids.
 
-    BOS is added once, whether or not the tokenizer adds it by itself, and left out when ``prepend_bos`` is off. A
-    text that spells BOS out at its start keeps that one as well. Truncation counts a BOS that the tokenizer adds
-    by itself, as in TransformerLens: with ``prepend_bos`` off such a tokenizer leaves ``n_ctx - 1`` tokens.
+    BOS is added once, whether or not the tokenizer adds it by itself, and left out when ``prepend_bos`` is
+    off. A text that spells BOS out at its start keeps that one as well. Truncation counts a BOS that the
+    tokenizer adds by itself, as in TransformerLens: with ``prepend_bos`` off such a tokenizer leaves
+    ``n_ctx - 1`` tokens.
 
     Args:
         tokenizer: the tokenizer.
@@ -55,7 +56,7 @@ def to_tokens(
 
     Raises:
         InputError: ``input`` is empty or holds something other than strings, or ``padding_side`` is unknown.
-        TokenizerError: BOS or PAD is needed and the tokenizer has none.
+        TokenizerError: BOS or PAD is needed and the tokenizer has none, or it cannot spell the text.
 
     >>> from tokenizers import Tokenizer as Backend, models, pre_tokenizers
     >>> from transformers import PreTrainedTokenizerFast
@@ -84,9 +85,7 @@ def _texts(input: str | Sequence[str]) -> list[str]:
         raise InputError("Got an empty list: there is nothing to tokenize. Give at least one string.")
     for index, text in enumerate(input):
         if not isinstance(text, str):
-            raise InputError(
-                f"Expected a list of strings, got {type(text).__name__} {text!r} at index {index}."
-            )
+            raise InputError(f"Expected a list of strings, got {type(text).__name__} {text!r} at index {index}.")
     return list(input)
 
 
@@ -132,14 +131,12 @@ def _level_of_caller() -> int:
     return level
 
 
-def _pad(
-    tokenizer: Tokenizer, rows: list[list[int]], padding_side: PaddingSide
-) -> Int[np.ndarray, "batch pos"]:
+def _pad(tokenizer: Tokenizer, rows: list[list[int]], padding_side: PaddingSide) -> Int[np.ndarray, "batch pos"]:
     width = max(map(len, rows))
     if tokenizer.pad_token_id is None and any(len(row) < width for row in rows):
         raise TokenizerError(
-            f"Texts of {sorted({len(row) for row in rows})} tokens need padding, but the tokenizer has no PAD "
-            "token. Give texts of one length, or name one: "
+            f"Texts of {sorted({len(row) for row in rows})} tokens need padding, but the tokenizer has no "
+            "PAD token. Give texts of one length, or name one: "
             "hf_tokenizer.add_special_tokens({'pad_token': '<pad>'})."
         )
     tokens = np.full((len(rows), width), tokenizer.pad_token_id or 0, dtype=np.int32)
@@ -154,8 +151,8 @@ def to_string(tokenizer: Tokenizer, tokens: TokensLike, *, d_vocab: int | None =
     Args:
         tokenizer: the tokenizer.
         tokens: one id, ids ``[pos]``, ids ``[batch, pos]``, or a list of rows of any lengths.
-        d_vocab: the model's vocabulary, when larger than the tokenizer's: ids between the two have no text and
-            give none. ``None`` refuses them.
+        d_vocab: the model's vocabulary, when larger than the tokenizer's: ids between the two have no text
+            and give none. ``None`` refuses them.
 
     Returns:
         A string, or a list of strings for rows.
@@ -214,13 +211,18 @@ def to_single_token(tokenizer: Tokenizer, string: str) -> int:
     """Returns the id of a string that is exactly one token.
 
     Raises:
-        TokenizerError: the string is several tokens, or none; shows them, and a spelling that is one token if
-            there is one.
+        TokenizerError: the string is several tokens, or none (shows them, and a spelling that is one token
+            if there is one), or unknown to the vocabulary.
         InputError: ``string`` is not a string.
     """
     if not isinstance(string, str):
         raise InputError(f"to_single_token takes a string, got {type(string).__name__} {string!r}.")
     ids = _plain_ids(tokenizer, string)
+    if ids == [tokenizer.unk_token_id] and tokenizer.pieces(ids) != [string]:
+        raise TokenizerError(
+            f"{string!r} is not in the vocabulary: it becomes the unknown token "
+            f"{tokenizer.pieces(ids)[0]!r}. Choose a word that the tokenizer knows."
+        )
     if len(ids) == 1:
         return ids[0]
     spellings = [form for form in (f" {string}", string.strip()) if form not in (string, "", " ")]
@@ -275,8 +277,8 @@ def get_token_position(
         d_vocab: as in :func:`to_string`.
 
     Raises:
-        InputError: the token does not occur (shows the prompt's tokens), ``mode`` is unknown, or tokens of more
-            than one row.
+        InputError: the token does not occur (shows the prompt's tokens), ``mode`` is unknown, or tokens of
+            more than one row.
         TokenizerError: ``single_token`` is several tokens.
     """
     if mode not in ("first", "last"):
@@ -291,8 +293,9 @@ def get_token_position(
     positions = [position for position, other in enumerate(prompt) if other == token]
     if not positions:
         raise InputError(
-            f"The token {tokenizer.pieces([token])[0]!r} (id {token}) does not occur in the prompt, whose tokens "
-            f"are {tokenizer.pieces(prompt)}. A leading space makes another token: check which form stands there."
+            f"The token {tokenizer.pieces([token])[0]!r} (id {token}) does not occur in the prompt, whose "
+            f"tokens are {tokenizer.pieces(prompt)}. A leading space makes another token: check which form "
+            "stands there."
         )
     return positions[0] if mode == "first" else positions[-1]
 
@@ -305,9 +308,9 @@ def get_attention_mask(
 ) -> Any:
     """Marks which positions are text and which are padding.
 
-    Padding is told by position, because PAD often is BOS or EOS too: the unbroken run of PAD ids at the padding
-    side is padding, any PAD id further in is text. Under left padding with ``prepend_bos``, if BOS and PAD are the
-    same id, the last of the run is the BOS and stays visible.
+    Padding is told by position, because PAD often is BOS or EOS too: the unbroken run of PAD ids at the
+    padding side is padding, any PAD id further in is text. Under left padding with ``prepend_bos``, if BOS
+    and PAD are the same id, the last of the run is the BOS and stays visible.
 
     Args:
         tokenizer: the tokenizer.
@@ -337,8 +340,8 @@ def get_attention_mask(
         return (xp.cumsum(is_text[..., ::-1], axis=-1)[..., ::-1] > 0).astype(np.int32)
     visible = xp.cumsum(is_text, axis=-1) > 0
     if prepend_bos and tokenizer.bos_token_id == tokenizer.pad_token_id:
-        bos_positions = (~visible).sum(axis=-1, keepdims=True) - 1
-        visible = visible | (xp.arange(ids.shape[-1]) == bos_positions)
+        next_visible = xp.concatenate([visible[..., 1:], xp.ones_like(visible[..., :1])], axis=-1)
+        visible = visible | next_visible
     return visible.astype(np.int32)
 
 

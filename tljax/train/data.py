@@ -14,7 +14,6 @@ import hashlib
 from collections.abc import Callable
 
 import numpy as np
-from jaxtyping import Int
 
 from tljax.errors import ConfigError
 from tljax.train import lexicon

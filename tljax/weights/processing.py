@@ -1,17 +1,18 @@
-"""Weight processing: folding and centring that leave the model's function alone and make its weights easier to read.
+"""Weight processing: folding and centring that leave the function of a model alone and its weights readable.
 
 Four steps, TransformerLens's, each a pure function of parameters and applied only where it is exact:
 
-- ``fold_ln``: a norm's gain and bias move into the matrices that read it, which are then centred along ``d_model``
-  (a layer norm's output has no mean, so that part of them is never used). Not for a layer norm before a gated MLP:
-  the gate has no bias of its own that could take the norm's.
-- ``center_writing_weights``: whatever writes to the residual stream loses its mean along ``d_model``. Only when every
-  reader is a layer norm, which subtracts that mean anyway; never with RMS norms or ``final_rms``.
-- ``center_unembed``: ``W_U`` and ``b_U`` lose their mean over the vocabulary; logits shift together, probabilities stay.
-  Not under an output soft cap, which does not commute with the shift.
-- ``fold_value_biases``: attention patterns sum to one, so ``b_V`` reaches the output as a constant: it moves to ``b_O``.
+- ``fold_ln``: a norm's gain and bias move into the matrices that read it, which are then centred along
+  ``d_model`` (a layer norm's output has no mean, so that part of them is never used). Not with layer norms
+  and gated MLPs: the gate has no bias of its own that could take the norm's.
+- ``center_writing_weights``: whatever writes to the residual stream loses its mean along ``d_model``. Only
+  when every reader is a layer norm, which subtracts that mean anyway; never with RMS norms or ``final_rms``.
+- ``center_unembed``: ``W_U`` and ``b_U`` lose their mean over the vocabulary: logits shift together,
+  probabilities stay. Not under an output soft cap, which does not commute with the shift.
+- ``fold_value_biases``: attention patterns sum to one, so ``b_V`` reaches the output as a constant and moves
+  to ``b_O``.
 
-A step that does not apply is skipped. Arithmetic is in float32 (or wider), results return to the dtype they came in.
+A step that does not apply is skipped. Arithmetic is in float32 (or wider), results return to their own dtype.
 Applying the steps a second time changes no bit: a row whose mean is rounding noise is left as it is.
 """
 
@@ -87,7 +88,7 @@ def process_weights(
     Args:
         params: nested parameters; not modified.
         cfg: their config.
-        fold_ln: fold norms into the matrices that read them (``LN`` becomes ``LNPre``, ``RMS`` becomes ``RMSPre``).
+        fold_ln: fold norms into the matrices that read them (``LN`` to ``LNPre``, ``RMS`` to ``RMSPre``).
         center_writing_weights: centre everything that writes to the residual stream.
         center_unembed: centre the unembedding over the vocabulary.
         fold_value_biases: move value biases into the output bias.
@@ -122,74 +123,74 @@ def process_stage(params: Stage, steps: Steps, dtype: str | None = None) -> Stag
     """
     leaves = jax.tree_util.tree_leaves_with_path(params)
     stored = {path: jnp.dtype(dtype or leaf.dtype) for path, leaf in leaves}
-    wide = jax.tree.map(lambda leaf: leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)), params)
-    noise = max(float(jnp.finfo(kind).eps) for kind in stored.values())
+    wide = jax.tree.map(lambda leaf: leaf.astype("float64" if leaf.dtype == "float64" else "float32"), params)
+    coarsest = max(stored.values(), key=lambda kind: float(jnp.finfo(kind).eps))
     process = process_block if "attn" in params else process_head if "unembed" in params else process_embed
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: leaf.astype(stored[path]), process(wide, steps, noise)
-    )
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: leaf.astype(stored[path]), process(wide, steps, coarsest))
 
 
-def process_embed(params: Stage, steps: Steps, noise: float) -> Stage:
-    """Processes ``{"embed": ..., "pos_embed": ...}``; ``noise`` is the rounding step of the stored dtype."""
+def process_embed(params: Stage, steps: Steps, stored: jnp.dtype) -> Stage:
+    """Processes ``{"embed": ..., "pos_embed": ...}``; ``stored`` is the dtype the result will have."""
     if not steps.center_writing:
         return params
-    return jax.tree.map(lambda table: _center(table, 1, noise), params)
+    return jax.tree.map(lambda table: _center(table, 1, stored), params)
 
 
-def process_block(params: Stage, steps: Steps, noise: float) -> Stage:
+def process_block(params: Stage, steps: Steps, stored: jnp.dtype) -> Stage:
     """Processes one block: folds its norms, moves its value bias, centres what it writes."""
     block = {name: dict(part) for name, part in params.items()}
     attn, mlp = block["attn"], block.get("mlp")
     if steps.fold_ln:
         norm = block.pop("ln1")
         for x in "QKV":
-            attn[f"W_{x}"], attn[f"b_{x}"] = _fold(norm, attn[f"W_{x}"], attn[f"b_{x}"], noise)
+            attn[f"W_{x}"], attn[f"b_{x}"] = _fold(norm, attn[f"W_{x}"], attn[f"b_{x}"], stored)
         if mlp:
             norm = block.pop("ln2")
-            mlp["W_in"], mlp["b_in"] = _fold(norm, mlp["W_in"], mlp["b_in"], noise)
+            mlp["W_in"], mlp["b_in"] = _fold(norm, mlp["W_in"], mlp["b_in"], stored)
             if "W_gate" in mlp:
                 mlp["W_gate"] = _scale(mlp["W_gate"], norm["w"])
             if "ln" in mlp:
-                mlp["W_out"], mlp["b_out"] = _fold(mlp.pop("ln"), mlp["W_out"], mlp["b_out"], noise)
+                mlp["W_out"], mlp["b_out"] = _fold(mlp.pop("ln"), mlp["W_out"], mlp["b_out"], stored)
     if steps.fold_value_biases:
         values = jnp.repeat(attn["b_V"], attn["W_O"].shape[0] // attn["b_V"].shape[0], axis=0)
         attn["b_O"] += jnp.einsum("nh,nhm->m", values, attn["W_O"], precision="highest")
         attn["b_V"] = jnp.zeros_like(attn["b_V"])
     if steps.center_writing:
-        for part, suffix in ((attn, "O"), (mlp, "out")):
-            for name in (f"W_{suffix}", f"b_{suffix}") if part else ():
-                part[name] = _center(part[name], -1, noise)
+        attn |= {name: _center(attn[name], -1, stored) for name in ("W_O", "b_O")}
+        if mlp:
+            mlp |= {name: _center(mlp[name], -1, stored) for name in ("W_out", "b_out")}
     return block
 
 
-def process_head(params: Stage, steps: Steps, noise: float) -> Stage:
+def process_head(params: Stage, steps: Steps, stored: jnp.dtype) -> Stage:
     """Processes ``{"ln_final": ..., "unembed": ...}``."""
     head = {name: dict(part) for name, part in params.items()}
     unembed = head["unembed"]
     if steps.fold_ln:
-        unembed["W_U"], unembed["b_U"] = _fold(head.pop("ln_final"), unembed["W_U"], unembed["b_U"], noise)
+        unembed["W_U"], unembed["b_U"] = _fold(head.pop("ln_final"), unembed["W_U"], unembed["b_U"], stored)
     if steps.center_unembed:
-        unembed["W_U"] = _center(unembed["W_U"], 1, noise)
-        unembed["b_U"] = _center(unembed["b_U"], 0, noise)
+        unembed["W_U"] = _center(unembed["W_U"], 1, stored)
+        unembed["b_U"] = _center(unembed["b_U"], 0, stored)
     return head
 
 
-def _fold(norm: Stage, weight: Array, bias: Array, noise: float) -> tuple[Array, Array]:
+def _fold(norm: Stage, weight: Array, bias: Array, stored: jnp.dtype) -> tuple[Array, Array]:
     """Moves a norm's gain and bias into the matrix that reads it (contracted axis first)."""
     if "b" not in norm:  # an RMS norm, whose output keeps its mean
         return _scale(weight, norm["w"]), bias
     bias = bias + jnp.tensordot(norm["b"], weight, axes=1, precision="highest")
-    return _center(_scale(weight, norm["w"]), 0, noise), bias
+    return _center(_scale(weight, norm["w"]), 0, stored), bias
 
 
 def _scale(weight: Array, gain: Float[Array, " d"]) -> Array:
     return weight * gain.reshape(-1, *[1] * (weight.ndim - 1))
 
 
-def _center(x: Array, axis: int, noise: float) -> Array:
-    """Subtracts the mean along ``axis``, except where it is no more than rounding noise."""
-    mean = jnp.mean(x, axis, keepdims=True)
-    spread = jnp.sqrt(jnp.mean(x * x, axis, keepdims=True))
-    tolerance = spread * (8 * float(jnp.finfo(x.dtype).eps) + 4 * noise / x.shape[axis] ** 0.5)
-    return x - jnp.where(jnp.abs(mean) > tolerance, mean, jnp.zeros_like(mean))
+def _center(x: Array, axis: int, stored: jnp.dtype) -> Array:
+    """Subtracts the mean along ``axis``, except where it is rounding noise once ``x`` is stored."""
+    info = jnp.finfo(stored)
+    seen = jax.lax.reduce_precision(x, info.nexp, info.nmant)  # decide on what a second call would see
+    spread = jnp.sqrt(jnp.mean(seen * seen, axis, keepdims=True))
+    tolerance = spread * (8 * float(jnp.finfo(x.dtype).eps) + 4 * float(info.eps) / x.shape[axis] ** 0.5)
+    off = jnp.abs(jnp.mean(seen, axis, keepdims=True)) > tolerance
+    return jnp.where(off, x - jnp.mean(x, axis, keepdims=True), x)

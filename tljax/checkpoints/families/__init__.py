@@ -13,7 +13,7 @@ FAMILIES: tuple[Family, ...] = (GPT2, NEOX, LLAMA)
 
 
 def family_of(attributes: Mapping[str, Any], origin: str = "config.json") -> Family:
-    """Returns the family of a Hugging Face config, going by ``architectures`` and, without it, ``model_type``.
+    """Returns the family of a Hugging Face config, by ``architectures`` or, without it, by ``model_type``.
 
     Raises:
         UnsupportedModelError: no family implements it; lists those that exist.

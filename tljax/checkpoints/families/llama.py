@@ -1,4 +1,4 @@
-"""Llama 1, 2 and 3 (``LlamaForCausalLM``): RMS norms, rotary positions, grouped key/value heads, gated MLP."""
+"""Llama 1, 2 and 3 (``LlamaForCausalLM``): RMS norms, rotary, grouped key/value heads, gated MLP."""
 
 from typing import Any
 
@@ -9,9 +9,7 @@ from tljax.config import HookedTransformerConfig
 
 def read_config(hf: HFConfig) -> HookedTransformerConfig:
     """Returns our config for a ``LlamaConfig``."""
-    hf.only(
-        mlp_bias=False, rope_interleaved=False
-    )  # our gated MLP adds b_in after the product, Llama's before it
+    hf.only(mlp_bias=False, rope_interleaved=False)  # our gated MLP adds b_in after the product, Llama's before it
     n_heads = hf("num_attention_heads")
     kv_heads = hf("num_key_value_heads", n_heads)
     d_head = hf("head_dim", hf("hidden_size") // n_heads)

@@ -1,4 +1,4 @@
-"""GPT-NeoX and Pythia (``GPTNeoXForCausalLM``): parallel blocks, partial rotary, query-key-value fused head by head."""
+"""GPT-NeoX and Pythia (``GPTNeoXForCausalLM``): parallel blocks, partial rotary, QKV fused head by head."""
 
 from typing import Any
 

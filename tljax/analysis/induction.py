@@ -1,0 +1,79 @@
+"""Induction heads: heads that, at a token seen before, attend to what followed it (Olsson et al. 2022)."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from tljax.errors import InputError
+from tljax.hooked_transformer import HookedTransformer
+
+
+def repeated_random_tokens(
+    model: HookedTransformer,
+    length: int,
+    batch: int,
+    seed: int = 0,
+    low: int | None = None,
+    high: int | None = None,
+) -> np.ndarray:
+    """Random tokens said twice, ``[batch, 1 + 2 * length]`` with a BOS in front (``2 * length`` without a tokenizer).
+
+    Args:
+        model: gives the vocabulary, the BOS token and the context length.
+        length: tokens in one copy.
+        batch: number of sequences.
+        seed: random seed.
+        low, high: bounds of the token ids drawn, ``low <= id < high``.
+
+    Raises:
+        InputError: two copies do not fit the context.
+    """
+    tokenizer = model._tokenizer
+    bos = None if tokenizer is None else tokenizer.bos_token_id
+    total = 2 * length + (bos is not None)
+    if total > model.cfg.n_ctx:
+        raise InputError(
+            f"Two copies of {length} tokens need {total} positions; the model has n_ctx={model.cfg.n_ctx}."
+        )
+    special: set[Any] = set() if tokenizer is None else {bos, tokenizer.eos_token_id, tokenizer.pad_token_id}
+    ids = np.array([n for n in range(low or 0, high or model.cfg.d_vocab) if n not in special], np.int32)
+    rng = np.random.default_rng(seed)
+    once = ids[rng.integers(0, len(ids), (batch, length))]
+    front = np.full((batch, 1), bos, np.int32) if bos is not None else np.zeros((batch, 0), np.int32)
+    return np.concatenate([front, once, once], axis=1)
+
+
+def induction_scores(
+    model: HookedTransformer, length: int = 20, batch: int = 8, seed: int = 0, tokens: Any = None
+) -> Float[Array, "layer head"]:
+    """How strongly each head attends from the second copy of a token to what followed the first.
+
+    Args:
+        model: the model.
+        length: tokens in one copy.
+        batch: number of random sequences.
+        seed: random seed.
+        tokens: sequences to use instead, ending in two copies of ``length`` tokens.
+
+    Returns:
+        Mean attention ``[layer, head]``, between 0 and 1.
+    """
+    ids = repeated_random_tokens(model, length, batch, seed) if tokens is None else np.asarray(tokens)
+    _, cache = model.run_with_cache(ids, return_type=None, names_filter=lambda name: name.endswith("hook_pattern"))
+    queries = np.arange(ids.shape[1] - length, ids.shape[1])
+    keys = queries - length + 1
+    return jnp.stack(
+        [cache["pattern", layer][:, :, queries, keys].mean(axis=(0, 2)) for layer in range(model.cfg.n_layers)]
+    )
+
+
+def top_heads(scores: jax.Array, threshold: float = 0.3) -> list[tuple[int, int, float]]:
+    """Heads whose score passes a threshold, ``(layer, head, score)``, largest first."""
+    found = [
+        (int(layer), int(head), float(scores[layer, head]))
+        for layer, head in np.argwhere(np.asarray(scores) > threshold)
+    ]
+    return sorted(found, key=lambda item: -item[2])

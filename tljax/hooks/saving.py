@@ -1,0 +1,97 @@
+"""Interventions on disk: a list of (hook name, intervention) pairs as one safetensors file."""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from tljax.errors import CheckpointError, InterventionError
+from tljax.hooks import interventions
+from tljax.hooks.interventions import Chain, Intervention
+from tljax.hooks.selectors import Selector
+
+_FORMAT = "tljax-interventions-1"
+
+
+def save_interventions(hooks: Sequence[tuple[str, Intervention]], path: str | os.PathLike[str]) -> None:
+    """Writes ``[(hook name, intervention), ...]``, the form ``fwd_hooks`` takes.
+
+    Raises:
+        InterventionError: an item is not a name with one of tljax's own interventions.
+    """
+    from safetensors.numpy import save_file
+
+    arrays: dict[str, np.ndarray] = {}
+    described = []
+    for number, (name, intervention) in enumerate(hooks):
+        if not isinstance(name, str):
+            raise InterventionError(f"Only hooks at a name can be saved; item {number} is at {name!r}.")
+        described.append({"name": name, "intervention": _describe(intervention, f"{number}", arrays)})
+    header = {"format": _FORMAT, "hooks": json.dumps(described)}
+    save_file(arrays, path, metadata=header)
+
+
+def load_interventions(path: str | os.PathLike[str]) -> list[tuple[str, Intervention]]:
+    """Reads what :func:`save_interventions` wrote.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or something else.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not Path(path).is_file():
+        raise CheckpointError(f"There is no file {path}.")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            header = file.metadata() or {}
+            if header.get("format") != _FORMAT:
+                raise CheckpointError(f"{path} was not written by save_interventions.")
+            arrays = {key: jnp.asarray(file.get_tensor(key)) for key in file.keys()}  # noqa: SIM118 (not a dict)
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} is damaged or incomplete ({error}).") from error
+    return [(item["name"], _rebuild(item["intervention"], arrays)) for item in json.loads(header["hooks"])]
+
+
+def _describe(intervention: Any, prefix: str, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
+    kind = type(intervention)
+    if getattr(interventions, kind.__name__, None) is not kind:
+        raise InterventionError(f"{kind.__name__} is not one of tljax's interventions and cannot be saved.")
+    if isinstance(intervention, Chain):
+        parts = [_describe(part, f"{prefix}.{n}", arrays) for n, part in enumerate(intervention.parts)]
+        return {"type": "Chain", "parts": parts}
+
+    def keep(key: str, value: Any) -> str | None:
+        if value is None:
+            return None
+        arrays[f"{prefix}.{key}"] = np.ascontiguousarray(value)
+        return f"{prefix}.{key}"
+
+    return {
+        "type": kind.__name__,
+        "arrays": {key: keep(key, getattr(intervention, key)) for key in (*kind.arrays, "mask")},
+        "settings": {key: list(getattr(intervention, key)) for key in kind.settings},
+        "at": [
+            {"axis": s.axis, "slice": [s.payload.start, s.payload.stop, s.payload.step]}
+            if s.kind == "slice"
+            else {"axis": s.axis, "kind": s.kind, "payload": keep(f"at.{s.axis}", s.payload)}
+            for s in intervention.at
+        ],
+    }
+
+
+def _rebuild(described: dict[str, Any], arrays: dict[str, Any]) -> Intervention:
+    kind = getattr(interventions, described["type"])
+    if kind is Chain:
+        return Chain(*(_rebuild(part, arrays) for part in described["parts"]))
+    selectors = tuple(
+        Selector(item["axis"], slice(*item["slice"]))
+        if "slice" in item
+        else Selector.stored(item["axis"], item["kind"], arrays[item["payload"]])
+        for item in described["at"]
+    )
+    values = {key: None if stored is None else arrays[stored] for key, stored in described["arrays"].items()}
+    return kind.stored(values | {key: tuple(v) for key, v in described["settings"].items()}, selectors)

@@ -1,0 +1,99 @@
+"""Which entries of one axis an intervention addresses."""
+
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from tljax.errors import InterventionError
+
+AXIS_ALIASES = {
+    "d_mlp": "neuron",
+    "d_vocab_out": "d_vocab",
+    "head_index": "head",
+    "dest": "query_pos",
+    "dest_pos": "query_pos",
+    "src": "key_pos",
+    "src_pos": "key_pos",
+}
+
+
+class Selector:
+    """Which entries of one axis: a number, several numbers, a boolean mask, or a slice.
+
+    Numbers and masks are stored as float32 leaves (exact up to 2**24), so that ``jax.grad`` accepts an intervention
+    as its argument: integer leaves would make it refuse the whole pytree.
+    """
+
+    __slots__ = ("axis", "kind", "payload")
+
+    axis: str
+    kind: Literal["number", "numbers", "mask", "slice"]
+    payload: Any
+
+    def __init__(self, axis: str, index: Any) -> None:
+        self.axis = axis
+        if isinstance(index, slice):
+            self.kind, self.payload = "slice", index
+            return
+        array = index if isinstance(index, jax.Array) else np.asarray(index)
+        if array.ndim > 1:
+            raise InterventionError(
+                f"{axis}= takes a number, a list of numbers, a boolean mask of the axis or a slice; got an array of "
+                f"shape {tuple(array.shape)}. For a mask over several axes use mask=."
+            )
+        self.kind = "mask" if array.dtype == bool else "number" if array.ndim == 0 else "numbers"
+        if self.kind != "mask" and not jnp.issubdtype(array.dtype, jnp.integer):
+            raise InterventionError(f"{axis}= takes whole numbers, got dtype {array.dtype}.")
+        self.payload = array.astype(jnp.float32 if isinstance(array, jax.Array) else np.float32)
+
+    @classmethod
+    def stored(cls, axis: str, kind: Any, payload: Any) -> "Selector":
+        """A selector from its parts, unchecked."""
+        self = object.__new__(cls)
+        self.axis, self.kind, self.payload = axis, kind, payload
+        return self
+
+    @property
+    def size(self) -> int:
+        """Number of entries of a mask or a list of numbers."""
+        return self.payload.shape[0]
+
+    def signature(self) -> Any:
+        """What is static about the selector: it belongs to the structure of compiled programs."""
+        static = (self.payload.start, self.payload.stop, self.payload.step) if self.kind == "slice" else None
+        return (self.axis, self.kind, static)
+
+    def check(self, size: int, name: str) -> None:
+        """Raises InterventionError if the selection does not fit an axis of ``size`` entries at hook point ``name``."""
+        if self.kind == "slice" or isinstance(self.payload, Tracer):
+            return
+        if self.kind == "mask":
+            if self.size != size:
+                raise InterventionError(
+                    f"The mask for axis {self.axis!r} of {name} has {self.size} entries; the axis has {size}."
+                )
+            return
+        numbers = np.atleast_1d(np.asarray(self.payload)).astype(int)
+        if bad := [int(n) for n in numbers if not -size <= n < size]:
+            raise InterventionError(
+                f"{self.axis}={bad[0]} is out of range at {name}: the axis has {size} entries (0 to {size - 1}, or "
+                "negative from the end)."
+            )
+
+    def numbers(self, size: int) -> jax.Array:
+        """The numbers as int32, negative ones counted from the end."""
+        return jnp.asarray(self.payload).astype(jnp.int32) % jnp.int32(size)
+
+    def mask(self, size: int) -> jax.Array:
+        """Boolean ``[size]``: the selected entries."""
+        if self.kind == "mask":
+            return jnp.asarray(self.payload) != 0
+        if self.kind == "slice":
+            chosen = np.zeros(size, bool)
+            chosen[self.payload] = True
+            return jnp.asarray(chosen)
+        numbers = jnp.atleast_1d(self.numbers(size))
+        return (jnp.arange(size)[:, None] == numbers[None, :]).any(axis=1)
