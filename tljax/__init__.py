@@ -22,6 +22,7 @@ from tljax.hooks.point import HookPoint, hook, run_module_with_hooks
 from tljax.hooks.saving import load_interventions, save_interventions
 from tljax.losses import lm_accuracy, lm_cross_entropy_loss
 from tljax.running import Output
+from tljax.text.tokens import TruncationWarning
 
 __version__ = "0.1.0"
 
@@ -42,6 +43,7 @@ __all__ = [
     "ProjectOut",
     "Replace",
     "Scale",
+    "TruncationWarning",
     "Zero",
     "get_act_name",
     "hook",

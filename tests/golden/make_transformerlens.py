@@ -210,10 +210,25 @@ def record_forward(
 
 
 def record_gradients(golden: Golden, model: HookedTransformer, tokens: torch.Tensor) -> dict[str, Any]:
-    """Stores the gradients of the mean loss at every hook point."""
+    """Stores the gradient of the mean loss at every hook point, named and ordered as ``incl_bwd`` does.
+
+    TransformerLens calls ln1 once each for queries, keys and values, so the gradient at its points arrives in
+    three parts, of which ``incl_bwd`` keeps the last. Stored is their sum: the gradient at the value.
+    """
     _, cache = model.run_with_cache(tokens, return_type="loss", incl_bwd=True)
-    gradients = {name: value for name, value in cache.cache_dict.items() if name.endswith("_grad")}
-    return {"kind": "gradients", "order": golden.put_all("gradients", gradients)}
+    order = [name for name in cache.cache_dict if name.endswith("_grad")]
+    parts: dict[str, list[torch.Tensor]] = {}
+
+    def keep(gradient: torch.Tensor, hook: Any) -> None:
+        parts.setdefault(f"{hook.name}_grad", []).append(gradient.detach().clone())
+
+    with model.hooks(bwd_hooks=[(lambda name: True, keep)]):
+        model(tokens, return_type="loss").backward()
+    for name in order:
+        assert torch.equal(parts[name][-1], cache.cache_dict[name]), name
+        golden.put(f"gradients/{name}", torch.stack(parts[name]).sum(0))
+    in_parts = {name: len(parts[name]) for name in order if len(parts[name]) > 1}
+    return {"kind": "gradients", "order": order, "in_parts": in_parts}
 
 
 def edit(op: str, axis: int | None, index: int | None, factor: float | None, value: Any) -> Any:

@@ -63,9 +63,7 @@ def llama3_like() -> Any:
     """Byte-level BPE with a post-processor that adds its BOS, and no PAD."""
     backend = byte_level(("<|begin_of_text|>", "<|end_of_text|>"))
     bos = backend.token_to_id("<|begin_of_text|>")
-    template = processors.TemplateProcessing(
-        single="<|begin_of_text|> $A", special_tokens=[("<|begin_of_text|>", bos)]
-    )
+    template = processors.TemplateProcessing(single="<|begin_of_text|> $A", special_tokens=[("<|begin_of_text|>", bos)])
     backend.post_processor = processors.Sequence([processors.ByteLevel(trim_offsets=False), template])
     return _fast(backend, bos_token="<|begin_of_text|>", eos_token="<|end_of_text|>")
 
@@ -77,4 +75,4 @@ TINY: dict[str, Callable[[], Any]] = {
     "llama": llama_like,
     "llama3": llama3_like,
 }
-"""The tokenizers of the golden file. ``olmo`` is GPT-2's in an architecture whose tokenizer is not told to add BOS."""
+"""The golden file's tokenizers. ``olmo`` is GPT-2's for an architecture that is not told to add BOS."""

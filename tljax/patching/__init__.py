@@ -1,0 +1,5 @@
+"""Activation patching."""
+
+from tljax.patching.metrics import LogitDiff as LogitDiff
+from tljax.patching.sweep import SweepResult as SweepResult
+from tljax.patching.sweep import sweep as sweep

@@ -53,7 +53,12 @@ class TextMethods:
     ) -> list[str] | list[list[str]]:
         """Shows each token of a text, of ids, or of a list of texts as its own string."""
         return text.to_str_tokens(
-            self._text(), input, prepend_bos=self._bos(prepend_bos), padding_side=padding_side, n_ctx=self.cfg.n_ctx
+            self._text(),
+            input,
+            prepend_bos=self._bos(prepend_bos),
+            padding_side=padding_side,
+            n_ctx=self.cfg.n_ctx,
+            d_vocab=self.cfg.d_vocab,
         )
 
     def to_single_token(self, string: str) -> int:
@@ -74,5 +79,12 @@ class TextMethods:
     ) -> int:
         """Position of a token's ``"first"`` or ``"last"`` occurrence in a prompt."""
         return text.get_token_position(
-            self._text(), single_token, input, mode=mode, prepend_bos=self._bos(prepend_bos), padding_side=padding_side
+            self._text(),
+            single_token,
+            input,
+            mode=mode,
+            prepend_bos=self._bos(prepend_bos),
+            padding_side=padding_side,
+            n_ctx=self.cfg.n_ctx,
+            d_vocab=self.cfg.d_vocab,
         )
