@@ -17,6 +17,7 @@ import pytest
 from safetensors import safe_open
 
 from tljax import Replace, Scale, Zero
+from tljax.checkpoints.layout import flatten
 from tljax.config import HookedTransformerConfig
 from tljax.hooked_transformer import HookedTransformer
 from tljax.weights.processing import process_weights
@@ -66,21 +67,21 @@ def golden(case: str) -> Golden:
         return Golden(record, {key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118
 
 
-def runs(kind: str) -> list[Any]:
-    """Every (case, run) of a kind, as pytest parameters."""
+def runs(kind: str, optional_only: bool = False) -> list[Any]:
+    """Every (case, run) of a kind, as pytest parameters; or only those that switch optional points on."""
     return [
         pytest.param(case, name, id=f"{case}-{name}")
         for case in CASES
         for name, run in golden(case).record["runs"].items()
-        if run["kind"] == kind
+        if run["kind"] == kind and (run.get("switches") or not optional_only)
     ]
 
 
 def stored_layout(state: Mapping[str, np.ndarray], n_layers: int) -> dict[str, Any]:
     """Turns TransformerLens's names and shapes into tljax's parameter tree.
 
-    Attention weights move from ``[n_heads, d_model, d_head]`` to ``[d_model, n_heads, d_head]``; grouped key and
-    value weights lose their underscore.
+    Attention weights move from ``[n_heads, d_model, d_head]`` to ``[d_model, n_heads, d_head]``; grouped key
+    and value weights lose their underscore.
     """
     tree: dict[str, Any] = {"blocks": tuple({} for _ in range(n_layers))}
     for name, value in state.items():
@@ -92,14 +93,6 @@ def stored_layout(state: Mapping[str, np.ndarray], n_layers: int) -> dict[str, A
             node = node[int(part)] if part.isdigit() else node.setdefault(part, {})
         node[leaf] = jnp.asarray(value)
     return tree
-
-
-def flat(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Parameters by dotted path, without empty groups."""
-    return {
-        ".".join(str(getattr(key, "key", getattr(key, "idx", key))) for key in path): np.asarray(leaf)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
-    }
 
 
 def assert_close(got: Mapping[str, Any], expected: Mapping[str, np.ndarray], relative: bool = False) -> None:
@@ -166,12 +159,10 @@ def test_the_hook_table_agrees(case: str, run: str) -> None:
     assert [name for name in extra if name.rsplit(".", 1)[-1] not in OPTIONAL_LEAVES] == []
 
 
-@pytest.mark.parametrize(("case", "run"), runs("forward"))
+@pytest.mark.parametrize(("case", "run"), runs("forward", optional_only=True))
 def test_optional_points_need_only_be_named(case: str, run: str) -> None:
     """Naming a point captures it without any ``use_…`` switch."""
     file = golden(case)
-    if not file.record["runs"][run]["switches"]:
-        pytest.skip("no optional point in this run")
     base, expected = file.run("base"), file.run(run)
     optional = {name: value for name, value in expected.items() if name not in base}
     assert optional
@@ -188,9 +179,9 @@ def test_processed_weights_give_the_same_cache(case: str, run: str) -> None:
     params, cfg = process_weights(file.params(), file.cfg, **record["flags"])
     assert cfg.normalization_type == record["normalization_type"]
     if record["params"]:
-        expected_params = flat(file.params("processed:params"))
-        assert set(flat(params)) == set(expected_params)
-        assert_close(flat(params), expected_params)
+        expected_params = flatten(file.params("processed:params"))
+        assert set(flatten(params)) == set(expected_params)
+        assert_close(flatten(params), expected_params)
     both, cache = HookedTransformer(cfg, params=params).run_with_cache(file["tokens"], return_type="both")
     expected = file.run(run)
     assert list(cache.keys()) == list(expected)
@@ -199,12 +190,15 @@ def test_processed_weights_give_the_same_cache(case: str, run: str) -> None:
 
 @pytest.mark.parametrize(("case", "run"), runs("gradients"))
 def test_gradients_at_every_hook(case: str, run: str) -> None:
-    """``incl_bwd`` stores the gradient of the loss at each point, as ``<name>_grad``, deepest first."""
+    """``incl_bwd`` adds the gradient of the loss at each point, as ``<name>_grad``, last point first.
+
+    At ln1's points the golden gradient is the whole one; TransformerLens's cache keeps one part in three.
+    """
     file = golden(case)
-    _, cache = file.model().run_with_cache(file["tokens"], return_type="loss", incl_bwd=True)
+    loss, cache = file.model().run_with_cache(file["tokens"], return_type="loss", incl_bwd=True)
     expected = file.run(run)
-    assert [name for name in cache if not name.endswith("_grad")] == list(file.run("base"))
-    assert {name for name in cache if name.endswith("_grad")} == set(expected)
+    assert list(cache.keys()) == [*file.run("base"), *expected]
+    assert_close({**cache, "loss": loss}, {**file.run("base"), "loss": file["base:loss"]})
     assert_close(cache, expected, relative=True)
 
 

@@ -77,7 +77,8 @@ def save_hf(
 
 def _fitting_family(cfg: HookedTransformerConfig, nonzero: frozenset[str], tied: bool) -> tuple[Family, dict[str, Any]]:
     """Returns the family whose config, written and read back, is ``cfg`` again, and that written config."""
-    checked = {field.name for field in dataclasses.fields(cfg)} - set(_NOT_THE_FUNCTION.split())
+    ignored = _NOT_THE_FUNCTION.split()
+    checked = [field.name for field in dataclasses.fields(cfg) if field.name not in ignored]
     reasons = []
     for family in FAMILIES:
         if cfg.original_architecture not in (None, family.architecture):

@@ -14,18 +14,18 @@ _INERT = """
     architectures model_type transformers_version _name_or_path _commit_hash torch_dtype dtype torchscript
     output_hidden_states output_attentions output_scores return_dict return_dict_in_generate use_cache
     is_decoder use_return_dict _attn_implementation _attn_implementation_autoset attn_implementation
-    use_bfloat16 use_flash_attn bos_token_id eos_token_id pad_token_id sep_token_id unk_token_id
-    decoder_start_token_id forced_bos_token_id forced_eos_token_id tokenizer_class model_max_length
-    max_sequence_length prefix initializer_range initializer_factor gradient_checkpointing attn_pdrop
-    embd_pdrop resid_pdrop attention_dropout hidden_dropout classifier_dropout dropout summary_activation
-    summary_first_dropout summary_proj_to_labels summary_type summary_use_proj id2label label2id
-    num_labels _num_labels problem_type finetuning_task task_specific_params max_length min_length
-    max_new_tokens do_sample early_stopping num_beams num_beam_groups num_return_sequences
-    diversity_penalty temperature top_k top_p typical_p repetition_penalty length_penalty
-    no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids remove_invalid_values
-    exponential_decay_length_penalty suppress_tokens begin_suppress_tokens chunk_size_feed_forward
-    pretraining_tp reorder_and_upcast_attn tie_encoder_decoder is_llama_config transformers.js_config
-    unsloth_version unsloth_fixed
+    use_bfloat16 _flash_attn_2_enabled keys_to_ignore_at_inference use_flash_attn bos_token_id eos_token_id
+    pad_token_id sep_token_id unk_token_id decoder_start_token_id forced_bos_token_id forced_eos_token_id
+    tokenizer_class model_max_length max_sequence_length prefix initializer_range initializer_factor
+    gradient_checkpointing attn_pdrop embd_pdrop resid_pdrop attention_dropout hidden_dropout
+    classifier_dropout dropout summary_activation summary_first_dropout summary_proj_to_labels summary_type
+    summary_use_proj id2label label2id num_labels _num_labels problem_type finetuning_task
+    task_specific_params max_length min_length max_new_tokens do_sample early_stopping num_beams
+    num_beam_groups num_return_sequences diversity_penalty temperature top_k top_p typical_p
+    repetition_penalty length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids
+    remove_invalid_values exponential_decay_length_penalty suppress_tokens begin_suppress_tokens
+    chunk_size_feed_forward pretraining_tp reorder_and_upcast_attn tie_encoder_decoder is_llama_config
+    transformers.js_config unsloth_version unsloth_fixed
 """
 INERT = frozenset(_INERT.split())
 """Attributes that do not change logits: bookkeeping, dropout, generation and classification settings."""
@@ -177,6 +177,11 @@ class HFConfig:
             f"{self.origin} sets {name}={value!r}, which tljax does not implement for this architecture "
             f"(supported: {supported}).{_HINTS.get(name, '')}"
         )
+
+
+def attention_bias(nonzero: frozenset[str]) -> bool:
+    """Whether any of the attention's four biases is in use."""
+    return not nonzero.isdisjoint({"attn.b_Q", "attn.b_K", "attn.b_V", "attn.b_O"})
 
 
 def rope_scaling(cfg: HookedTransformerConfig) -> dict[str, Any] | None:

@@ -15,9 +15,10 @@ from tljax.errors import CheckpointError, InputError
 MODELS = Path(__file__).parent.parent / "models"
 """Where the models bundled with tljax are."""
 
+VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
-    "merges.txt", "tokenizer.model", "chat_template.jinja",
+    *VOCABULARY_FILES, "merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "chat_template.jinja",
 )  # fmt: skip
 _SAFETENSORS = (CONFIG, SINGLE, INDEX, "model-*.safetensors", *TOKENIZER_FILES)
 _PICKLES = (PICKLE, PICKLE_INDEX, "pytorch_model-*.bin")

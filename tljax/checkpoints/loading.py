@@ -156,7 +156,7 @@ def _requested(
 ) -> HookedTransformerConfig:
     """Returns the checkpoint's config with what the caller asked for instead."""
     name = canonical_dtype(dtype)
-    if name == "float64" and not jax.config.jax_enable_x64:
+    if name == "float64" and not jax.config.read("jax_enable_x64"):
         raise ConfigError(f"dtype {name} needs jax.config.update('jax_enable_x64', True) before tljax is used.")
     if n_ctx is not None and n_ctx > cfg.n_ctx and cfg.positional_embedding_type == "standard":
         raise ConfigError(f"n_ctx={n_ctx} is longer than the {cfg.n_ctx} positions this checkpoint has learnt.")
@@ -166,7 +166,7 @@ def _requested(
     return cfg.replace(
         n_layers=layers,
         attn_types=cfg.attn_types[:layers] if cfg.attn_types else None,
-        n_ctx=n_ctx or cfg.n_ctx,
+        n_ctx=cfg.n_ctx if n_ctx is None else n_ctx,
         dtype=name,
         model_name=location.model_name if cfg.model_name == "custom" else cfg.model_name,
         tokenizer_name=(location.repo or cfg.tokenizer_name) if _tokenizer_source(location) else None,
@@ -174,7 +174,7 @@ def _requested(
 
 
 def _tokenizer_source(location: hub.Location) -> Path | None:
-    found = any((location.directory / file).exists() for file in hub.TOKENIZER_FILES)
+    found = any((location.directory / file).exists() for file in hub.VOCABULARY_FILES)
     return location.directory if found else None
 
 
@@ -188,18 +188,20 @@ def _read(
 ) -> Params:
     """Reads the stages of ``cfg`` one after another; ``stored`` is the config the files were written with."""
     sizes, axes, shapes = axis_sizes(stored), parameter_axes(cfg), parameter_shapes(cfg)
-    flat: dict[str, jax.Array] = {}
-    for stage, paths in stages_of(cfg).items():
-        prefix = f"{stage}." if stage.startswith(BLOCKS) else ""
-        loaded: dict[str, jax.Array] = {}
+
+    def read_stage(paths: list[str], stage: str, prefix: str) -> Params:
+        raw = {}
         for entry in entries[stage]:
             parts = entry.row.read(tensors.read(entry.key), axes[entry.targets[0]], sizes)
             for path, part in zip(entry.targets, parts, strict=True):
-                loaded[path.removeprefix(prefix)] = place(path, part[: shapes[path][0]])  # cuts positions past n_ctx
-        for path in paths:
-            if path.removeprefix(prefix) not in loaded:
-                loaded[path.removeprefix(prefix)] = place(path, np.zeros(shapes[path], cfg.dtype))
-        processed = flatten(process_stage(unflatten(loaded), steps, cfg.dtype))
-        flat |= {prefix + name: place(prefix + name, part) for name, part in processed.items()}
-        jax.block_until_ready(flat)
-    return unflatten(flat)
+                raw[path] = place(path, part[: shapes[path][0]])  # cuts positions past n_ctx
+        raw |= {path: place(path, np.zeros(shapes[path], cfg.dtype)) for path in paths if path not in raw}
+        return unflatten({path.removeprefix(prefix): array for path, array in raw.items()})
+
+    params: dict[str, jax.Array] = {}
+    for stage, paths in stages_of(cfg).items():
+        prefix = f"{stage}." if stage.startswith(BLOCKS) else ""
+        processed = flatten(process_stage(read_stage(paths, stage, prefix), steps, cfg.dtype))
+        params |= {prefix + name: place(prefix + name, array) for name, array in processed.items()}
+        jax.block_until_ready(params)
+    return unflatten(params)

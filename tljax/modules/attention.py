@@ -10,6 +10,7 @@ from tljax.config import HookedTransformerConfig
 from tljax.hooks.point import hook, is_hooked
 from tljax.modules import initializers
 from tljax.modules.activations import soft_cap
+from tljax.modules.norm import widened
 from tljax.modules.rotary import rotate
 
 
@@ -53,7 +54,7 @@ def visible(cfg: HookedTransformerConfig, kind: str, length: int, token_mask: ja
 
 def softmax(scores: jax.Array) -> jax.Array:
     """Softmax over keys in float32; a row with every key masked is all zeros, and its gradient is zero, not NaN."""
-    wide = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
+    wide = scores.astype(widened(scores.dtype))
     peak = jax.lax.stop_gradient(wide.max(axis=-1, keepdims=True))
     weights = jnp.exp(wide - jnp.where(jnp.isfinite(peak), peak, 0))
     total = weights.sum(axis=-1, keepdims=True)

@@ -27,7 +27,7 @@ class MLP(nn.Module):
         self.W_out = self.param("W_out", initializers.weight(cfg, width, cfg.d_model), (width, cfg.d_model), dtype)
         self.b_out = self.param("b_out", initializers.zeros, (cfg.d_model,), dtype)
         if cfg.act_fn == "solu_ln":
-            self.ln = make_norm(cfg, cfg.normalization_type, width)
+            self.ln = make_norm(cfg, "LN" if cfg.normalization_type == "LN" else "LNPre", width)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """``[batch, pos, d_model]`` to the same shape."""

@@ -9,6 +9,11 @@ from tljax.hooks.point import hook
 from tljax.modules import initializers
 
 
+def widened(dtype: jnp.dtype) -> jnp.dtype:
+    """The dtype norms and softmax compute in: float32 for narrower types."""
+    return jnp.dtype(jnp.float32) if dtype.itemsize < 4 else dtype
+
+
 class Norm(nn.Module):
     """``LN``, ``RMS``, and the folded ``LNPre``, ``RMSPre`` that carry no parameters.
 
@@ -22,7 +27,7 @@ class Norm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        x = x.astype(widened(x.dtype))
         if self.kind.startswith("LN"):
             x = x - x.mean(axis=-1, keepdims=True)
         mean_square = jnp.square(x).mean(axis=-1, keepdims=True)

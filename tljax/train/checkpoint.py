@@ -29,7 +29,7 @@ def save_state(directory: Path, state: Any, step: int, history: list[dict[str, f
         "history": json.dumps(history),
         "config": json.dumps(config),
     }
-    arrays = {name: np.ascontiguousarray(jax.device_get(leaf)) for name, leaf in _leaves(state).items()}
+    arrays = {name: np.asarray(jax.device_get(leaf), order="C") for name, leaf in _leaves(state).items()}
     directory.mkdir(parents=True, exist_ok=True)
     with replace_file(directory / FILE) as stream:
         stream.write(save(arrays, metadata=header))
@@ -61,9 +61,9 @@ def load_state(directory: Path, like: Any, config: dict) -> tuple[Any, int, list
     except SafetensorError as error:
         raise CheckpointError(f"{path} is damaged or incomplete ({error}). Delete it to start again.") from error
     before = json.loads(header["config"])
-    if changed := [
-        f"{key}: was {before.get(key)!r}, is {config[key]!r}" for key in config if before.get(key) != config[key]
-    ]:
+    differ = [key for key in config if before.get(key) != config[key]]
+    if differ:
+        changed = [f"{key}: was {before.get(key)!r}, is {config[key]!r}" for key in differ]
         raise CheckpointError(
             f"{path} belongs to a run with another config ({'; '.join(changed)}). Train with the same config to go "
             "on, or with another out directory to start afresh."

@@ -1,15 +1,16 @@
 """The text maker: templated English for the bundled model, a pure function of a seed.
 
-A document is one to three sentences about its own people. About two thirds of them hold an indirect-object
-sentence ("When John and Mary went to the store, John gave a drink to Mary."), in which either name may come first
-and either may be the giver, so that neither the order nor the names alone tell the answer. The rest are plain
-sentences, pronouns, landmarks and capitals, and opinions. Apart from text there are rows of random words that
-repeat, which only induction can predict.
+A document is one or more sentences about its own people. About half of the sentences are indirect-object
+sentences ("When John and Mary went to the store, John gave a drink to Mary."), in which either name may come first
+and either may be the giver, so that neither the order nor the names alone tell the answer. A quarter are shorter
+ones of the same logic ("John met Mary. Mary thanked John."). The rest are scenes, pronouns, landmarks and capitals,
+and opinions.
 
 Combinations of (name pair, place) are split by a hash: those held out never occur in training text.
 """
 
 import dataclasses
+import functools
 import hashlib
 from collections.abc import Callable
 
@@ -22,6 +23,8 @@ from tljax.train.tokenizer import split_words
 HELD_OUT_ONE_IN = 10
 
 VERBS = ("gave", "handed", "passed", "offered")
+MEETINGS = ("met", "saw", "called", "visited")
+REACTIONS = ("thanked", "liked", "helped", "insulted")
 
 # Each runs up to, and without, the indirect object. {a} and {b} are the two people in order of mention, {s} the one
 # of them who gives.
@@ -37,6 +40,7 @@ IOI_TEMPLATES = (
     "{a} saw {b} near the {place}. Later, {s} {verb} {object} to",
     "At the {place}, {a} met {b}. In the evening, {s} {verb} {object} to",
     "The friends {a} and {b} found {object} at the {place}, and {s} {verb} it to",
+    "It was late when {a} and {b} came to the {place}, and {s} {verb} {object} to",
     "In the morning {a} and {b} walked to the {place}, where {s} {verb} {object} to",
 )
 IOI_ENDINGS = (".", ".", ".", ", who was happy.", " and smiled.", " and went home.")
@@ -134,9 +138,18 @@ def _ioi_sentence(rng: np.random.Generator) -> str:
     return f"{_pick(rng, IOI_TEMPLATES).format(s=giver, **slots)} {receiver}{_pick(rng, IOI_ENDINGS)}"
 
 
+def _meeting(rng: np.random.Generator) -> str:
+    """The same logic in fewer words: the person named last is the one of the two who did not act."""
+    a, b = _two_names(rng)
+    actor, other = (a, b) if rng.integers(2) else (b, a)
+    if rng.integers(2):
+        return f"{a} {_pick(rng, MEETINGS)} {b}. {actor} {_pick(rng, REACTIONS)} {other}."
+    return f"{a} and {b} talked. {actor} {_pick(rng, VERBS)} {_pick(rng, lexicon.OBJECTS)} to {other}."
+
+
 def _thanks(rng: np.random.Generator) -> str:
     a, b = _two_names(rng)
-    return f"{a} {_pick(rng, VERBS)} {b} {_pick(rng, lexicon.OBJECTS)}. {b} {_pick(rng, ('thanked', 'liked'))} {a}."
+    return f"{a} {_pick(rng, VERBS)} {b} {_pick(rng, lexicon.OBJECTS)}. {b} {_pick(rng, REACTIONS)} {a}."
 
 
 def _pronoun(rng: np.random.Generator) -> str:
@@ -187,21 +200,28 @@ def _opinion(rng: np.random.Generator) -> str:
 
 
 SENTENCES: tuple[tuple[float, Sentence], ...] = (
-    (0.62, _ioi_sentence),
-    (0.10, _thanks),
-    (0.08, _pronoun),
-    (0.08, _scene),
+    (0.45, _ioi_sentence),
+    (0.25, _meeting),
+    (0.06, _thanks),
+    (0.06, _pronoun),
+    (0.06, _scene),
     (0.06, _fact),
     (0.06, _opinion),
 )
 
 
-def document(rng: np.random.Generator, max_tokens: int) -> str:
+ANSWERED = SENTENCES[:2]
+"""The kinds in which a name at the end is decided by the names before it."""
+
+
+def document(
+    rng: np.random.Generator, max_tokens: int, sentences: tuple[tuple[float, Sentence], ...] = SENTENCES
+) -> str:
     """Makes one document: sentences drawn until the next one would pass ``max_tokens`` (or, half the time, sooner)."""
-    weights = np.array([weight for weight, _ in SENTENCES])
+    weights = np.array([weight for weight, _ in sentences])
     text = ""
     while True:
-        sentence = SENTENCES[int(rng.choice(len(SENTENCES), p=weights / weights.sum()))][1](rng)
+        sentence = sentences[int(rng.choice(len(sentences), p=weights / weights.sum()))][1](rng)
         longer = f"{text} {sentence}" if text else sentence
         if len(split_words(longer)) > max_tokens:
             if text:
@@ -222,7 +242,8 @@ def documents(n: int, seed: int, max_tokens: int = 30) -> list[str]:
     return [document(rng, max_tokens) for _ in range(n)]
 
 
-def vocabulary() -> list[str]:
+@functools.cache
+def vocabulary() -> tuple[str, ...]:
     """Returns every word the text maker can write, as the tokenizer sees it, in a fixed order.
 
     A word that may start a text comes both with and without its leading space.
@@ -246,9 +267,10 @@ def vocabulary() -> list[str]:
         for _ in range(200):
             add(maker(rng))
     lists = (
-        VERBS, lexicon.PLACES, lexicon.OBJECTS, lexicon.ANIMALS, lexicon.COLORS, lexicon.ADJECTIVES,
-        lexicon.THINGS, lexicon.VERBS_PAST, lexicon.GOOD, lexicon.BAD, lexicon.FILLER,
+        VERBS, MEETINGS, REACTIONS, lexicon.PLACES, lexicon.OBJECTS, lexicon.ANIMALS, lexicon.COLORS,
+        lexicon.ADJECTIVES, lexicon.THINGS, lexicon.VERBS_PAST, lexicon.GOOD, lexicon.BAD,
+        lexicon.FUNCTION_WORDS, lexicon.FILLER,
     )  # fmt: skip
     for word in (word for words_of_kind in lists for word in words_of_kind):
         words.extend(split_words(f" {word}"))
-    return list(dict.fromkeys(words))
+    return tuple(dict.fromkeys(words))

@@ -61,6 +61,10 @@ CAPITALS = {
 GOOD = tuple("wonderful great lovely beautiful amazing perfect".split())
 BAD = tuple("terrible awful horrible ugly boring dreadful".split())
 
+FUNCTION_WORDS = tuple(
+    "when after while before then but or so if of for with from by on at in into he she they him her his their them "
+    "it is was has have not no yes who which what where why how very much all some any you we us your our my me".split()
+)
 FILLER = tuple(
     "air arm art baby ball band base bell belt bird blood board body bowl brain branch brick brother butter "
     "button cable card cause chain change chest child circle class cloud club coal color corn cotton cross crowd "

@@ -5,10 +5,14 @@ of a text gives the text back. A word outside the vocabulary is spelled in singl
 silently replaced by an "unknown" token.
 """
 
-import json
 import re
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from tljax.errors import InputError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -16,6 +20,7 @@ if TYPE_CHECKING:
 SPECIAL_TOKEN = "<|endoftext|>"
 """Begins and ends every document, and pads: one token in three roles, as in GPT-2."""
 
+BOS_ID = 0
 N_BYTES = 256
 FIRST_WORD_ID = 1 + N_BYTES
 
@@ -63,13 +68,28 @@ def build_tokenizer(words: Iterable[str]) -> "Tokenizer":
     return tokenizer
 
 
-def tokenizer_files(tokenizer: "Tokenizer") -> dict[str, str]:
-    """Returns the text of ``tokenizer.json`` and ``tokenizer_config.json``, by file name."""
-    config: dict[str, Any] = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": SPECIAL_TOKEN,
-        "eos_token": SPECIAL_TOKEN,
-        "pad_token": SPECIAL_TOKEN,
-        "clean_up_tokenization_spaces": False,
-    }
-    return {"tokenizer.json": tokenizer.to_str(), "tokenizer_config.json": json.dumps(config, indent=2) + "\n"}
+def encode_rows(
+    tokenizer: "Tokenizer", texts: Sequence[str], pos: int
+) -> tuple[Int[np.ndarray, "n pos"], Float[np.ndarray, "n pos_minus_1"]]:
+    """Encodes documents as rows of training data: special token, the text, special token to the end.
+
+    Args:
+        tokenizer: what :func:`build_tokenizer` returns.
+        texts: documents of at most ``pos - 2`` tokens.
+        pos: length of a row.
+
+    Returns:
+        ``(ids [n, pos], weights [n, pos - 1])``; the first special token after the text counts, the rest do not.
+
+    Raises:
+        InputError: a document is too long.
+    """
+    rows = np.full((len(texts), pos), BOS_ID, np.int32)
+    weights = np.zeros((len(texts), pos - 1), np.float32)
+    for index, encoded in enumerate(tokenizer.encode_batch(list(texts))):
+        length = len(encoded.ids)
+        if length > pos - 2:
+            raise InputError(f"{texts[index]!r} has {length} tokens; a row of {pos} holds at most {pos - 2}.")
+        rows[index, 1 : length + 1] = encoded.ids
+        weights[index, : length + 1] = 1.0
+    return rows, weights

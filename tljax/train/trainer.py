@@ -1,6 +1,7 @@
 """``train``: fit a model to batches with AdamW, warmup and cosine decay, resumable to the bit."""
 
 import dataclasses
+import functools
 import os
 import sys
 import time
@@ -23,6 +24,7 @@ from tljax.typing import Params
 LossFunction = Callable[[HookedTransformer, jax.Array, jax.Array | None], jax.Array]
 
 _MAY_CHANGE = ("log_every", "save_every", "out", "progress")
+_RUN_ONLY = {"log_every": 1, "save_every": None, "out": None, "progress": False, "batch_size": 1, "seed": 0}
 
 
 class TrainingError(TljaxError, ArithmeticError):
@@ -138,7 +140,7 @@ def train(
 ) -> TrainResult:
     """Trains a model's parameters; hooks that the model carries apply, and are not trained.
 
-    Compiles one program for each shape of batch.
+    Compiles one program for each shape of batch; a second run with the same config and loss compiles nothing.
 
     Args:
         model: what to start from; it does not change.
@@ -170,14 +172,14 @@ def train(
     True
     """
     get_batch = batch_function(batches, config.batch_size, config.seed)
-    optimizer = optimizer or config.optimizer()
+    if optimizer is None:
+        optimizer = _optimizer_of(dataclasses.replace(config, **_RUN_ONLY))
     state, start, history = _begin(model, optimizer, config, resume)
-    step_fn = _compiled_step(optimizer, loss_fn)
     losses: list[jax.Array] = []
     began = time.perf_counter()
     for step in range(start, config.steps):
         tokens, weights = check_batch(get_batch(step), model.cfg, step)
-        state, loss = step_fn(state, model, tokens, weights)
+        state, loss = _step(state, model, tokens, weights, optimizer, loss_fn)
         losses.append(loss)
         done = step + 1
         if done % config.log_every and done < config.steps:
@@ -193,19 +195,27 @@ def train(
     return TrainResult(model=model.replace(params=state[0]), history=tuple(history))
 
 
-def _compiled_step(optimizer: optax.GradientTransformation, loss_fn: LossFunction) -> Callable[..., Any]:
-    """One optimizer step, ``((params, optimizer state), model, tokens, weights) -> (state, loss)``."""
+@functools.lru_cache(maxsize=8)
+def _optimizer_of(config: TrainConfig) -> optax.GradientTransformation:
+    """The same object for the same fields, so that a second run with them compiles nothing."""
+    return config.optimizer()
 
-    @jax.jit
-    def step(
-        state: tuple[Params, Any], model: HookedTransformer, tokens: jax.Array, weights: jax.Array | None
-    ) -> tuple[tuple[Params, Any], jax.Array]:
-        params, optimizer_state = state
-        loss, gradient = jax.value_and_grad(lambda p: loss_fn(model.replace(params=p), tokens, weights))(params)
+
+@functools.partial(jax.jit, static_argnames=("optimizer", "loss_fn"))
+def _step(
+    state: tuple[Params, Any],
+    model: HookedTransformer,
+    tokens: jax.Array,
+    weights: jax.Array | None,
+    optimizer: optax.GradientTransformation,
+    loss_fn: LossFunction,
+) -> tuple[tuple[Params, Any], jax.Array]:
+    """One optimizer step: returns the new (parameters, optimizer state) and the loss before it."""
+    params, optimizer_state = state
+    loss, gradient = jax.value_and_grad(lambda p: loss_fn(model.replace(params=p), tokens, weights))(params)
+    with jax.numpy_dtype_promotion("standard"):  # optax raises a float to the power of its integer step count
         updates, optimizer_state = optimizer.update(gradient, optimizer_state, params)
         return (optax.apply_updates(params, updates), optimizer_state), loss
-
-    return step
 
 
 def _begin(

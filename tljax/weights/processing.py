@@ -126,7 +126,9 @@ def process_stage(params: Stage, steps: Steps, dtype: str | None = None) -> Stag
     wide = jax.tree.map(lambda leaf: leaf.astype("float64" if leaf.dtype == "float64" else "float32"), params)
     coarsest = max(stored.values(), key=lambda kind: float(jnp.finfo(kind).eps))
     process = process_block if "attn" in params else process_head if "unembed" in params else process_embed
-    return jax.tree_util.tree_map_with_path(lambda path, leaf: leaf.astype(stored[path]), process(wide, steps, coarsest))
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: leaf.astype(stored[path]), process(wide, steps, coarsest)
+    )
 
 
 def process_embed(params: Stage, steps: Steps, stored: jnp.dtype) -> Stage:
@@ -192,5 +194,5 @@ def _center(x: Array, axis: int, stored: jnp.dtype) -> Array:
     seen = jax.lax.reduce_precision(x, info.nexp, info.nmant)  # decide on what a second call would see
     spread = jnp.sqrt(jnp.mean(seen * seen, axis, keepdims=True))
     tolerance = spread * (8 * float(jnp.finfo(x.dtype).eps) + 4 * float(info.eps) / x.shape[axis] ** 0.5)
-    off = jnp.abs(jnp.mean(seen, axis, keepdims=True)) > tolerance
-    return jnp.where(off, x - jnp.mean(x, axis, keepdims=True), x)
+    mean = jnp.where(jnp.abs(jnp.mean(seen, axis, keepdims=True)) > tolerance, jnp.mean(x, axis, keepdims=True), 0)
+    return x - mean

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from tljax.checkpoints.hf_config import HFConfig, rope_scaling
+from tljax.checkpoints.hf_config import HFConfig, attention_bias, rope_scaling
 from tljax.checkpoints.mapping import Family, Row
 from tljax.config import HookedTransformerConfig
 
@@ -48,7 +48,7 @@ def write_config(cfg: HookedTransformerConfig, nonzero: frozenset[str]) -> dict[
         "rms_norm_eps": cfg.eps,
         "rope_theta": cfg.rotary_base,
         "rope_scaling": rope_scaling(cfg),
-        "attention_bias": bool({"attn.b_Q", "attn.b_K", "attn.b_V", "attn.b_O"} & nonzero),
+        "attention_bias": attention_bias(nonzero),
     }
 
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from tljax.checkpoints.hf_config import HFConfig, rope_scaling
+from tljax.checkpoints.hf_config import HFConfig, attention_bias, rope_scaling
 from tljax.checkpoints.mapping import Family, Row
 from tljax.config import HookedTransformerConfig
 
@@ -42,6 +42,7 @@ def write_config(cfg: HookedTransformerConfig, nonzero: frozenset[str]) -> dict[
         "rotary_emb_base": cfg.rotary_base,
         "rotary_pct": (cfg.rotary_dim or 0) / cfg.d_head,
         "rope_scaling": rope_scaling(cfg),
+        "attention_bias": attention_bias(nonzero),
     }
 
 

@@ -1,0 +1,149 @@
+"""The table machinery: rows in both directions, and the check of a table against what is stored."""
+
+import jax
+import numpy as np
+import pytest
+
+from tljax import HookedTransformerConfig
+from tljax.checkpoints.families import FAMILIES
+from tljax.checkpoints.hf_config import HFConfig
+from tljax.checkpoints.layout import flatten, parameter_axes, parameter_shapes, stages_of, unflatten
+from tljax.checkpoints.mapping import Row, TensorInfo, match
+from tljax.errors import CheckpointError, UnsupportedModelError
+from tljax.forward import init_params
+
+SIZES = {"d_model": 4, "n_heads": 3, "n_kv": 3, "d_head": 2}
+CFG = HookedTransformerConfig(d_model=4, n_layers=2, n_heads=2, d_head=2, n_ctx=5, d_vocab=6)
+
+
+def rows() -> list[Row]:
+    return [Row(path, " ".join(axes), path) for path, axes in parameter_axes(CFG).items()]
+
+
+def stored() -> dict[str, TensorInfo]:
+    return {path: TensorInfo("F32", shape) for path, shape in parameter_shapes(CFG).items()}
+
+
+def test_fused_tensor_is_split_by_blocks() -> None:
+    array = np.arange(4 * 18).reshape(4, 18)
+    row = Row("c_attn.weight", "d_model (3 n_heads d_head)", "blocks.{l}.attn.W_Q|W_K|W_V")
+    q, k, v = row.read(array, ("d_model", "n_heads", "d_head"), SIZES)
+    np.testing.assert_array_equal(q, array[:, :6].reshape(4, 3, 2))
+    np.testing.assert_array_equal(k, array[:, 6:12].reshape(4, 3, 2))
+    np.testing.assert_array_equal(v, array[:, 12:].reshape(4, 3, 2))
+    assert row.targets(7) == ("blocks.7.attn.W_Q", "blocks.7.attn.W_K", "blocks.7.attn.W_V")
+
+
+def test_fused_tensor_is_split_head_by_head() -> None:
+    array = np.arange(18 * 4).reshape(18, 4)
+    row = Row("query_key_value.weight", "(n_heads 3 d_head) d_model", "attn.W_Q|W_K|W_V")
+    parts = row.read(array, ("d_model", "n_heads", "d_head"), SIZES)
+    by_head = array.reshape(3, 3, 2, 4)  # head, q/k/v, d_head, d_model
+    for which, part in enumerate(parts):
+        np.testing.assert_array_equal(part, by_head[:, which].transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize(
+    ("stored_axes", "paths", "ours"),
+    [
+        ("d_model (3 n_heads d_head)", "W_Q|W_K|W_V", ("d_model", "n_heads", "d_head")),
+        ("(n_heads 3 d_head)", "b_Q|b_K|b_V", ("n_heads", "d_head")),
+        ("d_model (n_heads d_head)", "W_O", ("n_heads", "d_head", "d_model")),
+        ("d_model", "b_O", ("d_model",)),
+    ],
+)
+def test_write_inverts_read(stored_axes: str, paths: str, ours: tuple[str, ...]) -> None:
+    row = Row("key", stored_axes, f"attn.{paths}")
+    array = np.random.default_rng(0).standard_normal(row.shape(SIZES))
+    parts = row.read(array, ours, SIZES)
+    assert all(part.shape == tuple(SIZES[axis] for axis in ours) for part in parts)
+    np.testing.assert_array_equal(row.write(parts, ours, SIZES), array)
+
+
+def test_a_row_with_the_wrong_axes_says_so() -> None:
+    with pytest.raises(ValueError, match=r"Row 'key' stores 'd_model d_head', but 'attn.W_Q' has axes"):
+        Row("key", "d_model d_head", "attn.W_Q").read(np.zeros((4, 2)), ("d_model", "n_heads", "d_head"), SIZES)
+
+
+def test_complete_checkpoint_matches_stage_by_stage() -> None:
+    stages = match(rows(), CFG, stored())
+    assert set(stages) == {"embed", "blocks.0", "blocks.1", "head"}
+    assert [entry.key for entry in stages["head"]] == ["ln_final.w", "ln_final.b", "unembed.W_U", "unembed.b_U"]
+
+
+def test_all_mismatches_are_reported_at_once() -> None:
+    tensors = stored()
+    del tensors["blocks.1.mlp.W_in"], tensors["blocks.0.attn.b_Q"]
+    tensors["surprise"] = TensorInfo("F32", (3,))
+    tensors["embed.W_E"] = TensorInfo("F32", (7, 4))
+    with pytest.raises(CheckpointError) as caught:
+        match(rows(), CFG, tensors, origin="here")
+    message = str(caught.value)
+    assert "here does not hold the tensors" in message
+    assert "2 missing: blocks.0.attn.b_Q [2, 2]; blocks.1.mlp.W_in [4, 16]" in message
+    assert "1 unexpected: surprise [3]" in message
+    assert "1 of another shape: embed.W_E is [7, 4], config.json says [6, 4]" in message
+    assert "Nothing was loaded" in message
+
+
+def test_ignored_patterns_must_match_whole_names() -> None:
+    tensors = stored() | {"blocks.0.attn.bias": TensorInfo("U8", (1,))}
+    match(rows(), CFG, tensors, ignored=(r"blocks\.\d+\.attn\.bias",))
+    with pytest.raises(CheckpointError, match=r"1 unexpected: blocks.0.attn.bias"):
+        match(rows(), CFG, tensors, ignored=(r"attn\.bias", "blocks"))
+
+
+@pytest.mark.parametrize("dtype", ["F8_E4M3", "F8_E5M2", "I8", "U8"])
+def test_quantized_tensors_are_refused(dtype: str) -> None:
+    tensors = stored() | {"embed.W_E": TensorInfo(dtype, (6, 4))}
+    with pytest.raises(UnsupportedModelError, match=f"embed.W_E as {dtype}.*dequantize"):
+        match(rows(), CFG, tensors)
+
+
+def test_a_table_that_forgets_a_weight_is_a_programming_error_but_absent_biases_are_zero() -> None:
+    tensors = stored()
+    del tensors["unembed.b_U"]
+    match([row for row in rows() if row.key != "unembed.b_U"], CFG, tensors)
+    del tensors["ln_final.b"]
+    with pytest.raises(ValueError, match=r"fills no \['ln_final.b'\]"):
+        match([row for row in rows() if row.key not in ("unembed.b_U", "ln_final.b")], CFG, tensors)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"normalization_type": "RMS", "gated_mlp": True, "n_key_value_heads": 1, "act_fn": "silu"},
+        {"normalization_type": "LNPre", "positional_embedding_type": "rotary"},
+        {"final_rms": True, "act_fn": "solu_ln"},
+        {"normalization_type": None, "attn_only": True, "d_vocab_out": 3},
+    ],
+)
+def test_layout_is_the_model_s_own(changes: dict) -> None:
+    cfg = CFG.replace(**changes)
+    params = jax.eval_shape(lambda: init_params(cfg, 0))
+    flat = flatten(params)
+    assert {path: leaf.shape for path, leaf in flat.items()} == parameter_shapes(cfg)
+    assert sorted(path for paths in stages_of(cfg).values() for path in paths) == sorted(flat)
+    again = flatten(unflatten(flat))
+    assert again.keys() == flat.keys()
+    assert jax.tree.structure(unflatten(flat)) == jax.tree.structure(params)
+
+
+def test_every_family_row_names_axes_of_its_parameters() -> None:
+    minimal = {
+        "GPT2LMHeadModel": {"n_embd": 8, "n_layer": 1, "n_head": 2, "n_positions": 4, "vocab_size": 5},
+        "GPTNeoXForCausalLM": {
+            "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 4,
+            "intermediate_size": 6, "vocab_size": 5,
+        },
+        "LlamaForCausalLM": {
+            "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 4,
+            "intermediate_size": 6, "vocab_size": 5, "attention_bias": True, "num_key_value_heads": 1,
+        },
+    }  # fmt: skip
+    for family in FAMILIES:
+        hf = HFConfig(minimal[family.architecture])
+        cfg = family.read_config(hf)
+        filled = {path for row in family.rows(hf) for path in row.targets(0)}
+        assert filled | {"unembed.b_U", "blocks.0.mlp.b_in", "blocks.0.mlp.b_out"} >= set(parameter_axes(cfg))

@@ -1,0 +1,57 @@
+"""Tiny models of every kind that the hook table knows, drawn with numpy so that building one compiles nothing."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tljax import HookedTransformer, HookedTransformerConfig
+from tljax.forward import init_params
+
+BASE = {"d_model": 16, "n_layers": 2, "n_heads": 4, "d_head": 8, "n_ctx": 12, "d_vocab": 13, "act_fn": "gelu_new"}
+ROTARY = {"positional_embedding_type": "rotary"}
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "gpt2": {},
+    "neox": {**ROTARY, "act_fn": "gelu", "rotary_dim": 4, "parallel_attn_mlp": True},
+    "llama": {
+        **ROTARY, "act_fn": "silu", "gated_mlp": True, "normalization_type": "RMS", "n_key_value_heads": 2,
+    },
+    "attn_only": {"attn_only": True},
+    "solu_ln": {"act_fn": "solu_ln"},
+    "no_norm": {"normalization_type": None, "act_fn": "relu"},
+    "soft_caps": {"attn_scores_soft_cap": 2.0, "output_logits_soft_cap": 1.5},
+    "local": {"use_local_attn": True, "window_size": 2, "attn_types": ("global", "local")},
+    "bidirectional": {"attention_dir": "bidirectional"},
+    "final_rms": {"normalization_type": "LN", "final_rms": True},
+    "adjacent": {**ROTARY, "rotary_adjacent_pairs": True, "normalization_type": "LNPre"},
+    "no_positions": {"positional_embedding_type": "none", "normalization_type": "RMSPre"},
+    "inverse_scale": {"scale_attn_by_inverse_layer_idx": True},
+}  # fmt: skip
+
+
+def randomised_params(cfg: HookedTransformerConfig, seed: int = 0) -> Any:
+    """Parameters that are all random, norms and biases too: at 1 and 0 they would hide mistakes."""
+    rng = np.random.default_rng(seed)
+
+    def draw(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        is_norm_weight = path[-1].key == "w"
+        return jnp.asarray((0.3 * rng.standard_normal(leaf.shape) + is_norm_weight).astype(leaf.dtype))
+
+    return jax.tree_util.tree_map_with_path(draw, jax.eval_shape(functools.partial(init_params, cfg)))
+
+
+@functools.cache
+def _build(kind: str, changes: tuple[tuple[str, Any], ...]) -> HookedTransformer:
+    cfg = HookedTransformerConfig(**(BASE | VARIANTS[kind] | dict(changes)))
+    return HookedTransformer(cfg, params=randomised_params(cfg))
+
+
+def build(kind: str = "gpt2", **changes: Any) -> HookedTransformer:
+    """A tiny random two-layer model; the same arguments give the same object."""
+    return _build(kind, tuple(sorted(changes.items())))
+
+
+TOKENS = np.random.default_rng(1).integers(0, 13, (2, 6)).astype(np.int32)

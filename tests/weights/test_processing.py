@@ -1,0 +1,162 @@
+"""Weight processing: exact where it applies, skipped where it does not, pure, idempotent, in the stored dtype."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tljax import HookedTransformer, HookedTransformerConfig
+from tljax.checkpoints.layout import flatten, parameter_shapes, unflatten
+from tljax.weights import process_weights
+
+BASE = {"d_model": 12, "n_layers": 2, "n_heads": 4, "d_head": 4, "n_ctx": 8, "d_vocab": 11, "act_fn": "gelu"}
+CASES: dict[str, dict[str, Any]] = {
+    "ln": {},
+    "ln_rotary_parallel": {"positional_embedding_type": "rotary", "parallel_attn_mlp": True},
+    "ln_gated": {"gated_mlp": True},
+    "ln_final_rms": {"final_rms": True},
+    "ln_solu": {"act_fn": "solu_ln"},
+    "ln_attn_only_bidirectional": {"attn_only": True, "attention_dir": "bidirectional"},
+    "ln_pre": {"normalization_type": "LNPre"},
+    "ln_mqa": {"n_key_value_heads": 1},
+    "ln_soft_caps": {"output_logits_soft_cap": 2.0, "attn_scores_soft_cap": 3.0},
+    "rms_gqa_gated": {"normalization_type": "RMS", "gated_mlp": True, "n_key_value_heads": 2, "act_fn": "silu"},
+    "rms_solu": {"normalization_type": "RMS", "act_fn": "solu_ln"},
+    "no_norm": {"normalization_type": None},
+}
+TOKENS = np.random.default_rng(0).integers(0, 11, (2, 8))
+FLAGS = ("fold_ln", "center_writing_weights", "center_unembed", "fold_value_biases")
+
+
+def make(case: str, dtype: str = "float32") -> tuple[HookedTransformerConfig, dict[str, Any]]:
+    """A config and parameters that are all random, gains and biases included."""
+    cfg = HookedTransformerConfig(**(BASE | CASES[case]), dtype=dtype)
+    rng, size = np.random.default_rng(1), 0.1 if cfg.normalization_type is None else 0.4
+    flat = {
+        path: jnp.asarray(size * (rng.standard_normal(shape) + 0.7), dtype)
+        for path, shape in parameter_shapes(cfg).items()
+    }
+    return cfg, unflatten(flat)
+
+
+def log_probs(cfg: HookedTransformerConfig, params: dict[str, Any]) -> jax.Array:
+    return jax.nn.log_softmax(HookedTransformer(cfg, params=params)(jnp.asarray(TOKENS, jnp.int32)))
+
+
+def assert_bit_equal(left: Any, right: Any) -> None:
+    left, right = flatten(left), flatten(right)
+    assert left.keys() == right.keys()
+    for path in left:
+        np.testing.assert_array_equal(np.asarray(left[path]), np.asarray(right[path]), err_msg=path)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_log_probabilities_are_unchanged(case: str) -> None:
+    cfg, params = make(case)
+    before = jax.tree.map(np.array, params)
+    new_params, new_cfg = process_weights(params, cfg)
+    assert_bit_equal(params, before)
+    np.testing.assert_allclose(log_probs(new_cfg, new_params), log_probs(cfg, params), atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("case", ["ln", "ln_final_rms", "ln_solu", "rms_gqa_gated"])
+def test_a_second_time_changes_no_bit_and_keeps_the_dtype(case: str, dtype: str) -> None:
+    cfg, params = make(case, dtype)
+    once, cfg_once = process_weights(params, cfg)
+    twice, cfg_twice = process_weights(once, cfg_once)
+    assert cfg_twice == cfg_once
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(once)} == {dtype}
+    assert_bit_equal(once, twice)
+
+
+@pytest.mark.parametrize("flag", FLAGS)
+def test_each_step_alone_leaves_the_function(flag: str) -> None:
+    cfg, params = make("ln")
+    new_params, new_cfg = process_weights(params, cfg, **(dict.fromkeys(FLAGS, False) | {flag: True}))
+    assert (new_cfg.normalization_type == "LNPre") is (flag == "fold_ln")
+    np.testing.assert_allclose(log_probs(new_cfg, new_params), log_probs(cfg, params), atol=2e-5, rtol=0)
+    changed = {
+        path for path, leaf in flatten(params).items() if not np.array_equal(leaf, flatten(new_params).get(path))
+    }
+    assert changed
+
+
+def test_no_step_changes_nothing() -> None:
+    cfg, params = make("ln")
+    new_params, new_cfg = process_weights(params, cfg, **dict.fromkeys(FLAGS, False))
+    assert new_cfg == cfg
+    assert_bit_equal(new_params, params)
+
+
+def means(params: dict[str, Any], path: str, axis: int) -> float:
+    return float(np.abs(np.mean(flatten(params)[path], axis)).max())
+
+
+def test_what_each_step_achieves() -> None:
+    cfg, params = make("ln_solu")
+    new, new_cfg = process_weights(params, cfg)
+    assert new_cfg == dataclasses.replace(cfg, normalization_type="LNPre")
+    assert not [path for path in flatten(new) if ".ln" in path or path.startswith("ln_")]
+    for name in ("attn.W_Q", "attn.W_K", "attn.W_V", "mlp.W_in"):  # read the norm's output
+        assert means(new, f"blocks.1.{name}", 0) < 1e-6
+    for name in ("attn.W_O", "attn.b_O", "mlp.W_out", "mlp.b_out"):  # write to the residual stream
+        assert means(new, f"blocks.1.{name}", -1) < 1e-6
+    assert means(new, "embed.W_E", -1) < 1e-6
+    assert means(new, "pos_embed.W_pos", -1) < 1e-6
+    assert means(new, "unembed.W_U", 1) < 1e-6
+    assert means(new, "unembed.W_U", 0) < 1e-6
+    assert means(new, "unembed.b_U", 0) < 1e-6
+    assert not np.any(flatten(new)["blocks.0.attn.b_V"])
+
+
+@pytest.mark.parametrize(
+    ("case", "untouched"),
+    [
+        ("rms_gqa_gated", ["embed.W_E", "pos_embed.W_pos", "blocks.0.attn.W_O", "blocks.0.mlp.W_out"]),
+        ("ln_final_rms", ["embed.W_E", "blocks.0.attn.W_O", "blocks.0.mlp.b_out"]),
+        ("ln_gated", ["blocks.0.ln1.w", "blocks.0.mlp.W_in", "blocks.0.mlp.W_gate", "blocks.0.attn.W_Q", "ln_final.b"]),
+        ("no_norm", ["embed.W_E", "blocks.0.attn.W_Q", "blocks.0.mlp.W_in", "blocks.0.attn.W_O"]),
+    ],
+)
+def test_steps_that_are_not_exact_are_skipped(case: str, untouched: list[str]) -> None:
+    cfg, params = make(case)
+    new, _ = process_weights(params, cfg)
+    for path in untouched:
+        np.testing.assert_array_equal(flatten(new)[path], flatten(params)[path], err_msg=path)
+
+
+def test_unembedding_is_not_centred_under_a_soft_cap() -> None:
+    cfg, params = make("ln_soft_caps")
+    new, _ = process_weights(params, cfg)
+    assert means(new, "unembed.W_U", 1) > 1e-2
+    assert means(new, "unembed.W_U", 0) < 1e-6
+
+
+def test_final_rms_head_is_scaled_but_not_centred() -> None:
+    cfg, params = make("ln_final_rms")
+    new, _ = process_weights(params, cfg, center_unembed=False)
+    expected = params["ln_final"]["w"][:, None] * params["unembed"]["W_U"]
+    np.testing.assert_allclose(new["unembed"]["W_U"], expected, rtol=1e-6)
+
+
+def test_value_biases_are_repeated_over_their_group() -> None:
+    cfg, params = make("rms_gqa_gated")
+    new, _ = process_weights(params, cfg)
+    attn = params["blocks"][0]["attn"]
+    values = np.repeat(np.asarray(attn["b_V"]), 2, axis=0)
+    expected = np.asarray(attn["b_O"]) + np.einsum("nh,nhm->m", values, np.asarray(attn["W_O"]))
+    np.testing.assert_allclose(new["blocks"][0]["attn"]["b_O"], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_processing_can_be_compiled_and_differentiated() -> None:
+    cfg, params = make("ln")
+
+    def norm_of_queries(tree: dict[str, Any]) -> jax.Array:
+        return jnp.sum(process_weights(tree, cfg)[0]["blocks"][0]["attn"]["W_Q"] ** 2)
+
+    gradient = jax.jit(jax.grad(norm_of_queries))(params)
+    assert bool(jnp.any(gradient["blocks"][0]["ln1"]["w"] != 0))
