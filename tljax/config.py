@@ -5,6 +5,7 @@ import functools
 from collections.abc import Mapping
 from typing import Any, Literal
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -30,6 +31,13 @@ DTYPES = {
     "float32": "float32", "fp32": "float32", "float16": "float16", "fp16": "float16",
     "bfloat16": "bfloat16", "bf16": "bfloat16", "float64": "float64",
 }  # fmt: skip
+_SIZES = (
+    "d_model", "n_layers", "n_ctx", "d_head", "n_heads", "n_key_value_heads", "d_mlp", "d_vocab", "d_vocab_out",
+    "rotary_dim", "window_size",
+)  # fmt: skip
+_DERIVED: dict[str, Any] = {
+    "d_mlp": None, "d_vocab_out": -1, "rotary_dim": None, "attn_scale": -1.0, "initializer_range": -1.0,
+}  # fmt: skip
 PRECISIONS = ("highest", "high", "default")
 
 
@@ -39,13 +47,23 @@ def canonical_dtype(dtype: Any) -> str:
     >>> canonical_dtype("bf16"), canonical_dtype(jnp.float32)
     ('bfloat16', 'float32')
     """
-    name = dtype if isinstance(dtype, str) else None
-    if name is None:
-        text = str(dtype)
-        name = text.removeprefix("torch.") if text.startswith("torch.") else np.dtype(dtype).name
+    if isinstance(dtype, str):
+        name = dtype
+    elif str(dtype).startswith("torch."):
+        name = str(dtype).removeprefix("torch.")
+    else:
+        name = "None" if dtype is None else np.dtype(dtype).name
     if name not in DTYPES:
         raise ConfigError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}.{nearest(name, DTYPES)}")
     return DTYPES[name]
+
+
+def available_dtype(dtype: Any) -> str:
+    """:func:`canonical_dtype`, refusing float64 while jax would silently make it float32."""
+    name = canonical_dtype(dtype)
+    if name == "float64" and not jax.config.read("jax_enable_x64"):
+        raise ConfigError("dtype float64 needs jax.config.update('jax_enable_x64', True) first.")
+    return name
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -151,8 +169,8 @@ class HookedTransformerConfig:
     original_architecture: str | None = None
 
     def __post_init__(self) -> None:
-        self._fill_derived()
         self._check_sizes()
+        self._fill_derived()
         self._check_choices()
         self._check_combinations()
 
@@ -171,6 +189,8 @@ class HookedTransformerConfig:
         if self.d_head == -1 and self.n_heads == -1:
             raise ConfigError("Give d_head or n_heads: neither was set, so the heads have no size.")
         if self.d_head == -1:
+            if self.d_model % self.n_heads:
+                raise ConfigError(f"d_model={self.d_model} is not a multiple of n_heads={self.n_heads}. Give d_head.")
             self._set("d_head", self.d_model // self.n_heads)
         if self.n_heads == -1:
             if self.d_model % self.d_head:
@@ -193,18 +213,14 @@ class HookedTransformerConfig:
         self._set("dtype", canonical_dtype(self.dtype))
 
     def _check_sizes(self) -> None:
-        for name in ("d_model", "n_layers", "n_ctx", "d_head", "n_heads", "d_mlp", "n_key_value_heads"):
+        for name in _SIZES:
             value = getattr(self, name)
+            if value is None or (value == -1 and name in ("d_head", "n_heads", "d_vocab", "d_vocab_out")):
+                continue
             smallest = 0 if name == "n_layers" else 1
-            if value is not None and (not isinstance(value, int | np.integer) or value < smallest):
+            if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < smallest:
                 raise ConfigError(f"{name} must be an integer of at least {smallest}, got {value!r}.")
-        if self.n_heads % self.kv_heads:
-            raise ConfigError(
-                f"n_heads={self.n_heads} is not a multiple of n_key_value_heads={self.n_key_value_heads}: "
-                "each key/value head serves a whole group of query heads."
-            )
-        if self.rotary_dim is not None and (self.rotary_dim % 2 or self.rotary_dim > self.d_head):
-            raise ConfigError(f"rotary_dim={self.rotary_dim} must be even and at most d_head={self.d_head}.")
+            self._set(name, int(value))
         if self.eps <= 0:
             raise ConfigError(f"eps must be positive, got {self.eps}.")
 
@@ -225,6 +241,13 @@ class HookedTransformerConfig:
                 raise ConfigError(f"{name}={value!r} is not one of {known}.{nearest(str(value), known)}")
 
     def _check_combinations(self) -> None:
+        if self.n_heads % self.kv_heads:
+            raise ConfigError(
+                f"n_heads={self.n_heads} is not a multiple of n_key_value_heads={self.n_key_value_heads}: "
+                "each key/value head serves a whole group of query heads."
+            )
+        if self.rotary_dim is not None and (self.rotary_dim % 2 or self.rotary_dim > self.d_head):
+            raise ConfigError(f"rotary_dim={self.rotary_dim} must be even and at most d_head={self.d_head}.")
         if self.use_local_attn and (self.window_size is None or self.attn_types is None):
             raise ConfigError("use_local_attn needs window_size and attn_types ('global' or 'local' for each layer).")
         if self.attn_types is not None and len(self.attn_types) != self.n_layers:
@@ -235,6 +258,10 @@ class HookedTransformerConfig:
             raise ConfigError(f"act_fn={self.act_fn!r} normalises inside the MLP and has no gated form.")
         if self.attn_only and self.parallel_attn_mlp:
             raise ConfigError("attn_only has no MLP to run in parallel: set one of attn_only, parallel_attn_mlp.")
+        if self.attn_only and self.use_hook_mlp_in:
+            raise ConfigError("use_hook_mlp_in: an attention-only model has no MLP input.")
+        if self.use_attn_in and self.kv_heads != self.n_heads:
+            raise ConfigError("use_attn_in needs as many key/value as query heads; use use_split_qkv_input.")
 
     @property
     def kv_heads(self) -> int:
@@ -261,9 +288,18 @@ class HookedTransformerConfig:
         return self.attn_types[layer] if self.use_local_attn and self.attn_types is not None else "global"
 
     def replace(self, **changes: Any) -> "HookedTransformerConfig":
-        """Returns a copy with ``changes`` applied and validated."""
+        """Returns a copy with ``changes`` applied and validated.
+
+        Fields at their derived value (``d_mlp`` at ``4 * d_model``, ``attn_scale`` at ``sqrt(d_head)`` …) follow.
+        """
         self._refuse_unknown(changes)
-        return dataclasses.replace(self, **changes)
+        derived = dataclasses.replace(self, **_DERIVED)
+        follow = {
+            name: unset
+            for name, unset in _DERIVED.items()
+            if name not in changes and getattr(self, name) == getattr(derived, name)
+        }
+        return dataclasses.replace(self, **(follow | changes))
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the fields as plain, JSON-ready values; :meth:`from_dict` reads them back."""

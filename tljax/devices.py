@@ -10,6 +10,13 @@ from tljax.typing import DeviceLike
 _PLATFORMS = ("cpu", "gpu", "cuda", "rocm", "tpu")
 
 
+def names_device(value: Any) -> bool:
+    """Whether a value is a device, a sharding or a device's name (rather than a dtype)."""
+    if isinstance(value, str):
+        return value.partition(":")[0] in _PLATFORMS
+    return isinstance(value, jax.Device | jax.sharding.Sharding)
+
+
 def resolve_device(device: DeviceLike) -> Any:
     """Returns the device or sharding a user named; ``None`` means jax's default.
 

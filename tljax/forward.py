@@ -18,8 +18,9 @@ from jax.core import Tracer
 
 from tljax.config import HookedTransformerConfig
 from tljax.hooks.dictionary import HookDictionary, HookEntry, make_slot
-from tljax.hooks.interventions import Replace
-from tljax.hooks.point import HookPoint, HookSlot, apply_with_slots, is_compiled
+from tljax.hooks.interventions import Intervention, Replace
+from tljax.hooks.names import stage_of
+from tljax.hooks.point import HookPoint, HookSlot, apply_with_slots, is_compiled, leaked_tracer
 from tljax.hooks.points import AttentionInput, block_points, embedding_points, head_points
 from tljax.modules.attention import AttentionContext
 from tljax.modules.block import TransformerBlock
@@ -87,6 +88,21 @@ def _apply(
 _apply_compiled = jax.jit(_apply, static_argnums=(0, 1))
 
 
+def _splits_inputs(stage: Stage) -> bool:
+    """Whether ln1 runs for q, k and v apart, so that one recorded value cannot stand for its points."""
+    names = (*stage.slots, *stage.captured)
+    return any(name in names for name in ("hook_q_input", "hook_k_input", "hook_v_input"))
+
+
+def _call_compiled(
+    stage: Stage, captured: tuple[str, ...], slots: Mapping[str, HookSlot], inputs: tuple[Any, ...]
+) -> tuple[Any, dict[str, Any]]:
+    try:
+        return _apply_compiled(stage.module, captured, stage.params, slots, inputs)
+    except jax.errors.UnexpectedTracerError as error:
+        raise leaked_tracer(stage.prefix + " or ".join(slots)) from error
+
+
 def run_stage(stage: Stage, inputs: tuple[Any, ...], traced: bool) -> tuple[Any, dict[str, Any]]:
     """Runs one stage.
 
@@ -101,11 +117,12 @@ def run_stage(stage: Stage, inputs: tuple[Any, ...], traced: bool) -> tuple[Any,
     slots = stage.slots
     python_forward = [name for name, slot in slots.items() if not all(map(is_compiled, slot.forward))]
     python_backward = any(not all(map(is_compiled, slot.backward)) for slot in slots.values())
-    if python_backward or (traced and python_forward):
+    runs_thrice = any(name.startswith("ln1.") for name in python_forward) and _splits_inputs(stage)
+    if python_backward or runs_thrice or (traced and python_forward):
         return _apply(stage.module, stage.captured, stage.params, slots, inputs)
     if python_forward:
         return _run_with_python_hooks(stage, python_forward, inputs)
-    return _apply_compiled(stage.module, stage.captured, stage.params, slots, inputs)
+    return _call_compiled(stage, stage.captured, slots, inputs)
 
 
 def _run_with_python_hooks(stage: Stage, hooked: Sequence[str], inputs: tuple[Any, ...]) -> tuple[Any, dict[str, Any]]:
@@ -119,16 +136,15 @@ def _run_with_python_hooks(stage: Stage, hooked: Sequence[str], inputs: tuple[An
     seen: dict[str, Any] = {}
     pending = list(hooked)
     if stage.entry in pending:
-        slot = slots.pop(stage.entry)
-        inputs = (slot.apply(inputs[0]), *inputs[1:])
+        inputs = (slots.pop(stage.entry).apply(inputs[0]), *inputs[1:])
         pending.remove(stage.entry)
     tails: dict[str, HookSlot] = {}
     for name in pending:
-        slots[name], tails[name] = _split_at_python(slots[name])
+        slots[name], tails[name] = _split_at_python(name, slots[name])
 
     def run() -> tuple[Any, dict[str, Any]]:
         names = dict.fromkeys((*stage.captured, *pending))
-        return _apply_compiled(stage.module, tuple(names), stage.params, slots, inputs)
+        return _call_compiled(stage, tuple(names), slots, inputs)
 
     output, recorded = run()
     seen |= recorded
@@ -139,7 +155,7 @@ def _run_with_python_hooks(stage: Stage, hooked: Sequence[str], inputs: tuple[An
         seen[name] = changed
         if changed is value:
             continue
-        slots[name] = HookSlot(slots[name].point, (Replace(changed),), slots[name].backward)
+        slots[name] = HookSlot(HookPoint(name, slots[name].point.axes), (Replace(changed),), slots[name].backward)
         if name == stage.exit:
             output = changed
         else:
@@ -148,10 +164,16 @@ def _run_with_python_hooks(stage: Stage, hooked: Sequence[str], inputs: tuple[An
     return output, {name: seen[name] for name in stage.captured}
 
 
-def _split_at_python(slot: HookSlot) -> tuple[HookSlot, HookSlot]:
-    """The part of a slot before its first Python function, to compile, and the rest, to call."""
+def _split_at_python(relative: str, slot: HookSlot) -> tuple[HookSlot, HookSlot]:
+    """The part of a slot before its first Python function, to compile, and the rest, to call.
+
+    The compiled part is told the block-relative name where only interventions are in it, as in ``make_slot``.
+    """
     first = next(n for n, function in enumerate(slot.forward) if not is_compiled(function))
-    head = dataclasses.replace(slot, forward=slot.forward[:first])
+    compiled = (*slot.forward[:first], *slot.backward)
+    anonymous = all(isinstance(function, Intervention) for function in compiled)
+    point = HookPoint(relative, slot.point.axes) if anonymous else slot.point
+    head = dataclasses.replace(slot, point=point, forward=slot.forward[:first])
     return head, dataclasses.replace(slot, forward=slot.forward[first:], backward=())
 
 
@@ -160,22 +182,15 @@ def _group_names(names: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
     """Full names by stage, as names relative to it."""
     groups: dict[str, list[str]] = {}
     for name in names:
-        stage, relative = _stage_of(name)
+        stage, relative = stage_of(name)
         groups.setdefault(stage, []).append(relative)
     return {stage: tuple(relative) for stage, relative in groups.items()}
-
-
-def _stage_of(name: str) -> tuple[str, str]:
-    if name.startswith("blocks."):
-        _, layer, relative = name.split(".", 2)
-        return f"blocks.{layer}.", relative
-    return (_HEAD if name.startswith(("ln_final.", "unembed.")) else _EMBEDDING), name
 
 
 def _group_entries(hooks: HookDictionary) -> dict[str, dict[str, list[HookEntry]]]:
     groups: dict[str, dict[str, list[HookEntry]]] = {}
     for entry in hooks.entries:
-        stage, relative = _stage_of(entry.name)
+        stage, relative = stage_of(entry.name)
         groups.setdefault(stage, {}).setdefault(relative, []).append(entry)
     return groups
 

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from tljax.checkpoints import load_checkpoint, save_hf, save_native
-from tljax.config import HookedTransformerConfig, canonical_dtype
-from tljax.devices import resolve_device
+from tljax.config import HookedTransformerConfig, available_dtype
+from tljax.devices import names_device, resolve_device
 from tljax.errors import ConfigError, FrozenModelError, InputError
 from tljax.forward import init_params
 from tljax.hooks.dictionary import Direction, HookDictionary
@@ -209,13 +209,11 @@ class HookedTransformer(RunMethods, TextMethods, WeightProperties):
 
     def to(self, device_or_dtype: Any) -> "HookedTransformer":
         """Returns the model on another device (``"cpu"``, ``"gpu:0"``, a sharding) or in another dtype."""
-        if isinstance(device_or_dtype, jax.Device | jax.sharding.Sharding):
-            return jax.device_put(self, device_or_dtype)
-        with contextlib.suppress(ConfigError, TypeError):
-            dtype = canonical_dtype(device_or_dtype)
-            params = jax.tree.map(lambda leaf: leaf.astype(dtype), self.params)
-            return self.replace(params=params, cfg=self.cfg.replace(dtype=dtype))
-        return jax.device_put(self, resolve_device(device_or_dtype))
+        if names_device(device_or_dtype):
+            return jax.device_put(self, resolve_device(device_or_dtype))
+        dtype = available_dtype(device_or_dtype)
+        params = jax.tree.map(lambda leaf: leaf.astype(dtype), self.params)
+        return self.replace(params=params, cfg=self.cfg.replace(dtype=dtype))
 
     @property
     def tokenizer(self) -> Any:

@@ -197,7 +197,7 @@ def layer_bounds(
             raise InputError(f"{name}={layer} is out of range: the model has {cfg.n_layers} layers.")
         return layer + cfg.n_layers if layer < 0 else layer
 
-    start = positive("start_at_layer", start_at_layer, cfg.n_layers - 1)
+    start = positive("start_at_layer", start_at_layer, cfg.n_layers)
     stop = positive("stop_at_layer", stop_at_layer, cfg.n_layers)
     if start is not None and stop is not None and start > stop:
         raise InputError(f"start_at_layer={start} comes after stop_at_layer={stop} (which is exclusive).")

@@ -5,10 +5,11 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from tljax.config import HookedTransformerConfig
 from tljax.errors import FrozenModelError, nearest
-from tljax.forward import block_module
+from tljax.forward import block_module, context_of_layer
 from tljax.modules.attention import Attention, AttentionContext
 from tljax.modules.embedding import Embed, PosEmbed, Unembed, final_norm
 from tljax.modules.mlp import MLP
@@ -21,7 +22,7 @@ class ModuleView:
     """One module of a model with its parameters.
 
     Attributes read parameters in TransformerLens's shapes and submodules as further views; calling it applies the
-    module to arrays, without hooks.
+    module to arrays, without hooks. Grouped key/value heads are repeated (``attn.W_K``); ``attn._W_K`` is as stored.
     """
 
     def __init__(
@@ -32,15 +33,12 @@ class ModuleView:
         precision: str,
         children: "Mapping[str, ModuleView] | None" = None,
         extra_inputs: tuple[Any, ...] = (),
+        group: int = 1,
     ) -> None:
         self.__dict__.update(
-            name=name,
-            _module=module,
-            _params=params,
-            _precision=precision,
-            _parts=dict(children or {}),
-            _extra=extra_inputs,
-        )
+            name=name, _module=module, _params=params, _precision=precision, _parts=dict(children or {}),
+            _extra=extra_inputs, _group=group,
+        )  # fmt: skip
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -48,7 +46,10 @@ class ModuleView:
         if name in self._parts:
             return self._parts[name]
         if name in self._params:
-            return public_shape(name, self._params[name])
+            public = public_shape(name, self._params[name])
+            return jnp.repeat(public, self._group, axis=0) if self._group > 1 and name[2] in "KV" else public
+        if name.startswith("_") and name[1:] in self._params:
+            return public_shape(name[1:], self._params[name[1:]])
         known = dir(self)
         raise AttributeError(
             f"{self.name} has no parameter or part {name!r}.{nearest(name, known)} It has {', '.join(known)}."
@@ -72,6 +73,7 @@ class ModuleView:
 def block_view(cfg: HookedTransformerConfig, params: Params, layer: int) -> ModuleView:
     """View of one block; calling it runs the block on a residual stream without padding."""
     own, name = params["blocks"][layer], f"blocks.{layer}"
+    context = context_of_layer(cfg, AttentionContext(), layer)
     modules: dict[str, nn.Module] = {
         "ln1": make_norm(cfg, cfg.normalization_type),
         "attn": Attention(cfg, cfg.layer_kind(layer)),
@@ -81,12 +83,12 @@ def block_view(cfg: HookedTransformerConfig, params: Params, layer: int) -> Modu
     parts = {
         key: ModuleView(
             f"{name}.{key}", module, own.get(key, {}), cfg.matmul_precision,
-            extra_inputs=(AttentionContext(),) if key == "attn" else (),
+            extra_inputs=(context,) if key == "attn" else (), group=cfg.n_heads // cfg.kv_heads if key == "attn" else 1,
         )
         for key, module in modules.items()
     }  # fmt: skip
     module = block_module(cfg, cfg.layer_kind(layer))
-    return ModuleView(name, module, own, cfg.matmul_precision, parts, (AttentionContext(),))
+    return ModuleView(name, module, own, cfg.matmul_precision, parts, (context,))
 
 
 def end_view(cfg: HookedTransformerConfig, params: Params, name: str) -> ModuleView:

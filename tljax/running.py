@@ -1,7 +1,8 @@
 """The running methods of a model: call it, call it with hooks, call it keeping activations."""
 
+import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -15,9 +16,9 @@ from tljax.cache.slices import SliceInput, is_full
 from tljax.config import HookedTransformerConfig
 from tljax.devices import resolve_device
 from tljax.errors import InputError
-from tljax.forward import run_forward
+from tljax.forward import attention_input, run_forward
 from tljax.hooks.dictionary import HookDictionary
-from tljax.hooks.names import select
+from tljax.hooks.names import layer_of, select, stage_of
 from tljax.hooks.points import point_table
 from tljax.inputs import ModelInput, is_traced, layer_bounds, prepare
 from tljax.losses import lm_cross_entropy_loss
@@ -122,9 +123,9 @@ class RunMethods:
         """
         _refuse_persistent_hooks(reset_hooks_end)
         hooked: HookedTransformer = self.with_hooks(fwd_hooks, bwd_hooks)  # type: ignore[attr-defined]
-        added = hooked._hooks.entries[len(self._hooks) :]
         bounds = layer_bounds(self.cfg, options.get("start_at_layer"), options.get("stop_at_layer"))
-        _refuse_unreached([entry.name for entry in added], self.cfg, *bounds)
+        for name, _ in (*fwd_hooks, *bwd_hooks):
+            _reached_names(getattr(name, "name", name), self.cfg, *bounds)
         return self._run(input, hooked._hooks, (), None, return_type=return_type, **options)[0]
 
     def run_with_cache(
@@ -164,8 +165,8 @@ class RunMethods:
         """
         _refuse_persistent_hooks(reset_hooks_end)
         bounds = layer_bounds(self.cfg, options.get("start_at_layer"), options.get("stop_at_layer"))
-        names = _names_to_keep(self.cfg, names_filter, *bounds)
-        keep = functools.partial(_keep, cfg=self.cfg, pos_slice=pos_slice, device=resolve_device(device))
+        names = _reached_names(names_filter, self.cfg, *bounds)
+        keep = Keep(self.cfg, pos_slice, resolve_device(device))
         if incl_bwd:
             output, cache = self._run_with_gradients(input, names, keep, return_type, options)
         else:
@@ -203,7 +204,7 @@ class RunMethods:
         input: Any,
         hooks: HookDictionary,
         names: tuple[str, ...],
-        keep: Callable[[dict[str, Any]], dict[str, Any]] | None,
+        keep: "Keep | None",
         *,
         return_type: ReturnType = "logits",
         loss_per_token: bool = False,
@@ -237,7 +238,7 @@ class RunMethods:
         return _output(value, prepared, return_type, loss_per_token), cache
 
     def _run_with_gradients(
-        self, input: Any, names: tuple[str, ...], keep: Any, return_type: ReturnType, options: dict[str, Any]
+        self, input: Any, names: tuple[str, ...], keep: "Keep", return_type: ReturnType, options: dict[str, Any]
     ) -> tuple[Any, dict[str, Any]]:
         if return_type != "loss" or options.get("loss_per_token") or options.get("stop_at_layer") is not None:
             raise InputError(
@@ -249,7 +250,7 @@ class RunMethods:
             **{key: value for key, value in options.items() if key in _INPUT_OPTIONS},
         )  # fmt: skip
         table, size = point_table(self.cfg), prepared.batch_and_pos
-        shapes = {name: table[name].shape(*size) for name in names if name != "hook_tokens"}
+        shapes = {name: table[name].shape(*size) for name in names if self._has_one_gradient(name, names)}
 
         def run(hooks: HookDictionary) -> tuple[Any, dict[str, Any]]:
             return self._run(input, hooks, names, keep, return_type="loss", **options)
@@ -258,12 +259,18 @@ class RunMethods:
         in_order = {name: cache[name] for name in names}  # jax.grad hands dicts back sorted by key
         return loss, in_order | {f"{name}_grad": value for name, value in keep(gradients).items()}
 
-    def _warn_if_large(self, names: tuple[str, ...], batch: int, pos: int, keep: Any) -> None:
-        options = keep.keywords if keep is not None else {}
-        kept = len(_positions(pos, options.get("pos_slice")))
-        device = options.get("device")
-        size = cache_bytes(self.cfg, names, batch, pos) * kept // pos
-        warn_if_large(size, len(names), device if isinstance(device, jax.Device) else None)
+    def _has_one_gradient(self, name: str, names: tuple[str, ...]) -> bool:
+        """Token ids have no gradient; ``ln1`` has three where queries, keys and values read apart."""
+        stage, relative = stage_of(name)
+        in_use = [stage_of(other)[1] for other in names if other.startswith(stage)]
+        return name != "hook_tokens" and not (
+            relative.startswith("ln1.") and attention_input(self.cfg, in_use) == "split"
+        )
+
+    def _warn_if_large(self, names: tuple[str, ...], batch: int, pos: int, keep: "Keep | None") -> None:
+        kept = pos if keep is None else len(_positions(pos, keep.pos_slice))
+        device = keep.device if keep is not None and isinstance(keep.device, jax.Device) else None
+        warn_if_large(cache_bytes(self.cfg, names, batch, pos) * kept // pos, len(names), device)
 
 
 def _output(logits: jax.Array, prepared: ModelInput, return_type: ReturnType, per_token: bool) -> Any:
@@ -279,43 +286,39 @@ def _output(logits: jax.Array, prepared: ModelInput, return_type: ReturnType, pe
     return loss if return_type == "loss" else Output(logits, loss)
 
 
-def _layer(name: str) -> int | None:
-    return int(name.split(".", 2)[1]) if name.startswith("blocks.") else None
-
-
-def _is_head(name: str) -> bool:
-    return name.startswith(("ln_final.", "unembed."))
-
-
 def _last_needed(cfg: HookedTransformerConfig, start: int, names: Sequence[str]) -> int | None:
     """Where a run without output may stop: after the last named block, or ``None`` if the head is named."""
-    if any(_is_head(name) for name in names):
+    if any(stage_of(name)[0] == "head" for name in names):
         return None
-    return max([start, *(layer + 1 for name in names if (layer := _layer(name)) is not None)])
+    return max([start, *(layer + 1 for name in names if (layer := layer_of(name)) is not None)])
 
 
 def _reached(name: str, start: int | None, stop: int | None) -> bool:
-    layer = _layer(name)
+    layer = layer_of(name)
     if layer is not None:
         return (start or 0) <= layer and (stop is None or layer < stop)
-    return stop is None if _is_head(name) else start is None
+    return stop is None if stage_of(name)[0] == "head" else start is None
 
 
-def _refuse_unreached(names: Sequence[str], cfg: HookedTransformerConfig, start: int | None, stop: int | None) -> None:
-    if missed := [name for name in names if not _reached(name, start, stop)]:
+def _reached_names(
+    names_filter: Any, cfg: HookedTransformerConfig, start: int | None, stop: int | None
+) -> tuple[str, ...]:
+    """The points a filter picks in this run: a predicate means those the run reaches, a name must be reached.
+
+    Raises:
+        InputError: a named point lies outside the run, or a predicate matches only such points.
+    """
+    names = select(names_filter, point_table(cfg), cfg.n_layers)
+    reached = tuple(name for name in names if _reached(name, start, stop))
+    by_name = names_filter is not None and not callable(names_filter)
+    if len(reached) < len(names) and (by_name or not reached):
+        missed = next(name for name in names if name not in reached)
         first, last = start or 0, cfg.n_layers if stop is None else stop
         raise InputError(
-            f"{missed[0]} never fires: this run covers blocks {first} to {last - 1} only (start/stop_at_layer)."
+            f"{missed} never fires: start_at_layer and stop_at_layer limit this run to the blocks from {first} up to, and "
+            f"without, {last}."
         )
-
-
-def _names_to_keep(
-    cfg: HookedTransformerConfig, names_filter: NamesFilter, start: int | None, stop: int | None
-) -> tuple[str, ...]:
-    names = select(names_filter, point_table(cfg), cfg.n_layers)
-    if names_filter is not None and not callable(names_filter):
-        _refuse_unreached(names, cfg, start, stop)
-    return tuple(name for name in names if _reached(name, start, stop))
+    return reached
 
 
 def _refuse_persistent_hooks(reset_hooks_end: bool) -> None:
@@ -341,14 +344,20 @@ def _take_positions(
     return {name: jnp.take(values[name], positions, axis=axis) for name, axis in axes}
 
 
-def _keep(recorded: dict[str, Any], cfg: HookedTransformerConfig, pos_slice: SliceInput, device: Any) -> dict[str, Any]:
-    """Slices positions of recorded activations and moves them."""
-    if not is_full(pos_slice):
-        table, axes, length = point_table(cfg), [], 0
-        for name, value in recorded.items():
-            named = table[name].axes
-            axis = named.index("pos" if "pos" in named else "query_pos")
-            axes.append((name, axis))
-            length = value.shape[axis]
-        recorded = _take_positions(recorded, tuple(axes), _positions(length, pos_slice))
-    return recorded if device is None else jax.device_put(recorded, device)
+@dataclasses.dataclass(frozen=True)
+class Keep:
+    """What happens to a stage's recorded activations: positions are sliced, arrays moved to a device."""
+
+    cfg: HookedTransformerConfig
+    pos_slice: SliceInput = None
+    device: Any = None
+
+    def __call__(self, recorded: dict[str, Any]) -> dict[str, Any]:
+        """Returns the activations as they are kept."""
+        if not is_full(self.pos_slice):
+            table = point_table(self.cfg)
+            named = {name: table[name.removesuffix("_grad")].axes for name in recorded}
+            axes = tuple((name, axis.index("pos" if "pos" in axis else "query_pos")) for name, axis in named.items())
+            length = recorded[axes[0][0]].shape[axes[0][1]]
+            recorded = _take_positions(recorded, axes, _positions(length, self.pos_slice))
+        return recorded if self.device is None else jax.device_put(recorded, self.device)

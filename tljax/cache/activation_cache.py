@@ -13,8 +13,8 @@ from tljax.cache import io, residual
 from tljax.cache.slices import SliceInput, apply_slice
 from tljax.config import HookedTransformerConfig
 from tljax.devices import resolve_device
-from tljax.errors import CacheError, UnknownHookError, nearest
-from tljax.hooks.names import get_act_name, resolve
+from tljax.errors import CacheError, UnknownHookError
+from tljax.hooks.names import resolve
 from tljax.hooks.points import point_table
 from tljax.typing import DeviceLike
 
@@ -102,12 +102,8 @@ class ActivationCache(Mapping[str, jax.Array]):
         table = point_table(self.cfg)
         try:
             name = resolve(wanted, table, self.cfg.n_layers)
-        except UnknownHookError:
-            name = get_act_name(*wanted) if isinstance(wanted, tuple) else str(wanted)
-            raise UnknownHookError(
-                f"{key!r} is not in this cache and is not a hook point of the model.{nearest(name, self.cache_dict)} "
-                "cache.keys() lists what was kept."
-            ) from None
+        except UnknownHookError as error:
+            raise UnknownHookError(f"{error} cache.keys() lists what was kept in this cache.") from None
         name += "_grad" if gradient else ""
         if name not in self.cache_dict:
             how = "run with incl_bwd=True" if gradient else "include it in names_filter"
@@ -177,6 +173,8 @@ class ActivationCache(Mapping[str, jax.Array]):
             ``[layer, ...]``.
         """
         last = self.cfg.n_layers if layer in (-1, None) else layer
+        if not 1 <= last <= self.cfg.n_layers:
+            raise CacheError(f"layer={layer} stacks nothing: give 1 to {self.cfg.n_layers}, or -1 for all.")
         keys = [(activation_name, n, sublayer_type) if sublayer_type else (activation_name, n) for n in range(last)]
         return jnp.stack([self[key] for key in keys])
 

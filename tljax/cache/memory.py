@@ -19,7 +19,12 @@ class LargeCacheWarning(UserWarning):
 def cache_bytes(cfg: HookedTransformerConfig, names: Sequence[str], batch: int, pos: int) -> int:
     """Size in bytes of the named activations for ``batch`` prompts of ``pos`` tokens (full positions)."""
     table = point_table(cfg)
-    return cfg.jnp_dtype.itemsize * sum(int(np.prod(table[name].shape(batch, pos))) for name in names)
+    norms = ("hook_scale", "hook_normalized")
+    widths = {
+        name: max(4, cfg.jnp_dtype.itemsize) if name.endswith(norms) else cfg.jnp_dtype.itemsize for name in names
+    }
+    widths |= {"hook_tokens": 4} if "hook_tokens" in widths else {}
+    return sum(width * int(np.prod(table[name].shape(batch, pos))) for name, width in widths.items())
 
 
 def free_bytes(device: Any = None) -> int | None:
@@ -43,5 +48,5 @@ def warn_if_large(size: int, count: int, device: Any) -> None:
         f"This cache of {count} activations will take {size / 2**30:.2f} GiB; {free / 2**30:.2f} GiB are free. "
         'Keep only what you need with names_filter=lambda name: "resid_post" in name, pos_slice=-1, or device="cpu".',
         LargeCacheWarning,
-        stacklevel=4,
+        stacklevel=5,
     )

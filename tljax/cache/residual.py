@@ -85,5 +85,7 @@ def apply_ln_to_stack(
     scale = cache[name]
     if cache.has_batch_dim:
         scale = apply_slice(scale, batch_slice, 0)
+    if name != "ln_final.hook_scale" and scale.ndim == 3 + cache.has_batch_dim:
+        scale = scale[..., 0, :]  # a per-head norm: every head reads the same stream
     scale = apply_slice(scale, pos_slice, -2)
     return residual_stack / scale[None].astype(residual_stack.dtype)

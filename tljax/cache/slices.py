@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tljax.errors import CacheError
+
 SliceInput = int | slice | tuple[int | None, ...] | Sequence[int] | np.ndarray | jax.Array | None
 
 
@@ -20,6 +22,8 @@ def _index(slice_input: Any) -> Any:
 
 def apply_slice(array: jax.Array, slice_input: SliceInput, axis: int) -> jax.Array:
     """Slices one axis; a number drops it."""
+    if isinstance(slice_input, int | np.integer) and not -array.shape[axis] <= slice_input < array.shape[axis]:
+        raise CacheError(f"Index {slice_input} is out of range: the axis has {array.shape[axis]} entries.")
     return array[(slice(None),) * (axis % array.ndim) + (_index(slice_input),)]
 
 

@@ -23,7 +23,7 @@ from tljax.checkpoints.layout import (
 )
 from tljax.checkpoints.placement import Placer, ShardingRule, placer
 from tljax.checkpoints.reader import CONFIG, Tensors, open_tensors, read_json
-from tljax.config import HookedTransformerConfig, canonical_dtype
+from tljax.config import HookedTransformerConfig, available_dtype
 from tljax.errors import CheckpointError, ConfigError, UnsupportedModelError
 from tljax.typing import DeviceLike, Params
 from tljax.weights.processing import Steps, process_stage
@@ -155,9 +155,7 @@ def _requested(
     first_n_layers: int | None,
 ) -> HookedTransformerConfig:
     """Returns the checkpoint's config with what the caller asked for instead."""
-    name = canonical_dtype(dtype)
-    if name == "float64" and not jax.config.read("jax_enable_x64"):
-        raise ConfigError(f"dtype {name} needs jax.config.update('jax_enable_x64', True) before tljax is used.")
+    name = available_dtype(dtype)
     if n_ctx is not None and n_ctx > cfg.n_ctx and cfg.positional_embedding_type == "standard":
         raise ConfigError(f"n_ctx={n_ctx} is longer than the {cfg.n_ctx} positions this checkpoint has learnt.")
     layers = cfg.n_layers if first_n_layers is None else first_n_layers

@@ -119,6 +119,8 @@ def _pair(item: Any) -> tuple[Any, Callable[..., Any]]:
             'Write fwd_hooks=[("blocks.0.hook_resid_post", my_hook)], a list of tuples.'
         )
     name, function = item
+    if name is None:
+        raise HookError("A hook needs a name, a list of names or a predicate on names; None would mean every point.")
     if not callable(function):
         raise HookError(
             f"The hook at {name!r} is not callable, got {type(function).__name__}. Pass a function of "

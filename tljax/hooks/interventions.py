@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Self
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from tljax.errors import InterventionError, nearest
 from tljax.hooks.point import HookPoint
@@ -50,6 +51,10 @@ class Intervention:
                 known = [*AXES, *AXIS_ALIASES]
                 raise InterventionError(
                     f"{type(self).__name__} has no axis {key!r}.{nearest(key, known)} Axes: {', '.join(AXES)}."
+                )
+            if any(selector.axis == axis for selector in selectors):
+                raise InterventionError(
+                    f"{type(self).__name__} addresses axis {axis!r} twice ({key}= is another name for it)."
                 )
             if index is not None:
                 selectors.append(Selector(axis, index))
@@ -96,6 +101,8 @@ class Intervention:
 
     def check_axes(self, name: str, axes: tuple[str, ...]) -> None:
         """Raises InterventionError if the hook point lacks an axis this intervention addresses."""
+        if {"pos", "query_pos"} <= {selector.axis for selector in self.at} and "pos" not in axes:
+            raise InterventionError(f"At {name} pos= means query_pos=: give one of them.")
         for selector in self.at:
             if selector.axis not in axes and not (selector.axis == "pos" and "query_pos" in axes):
                 known = f"has axes {axes}" if axes else "has no axis names here (pass axes=)"
@@ -126,35 +133,66 @@ class Intervention:
         return chosen
 
     def aligned(self, operand: Any, value: jax.Array, hook: HookPoint) -> jax.Array:
-        """Lines ``operand`` up with ``value``.
+        """Lines ``operand`` up with ``value``: returns an array that broadcasts to it.
 
-        An operand may have the activation's own number of dimensions (entries are read where they are selected), or
-        drop the axes addressed by a single number, or broadcast over leading axes; or give one entry for each number of
-        a list (``pos=[3, 5]`` with two rows).
+        ``operand`` may broadcast to the whole activation (entries are read where they are selected); or to it without
+        the axes that are addressed by a single number; or hold one entry for each number of a list
+        (``pos=[3, 5]`` with two rows).
+
+        Raises:
+            InterventionError: it does none of these, or could be meant in two ways.
         """
         operand = jnp.asarray(operand).astype(value.dtype)
-        given = operand.shape
         selectors = self._axis_numbers(hook.axes)
-        dropped = [n for n, s in selectors.items() if s.kind == "number"]
-        if operand.ndim < value.ndim:
-            operand = operand.reshape((1,) * max(0, value.ndim - len(dropped) - operand.ndim) + operand.shape)
-            if operand.ndim < value.ndim:
-                operand = jnp.expand_dims(operand, sorted(dropped)[: value.ndim - operand.ndim])
-        if _broadcasts(operand.shape, value.shape):
-            return operand
-        listed = [(n, s) for n, s in selectors.items() if s.kind == "numbers"]
-        if len(listed) == 1 and operand.ndim == value.ndim:
-            number, selector = listed[0]
-            expected = list(value.shape)
-            expected[number] = selector.size
-            if operand.shape[number] == expected[number] and _broadcasts(operand.shape, expected):
-                index = (slice(None),) * number + (selector.numbers(value.shape[number]),)
-                return jnp.zeros_like(value).at[index].set(jnp.broadcast_to(operand, expected))
+        dropped = sorted(n for n, s in selectors.items() if s.kind == "number")
+        whole = (1,) * (value.ndim - operand.ndim) + operand.shape
+        part = list((1,) * (value.ndim - len(dropped) - operand.ndim) + operand.shape)
+        for number in dropped:
+            part.insert(number, 1)
+        fitting = {shape for shape in (whole, tuple(part)) if _broadcasts(shape, value.shape)}
+        if len(fitting) == 1:
+            aligned = operand.reshape(fitting.pop())
+            self._refuse_reordered(aligned, value, hook, selectors)
+            return aligned
+        listed = None if fitting else self._one_entry_each(operand, value, selectors)
+        if listed is not None:
+            return listed
         remaining = tuple(size for n, size in enumerate(value.shape) if n not in dropped)
+        problem = "could be meant in two ways at" if fitting else "does not fit"
         raise InterventionError(
-            f"{type(self).__name__}'s value of shape {tuple(given)} does not fit {hook.name}: give an array that "
-            f"broadcasts to the activation {tuple(value.shape)} {hook.axes}, or to the selected part {remaining}."
+            f"{type(self).__name__}'s value of shape {tuple(operand.shape)} {problem} {hook.name}: give an array with "
+            f"all the axes of the activation {tuple(value.shape)} {hook.axes}, or one that broadcasts to the selected "
+            f"part {remaining}."
         )
+
+    def _one_entry_each(
+        self, operand: jax.Array, value: jax.Array, selectors: Mapping[int, Selector]
+    ) -> jax.Array | None:
+        """``operand`` scattered to the entries of the one axis addressed by a list, or ``None`` if it does not fit."""
+        listed = [(n, s) for n, s in selectors.items() if s.kind == "numbers"]
+        if len(listed) != 1:
+            return None
+        number, selector = listed[0]
+        expected = list(value.shape)
+        expected[number] = selector.size
+        if not _broadcasts(operand.shape, expected):
+            return None
+        index = (slice(None),) * number + (selector.numbers(value.shape[number]),)
+        return jnp.zeros_like(value).at[index].set(jnp.broadcast_to(operand, expected))
+
+    def _refuse_reordered(
+        self, aligned: jax.Array, value: jax.Array, hook: HookPoint, selectors: Mapping[int, Selector]
+    ) -> None:
+        """A list that names every entry out of order could mean the operand's order or the activation's."""
+        for number, selector in selectors.items():
+            size = value.shape[number]
+            if selector.kind == "numbers" and selector.size == size == aligned.shape[number] > 1:
+                numbers = selector.payload
+                if not isinstance(numbers, Tracer) and (np.asarray(numbers) != np.arange(size)).any():
+                    raise InterventionError(
+                        f"{selector.axis}= lists all {size} entries at {hook.name} out of order: list them in order, "
+                        "with the value's rows to match."
+                    )
 
 
 def _broadcasts(shape: Sequence[int], target: Sequence[int]) -> bool:
@@ -284,6 +322,11 @@ class Mean(Intervention):
         if missing := [axis for axis in self.over if axis not in hook.axes]:
             raise InterventionError(
                 f"Mean(over={missing[0]!r}) cannot apply at {hook.name}, which has axes {hook.axes}."
+            )
+        if source.ndim != value.ndim:
+            raise InterventionError(
+                f"Mean's reference of shape {tuple(source.shape)} does not fit {hook.name}: it needs the axes "
+                f"{hook.axes} (any batch size)."
             )
         mean = source.mean(axis=tuple(hook.axes.index(axis) for axis in self.over), keepdims=True)
         return jnp.broadcast_to(self.aligned(mean, value, hook), value.shape)

@@ -1,5 +1,6 @@
 """Hook names: TransformerLens's short forms, and the other spellings in use, resolved to the names of the table."""
 
+import numbers
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -38,6 +39,19 @@ _ALIASES_OUTSIDE = {
     "pos_embed.hook_out": "hook_pos_embed",
     "hook_unembed": "unembed.hook_out",
 }
+
+
+def stage_of(name: str) -> tuple[str, str]:
+    """The stage a point belongs to (``"embedding"``, ``"blocks.3."`` or ``"head"``) and its name within it."""
+    if name.startswith("blocks."):
+        _, layer, relative = name.split(".", 2)
+        return f"blocks.{layer}.", relative
+    return ("head" if name.startswith(("ln_final.", "unembed.")) else "embedding"), name
+
+
+def layer_of(name: str) -> int | None:
+    """The layer of a point inside a block, else ``None``."""
+    return int(name.split(".", 2)[1]) if name.startswith("blocks.") else None
 
 
 def get_act_name(name: str, layer: int | str | None = None, layer_type: str | None = None) -> str:
@@ -96,7 +110,7 @@ def resolve(name: Any, table: Mapping[str, Any], n_layers: int) -> str:
     Raises:
         UnknownHookError: no such point; names the nearest ones.
     """
-    expanded = get_act_name(*name) if isinstance(name, tuple) else name
+    expanded = get_act_name(*name) if isinstance(name, tuple) and is_act_tuple(name) else name
     if not isinstance(expanded, str):
         raise UnknownHookError(
             f"A hook name is a string, a (name, layer) tuple or a predicate on names, got {type(name).__name__}."
@@ -108,7 +122,9 @@ def resolve(name: Any, table: Mapping[str, Any], n_layers: int) -> str:
         candidate = _other_spelling(_count_negative_layers(candidate, n_layers), gated)
         if candidate in table:
             return candidate
-    raise UnknownHookError(f"{name!r} is not a hook point of this model.{_hint(expanded, table, n_layers)}")
+    raise UnknownHookError(
+        f"{name!r} is not a hook point of this model.{_hint(get_act_name(expanded), table, n_layers)}"
+    )
 
 
 def _hint(name: str, table: Mapping[str, Any], n_layers: int) -> str:
@@ -140,13 +156,16 @@ def select(
         return tuple(name for name, point in table.items() if not point.optional)
     if callable(names):
         chosen: Iterable[str] = {name for name, point in table.items() if not point.optional and names(name)}
-    elif isinstance(names, str) or is_act_tuple(names):
+    elif isinstance(names, str) or is_act_tuple(names) or not isinstance(names, Iterable):
         chosen = {resolve(names, table, n_layers)}
     else:
         chosen = {resolved for item in names for resolved in select(item, table, n_layers)}
-        if not names:
-            return ()
     if not chosen:
+        if callable(names) and (optional := [name for name, point in table.items() if point.optional and names(name)]):
+            raise UnknownHookError(
+                f"The filter matches only points that exist when they are named, such as {optional[0]!r}: give names "
+                "instead of a predicate."
+            )
         raise UnknownHookError(
             "The filter matches no hook point of this model. It is called with full names such as "
             "'hook_embed' and 'blocks.0.hook_resid_post'; model.hook_points() lists them all."
@@ -160,5 +179,5 @@ def is_act_tuple(names: Any) -> bool:
         isinstance(names, tuple)
         and len(names) in (2, 3)
         and isinstance(names[0], str)
-        and (names[1] is None or isinstance(names[1], int))
+        and (names[1] is None or isinstance(names[1], numbers.Integral))
     )

@@ -93,6 +93,15 @@ class _Static:
         return id(self.function)
 
 
+def leaked_tracer(name: str) -> HookError:
+    """The error for a hook that used a value which outlived its trace."""
+    return HookError(
+        f"The hook at {name} used a value that an earlier compiled run left behind (a leaked tracer). Inside "
+        "jax.jit, grad and vmap, and inside a Partial, a hook must not store activations in outside variables: "
+        "return them through run_with_cache(names_filter=...), or use a plain function outside jit."
+    )
+
+
 def call_hook(function: Callable[..., Any], value: Any, point: HookPoint) -> Any:
     """Calls one hook and returns what the model goes on with.
 
@@ -101,12 +110,11 @@ def call_hook(function: Callable[..., Any], value: Any, point: HookPoint) -> Any
     """
     try:
         result = function(value, point)
+        return value if result is None else check_result(result, value, point)
+    except HookError:
+        raise
     except jax.errors.UnexpectedTracerError as error:
-        raise HookError(
-            f"The hook at {point.name} used a value that an earlier compiled run left behind (a leaked tracer). Inside "
-            "jax.jit, grad and vmap, and inside a Partial, a hook must not store activations in outside variables: "
-            "return them through run_with_cache(names_filter=...), or use a plain function outside jit."
-        ) from error
+        raise leaked_tracer(point.name) from error
     except TypeError as error:
         if "immutable" not in str(error) and "item assignment" not in str(error):
             error.add_note(f"(raised in the hook at {point.name})")
@@ -118,7 +126,6 @@ def call_hook(function: Callable[..., Any], value: Any, point: HookPoint) -> Any
     except Exception as error:
         error.add_note(f"(raised in the hook at {point.name})")
         raise
-    return value if result is None else check_result(result, value, point)
 
 
 def check_result(result: Any, value: Any, point: HookPoint) -> Any:

@@ -44,6 +44,10 @@ class Selector:
                 f"{axis}= takes a number, a list of numbers, a boolean mask of the axis or a slice; got an array of "
                 f"shape {tuple(array.shape)}. For a mask over several axes use mask=."
             )
+        if array.ndim == 0 and array.dtype == bool:
+            raise InterventionError(
+                f"{axis}= takes a number, not {bool(array)}; a mask of the axis has one entry for each."
+            )
         self.kind = "mask" if array.dtype == bool else "number" if array.ndim == 0 else "numbers"
         if self.kind != "mask" and not jnp.issubdtype(array.dtype, jnp.integer):
             raise InterventionError(f"{axis}= takes whole numbers, got dtype {array.dtype}.")

@@ -28,40 +28,41 @@ NAME = "tljax-tiny"
 DIRECTORY = Path(__file__).parent.parent / "models" / NAME
 
 MODEL: dict[str, Any] = {
-    "n_layers": 3, "d_model": 64, "n_heads": 4, "d_mlp": 256, "n_ctx": 128, "act_fn": "gelu_new",
-    "initializer_range": 0.12, "model_name": NAME,
+    "n_layers": 4, "d_model": 64, "n_heads": 4, "d_mlp": 256, "n_ctx": 128, "act_fn": "gelu_new",
+    "initializer_range": 0.08, "model_name": NAME,
 }  # fmt: skip
 
-STEPS = 3000
+STEPS = 4000
 TEXT_POS = 32
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Stage:
-    """A part of the training: what the batches of its even and odd steps hold.
+    """A part of the training: what its batches hold.
 
     Attributes:
         until: the fraction of all steps at which it ends.
-        text_rows: documents in a batch of text (even steps).
+        repeat_rows, repeat_pos: shape of a batch of repeating random words.
+        text_rows: documents in a batch of text, which every even step takes; with 0 there is no text.
         answers_only: take only sentences with an answer, and count only the names that answer them.
-        repeat_rows, repeat_pos: shape of a batch of repeating random words (odd steps).
     """
 
     until: float
-    text_rows: int
-    answers_only: bool
     repeat_rows: int
     repeat_pos: int
+    text_rows: int = 0
+    answers_only: bool = False
 
 
 STAGES = (
-    Stage(until=0.35, text_rows=48, answers_only=True, repeat_rows=64, repeat_pos=20),
-    Stage(until=0.6, text_rows=64, answers_only=False, repeat_rows=40, repeat_pos=48),
-    Stage(until=1.0, text_rows=64, answers_only=False, repeat_rows=16, repeat_pos=128),
+    Stage(until=0.25, repeat_rows=96, repeat_pos=20, text_rows=48, answers_only=True),
+    Stage(until=0.45, repeat_rows=96, repeat_pos=20, text_rows=64),
+    Stage(until=0.6, repeat_rows=40, repeat_pos=48, text_rows=64),
+    Stage(until=1.0, repeat_rows=20, repeat_pos=128, text_rows=64),
 )
-"""Both circuits are found first on what cannot be predicted without them. Answers alone, because in full text most of
-the loss is names and places that nobody can predict; short rows of repeating words, because attention that is still
-uniform then gives the right token a twentieth rather than a hundredth. English and long rows come after that."""
+"""Both circuits are found first, on what cannot be predicted without them: induction on short rows, where attention
+that is still uniform gives the right token a twentieth rather than a hundredth; name moving on answers alone, because
+in full text most of the loss is names and places that nobody can predict. English and long rows come last."""
 
 ANSWER_WEIGHT = 4.0
 """How much a name that completes an indirect-object sentence counts in full text."""
@@ -95,7 +96,7 @@ class Batches:
     def __call__(self, step: int) -> Batch:
         rng = np.random.default_rng([self._seed, step])
         stage = next(stage for stage in STAGES if step < stage.until * self._steps)
-        if step % 2:
+        if step % 2 or not stage.text_rows:
             return repeating_rows(rng, stage.repeat_rows, stage.repeat_pos, self._tokenizer.get_vocab_size())
         sentences = data.ANSWERED if stage.answers_only else data.SENTENCES
         texts = [data.document(rng, TEXT_POS - 2, sentences) for _ in range(stage.text_rows)]
@@ -110,22 +111,20 @@ def initial_model(seed: int) -> HookedTransformer:
     """A fresh model of the bundled shape, without tokenizer.
 
     Positions start as sinusoids, and the unembedding as a small copy of the embedding: from there looking back by
-    one token, and copying a token, are short ways to go.
+    one token, and copying a token, are short ways to go. What writes to the residual stream starts small, as in GPT-2.
     """
     cfg = HookedTransformerConfig(**MODEL, d_vocab=FIRST_WORD_ID + len(data.vocabulary()), seed=seed)
     params = HookedTransformer(cfg).params
-    angles = np.arange(cfg.n_ctx)[:, None] * np.geomspace(2.5, 0.05, cfg.d_model // 2)[None]
+    scales = {
+        "W_E": 3.0, "W_Q": 1.5, "W_K": 1.5, "W_V": 1.5,
+        "W_O": 1.5 / np.sqrt(2 * cfg.n_layers), "W_out": 1 / np.sqrt(2 * cfg.n_layers),
+    }  # fmt: skip
+    params = jax.tree_util.tree_map_with_path(lambda path, x: x * np.float32(scales.get(path[-1].key, 1)), params)
+    angles = np.arange(cfg.n_ctx)[:, None] * np.geomspace(2.5, 0.05, cfg.d_model // 2)
     positions = 0.1 * np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
-    words = 2 * params["embed"]["W_E"]
-    return HookedTransformer(
-        cfg,
-        params=params
-        | {
-            "embed": {"W_E": words},
-            "pos_embed": {"W_pos": jnp.asarray(positions, jnp.float32)},
-            "unembed": params["unembed"] | {"W_U": 0.2 * words.T},
-        },
-    )
+    params["pos_embed"] = {"W_pos": jnp.asarray(positions, jnp.float32)}
+    params["unembed"] = params["unembed"] | {"W_U": 0.2 * params["embed"]["W_E"].T}
+    return HookedTransformer(cfg, params=params)
 
 
 def save_bundled(directory: Path, result: TrainResult, log: dict[str, Any]) -> None:
