@@ -1,7 +1,5 @@
 """Shared fixtures: strict numerics, a compilation counter, tiny models, the bundled model."""
 
-from collections.abc import Iterator
-
 import jax
 import jax.monitoring
 import numpy as np
@@ -89,6 +87,6 @@ def tokens() -> jax.Array:
 
 
 @pytest.fixture(scope="session")
-def tiny() -> Iterator[HookedTransformer]:
+def tiny() -> HookedTransformer:
     """The bundled trained model."""
-    yield HookedTransformer.from_pretrained("tljax-tiny")
+    return HookedTransformer.from_pretrained("tljax-tiny")

@@ -51,13 +51,14 @@ def test_hooks_first_then_the_cache(model: HookedTransformer) -> None:
         close(cache["attn_out", 1], np.einsum("bphe,hed->bpd", cache[Z1], W_O) + b_O)
 
 
-@pytest.mark.parametrize("order", ["cccc", "pppp", "cpcp", "pcpc", "ccpp", "ppcc"])
-@pytest.mark.parametrize(
-    "name", ["blocks.1.hook_resid_pre", Z1, "blocks.1.hook_resid_post", "hook_embed", "unembed.hook_out"]
-)
-def test_several_hooks_at_a_point_run_in_order(model: HookedTransformer, order: str, name: str) -> None:
-    if order not in ("cpcp", "pcpc") and name != Z1:
-        pytest.skip("the mixed orders are enough at the other points")
+EDGES = ("blocks.1.hook_resid_pre", "blocks.1.hook_resid_post", "hook_embed", "unembed.hook_out")
+ORDERS = [(Z1, order) for order in ("cccc", "pppp", "cpcp", "pcpc", "ccpp", "ppcc")]
+ORDERS += [(name, order) for name in EDGES for order in ("cpcp", "pcpc")]
+
+
+@pytest.mark.parametrize(("name", "order"), ORDERS)
+def test_several_hooks_at_a_point_run_in_order(model: HookedTransformer, name: str, order: str) -> None:
+    """``c`` is an intervention (compiled), ``p`` a Python function."""
     steps = [
         (Scale(2.0), lambda x, hook: x * 2),
         (Add(1.0), lambda x, hook: x + 1),
@@ -271,12 +272,10 @@ def test_backward_cache_is_of_the_hooked_run(model: HookedTransformer) -> None:
 
 
 @pytest.mark.parametrize(
-    "flag", ["use_split_qkv_input", "use_attn_in", "use_attn_result", "use_hook_mlp_in", "use_hook_tokens"]
+    ("kind", "flag"),
+    [("gpt2", "use_attn_in"), ("llama", "use_split_qkv_input"), ("gpt2", "use_hook_tokens")],
 )
-@pytest.mark.parametrize("kind", ["gpt2", "llama"])
 def test_full_backward_cache_with_optional_points(kind: str, flag: str) -> None:
-    if (kind, flag) not in {("gpt2", "use_attn_in"), ("llama", "use_split_qkv_input"), ("gpt2", "use_hook_tokens")}:
-        pytest.skip("three combinations are enough")
     model = build(kind)
     flagged = model.replace(cfg=model.cfg.replace(**{flag: True}))
     _, cache = flagged.run_with_cache(TOKENS, return_type="loss", incl_bwd=True)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from tljax.config import HookedTransformerConfig
-from tljax.errors import FrozenModelError, nearest
+from tljax.errors import ConfigError, FrozenModelError, nearest
 from tljax.forward import block_module, context_of_layer
 from tljax.modules.attention import Attention, AttentionContext
 from tljax.modules.embedding import Embed, PosEmbed, Unembed, final_norm
@@ -94,5 +94,9 @@ def block_view(cfg: HookedTransformerConfig, params: Params, layer: int) -> Modu
 def end_view(cfg: HookedTransformerConfig, params: Params, name: str) -> ModuleView:
     """View of ``embed``, ``pos_embed``, ``ln_final`` or ``unembed``."""
     modules = {"embed": Embed, "pos_embed": PosEmbed, "ln_final": final_norm, "unembed": Unembed}
+    if name == "pos_embed" and cfg.positional_embedding_type != "standard":
+        raise ConfigError(
+            f"This model has no pos_embed: its positions are {cfg.positional_embedding_type!r}, not learned."
+        )
     extra = (AttentionContext(),) if name == "pos_embed" else ()
     return ModuleView(name, modules[name](cfg), params.get(name, {}), cfg.matmul_precision, extra_inputs=extra)

@@ -315,8 +315,8 @@ def _reached_names(
         missed = next(name for name in names if name not in reached)
         first, last = start or 0, cfg.n_layers if stop is None else stop
         raise InputError(
-            f"{missed} never fires: start_at_layer and stop_at_layer limit this run to the blocks from {first} up to, and "
-            f"without, {last}."
+            f"{missed} never fires: start_at_layer and stop_at_layer limit this run to the blocks from {first} up to, "
+            f"and without, {last}."
         )
     return reached
 

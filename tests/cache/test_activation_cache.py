@@ -73,7 +73,7 @@ def test_misses(model: HookedTransformer) -> None:
         (("z", 1), "'blocks.1.attn.hook_z' was not kept"),
         ("blocks.0.attn.hook_z_grad", "was not kept.*run with incl_bwd=True"),
         (("z_grad", 0), "run with incl_bwd=True"),
-        ("blocks.0.attn.hook_zz", "is not a hook point of the model. Did you mean 'blocks.0.attn.hook_z'"),
+        ("blocks.0.attn.hook_zz", "is not a hook point of this model. Did you mean 'blocks.0.attn.hook_z'"),
         (("z", 9), "2 layers"),
     ]:
         with pytest.raises(UnknownHookError, match=message):

@@ -243,9 +243,7 @@ def edit(op: str, axis: int | None, index: int | None, factor: float | None, val
     return hook
 
 
-def record_hooked(
-    golden: Golden, case: str, name: str, params: State, tokens: torch.Tensor
-) -> dict[str, Any]:
+def record_hooked(golden: Golden, case: str, name: str, params: State, tokens: torch.Tensor) -> dict[str, Any]:
     """Runs the model under a case's edits; stores logits, what each edit left, and a few hooks downstream."""
     edits = HOOKED[case][name]
     switches = {flag: True for leaf, flag in FLAGS_FOR_HOOK.items() for e in edits if e[1].endswith(leaf)}
@@ -270,9 +268,7 @@ def record_hooked(
     return {"kind": "hooked", "edits": described, "order": order}
 
 
-def record_padded(
-    golden: Golden, side: str, model: HookedTransformer, tokens: torch.Tensor
-) -> dict[str, Any]:
+def record_padded(golden: Golden, side: str, model: HookedTransformer, tokens: torch.Tensor) -> dict[str, Any]:
     """Runs a batch whose second row has two padding tokens on ``side``, with an explicit attention mask."""
     run = f"padded_{side}"
     mask = torch.ones(tokens.shape, dtype=torch.long)

@@ -24,9 +24,7 @@ from tljax.weights.processing import process_weights
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 TOLERANCE = 1e-4
-CASES = sorted(
-    path.stem.removeprefix("transformerlens_") for path in GOLDEN.glob("transformerlens_*.safetensors")
-)
+CASES = sorted(path.stem.removeprefix("transformerlens_") for path in GOLDEN.glob("transformerlens_*.safetensors"))
 OPTIONAL_LEAVES = {
     "hook_tokens", "hook_attn_in", "hook_q_input", "hook_k_input", "hook_v_input", "hook_result",
     "hook_mlp_in", "hook_in",

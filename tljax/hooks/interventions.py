@@ -154,7 +154,7 @@ class Intervention:
             aligned = operand.reshape(fitting.pop())
             self._refuse_reordered(aligned, value, hook, selectors)
             return aligned
-        listed = None if fitting else self._one_entry_each(operand, value, selectors)
+        listed = None if fitting else self._one_entry_each(operand, (whole, tuple(part)), value, selectors)
         if listed is not None:
             return listed
         remaining = tuple(size for n, size in enumerate(value.shape) if n not in dropped)
@@ -166,7 +166,11 @@ class Intervention:
         )
 
     def _one_entry_each(
-        self, operand: jax.Array, value: jax.Array, selectors: Mapping[int, Selector]
+        self,
+        operand: jax.Array,
+        shapes: Sequence[tuple[int, ...]],
+        value: jax.Array,
+        selectors: Mapping[int, Selector],
     ) -> jax.Array | None:
         """``operand`` scattered to the entries of the one axis addressed by a list, or ``None`` if it does not fit."""
         listed = [(n, s) for n, s in selectors.items() if s.kind == "numbers"]
@@ -175,10 +179,11 @@ class Intervention:
         number, selector = listed[0]
         expected = list(value.shape)
         expected[number] = selector.size
-        if not _broadcasts(operand.shape, expected):
+        fitting = [shape for shape in shapes if _broadcasts(shape, expected)]
+        if not fitting:
             return None
         index = (slice(None),) * number + (selector.numbers(value.shape[number]),)
-        return jnp.zeros_like(value).at[index].set(jnp.broadcast_to(operand, expected))
+        return jnp.zeros_like(value).at[index].set(jnp.broadcast_to(operand.reshape(fitting[0]), expected))
 
     def _refuse_reordered(
         self, aligned: jax.Array, value: jax.Array, hook: HookPoint, selectors: Mapping[int, Selector]

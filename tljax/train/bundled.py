@@ -22,7 +22,7 @@ from tljax.train.batches import Batch
 from tljax.train.evaluate import evaluate
 from tljax.train.repeats import repeating_rows
 from tljax.train.tokenizer import FIRST_WORD_ID, build_tokenizer, encode_rows
-from tljax.train.trainer import TrainConfig, TrainResult, train
+from tljax.train.trainer import TrainConfig, train
 
 NAME = "tljax-tiny"
 DIRECTORY = Path(__file__).parent.parent / "models" / NAME
@@ -127,12 +127,43 @@ def initial_model(seed: int) -> HookedTransformer:
     return HookedTransformer(cfg, params=params)
 
 
-def save_bundled(directory: Path, result: TrainResult, log: dict[str, Any]) -> None:
-    """Writes the model in tljax's own format, its tokenizer, and the log of its training."""
+CARD = """\
+# {name}
+
+A GPT-2-like model of {n_layers} layers, {n_heads} heads, d_model {d_model}, MLPs of {d_mlp}, over a word-level
+tokenizer, trained from scratch by this repository's own script on text of its own making (`tljax/train/data.py`):
+
+    {command}
+
+It took {minutes:.1f} minutes on {cores} shared CPU cores ({cpu_minutes:.1f} minutes of CPU time).
+
+| On data kept out of training | |
+|---|---|
+| indirect object is the most likely next word ({prompts} prompts, unseen pairs of people and places) | {accuracy:.2%} |
+| mean logit difference, indirect object minus subject | {logit_difference:.2f} |
+| swapping the giver's name flips the sign | {flipped:.2%} |
+| best induction score, 20 random words said twice | {induction:.2f} |
+
+`TRAINING.json` has the config, the loss, and every figure. Model, tokenizer and text: MIT License, as the code.
+"""
+
+
+def card(cfg: HookedTransformerConfig, log: dict[str, Any]) -> str:
+    """The README beside the model."""
+    results, spent = log["results"], log["time"]
+    return CARD.format(
+        **cfg.to_dict() | results["held_out"], name=NAME, command=log["command"], cores=spent["cores"],
+        minutes=spent["wall_seconds"] / 60, cpu_minutes=spent["cpu_seconds"] / 60,
+        induction=results["best_induction_score"]["20"],
+    )  # fmt: skip
+
+
+def save_bundled(directory: Path, model: HookedTransformer) -> HookedTransformer:
+    """Writes the model in tljax's own format with its tokenizer, and returns what is read back."""
     directory.mkdir(parents=True, exist_ok=True)
     build_tokenizer(data.vocabulary()).save(str(directory / "tokenizer.json"), pretty=False)
-    save_native(result.model.params, result.model.cfg, None, directory)
-    (directory / "TRAINING.json").write_text(json.dumps(log, indent=1) + "\n")
+    save_native(model.params, model.cfg, None, directory)
+    return HookedTransformer.from_pretrained_no_processing(directory)
 
 
 def run(steps: int, seed: int, directory: Path, work: Path | None = None) -> dict[str, Any]:
@@ -155,9 +186,10 @@ def run(steps: int, seed: int, directory: Path, work: Path | None = None) -> dic
         "config": {key: value for key, value in dataclasses.asdict(config).items() if key != "out"},
         "history": [{key: round(value, 4) for key, value in entry.items()} for entry in result.history],
     }
-    save_bundled(directory, result, log)
-    log["results"] = evaluate(HookedTransformer.from_pretrained_no_processing(directory))
-    save_bundled(directory, result, log)
+    model = save_bundled(directory, result.model)
+    log["results"] = evaluate(model)
+    (directory / "TRAINING.json").write_text(json.dumps(log, indent=1) + "\n")
+    (directory / "README.md").write_text(card(model.cfg, log))
     return log
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -86,6 +87,14 @@ def fact_accuracy(model: HookedTransformer) -> float:
     )
 
 
+def _fields(scores: IOIScores) -> dict[str, float]:
+    return {name: round(value, 4) for name, value in dataclasses.asdict(scores).items()}
+
+
+def _rounded(scores: jax.Array) -> list[list[float]]:
+    return [[round(float(score), 3) for score in layer] for layer in scores]
+
+
 def evaluate(model: HookedTransformer, n: int = 960, seed: int = 1) -> dict[str, object]:
     """Everything above, as plain values for the training log.
 
@@ -103,10 +112,10 @@ def evaluate(model: HookedTransformer, n: int = 960, seed: int = 1) -> dict[str,
         for length in REPEAT_LENGTHS
     }
     return {
-        "held_out": dataclasses.asdict(ioi_scores(model, ioi_prompts(n, seed))),
-        "not_held_out": dataclasses.asdict(ioi_scores(model, ioi_prompts(n, seed, held_out=False))),
-        "induction_scores": {str(length): np.round(np.asarray(s), 3).tolist() for length, s in scores.items()},
+        "held_out": _fields(ioi_scores(model, ioi_prompts(n, seed))),
+        "not_held_out": _fields(ioi_scores(model, ioi_prompts(n, seed, held_out=False))),
+        "induction_scores": {str(length): _rounded(s) for length, s in scores.items()},
         "best_induction_score": {str(length): round(float(s.max()), 3) for length, s in scores.items()},
         "repeat_accuracy": {str(length): round(repeat_accuracy(model, length), 4) for length in REPEAT_LENGTHS},
-        "fact_accuracy": fact_accuracy(model),
+        "fact_accuracy": round(fact_accuracy(model), 4),
     }

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -215,7 +215,8 @@ def _step(
     loss, gradient = jax.value_and_grad(lambda p: loss_fn(model.replace(params=p), tokens, weights))(params)
     with jax.numpy_dtype_promotion("standard"):  # optax raises a float to the power of its integer step count
         updates, optimizer_state = optimizer.update(gradient, optimizer_state, params)
-        return (optax.apply_updates(params, updates), optimizer_state), loss
+        params = cast(Params, optax.apply_updates(params, updates))
+    return (params, optimizer_state), loss
 
 
 def _begin(
