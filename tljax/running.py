@@ -314,10 +314,8 @@ def _reached_names(
     if len(reached) < len(names) and (by_name or not reached):
         missed = next(name for name in names if name not in reached)
         first, last = start or 0, cfg.n_layers if stop is None else stop
-        raise InputError(
-            f"{missed} never fires: start_at_layer and stop_at_layer limit this run to the blocks from {first} up to, "
-            f"and without, {last}."
-        )
+        covered = f"blocks {first} to {last - 1} only" if last > first else "no block"
+        raise InputError(f"{missed} never fires: this run covers {covered} (start_at_layer, stop_at_layer).")
     return reached
 
 

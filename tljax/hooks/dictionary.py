@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import jax
 
-from tljax.errors import HookError
+from tljax.errors import HookError, UnknownHookError
 from tljax.hooks.interventions import Intervention
 from tljax.hooks.names import select
 from tljax.hooks.point import HookPoint, HookSlot
@@ -120,7 +120,7 @@ def _pair(item: Any) -> tuple[Any, Callable[..., Any]]:
         )
     name, function = item
     if name is None:
-        raise HookError("A hook needs a name, a list of names or a predicate on names; None would mean every point.")
+        raise UnknownHookError("A hook needs a name, a list of names or a predicate on names; None means every point.")
     if not callable(function):
         raise HookError(
             f"The hook at {name!r} is not callable, got {type(function).__name__}. Pass a function of "
