@@ -35,7 +35,7 @@ class Findings:
         clean_top, corrupted_top: most likely next tokens with their probabilities.
         residual: normalised effect of patching the residual stream, ``[layer, pos]`` (0 corrupted, 1 clean).
         heads: normalised effect of patching each head's output at all positions, ``[layer, head]``.
-        attention: for each hot head, ``(layer, head, effect, attended token, attention)`` from the last position.
+        attention: for each hot head, ``(layer, head, effect, attended position, attention)`` from the last position.
         induction: ``(layer, head, score)`` of the induction heads.
     """
 
@@ -52,7 +52,7 @@ class Findings:
     corrupted_top: list[tuple[str, float]]
     residual: np.ndarray
     heads: np.ndarray
-    attention: list[tuple[int, int, float, str, float]]
+    attention: list[tuple[int, int, float, int, float]]
     induction: list[tuple[int, int, float]]
 
     def to_json(self) -> dict[str, Any]:
@@ -89,7 +89,7 @@ def investigate(model: HookedTransformer, clean: str, corrupted: str, answer: st
         clean_top=_top_tokens(model, clean_logits), corrupted_top=_top_tokens(model, corrupted_logits),
         residual=np.asarray(residual.normalized(clean_difference)),
         heads=np.asarray(heads.normalized(clean_difference)),
-        attention=_attention_of_top_heads(model, cache, heads, clean_difference, _str_tokens(model, clean)),
+        attention=_attention_of_top_heads(cache, heads, clean_difference),
         induction=_induction_heads(model),
     )  # fmt: skip
 
@@ -116,8 +116,8 @@ def _top_tokens(model: HookedTransformer, logits: jax.Array, count: int = 3) -> 
 
 
 def _attention_of_top_heads(
-    model: HookedTransformer, cache: ActivationCache, heads: SweepResult, clean: float, labels: list[str]
-) -> list[tuple[int, int, float, str, float]]:
+    cache: ActivationCache, heads: SweepResult, clean: float
+) -> list[tuple[int, int, float, int, float]]:
     effects = np.asarray(heads.normalized(clean))
     order = np.argsort(-np.abs(effects).ravel())[:4]
     found = []
@@ -126,7 +126,7 @@ def _attention_of_top_heads(
             continue
         row = np.asarray(cache["pattern", int(layer)][0, head, -1], np.float32)
         key = int(row.argmax())
-        found.append((int(layer), int(head), float(effects[layer, head]), labels[key], float(row[key])))
+        found.append((int(layer), int(head), float(effects[layer, head]), key, float(row[key])))
     return found
 
 
@@ -155,11 +155,11 @@ def residual_story(findings: Findings) -> list[str]:
 
 def head_story(findings: Findings) -> list[str]:
     """The heads that carry the answer, in words."""
-    last = findings.clean_tokens[-1]
+    tokens = findings.clean_tokens
     return [
-        f"L{layer}H{head} {'carries' if effect > 0 else 'works against'} {abs(effect):.0%} of it; from {last!r} it "
-        f"looks mostly at {token!r} ({attention:.0%})."
-        for layer, head, effect, token, attention in findings.attention
+        f"L{layer}H{head} {'carries' if effect > 0 else 'works against'} {abs(effect):.0%} of it; from the last token "
+        f"({tokens[-1]!r}) it looks mostly at position {key} ({tokens[key]!r}, {attention:.0%})."
+        for layer, head, effect, key, attention in findings.attention
     ] or ["No single head moves the answer by more than 5%."]
 
 
@@ -195,7 +195,7 @@ def report(findings: Findings) -> Iterator[str]:
     yield "Each number below: put one clean activation into the corrupted run. 0 = still corrupted, 1 = as clean."
     yield ""
     yield "Residual stream entering each layer, by position"
-    labels = [f"{n}:{token.strip() or token!r}"[:14] for n, token in enumerate(findings.clean_tokens)]
+    labels = [f"{n} {token.strip() or repr(token)}" for n, token in enumerate(findings.clean_tokens)]
     yield text_heatmap(findings.residual.T, _layer_labels(findings), labels)
     yield from residual_story(findings)
     yield ""

@@ -67,7 +67,7 @@ def _describe(intervention: Any, prefix: str, arrays: dict[str, np.ndarray]) -> 
     def keep(key: str, value: Any) -> str | None:
         if value is None:
             return None
-        arrays[f"{prefix}.{key}"] = np.ascontiguousarray(value)
+        arrays[f"{prefix}.{key}"] = np.array(value, order="C")  # ascontiguousarray would make a scalar 1-D
         return f"{prefix}.{key}"
 
     return {

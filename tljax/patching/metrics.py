@@ -31,6 +31,11 @@ class LogitDiff:
         """The same from the logits of the position alone."""
         return _pick(logits, self.answer) - _pick(logits, self.wrong)
 
+    def repeated(self, times: int) -> "LogitDiff":
+        """The metric for a batch that holds the same prompts ``times`` over."""
+        answer, wrong = (jnp.tile(token, times) if jnp.ndim(token) else token for token in (self.answer, self.wrong))
+        return LogitDiff(answer, wrong, self.pos)
+
     def tree_flatten(self) -> tuple[tuple[Any, Any], int]:
         return (self.answer, self.wrong), self.pos
 

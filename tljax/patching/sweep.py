@@ -163,6 +163,7 @@ def _sweep_layer(
         return jnp.tile(jnp.asarray(array), (per_run, *(1,) * (array.ndim - 1)))
 
     tiled = jax.tree.map(tile, context)
+    metric = metric.repeated(per_run) if isinstance(metric, LogitDiff) else metric
     values, stream = tile(clean), tile(residual)
     measured = []
     for start in range(0, len(padded), per_run):
