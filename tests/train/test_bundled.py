@@ -10,7 +10,7 @@ import pytest
 from tljax import HookedTransformer
 from tljax.analysis.induction import induction_scores
 from tljax.train import data
-from tljax.train.bundled import DIRECTORY, MODEL, NAME, Batches, initial_model, main
+from tljax.train.bundled import DIRECTORY, MODEL, NAME, initial_model, main
 from tljax.train.evaluate import fact_accuracy, ioi_scores, last_logits, repeat_accuracy
 from tljax.train.tokenizer import build_tokenizer
 
@@ -81,6 +81,7 @@ def test_log_of_results_meets_the_figures() -> None:
     assert held_out["logit_difference"] >= 3
     assert max(log["results"]["best_induction_score"].values()) >= 0.5
     assert log["time"]["wall_seconds"] < 20 * 60
+    assert not log["time"]["only_since_resuming"]
     assert log["command"].startswith("python -m tljax.train.bundled")
     assert log["history"][-1]["step"] == log["config"]["steps"]
 
@@ -97,8 +98,13 @@ def test_command_writes_a_loadable_model(
     assert model.to_str_tokens("When Mary") == ["<|endoftext|>", "When", " Mary"]
 
 
+def test_command_explains_a_mistake(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--steps", "0"])
+    assert "steps must be a positive integer, got 0" in capsys.readouterr().err
+
+
 def test_initial_model_is_a_function_of_the_seed() -> None:
     first, again, other = (initial_model(seed).params["embed"]["W_E"] for seed in (0, 0, 1))
     np.testing.assert_array_equal(first, again)
     assert (np.asarray(first) != np.asarray(other)).any()
-    assert Batches(steps=10, seed=0)(0)[0].shape != ()

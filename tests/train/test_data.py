@@ -107,7 +107,8 @@ def test_either_order_either_giver_in_training_text(texts: list[str]) -> None:
 
 
 def test_every_word_of_every_text_is_one_token(texts: list[str], tokenizer) -> None:
-    vocabulary = set(data.vocabulary())
+    vocabulary = {*data.vocabulary(), *(chr(byte) for byte in range(128))}
+    assert tokenizer.get_vocab_size() == FIRST_WORD_ID + len(data.vocabulary())
     for text, encoded in zip(texts, tokenizer.encode_batch(texts), strict=True):
         words = split_words(text)
         assert "".join(words) == text
