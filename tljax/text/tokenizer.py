@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import itertools
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -238,8 +239,23 @@ def load_tokenizer(
     return wrap_tokenizer(hf, default_padding_side, add_bos=add_bos)
 
 
+def _transformers() -> Any:
+    """Imports transformers without its advice to install PyTorch, which tokenizers do not need."""
+    silent = "TRANSFORMERS_NO_ADVISORY_WARNINGS"
+    before = os.environ.get(silent)
+    os.environ[silent] = "1"
+    try:
+        import transformers
+    finally:
+        if before is None:
+            del os.environ[silent]
+        else:
+            os.environ[silent] = before
+    return transformers
+
+
 def _from_auto(path_or_name: str, **options: Any) -> Any:
-    from transformers import AutoTokenizer
+    AutoTokenizer = _transformers().AutoTokenizer
 
     try:
         return AutoTokenizer.from_pretrained(path_or_name, **options)
@@ -253,7 +269,8 @@ def _from_auto(path_or_name: str, **options: Any) -> Any:
 def _from_bare_files(directory: Path) -> Any:
     from tokenizers import Tokenizer as Backend
     from tokenizers import decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
+
+    PreTrainedTokenizerFast = _transformers().PreTrainedTokenizerFast
 
     whole, vocab, merges = (directory / name for name in ("tokenizer.json", "vocab.json", "merges.txt"))
     if not whole.is_file() and not (vocab.is_file() and merges.is_file()):
