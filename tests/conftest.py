@@ -4,8 +4,9 @@ import jax
 import jax.monitoring
 import numpy as np
 import pytest
+from variants import build
 
-from tljax import HookedTransformer, HookedTransformerConfig
+from tljax import HookedTransformer
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -39,45 +40,16 @@ def compilations() -> CompileCounter:
     return CompileCounter()
 
 
-CONFIGS = {
-    "gpt2": {"act_fn": "gelu_new"},
-    "neox": {
-        "act_fn": "gelu", "positional_embedding_type": "rotary", "rotary_dim": 4, "parallel_attn_mlp": True,
-    },
-    "llama": {
-        "act_fn": "silu", "gated_mlp": True, "normalization_type": "RMS", "positional_embedding_type": "rotary",
-        "n_key_value_heads": 2,
-    },
-}  # fmt: skip
-
-
-def randomised(model: HookedTransformer, seed: int = 0) -> HookedTransformer:
-    """The model with every parameter random, norms and biases included: at 1 and 0 they would hide mistakes."""
-    rng = np.random.default_rng(seed)
-
-    def draw(path: tuple, leaf: jax.Array) -> jax.Array:
-        weight = "'w'" in str(path[-1])
-        return jax.numpy.asarray((0.3 * rng.standard_normal(leaf.shape) + weight).astype(leaf.dtype))
-
-    return model.replace(params=jax.tree_util.tree_map_with_path(draw, model.params))
-
-
-def make_model(kind: str = "gpt2", **changes: object) -> HookedTransformer:
-    """A tiny random model of a kind of ``CONFIGS``."""
-    fields = {"d_model": 16, "n_layers": 3, "n_heads": 4, "d_head": 8, "n_ctx": 12, "d_vocab": 13} | CONFIGS[kind]
-    return randomised(HookedTransformer(HookedTransformerConfig(**(fields | changes))))
-
-
-@pytest.fixture(scope="session", params=list(CONFIGS))
+@pytest.fixture(scope="session", params=["gpt2", "neox", "llama"])
 def any_model(request: pytest.FixtureRequest) -> HookedTransformer:
-    """A tiny model of each kind."""
-    return make_model(request.param)
+    """A tiny three-layer model of each family."""
+    return build(request.param, n_layers=3)
 
 
 @pytest.fixture(scope="session")
 def model() -> HookedTransformer:
-    """A tiny GPT-2-like model."""
-    return make_model("gpt2")
+    """A tiny three-layer GPT-2-like model."""
+    return build("gpt2", n_layers=3)
 
 
 @pytest.fixture(scope="session")

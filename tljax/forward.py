@@ -88,12 +88,6 @@ def _apply(
 _apply_compiled = jax.jit(_apply, static_argnums=(0, 1))
 
 
-def _splits_inputs(stage: Stage) -> bool:
-    """Whether ln1 runs for q, k and v apart, so that one recorded value cannot stand for its points."""
-    names = (*stage.slots, *stage.captured)
-    return any(name in names for name in ("hook_q_input", "hook_k_input", "hook_v_input"))
-
-
 def _call_compiled(
     stage: Stage, captured: tuple[str, ...], slots: Mapping[str, HookSlot], inputs: tuple[Any, ...]
 ) -> tuple[Any, dict[str, Any]]:
@@ -117,8 +111,9 @@ def run_stage(stage: Stage, inputs: tuple[Any, ...], traced: bool) -> tuple[Any,
     slots = stage.slots
     python_forward = [name for name, slot in slots.items() if not all(map(is_compiled, slot.forward))]
     python_backward = any(not all(map(is_compiled, slot.backward)) for slot in slots.values())
-    runs_thrice = any(name.startswith("ln1.") for name in python_forward) and _splits_inputs(stage)
-    if python_backward or runs_thrice or (traced and python_forward):
+    ln1_runs_thrice = attention_input((*slots, *stage.captured)) == "split"
+    hooks_ln1 = any(name.startswith("ln1.") for name in python_forward)
+    if python_backward or (hooks_ln1 and ln1_runs_thrice) or (traced and python_forward):
         return _apply(stage.module, stage.captured, stage.params, slots, inputs)
     if python_forward:
         return _run_with_python_hooks(stage, python_forward, inputs)
@@ -195,7 +190,7 @@ def _group_entries(hooks: HookDictionary) -> dict[str, dict[str, list[HookEntry]
     return groups
 
 
-def attention_input(cfg: HookedTransformerConfig, names: Sequence[str]) -> AttentionInput:
+def attention_input(names: Sequence[str]) -> AttentionInput:
     """How a block calls ln1, given the relative names of the points in use there."""
     if any(name in names for name in ("hook_q_input", "hook_k_input", "hook_v_input")):
         return "split"
@@ -212,7 +207,7 @@ def _make_slots(
     elif stage == _HEAD:
         specs, prefix = head_points(cfg), ""
     else:
-        specs, prefix = block_points(cfg, attention_input(cfg, (*entries, *captured))), stage
+        specs, prefix = block_points(cfg, attention_input((*entries, *captured))), stage
     return {
         spec.name: make_slot(spec.name, spec, prefix + spec.name, entries[spec.name])
         for spec in specs

@@ -263,9 +263,7 @@ class RunMethods:
         """Token ids have no gradient; ``ln1`` has three where queries, keys and values read apart."""
         stage, relative = stage_of(name)
         in_use = [stage_of(other)[1] for other in names if other.startswith(stage)]
-        return name != "hook_tokens" and not (
-            relative.startswith("ln1.") and attention_input(self.cfg, in_use) == "split"
-        )
+        return name != "hook_tokens" and not (relative.startswith("ln1.") and attention_input(in_use) == "split")
 
     def _warn_if_large(self, names: tuple[str, ...], batch: int, pos: int, keep: "Keep | None") -> None:
         kept = pos if keep is None else len(_positions(pos, keep.pos_slice))

@@ -53,3 +53,10 @@ class HookPointList(tuple[HookPointSpec, ...]):
     def _repr_html_(self) -> str:
         cells = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in self.rows())
         return f"<table><tr><th>name</th><th>axes</th><th>shape</th><th>meaning</th></tr>{cells}</table>"
+
+    def to_markdown(self) -> str:
+        """The same table in Markdown."""
+        lines = ["| name | shape | meaning |", "|---|---|---|"]
+        return (
+            "\n".join(lines + [f"| `{name}` | {shape} | {meaning} |" for name, _, shape, meaning in self.rows()]) + "\n"
+        )
