@@ -16,9 +16,11 @@ import numpy as np
 
 from tljax.checkpoints.native import save_native
 from tljax.config import HookedTransformerConfig
+from tljax.errors import TljaxError
 from tljax.hooked_transformer import HookedTransformer
 from tljax.train import data, lexicon
 from tljax.train.batches import Batch
+from tljax.train.checkpoint import FILE
 from tljax.train.evaluate import evaluate
 from tljax.train.repeats import repeating_rows
 from tljax.train.tokenizer import FIRST_WORD_ID, build_tokenizer, encode_rows
@@ -175,13 +177,15 @@ def run(steps: int, seed: int, directory: Path, work: Path | None = None) -> dic
         directory: where the model goes.
         work: where checkpoints go; an interrupted run goes on from there. ``None`` keeps none.
     """
+    resumed = work is not None and (work / FILE).is_file()
     wall, cpu = time.perf_counter(), sum(os.times()[:2])
     config = training_config(steps, seed, work)
     result = train(initial_model(seed), Batches(steps, seed), config, resume=True)
     seconds = {"wall_seconds": time.perf_counter() - wall, "cpu_seconds": sum(os.times()[:2]) - cpu}
     log = {
         "command": f"python -m tljax.train.bundled --steps {steps} --seed {seed}",
-        "time": {name: round(value) for name, value in seconds.items()} | {"cores": os.cpu_count()},
+        "time": {name: round(value) for name, value in seconds.items()}
+        | {"cores": os.cpu_count(), "only_since_resuming": resumed},
         "jax": jax.__version__,
         "config": {key: value for key, value in dataclasses.asdict(config).items() if key != "out"},
         "history": [{key: round(value, 4) for key, value in entry.items()} for entry in result.history],
@@ -201,7 +205,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="where the model goes (default: the one inside the package)")
     parser.add_argument("--work", type=Path, help="keep checkpoints here, and go on from the one found here")
     options = parser.parse_args(arguments)
-    log = run(options.steps, options.seed, options.out or DIRECTORY, options.work)
+    try:
+        log = run(options.steps, options.seed, options.out or DIRECTORY, options.work)
+    except TljaxError as error:
+        parser.error(str(error))
     print(json.dumps(log["results"], indent=1))
     return 0
 

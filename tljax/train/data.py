@@ -246,7 +246,8 @@ def documents(n: int, seed: int, max_tokens: int = 30) -> list[str]:
 def vocabulary() -> tuple[str, ...]:
     """Returns every word the text maker can write, as the tokenizer sees it, in a fixed order.
 
-    A word that may start a text comes both with and without its leading space.
+    A word that may start a text comes both with and without its leading space. Words of a single byte (``"I"``,
+    ``"."``) are left out: the tokenizer has the bytes already.
     """
     words: list[str] = []
 
@@ -273,4 +274,4 @@ def vocabulary() -> tuple[str, ...]:
     )  # fmt: skip
     for word in (word for words_of_kind in lists for word in words_of_kind):
         words.extend(split_words(f" {word}"))
-    return tuple(dict.fromkeys(words))
+    return tuple(dict.fromkeys(word for word in words if len(word.encode()) > 1))
