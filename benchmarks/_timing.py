@@ -1,5 +1,6 @@
 """Timing shared by the benchmarks: interleaved runs, medians, compilation counts, tables and JSON."""
 
+import dataclasses
 import json
 import os
 import platform
@@ -18,6 +19,15 @@ GPT2_SMALL: dict[str, Any] = {
     "d_vocab": 50257, "act_fn": "gelu_new",
 }  # fmt: skip
 COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
+
+
+@dataclasses.dataclass(frozen=True)
+class Timing:
+    """One task's turns: ``median`` and ``fastest`` seconds, and the ``compilations`` in all of them."""
+
+    median: float
+    fastest: float
+    compilations: int
 
 
 class CompilationCounter:
@@ -43,7 +53,7 @@ def interleaved(
     repeats: int,
     warmup: int = 2,
     counter: CompilationCounter | None = None,
-) -> tuple[dict[str, float], dict[str, int]]:
+) -> dict[str, Timing]:
     """Times tasks in turns (a, b, a, b, ...) so that a slow moment of the machine hits all of them.
 
     Args:
@@ -53,7 +63,7 @@ def interleaved(
         counter: counts compilations during the timed turns.
 
     Returns:
-        Median seconds of each task, and the compilations of each task during its timed turns.
+        The timing of each task.
     """
     for number in range(warmup):
         for task in tasks.values():
@@ -67,14 +77,21 @@ def interleaved(
                 start = time.perf_counter()
                 task(number)
                 seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in seconds.items()}, compilations
+    return {
+        name: Timing(statistics.median(values), min(values), compilations[name]) for name, values in seconds.items()
+    }
+
+
+def use_threads(threads: int) -> None:
+    """Confines this process to some of its CPUs: XLA sizes its pool by them. Call it before anything runs."""
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
 
 
 def machine(*packages: str) -> dict[str, Any]:
     """What the figures were measured on."""
     return {
         "device": f"{jax.devices()[0].platform}: {jax.devices()[0].device_kind}",
-        "cpus": len(os.sched_getaffinity(0)),
+        "threads": len(os.sched_getaffinity(0)),
         "python": platform.python_version(),
         **{package: metadata.version(package) for package in packages},
     }

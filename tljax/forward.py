@@ -218,7 +218,7 @@ def _make_slots(
 def run_forward(
     cfg: HookedTransformerConfig,
     params: Params,
-    value: jax.Array,
+    value: jax.Array | np.ndarray,
     context: AttentionContext,
     *,
     hooks: HookDictionary,
@@ -226,7 +226,7 @@ def run_forward(
     start: int | None = None,
     stop: int | None = None,
     keep: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
-) -> tuple[jax.Array, dict[str, Any]]:
+) -> tuple[Any, dict[str, Any]]:
     """Runs the model, or a range of its blocks.
 
     Args:

@@ -27,8 +27,8 @@ class ModelInput:
         loss_mask: ``[batch, pos]``, ``False`` at padding, or ``None``.
     """
 
-    value: jax.Array
-    tokens: jax.Array | None
+    value: jax.Array | np.ndarray
+    tokens: jax.Array | np.ndarray | None
     context: AttentionContext
     loss_mask: jax.Array | None
 

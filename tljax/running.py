@@ -298,6 +298,12 @@ def _reached(name: str, start: int | None, stop: int | None) -> bool:
     return stop is None if stage_of(name)[0] == "head" else start is None
 
 
+@functools.lru_cache(maxsize=256)
+def _every_reached_name(cfg: HookedTransformerConfig, start: int | None, stop: int | None) -> tuple[str, ...]:
+    names = select(None, point_table(cfg), cfg.n_layers)
+    return tuple(name for name in names if _reached(name, start, stop))
+
+
 def _reached_names(
     names_filter: Any, cfg: HookedTransformerConfig, start: int | None, stop: int | None
 ) -> tuple[str, ...]:
@@ -306,10 +312,11 @@ def _reached_names(
     Raises:
         InputError: a named point lies outside the run, or a predicate matches only such points.
     """
+    if names_filter is None:
+        return _every_reached_name(cfg, start, stop)
     names = select(names_filter, point_table(cfg), cfg.n_layers)
     reached = tuple(name for name in names if _reached(name, start, stop))
-    by_name = names_filter is not None and not callable(names_filter)
-    if len(reached) < len(names) and (by_name or not reached):
+    if len(reached) < len(names) and not (reached and callable(names_filter)):
         missed = next(name for name in names if name not in reached)
         first, last = start or 0, cfg.n_layers if stop is None else stop
         covered = f"blocks {first} to {last - 1} only" if last > first else "no block"

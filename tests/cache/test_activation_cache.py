@@ -343,7 +343,7 @@ def test_large_caches_warn_before_they_are_made(
 
 
 def test_estimate_is_exact(model: HookedTransformer, cache: ActivationCache) -> None:
-    assert memory.cache_bytes(model.cfg, list(cache), 2, 6) == cache.nbytes
+    assert memory.cache_bytes(model.cfg, tuple(cache), 2, 6) == cache.nbytes
     assert memory.free_bytes(jax.devices("cpu")[0]) > 0  # type: ignore[operator]
 
 
@@ -351,7 +351,7 @@ def test_estimate_knows_norms_are_float32_in_half_precision() -> None:
     model = build("gpt2").to("bfloat16")
     shapes = jax.eval_shape(lambda t: model.run_with_cache(t, return_cache_object=False)[1], TOKENS)
     size = sum(x.size * x.dtype.itemsize for x in shapes.values())
-    assert memory.cache_bytes(model.cfg, list(shapes), 2, 6) == size
+    assert memory.cache_bytes(model.cfg, tuple(shapes), 2, 6) == size
 
 
 def test_backward_caches_keep_both(model: HookedTransformer) -> None:

@@ -1,12 +1,12 @@
 """How large a cache will be, said before it is made."""
 
+import functools
+import math
 import os
 import warnings
-from collections.abc import Sequence
 from typing import Any
 
 import jax
-import numpy as np
 
 from tljax.config import HookedTransformerConfig
 from tljax.hooks.points import point_table
@@ -16,15 +16,16 @@ class LargeCacheWarning(UserWarning):
     """A cache will take more than a quarter of the free memory."""
 
 
-def cache_bytes(cfg: HookedTransformerConfig, names: Sequence[str], batch: int, pos: int) -> int:
+@functools.lru_cache(maxsize=256)
+def cache_bytes(cfg: HookedTransformerConfig, names: tuple[str, ...], batch: int, pos: int) -> int:
     """Size in bytes of the named activations for ``batch`` prompts of ``pos`` tokens (full positions)."""
-    table = point_table(cfg)
-    norms = ("hook_scale", "hook_normalized")
-    widths = {
-        name: max(4, cfg.jnp_dtype.itemsize) if name.endswith(norms) else cfg.jnp_dtype.itemsize for name in names
-    }
-    widths |= {"hook_tokens": 4} if "hook_tokens" in widths else {}
-    return sum(width * int(np.prod(table[name].shape(batch, pos))) for name, width in widths.items())
+    table, width = point_table(cfg), cfg.jnp_dtype.itemsize
+
+    def bytes_each(name: str) -> int:
+        in_float32 = name.endswith(("hook_scale", "hook_normalized"))  # norms compute in float32 at least
+        return 4 if name == "hook_tokens" else max(4, width) if in_float32 else width
+
+    return sum(bytes_each(name) * math.prod(table[name].shape(batch, pos)) for name in names)
 
 
 def free_bytes(device: Any = None) -> int | None:

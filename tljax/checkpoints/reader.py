@@ -10,7 +10,7 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax  # noqa: F401  (registers bfloat16 with numpy)
 import numpy as np
@@ -24,6 +24,7 @@ SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLE, PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 
 
+@runtime_checkable
 class Tensors(Protocol):
     """The stored tensors of a checkpoint: their headers, and a way to read one."""
 

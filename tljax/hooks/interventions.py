@@ -6,7 +6,7 @@ reuses the compiled program; they go through ``jax.jit``, ``jax.grad`` and ``jax
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -62,7 +62,7 @@ class Intervention:
         self._set("mask", None if mask is None else jnp.asarray(mask).astype(jnp.float32))
 
     @classmethod
-    def stored(cls, fields: Mapping[str, Any], at: Sequence[Selector]) -> Self:
+    def stored(cls, fields: Mapping[str, Any], at: Sequence[Selector]) -> "Intervention":
         """An intervention from its parts (arrays, settings and mask by name), unchecked."""
         self = object.__new__(cls)
         for name, value in fields.items():

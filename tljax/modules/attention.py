@@ -5,6 +5,7 @@ import dataclasses
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from tljax.config import HookedTransformerConfig
 from tljax.hooks.point import hook, is_hooked
@@ -27,7 +28,7 @@ class AttentionContext:
 
     positions: jax.Array | None = None
     token_mask: jax.Array | None = None
-    score_divisor: jax.Array | None = None
+    score_divisor: jax.Array | np.float32 | None = None
 
     def positions_for(self, length: int) -> jax.Array:
         """Positions ``[batch or 1, pos]``."""
@@ -104,7 +105,7 @@ class Attention(nn.Module):
     def _pattern(self, q: jax.Array, k: jax.Array, context: AttentionContext) -> jax.Array:
         scores = _score(q, k) / jnp.asarray(self.cfg.attn_scale, q.dtype)
         if context.score_divisor is not None:
-            scores = scores / context.score_divisor.astype(scores.dtype)
+            scores = scores / jnp.asarray(context.score_divisor).astype(scores.dtype)
         scores = soft_cap(scores, self.cfg.attn_scores_soft_cap)
         mask = visible(self.cfg, self.kind, q.shape[1], context.token_mask)
         if mask is not None:
