@@ -141,7 +141,7 @@ It took {minutes:.1f} minutes on {cores} shared CPU cores ({cpu_minutes:.1f} min
 
 | On data kept out of training | |
 |---|---|
-| indirect object is the most likely next word ({prompts} prompts, unseen combinations of people and place) | {accuracy:.2%} |
+| indirect object is the likeliest word ({prompts} prompts, unseen combinations of people and place) | {accuracy:.2%} |
 | mean logit difference, indirect object minus subject | {logit_difference:.2f} |
 | swapping the giver's name flips the sign | {flipped:.2%} |
 | best induction score, 20 random words said twice | {induction:.2f} |
