@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from variants import TOKENS, build
 
-from tljax import HookedTransformer, HookedTransformerConfig, Scale, Zero
+from tljax import HookedTransformer, HookedTransformerConfig, Scale, UnusedHooksWarning, Zero
 from tljax.errors import ConfigError, FrozenModelError, InputError, UnknownHookError
 
 Z0, Z1 = "blocks.0.attn.hook_z", "blocks.1.attn.hook_z"
@@ -259,3 +259,11 @@ def test_model_of_a_dict() -> None:
     model = HookedTransformer(fields)
     assert model.cfg == HookedTransformerConfig(**fields)
     assert model([1, 2]).shape == (1, 2, 5)
+
+
+def test_a_hooks_block_without_as_warns_that_nothing_was_hooked(model: HookedTransformer) -> None:
+    forgotten = model.hooks(fwd_hooks=[("blocks.0.hook_resid_post", Zero())])
+    with pytest.warns(UnusedHooksWarning, match=r"Write `with model.hooks\(...\) as hooked:`"), forgotten:
+        model(TOKENS)
+    with model.hooks(fwd_hooks=[("blocks.0.hook_resid_post", Zero())]) as hooked:
+        assert len(hooked.list_hooks()) == 1

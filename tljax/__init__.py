@@ -3,7 +3,7 @@
 from tljax.cache.activation_cache import ActivationCache
 from tljax.cache.memory import LargeCacheWarning
 from tljax.config import HookedTransformerConfig
-from tljax.hooked_transformer import HookedTransformer
+from tljax.hooked_transformer import HookedTransformer, UnusedHooksWarning
 from tljax.hooks.dictionary import HookDictionary
 from tljax.hooks.interventions import (
     Add,
@@ -44,6 +44,7 @@ __all__ = [
     "Replace",
     "Scale",
     "TruncationWarning",
+    "UnusedHooksWarning",
     "Zero",
     "get_act_name",
     "hook",

@@ -1,8 +1,9 @@
 """``HookedTransformer``: parameters, config, tokenizer and hooks as one immutable pytree."""
 
-import contextlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+import weakref
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -43,6 +44,32 @@ def _fit_to_tokenizer(cfg: HookedTransformerConfig, tokenizer: Tokenizer | None)
             "d_vocab_out": tokenizer.d_vocab if cfg.d_vocab_out == -1 else cfg.d_vocab_out,
         }
     return cfg.replace(**changes)
+
+
+class UnusedHooksWarning(UserWarning):
+    """A ``with model.hooks(...)`` block did not keep the hooked model."""
+
+
+class HookContext:
+    """What :meth:`HookedTransformer.hooks` returns: a context whose value is the hooked model."""
+
+    def __init__(self, hooked: "HookedTransformer") -> None:
+        self._hooked: HookedTransformer | None = hooked
+        self._kept = weakref.ref(hooked)
+
+    def __enter__(self) -> "HookedTransformer":
+        assert self._hooked is not None
+        hooked, self._hooked = self._hooked, None
+        return hooked
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None and self._kept() is None:
+            warnings.warn(
+                "These hooks were never used: a tljax model does not change, so the block ran the model without them. "
+                "Write `with model.hooks(...) as hooked:` and call hooked.",
+                UnusedHooksWarning,
+                stacklevel=2,
+            )
 
 
 @jax.tree_util.register_pytree_with_keys_class
@@ -304,10 +331,13 @@ class HookedTransformer(RunMethods, TextMethods, WeightProperties):
         """The hooks this model carries, by name."""
         return {name: [e.function for e in entries] for name, entries in self._hooks.by_name().items()}
 
-    @contextlib.contextmanager
-    def hooks(self, fwd_hooks: HookList = (), bwd_hooks: HookList = ()) -> "Iterator[HookedTransformer]":
-        """``with model.hooks(fwd_hooks=[...]) as hooked:`` gives a hooked model; ``model`` itself never changes."""
-        yield self.with_hooks(fwd_hooks, bwd_hooks)
+    def hooks(self, fwd_hooks: HookList = (), bwd_hooks: HookList = ()) -> "HookContext":
+        """``with model.hooks(fwd_hooks=[...]) as hooked:`` gives a hooked model; ``model`` itself never changes.
+
+        Warns:
+            UnusedHooksWarning: the ``as hooked`` was forgotten, so that nothing in the block ran with the hooks.
+        """
+        return HookContext(self.with_hooks(fwd_hooks, bwd_hooks))
 
     def with_hooks(self, fwd_hooks: HookList = (), bwd_hooks: HookList = ()) -> "HookedTransformer":
         """Returns a model with more hooks: ``[(name | names | predicate, callable), ...]`` each way."""

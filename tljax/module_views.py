@@ -61,7 +61,7 @@ class ModuleView:
     def __call__(self, *args: Any) -> jax.Array:
         """Applies the module to arrays, in the model's matmul precision."""
         with jax.default_matmul_precision(self._precision):
-            return self._module.apply({"params": self._params}, *args, *self._extra)
+            return self._module.apply({"params": self._params}, *map(jnp.asarray, args), *self._extra)
 
     def __dir__(self) -> list[str]:
         return [*self._parts, *(name for name in self._params if name not in self._parts)]
