@@ -237,7 +237,18 @@ def _number(value: Any) -> Any:
     return array.astype(np.float32) if array.dtype.kind in "iuf" and array.dtype.itemsize != 2 else array
 
 
-class Replace(Intervention):
+class _WithValue(Intervention):
+    """An intervention with one operand."""
+
+    arrays = ("value",)
+    value: Any
+
+    def __init__(self, value: Any, *, mask: Any = None, **at: Any) -> None:
+        super().__init__(mask, **at)
+        self._set("value", _number(value))
+
+
+class Replace(_WithValue):
     """Puts ``value`` in place of the selected entries (activation patching).
 
     Args:
@@ -251,26 +262,12 @@ class Replace(Intervention):
     Array([[0., 0., 0.], [0., 1., 2.]], dtype=float32)
     """
 
-    arrays = ("value",)
-    value: Any
-
-    def __init__(self, value: Any, *, mask: Any = None, **at: Any) -> None:
-        super().__init__(mask, **at)
-        self._set("value", _number(value))
-
     def transform(self, value: jax.Array, hook: HookPoint) -> jax.Array:
         return jnp.broadcast_to(self.aligned(self.value, value, hook), value.shape)
 
 
-class Add(Intervention):
+class Add(_WithValue):
     """Adds ``value`` to the selected entries (steering; ``jax.grad`` with respect to it is the gradient there)."""
-
-    arrays = ("value",)
-    value: Any
-
-    def __init__(self, value: Any, *, mask: Any = None, **at: Any) -> None:
-        super().__init__(mask, **at)
-        self._set("value", _number(value))
 
     def transform(self, value: jax.Array, hook: HookPoint) -> jax.Array:
         return value + self.aligned(self.value, value, hook)
