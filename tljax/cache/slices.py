@@ -27,11 +27,6 @@ def apply_slice(array: jax.Array, slice_input: SliceInput, axis: int) -> jax.Arr
     return array[(slice(None),) * (axis % array.ndim) + (_index(slice_input),)]
 
 
-def keep_axis(slice_input: SliceInput) -> SliceInput:
-    """The same slice with a number turned into a run of one, so that the axis stays."""
-    return [int(slice_input)] if isinstance(slice_input, int | np.integer) else slice_input
-
-
 def is_full(slice_input: SliceInput) -> bool:
     """Whether the slice keeps everything."""
     return slice_input is None or (isinstance(slice_input, slice) and slice_input == slice(None))
