@@ -61,6 +61,9 @@ def make_hf_model(variant: str, directory: Path) -> Any:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    # A process's first multi-threaded torch.tanh (and MKL's other vector functions) is off by 1e-4 in about one run of
+    # forty: the library picks its precise kernels while the threads already run.
+    torch.set_num_threads(1)
     model_type, attributes = VARIANTS[variant]
     config = AutoConfig.for_model(model_type, **attributes, bos_token_id=0, eos_token_id=1)
     model = AutoModelForCausalLM.from_config(config).eval()
