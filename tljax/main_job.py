@@ -14,7 +14,8 @@ from tljax.cache.activation_cache import ActivationCache
 from tljax.errors import InputError
 from tljax.hooked_transformer import HookedTransformer
 from tljax.patching.metrics import LogitDiff
-from tljax.patching.sweep import SweepResult, sweep
+from tljax.patching.result import PatchingResult
+from tljax.patching.sweep import sweep
 from tljax.viz import heatmap, text_heatmap
 
 CLEAN = "When John and Mary went to the store, John gave a drink to"
@@ -76,7 +77,8 @@ def investigate(model: HookedTransformer, clean: str, corrupted: str, answer: st
     clean_difference = float(metric(clean_logits)[0])
     residual = sweep(model, corrupted_ids, cache, metric, "resid_pre", ("pos",))
     heads = sweep(model, corrupted_ids, cache, metric, "z", ("head",))
-    if abs(clean_difference - residual.baseline) < 1e-3:
+    corrupted_difference = float(metric(corrupted_logits)[0])
+    if abs(clean_difference - corrupted_difference) < 1e-3:
         raise InputError(
             f"The model prefers {answer!r} to {wrong!r} by {clean_difference:.3f} after both prompts: there is nothing "
             "to trace. Choose a corrupted prompt that changes the answer."
@@ -85,7 +87,7 @@ def investigate(model: HookedTransformer, clean: str, corrupted: str, answer: st
         model=repr(model),
         clean=clean, corrupted=corrupted, answer=answer, wrong=wrong,
         clean_tokens=_str_tokens(model, clean), corrupted_tokens=_str_tokens(model, corrupted),
-        clean_difference=clean_difference, corrupted_difference=residual.baseline,
+        clean_difference=clean_difference, corrupted_difference=corrupted_difference,
         clean_top=_top_tokens(model, clean_logits), corrupted_top=_top_tokens(model, corrupted_logits),
         residual=np.asarray(residual.normalized(clean_difference)),
         heads=np.asarray(heads.normalized(clean_difference)),
@@ -116,7 +118,7 @@ def _top_tokens(model: HookedTransformer, logits: jax.Array, count: int = 3) -> 
 
 
 def _attention_of_top_heads(
-    cache: ActivationCache, heads: SweepResult, clean: float
+    cache: ActivationCache, heads: PatchingResult, clean: float
 ) -> list[tuple[int, int, float, int, float]]:
     effects = np.asarray(heads.normalized(clean))
     order = np.argsort(-np.abs(effects).ravel())[:4]

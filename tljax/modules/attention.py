@@ -12,6 +12,7 @@ from tljax.hooks.point import hook, is_hooked
 from tljax.modules import initializers
 from tljax.modules.activations import soft_cap
 from tljax.modules.norm import widened
+from tljax.modules.packing import Packing
 from tljax.modules.rotary import rotate
 
 
@@ -24,20 +25,28 @@ class AttentionContext:
         positions: ``[batch, pos]`` position of each token; ``None`` means 0, 1, 2, …
         token_mask: ``[batch, pos]`` boolean, ``False`` at padding; ``None`` means no padding.
         score_divisor: scalar that divides the scores besides ``attn_scale`` (a layer's own); ``None`` means one.
+        packing: how rows are laid out in a packed run (``[row, pos]`` is then the shape of ``token_mask``).
     """
 
     positions: jax.Array | None = None
     token_mask: jax.Array | None = None
     score_divisor: jax.Array | np.float32 | None = None
+    packing: Packing | None = None
 
     def positions_for(self, length: int) -> jax.Array:
         """Positions ``[batch or 1, pos]``."""
         return jnp.arange(length, dtype=jnp.int32)[None] if self.positions is None else self.positions
 
+    def computed(self, x: jax.Array) -> jax.Array:
+        """The tokens ``[batch, pos, ...]`` whose output is wanted: all of them unless a packed run says otherwise."""
+        return x if self.packing is None or self.packing.computed is None else x[:, self.packing.computed]
 
-def visible(cfg: HookedTransformerConfig, kind: str, length: int, token_mask: jax.Array | None) -> jax.Array | None:
+
+def visible(
+    cfg: HookedTransformerConfig, kind: str, query_pos: jax.Array, key_pos: jax.Array, token_mask: jax.Array | None
+) -> jax.Array | None:
     """Which keys each query may attend to, boolean ``[batch or 1, 1, query_pos, key_pos]``; ``None`` means all."""
-    query, key = jnp.arange(length)[:, None], jnp.arange(length)[None, :]
+    query, key = query_pos[:, None], key_pos[None, :]
     mask = None
     if cfg.attention_dir == "causal":
         mask = key <= query
@@ -89,17 +98,23 @@ class Attention(nn.Module):
     ) -> jax.Array:
         """Returns the attention output ``[batch, pos, d_model]``.
 
-        The inputs are ``[batch, pos, d_model]``, or ``[batch, pos, head, d_model]`` where heads read apart.
+        The inputs are ``[batch, pos, d_model]``, or ``[batch, pos, head, d_model]`` where heads read apart; the query
+        input and the output hold only the tokens that :meth:`AttentionContext.computed` keeps.
         """
         q = hook(self, "hook_q", _project(query_input, self.projection_q))
         k = hook(self, "hook_k", _project(key_input, self.projection_k))
         v = hook(self, "hook_v", _project(value_input, self.projection_v))
         if self.cfg.positional_embedding_type == "rotary":
-            positions = context.positions_for(q.shape[1])
-            q = hook(self, "hook_rot_q", rotate(q, positions, self.cfg))
+            positions = context.positions_for(k.shape[1])
+            q = hook(self, "hook_rot_q", rotate(q, context.computed(positions), self.cfg))
             k = hook(self, "hook_rot_k", rotate(k, positions, self.cfg))
-        pattern = self._pattern(q, k, context)
-        z = hook(self, "hook_z", _weigh(pattern, v))
+        if context.packing is not None:
+            q = context.packing.lay_out_queries(q)
+            k, v = context.packing.lay_out_keys(k, v)
+        z = _weigh(self._pattern(q, k, context), v)
+        if context.packing is not None:
+            z = context.packing.pack(z)
+        z = hook(self, "hook_z", z)
         return self._combine_heads(z)
 
     def _pattern(self, q: jax.Array, k: jax.Array, context: AttentionContext) -> jax.Array:
@@ -107,7 +122,9 @@ class Attention(nn.Module):
         if context.score_divisor is not None:
             scores = scores / jnp.asarray(context.score_divisor).astype(scores.dtype)
         scores = soft_cap(scores, self.cfg.attn_scores_soft_cap)
-        mask = visible(self.cfg, self.kind, q.shape[1], context.token_mask)
+        key_pos = jnp.arange(k.shape[1])
+        query_pos = key_pos if context.packing is None else context.packing.query_pos
+        mask = visible(self.cfg, self.kind, query_pos, key_pos, context.token_mask)
         if mask is not None:
             scores = jnp.where(mask, scores, -jnp.inf)
         scores = hook(self, "hook_attn_scores", scores)

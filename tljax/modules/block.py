@@ -31,9 +31,11 @@ class TransformerBlock(nn.Module):
             self.mlp = MLP(cfg)
 
     def __call__(self, resid_pre: jax.Array, context: AttentionContext) -> jax.Array:
-        """``[batch, pos, d_model]`` residual stream in, and out."""
+        """``[batch, pos, d_model]`` residual stream in, and out (of the tokens that ``context.computed`` keeps)."""
         resid_pre = hook(self, "hook_resid_pre", resid_pre)
-        attn_out = hook(self, "hook_attn_out", self.attn(*self._attention_inputs(resid_pre), context))
+        query, key, value = self._attention_inputs(resid_pre)
+        attn_out = hook(self, "hook_attn_out", self.attn(context.computed(query), key, value, context))
+        resid_pre = context.computed(resid_pre)
         if self.cfg.attn_only:
             return hook(self, "hook_resid_post", resid_pre + attn_out)
         if self.cfg.parallel_attn_mlp:

@@ -1,49 +1,368 @@
-"""Metrics of a run's logits, as small pytrees that say which position they read."""
+"""Metrics of a run's logits: small pytrees that read only the positions and the tokens they need.
+
+Each is called with logits ``[batch, pos, d_vocab]`` and returns one number a prompt ``[batch]``, in float32 or wider.
+Token ids and reference values are leaves, so other tokens never recompile a sweep.
+
+Which sign is good: *denoising* patches clean activations into the corrupted run, so for ``LogitDiff``, ``Logit`` and
+``LogProb`` of the clean answer a positive effect restores the behaviour; *noising* patches corrupted activations into
+the clean run, and a negative effect destroys it. ``Loss``, and ``KL`` from the clean run, go the other way: they fall
+where denoising restores and rise where noising destroys.
+"""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float
 
+from tljax.errors import InputError
+from tljax.modules.norm import widened
+from tljax.patching.lazy_logits import LazyLogits
+from tljax.patching.reads import check_indices
 
-@jax.tree_util.register_pytree_node_class
-@dataclasses.dataclass(frozen=True)
-class LogitDiff:
-    """Logit of ``answer`` minus logit of ``wrong`` at one position, one number a prompt.
+Logits = jax.Array | np.ndarray | LazyLogits
+"""``[batch, pos, d_vocab]``."""
+
+
+class _Metric:
+    """A frozen dataclass whose fields are leaves, all but a position given as a number, which is structure."""
+
+    def _set(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
+
+    def _values(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}  # type: ignore[arg-type]
+
+    def tree_flatten_with_keys(self) -> tuple[list[tuple[Any, Any]], Any]:
+        values = self._values()
+        static = {name: value for name, value in values.items() if name == "pos" and isinstance(value, int | None)}
+        leaves = {name: value for name, value in values.items() if name not in static}
+        keyed = [(jax.tree_util.GetAttrKey(name), value) for name, value in leaves.items()]
+        return keyed, (tuple(leaves), tuple(static.items()))
+
+    @classmethod
+    def tree_unflatten(cls, aux: Any, children: Sequence[Any]) -> Any:
+        names, static = aux
+        metric = object.__new__(cls)
+        for name, value in (*zip(names, children, strict=True), *static):
+            metric._set(name, value)
+        return metric
+
+    def _checked_ids(self, name: str) -> None:
+        self._set(name, _token_ids(getattr(self, name), f"{type(self).__name__}({name}=...)"))
+
+    def _checked_pos(self, pos: Any) -> None:
+        self._set("pos", _position(pos, type(self).__name__))
+
+
+def _token_ids(value: Any, owner: str) -> Any:
+    """Token ids as int32, on the host."""
+    if isinstance(value, Tracer) and jnp.issubdtype(value.dtype, jnp.integer):
+        return value.astype(jnp.int32)
+    array = np.asarray(value)
+    if array.dtype.kind not in "iu":
+        example = str(array.flat[0]) if array.dtype.kind == "U" and array.size else " word"
+        raise InputError(
+            f"{owner} got {value!r}; it takes token ids: an integer, or one for each prompt. "
+            f"model.to_single_token({example!r}) gives the id of a word."
+        )
+    return array.astype(np.int32)
+
+
+def _position(pos: Any, owner: str) -> Any:
+    if isinstance(pos, Tracer) and pos.ndim == 1 and jnp.issubdtype(pos.dtype, jnp.integer):
+        return pos.astype(jnp.int32)
+    array = np.asarray(pos)
+    if array.dtype.kind not in "iu" or array.ndim > 1:
+        raise InputError(f"{owner}(pos=...) got {pos!r}; it takes a position, or one for each prompt [batch].")
+    return array.astype(np.int32) if array.ndim else int(array)
+
+
+def _sizes(logits: Any, owner: str) -> tuple[int, int]:
+    """Number of prompts and of tokens in the vocabulary."""
+    if logits.ndim != 3:
+        raise InputError(
+            f"{owner} got logits of {logits.ndim} axes; it takes [batch, pos, d_vocab], as model(tokens) gives them."
+        )
+    return len(logits), logits.d_vocab if isinstance(logits, LazyLogits) else logits.shape[2]
+
+
+def _each_prompt(ids: Any, batch: int, d_vocab: int, owner: str) -> Any:
+    """Token ids as ``[batch, k]``."""
+    if not isinstance(ids, Tracer):
+        check_indices(ids, d_vocab, "token")
+        if np.size(ids) and int(np.min(ids)) < 0:
+            raise InputError(f"{owner} got the token id {int(np.min(ids))}; ids run from 0 to {d_vocab - 1}.")
+    if ids.ndim == 0:
+        return jnp.broadcast_to(ids, (batch, 1)) if isinstance(ids, jax.Array) else np.broadcast_to(ids, (batch, 1))
+    if ids.ndim > 2 or len(ids) != batch:
+        raise InputError(
+            f"{owner} got token ids of shape {tuple(ids.shape)} for {batch} prompts: give one id, one for each prompt "
+            f"[{batch}], or several for each prompt [{batch}, k]."
+        )
+    return ids if ids.ndim == 2 else ids[:, None]
+
+
+def _check_pos(logits: Any, pos: Any, owner: str) -> None:
+    """Refuses positions that do not exist; lazy logits do so themselves."""
+    if not isinstance(pos, int) and len(pos) != len(logits):
+        raise InputError(
+            f"{owner} got {len(pos)} positions for {len(logits)} prompts: give one for all, or one for each."
+        )
+    if not isinstance(logits, LazyLogits):
+        check_indices(pos, logits.shape[1], "position")
+
+
+def _wide(array: Any) -> jax.Array:
+    """An array of floats of at least 32 bits."""
+    array = jnp.asarray(array)
+    return array.astype(widened(array.dtype) if jnp.issubdtype(array.dtype, jnp.floating) else jnp.float32)
+
+
+def _picked(logits: Any, ids: Any, pos: Any, owner: str) -> jax.Array:
+    """The logits of ``ids`` at ``pos``, averaged over a prompt's tokens ``[batch]``."""
+    batch, d_vocab = _sizes(logits, owner)
+    ids = _each_prompt(ids, batch, d_vocab, owner)
+    _check_pos(logits, pos, owner)
+    rows = np.arange(batch)[:, None]
+    return _wide(logits[rows, pos if isinstance(pos, int) else pos[:, None], ids]).mean(axis=-1)
+
+
+def _rows(logits: Any, pos: Any, owner: str) -> jax.Array:
+    """All logits at ``pos`` ``[batch, d_vocab]``."""
+    batch, _ = _sizes(logits, owner)
+    _check_pos(logits, pos, owner)
+    return _wide(logits[:, pos] if isinstance(pos, int) else logits[np.arange(batch), pos])
+
+
+def _picked_from_rows(rows: jax.Array, ids: Any) -> jax.Array:
+    return jnp.take_along_axis(rows, jnp.asarray(ids), axis=-1)
+
+
+@jax.tree_util.register_pytree_with_keys_class
+@dataclasses.dataclass(frozen=True, eq=False)
+class LogitDiff(_Metric):
+    """Logit of ``answer`` minus logit of ``wrong`` at one position.
 
     Args:
-        answer: token id, or one id a prompt ``[batch]``.
-        wrong: token id, or one id a prompt ``[batch]``.
-        pos: the position read; sweeps unembed only this row.
+        answer: token id, one for each prompt ``[batch]``, or several for each ``[batch, k]``, which are averaged.
+        wrong: the same for the wrong answer.
+        pos: the position read, or one for each prompt ``[batch]`` (such as the last real token under right padding).
+
+    >>> logits = jnp.arange(24.0).reshape(2, 3, 4)
+    >>> LogitDiff(answer=[3, 2], wrong=0)(logits)
+    Array([3., 2.], dtype=float32)
     """
 
     answer: Any
     wrong: Any
-    pos: int = -1
+    pos: Any = -1
 
-    def __call__(self, logits: Float[Array, "batch pos d_vocab"]) -> Float[Array, " batch"]:
+    def __post_init__(self) -> None:
+        self._checked_ids("answer")
+        self._checked_ids("wrong")
+        self._checked_pos(self.pos)
+
+    def __call__(self, logits: Logits) -> Float[Array, " batch"]:
         """Returns the difference for each prompt ``[batch]``."""
-        return self.at_position(logits[:, self.pos])
+        answer = _picked(logits, self.answer, self.pos, "LogitDiff(answer=...)")
+        return answer - _picked(logits, self.wrong, self.pos, "LogitDiff(wrong=...)")
 
     def at_position(self, logits: Float[Array, "batch d_vocab"]) -> Float[Array, " batch"]:
         """The same from the logits of the position alone."""
-        return _pick(logits, self.answer) - _pick(logits, self.wrong)
+        return dataclasses.replace(self, pos=0)(logits[:, None])
 
     def repeated(self, times: int) -> "LogitDiff":
         """The metric for a batch that holds the same prompts ``times`` over."""
         answer, wrong = (jnp.tile(token, times) if jnp.ndim(token) else token for token in (self.answer, self.wrong))
         return LogitDiff(answer, wrong, self.pos)
 
-    def tree_flatten(self) -> tuple[tuple[Any, Any], int]:
-        return (self.answer, self.wrong), self.pos
 
-    @classmethod
-    def tree_unflatten(cls, pos: int, children: tuple[Any, Any]) -> "LogitDiff":
-        return cls(*children, pos)
+@jax.tree_util.register_pytree_with_keys_class
+@dataclasses.dataclass(frozen=True, eq=False)
+class Logit(_Metric):
+    """Logit of ``answer`` at one position. Arguments as in :class:`LogitDiff`."""
+
+    answer: Any
+    pos: Any = -1
+
+    def __post_init__(self) -> None:
+        self._checked_ids("answer")
+        self._checked_pos(self.pos)
+
+    def __call__(self, logits: Logits) -> Float[Array, " batch"]:
+        """Returns the logit for each prompt ``[batch]``."""
+        return _picked(logits, self.answer, self.pos, "Logit(answer=...)")
 
 
-def _pick(logits: jax.Array, token: Any) -> jax.Array:
-    ids = jnp.broadcast_to(jnp.asarray(token, jnp.int32), logits.shape[:1])
-    return jnp.take_along_axis(logits, ids[:, None], axis=1)[:, 0]
+@jax.tree_util.register_pytree_with_keys_class
+@dataclasses.dataclass(frozen=True, eq=False)
+class LogProb(_Metric):
+    """Log-probability of ``answer`` at one position, in nats. Arguments as in :class:`LogitDiff`.
+
+    >>> jnp.exp(LogProb(answer=1)(jnp.zeros((1, 3, 4))))
+    Array([0.25], dtype=float32)
+    """
+
+    answer: Any
+    pos: Any = -1
+
+    def __post_init__(self) -> None:
+        self._checked_ids("answer")
+        self._checked_pos(self.pos)
+
+    def __call__(self, logits: Logits) -> Float[Array, " batch"]:
+        """Returns the log-probability for each prompt ``[batch]``, averaged over a prompt's tokens."""
+        owner = "LogProb(answer=...)"
+        rows = _rows(logits, self.pos, owner)
+        ids = _each_prompt(self.answer, rows.shape[0], rows.shape[1], owner)
+        return _picked_from_rows(rows, ids).mean(axis=-1) - jax.nn.logsumexp(rows, axis=-1)
+
+
+@jax.tree_util.register_pytree_with_keys_class
+@dataclasses.dataclass(frozen=True, eq=False)
+class KL(_Metric):
+    """How far the run's next-token distribution is from a reference run's: ``KL(base || run)``, in nats.
+
+    Args:
+        base: logits or log-probabilities of the reference run, ``[batch, pos, d_vocab]``, of which only what is read
+            is kept, as log-probabilities; or of the read position alone, ``[batch, d_vocab]``.
+        pos: the position compared, one for each prompt ``[batch]``, or ``None`` for the mean over positions.
+        attention_mask: with ``pos=None``, ``[batch, pos]``: the positions that count are not 0.
+
+    >>> logits = jnp.arange(24.0).reshape(2, 3, 4)
+    >>> KL(logits)(logits)
+    Array([0., 0.], dtype=float32)
+    """
+
+    base: Any
+    pos: Any = -1
+    attention_mask: Any = None
+
+    def __post_init__(self) -> None:
+        if self.pos is not None:
+            self._checked_pos(self.pos)
+        base, all_positions = self.base, self.pos is None
+        if base.ndim not in ((3,) if all_positions else (2, 3)):
+            wanted = "[batch, pos, d_vocab]" if all_positions else "[batch, pos, d_vocab] or [batch, d_vocab]"
+            raise InputError(f"KL(base=...) got an array of {base.ndim} axes; give the logits of a run, {wanted}.")
+        if not all_positions and base.ndim == 3:
+            base = _rows(base if isinstance(base, LazyLogits) else jnp.asarray(base), self.pos, "KL(base=...)")
+        self._set("base", jax.nn.log_softmax(_wide(base)))
+
+    def __call__(self, logits: Logits) -> Float[Array, " batch"]:
+        """Returns the divergence for each prompt ``[batch]``."""
+        _sizes(logits, "KL")
+        rows = _wide(logits) if self.pos is None else _rows(logits, self.pos, "KL")
+        if rows.shape != self.base.shape:
+            raise InputError(
+                f"KL compares logits of shape {rows.shape} with the base's {self.base.shape}: run both on prompts of "
+                "equally many tokens."
+            )
+        base = self.base.astype(rows.dtype)
+        terms = jnp.exp(base) * (base - jax.nn.log_softmax(rows))
+        divergence = jnp.where(base == -jnp.inf, 0, terms).sum(axis=-1)
+        if self.pos is not None:
+            return divergence
+        mask = self.attention_mask
+        return _mean_where(divergence, None if mask is None else _mask_of(mask, divergence.shape))
+
+
+@jax.tree_util.register_pytree_with_keys_class
+@dataclasses.dataclass(frozen=True, eq=False)
+class Loss(_Metric):
+    """Mean cross entropy of a prompt's next tokens, in nats.
+
+    Args:
+        tokens: the run's tokens ``[batch, pos]``; position ``p`` is scored on predicting token ``p + 1``.
+        attention_mask: ``[batch, pos]``, 0 at padding; pairs that touch padding do not count.
+    """
+
+    tokens: Any
+    attention_mask: Any = None
+
+    def __post_init__(self) -> None:
+        self._checked_ids("tokens")
+
+    def __call__(self, logits: Logits) -> Float[Array, " batch"]:
+        """Returns the mean loss of each prompt ``[batch]``."""
+        batch, d_vocab = _sizes(logits, "Loss")
+        if self.tokens.ndim != 2 or self.tokens.shape != logits.shape[:2] or self.tokens.shape[1] < 2:
+            raise InputError(
+                f"Loss(tokens=...) has shape {tuple(self.tokens.shape)}; the logits are of {batch} prompts of "
+                f"{logits.shape[1]} tokens. Give the tokens that were run, [batch, pos], at least two a prompt."
+            )
+        rows = _wide(logits[:, :-1])
+        following = self.tokens[:, 1:]
+        if not isinstance(following, Tracer):
+            check_indices(following, d_vocab, "token")
+        picked = _picked_from_rows(rows, following[..., None])[..., 0]
+        mask = self.attention_mask
+        if mask is not None:
+            mask = _mask_of(mask, self.tokens.shape)
+            mask = mask[:, :-1] & mask[:, 1:]
+        return _mean_where(jax.nn.logsumexp(rows, axis=-1) - picked, mask)
+
+
+def _mask_of(mask: Any, shape: tuple[int, ...]) -> jax.Array:
+    """An attention mask as booleans ``[batch, pos]``."""
+    if mask.shape != shape:
+        raise InputError(f"The attention mask has shape {tuple(mask.shape)}; these prompts need {shape}.")
+    return jnp.asarray(mask).astype(bool)
+
+
+def _mean_where(values: jax.Array, counted: jax.Array | None) -> jax.Array:
+    """Mean over the positions that count ``[batch]``."""
+    if counted is None:
+        return values.mean(axis=-1)
+    return jnp.where(counted, values, 0).sum(axis=-1) / counted.sum(axis=-1).astype(values.dtype)
+
+
+@jax.tree_util.register_pytree_with_keys_class
+@dataclasses.dataclass(frozen=True, eq=False)
+class Normalized(_Metric):
+    """A metric on the scale where the corrupted run has 0 and the clean run 1.
+
+    Denoising: 0 is a patch that does nothing, 1 one that restores all of the behaviour. Noising: 1 is a patch that
+    does nothing, 0 one that destroys it.
+
+    Args:
+        metric: any metric; a pytree, if this is to be one.
+        clean: the metric of the clean run, one number or one for each prompt ``[batch]``; or the run's logits.
+        corrupted: the same of the corrupted run.
+
+    Raises:
+        InputError: both runs have the same metric, so there is no scale.
+
+    >>> clean, corrupted = jnp.ones((1, 2, 3)).at[..., 0].set(5.0), jnp.ones((1, 2, 3))
+    >>> metric = Normalized(LogitDiff(0, 1), clean, corrupted)
+    >>> float(metric(corrupted)[0]), float(metric(clean)[0])
+    (0.0, 1.0)
+    """
+
+    metric: Any
+    clean: Any
+    corrupted: Any
+
+    def __post_init__(self) -> None:
+        for name in ("clean", "corrupted"):
+            value = getattr(self, name)
+            value = _wide(self.metric(value) if np.ndim(value) == 3 else value)
+            self._set(name, value)
+        if not isinstance(self.clean - self.corrupted, Tracer) and np.any(self.clean == self.corrupted):
+            raise InputError(
+                f"Normalized got the same metric for the clean and the corrupted run ({self.clean}): nothing to "
+                "normalise by."
+            )
+
+    def __call__(self, logits: Logits) -> Any:
+        """Returns ``(metric - corrupted) / (clean - corrupted)``."""
+        value = _wide(self.metric(logits))
+        clean, corrupted = (
+            jnp.broadcast_to(run.astype(value.dtype), value.shape) for run in (self.clean, self.corrupted)
+        )
+        return (value - corrupted) / (clean - corrupted)

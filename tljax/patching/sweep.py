@@ -1,199 +1,211 @@
-"""Activation-patching sweeps: one site at a time, all the sites of a layer in one batch.
+"""Sweeps: one kind of activation patched at every site of a grid, each measured as if it ran alone.
 
-Patching a layer leaves the layers below it as they were, so each layer's sites start from the corrupted run's residual
-stream there; the sites are rows of one batch, told apart by a mask, so a sweep of any size uses a handful of programs.
+A sweep does only what can change its answer. Layers below a patch are those of the base run, and so are positions
+before it and prefixes that clean and corrupted prompts share; the rest of all patched runs goes through the model
+together, packed without padding, and only what the metric reads is unembedded.
 """
 
 import dataclasses
-import itertools
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from tljax.cache.activation_cache import ActivationCache
-from tljax.errors import InputError
-from tljax.forward import run_forward
+from tljax.config import HookedTransformerConfig
+from tljax.errors import InputError, nearest
 from tljax.hooked_transformer import HookedTransformer
-from tljax.hooks.dictionary import HookDictionary, HookEntry
-from tljax.hooks.interventions import Replace
-from tljax.hooks.names import resolve
+from tljax.hooks.names import layer_of, resolve, stage_of
 from tljax.hooks.points import HookPointSpec, point_table
-from tljax.inputs import ModelInput, prepare
-from tljax.modules.attention import AttentionContext
-from tljax.patching.metrics import LogitDiff
+from tljax.hooks.selectors import AXIS_ALIASES
+from tljax.inputs import is_traced, prepare
+from tljax.patching.base_run import BaseRun, run_base
+from tljax.patching.measured import Metrics, Reduce, measure_sites
+from tljax.patching.result import PatchingResult
+from tljax.patching.sites import Sites, grid
+from tljax.patching.sources import read_source
 
-SITE_AXES = ("pos", "head", "neuron", "query_pos", "key_pos")
-
-
-@dataclasses.dataclass(frozen=True)
-class SweepResult:
-    """The metric after patching each site.
-
-    Attributes:
-        values: ``[layer, *axes]``, averaged over prompts.
-        axes: axis names of ``values``.
-        baseline: the metric of the corrupted run, unpatched.
-        activation_name: what was patched.
-    """
-
-    values: jax.Array
-    axes: tuple[str, ...]
-    baseline: float
-    activation_name: str
-
-    @property
-    def effect(self) -> jax.Array:
-        """``values - baseline``: how far each patch moves the metric."""
-        return self.values - self.baseline
-
-    def normalized(self, clean: float) -> jax.Array:
-        """Effects on the scale where 0 is the corrupted run and 1 the clean run.
-
-        Raises:
-            InputError: both runs have the same metric, so there is no scale.
-        """
-        if clean == self.baseline:
-            raise InputError(
-                f"The clean and the corrupted run have the same metric ({clean:.4g}): nothing to normalise by."
-            )
-        return self.effect / (clean - self.baseline)
-
-    def top(self, count: int = 5) -> list[tuple[tuple[int, ...], float]]:
-        """The sites whose patch raises the metric most: ``((layer, pos), effect)``, largest first."""
-        flat = np.asarray(self.effect).ravel()
-        order = np.argsort(-flat)[:count]
-        return [(tuple(int(i) for i in np.unravel_index(n, self.values.shape)), float(flat[n])) for n in order]
+SITE_AXES = ("pos", "head", "neuron", "query_pos", "key_pos", "d_model", "d_head")
+EMBEDDING = ("hook_embed", "hook_pos_embed")
 
 
 def sweep(
     model: HookedTransformer,
-    corrupted_tokens: Any,
-    clean_cache: ActivationCache,
-    metric: Callable[[jax.Array], jax.Array],
+    corrupted: Any,
+    source: Any,
+    metric: Metrics,
     activation_name: str,
     axes: Sequence[str] = ("pos",),
-    max_batch: int = 256,
-) -> SweepResult:
-    """Patches each site of an activation from a clean run into a corrupted run, and measures.
+    *,
+    layers: Sequence[int] | None = None,
+    at: Mapping[str, Any] | None = None,
+    reduce: Reduce = "mean",
+    max_batch: int | Literal["auto"] = "auto",
+    progress: bool | None = None,
+) -> PatchingResult:
+    """Patches each site of an activation into a base run, one at a time, and measures.
 
     Args:
-        model: the model; hooks it carries are not applied.
-        corrupted_tokens: ``[batch, pos]`` or text, the run that is patched.
-        clean_cache: activations of the clean run, same shape of input, holding ``activation_name`` of every layer.
-        metric: takes logits ``[1, pos, d_vocab]`` and returns a number; or a :class:`LogitDiff`, which reads one
-            position, so that only this is unembedded.
-        activation_name: short name, such as ``"resid_pre"``, ``"z"``, ``"mlp_out"`` or ``"pattern"``.
+        model: the model.
+        corrupted: the base run that is patched: text, a list of texts, or token ids ``[batch, pos]``. (For noising,
+            pass the clean prompt here and the corrupted one as ``source``.)
+        source: what is written. A clean :class:`~tljax.ActivationCache` (or a dict of activations by full name); the
+            clean prompt itself; an array, for every layer or with a leading axis of layers; or a hook, which is given
+            the base run's activation: ``tljax.Zero()`` ablates, ``tljax.Add(vector)`` steers,
+            ``lambda activation, hook: ...`` does anything.
+        metric: takes logits ``[batch, pos, d_vocab]`` and returns one number, or one for each prompt ``[batch]``: a
+            Python function or a metric such as :class:`~tljax.patching.LogitDiff`; or several by name, in a mapping.
+        activation_name: short name, such as ``"resid_pre"``, ``"z"``, ``"mlp_out"``, ``"pattern"``, ``"mlp_post"`` or
+            ``"embed"``; a full name such as ``"blocks.3.attn.hook_z"`` means that layer alone.
         axes: the axes, besides the layer, along which sites are told apart: ``("pos",)``, ``("head",)``,
             ``("pos", "head")``, ``("head", "query_pos", "key_pos")`` …; along the others a site is the whole axis.
-        max_batch: rows (site × prompt) that run at once.
+        layers: the layers to patch; all by default.
+        at: entries to keep to, by axis: ``at={"pos": [-1]}``. Along an axis of ``axes`` these are the sites; along
+            another, the part that is patched.
+        reduce: ``"mean"`` averages a metric over prompts, ``"none"`` keeps it for each prompt.
+        max_batch: most runs computed at once; ``"auto"`` goes by the free memory.
+        progress: whether to show a progress bar; by default one appears when a sweep takes more than a few seconds.
 
     Returns:
-        The metric for each layer and site, averaged over prompts.
+        The metric at each site, ``["layer", *axes]``, with its baseline.
 
     Raises:
-        InputError: an axis the activation lacks, or clean and corrupted runs of different shapes.
+        InputError: an axis that the activation lacks, prompts of different lengths, a metric that reads what does not
+            exist.
+        UnknownHookError: an activation that the model does not have.
     """
-    prepared = prepare(model.cfg, model._tokenizer, corrupted_tokens)
-    batch, pos = prepared.batch_and_pos
-    table = point_table(model.cfg)
-    spec = table[resolve((activation_name, 0), table, model.cfg.n_layers)]
-    if wrong := [axis for axis in axes if axis not in spec.axes or axis not in SITE_AXES]:
-        raise InputError(f"{activation_name!r} has axes {spec.axes}; a sweep cannot go along {wrong}.")
-    shape = spec.shape(batch, pos)
-    masks, sizes = _site_masks(spec, shape, axes)
-    logits, residuals = _base_run(model, prepared)
-    rows = []
-    for layer in range(model.cfg.n_layers):
-        name = resolve((activation_name, layer), table, model.cfg.n_layers)
-        clean = _clean_value(clean_cache, name, shape)
-        residual = residuals[f"blocks.{layer}.hook_resid_pre"]
-        rows.append(_sweep_layer(model, layer, name, clean, residual, prepared.context, masks, metric, max_batch))
-    values = jnp.stack(rows).reshape(model.cfg.n_layers, *sizes)
-    baseline = float(_measure(metric, logits).mean())
-    return SweepResult(values, ("layer", *axes), baseline, activation_name)
-
-
-def _base_run(model: HookedTransformer, prepared: ModelInput) -> tuple[jax.Array, dict[str, Any]]:
-    names = tuple(f"blocks.{layer}.hook_resid_pre" for layer in range(model.cfg.n_layers))
-    return run_forward(model.cfg, model.params, prepared.value, prepared.context, hooks=HookDictionary(), names=names)
-
-
-def _site_masks(spec: HookPointSpec, shape: tuple[int, ...], axes: Sequence[str]) -> tuple[np.ndarray, tuple[int, ...]]:
-    """A boolean mask ``[site, 1, ...]`` for each site, broadcasting to the activation, and the grid's shape."""
-    numbers = [spec.axes.index(axis) for axis in axes]
-    sizes = tuple(shape[number] for number in numbers)
-    masks = np.ones((int(np.prod(sizes)), *(shape[n] if n in numbers else 1 for n in range(len(shape)))), bool)
-    for site, index in enumerate(itertools.product(*map(range, sizes))):
-        for number, chosen in zip(numbers, index, strict=True):
-            on = np.arange(shape[number]) == chosen
-            masks[site] &= on.reshape([-1 if n == number else 1 for n in range(len(shape))])
-    return masks, sizes
-
-
-def _clean_value(cache: ActivationCache, name: str, shape: tuple[int, ...]) -> jax.Array:
-    value = cache[name] if cache.has_batch_dim else cache[name][None]
-    if value.shape != shape:
-        raise InputError(
-            f"{name} has shape {tuple(value.shape)} in the clean cache, {shape} in the corrupted run. Clean and "
-            "corrupted prompts must have equally many tokens: compare model.to_str_tokens(clean) and (corrupted)."
-        )
-    return value
-
-
-def _sweep_layer(
-    model: HookedTransformer,
-    layer: int,
-    name: str,
-    clean: jax.Array,
-    residual: jax.Array,
-    context: AttentionContext,
-    masks: np.ndarray,
-    metric: Callable[[jax.Array], jax.Array],
-    max_batch: int,
-) -> jax.Array:
-    """The metric of each site of one layer ``[site]``."""
-    batch = residual.shape[0]
-    per_run = max(1, min(len(masks), max_batch // batch))
-    padded = np.concatenate([masks, np.repeat(masks[-1:], -len(masks) % per_run, axis=0)])
-
-    def tile(array: Any) -> Any:
-        return jnp.tile(jnp.asarray(array), (per_run, *(1,) * (array.ndim - 1)))
-
-    tiled = jax.tree.map(tile, context)
-    metric = metric.repeated(per_run) if isinstance(metric, LogitDiff) else metric
-    values, stream = tile(clean), tile(residual)
-    measured = []
-    for start in range(0, len(padded), per_run):
-        chunk = np.repeat(padded[start : start + per_run, 0], batch, axis=0)
-        hooks = HookDictionary((HookEntry(name, Replace(values, mask=chunk)),))
-        measured.append(_run_and_measure(model, stream, tiled, hooks, layer, metric).reshape(per_run, batch))
-    return jnp.concatenate(measured)[: len(masks)].mean(axis=1)
-
-
-def _run_and_measure(
-    model: HookedTransformer,
-    stream: jax.Array,
-    context: AttentionContext,
-    hooks: HookDictionary,
-    layer: int,
-    metric: Any,
-) -> jax.Array:
-    if not isinstance(metric, LogitDiff):
-        logits, _ = run_forward(model.cfg, model.params, stream, context, hooks=hooks, start=layer)
-        return _measure(metric, logits)
-    last, _ = run_forward(model.cfg, model.params, stream, context, hooks=hooks, start=layer, stop=model.cfg.n_layers)
-    row = last[:, metric.pos][:, None]
-    logits, _ = run_forward(
-        model.cfg, model.params, row, AttentionContext(), hooks=HookDictionary(), start=model.cfg.n_layers
+    setup = prepare_sweep(model, corrupted, activation_name, layers)
+    read = read_source(model, setup.base, source, setup.names)
+    chosen, allowed = choose_entries(setup.spec, setup.base, axes, at or {})
+    entries = {"layer": np.asarray(setup.layers), **chosen}
+    coordinates = grid(entries)
+    layer = coordinates.pop("layer")
+    sites = Sites(
+        setup.point,
+        layer,
+        {number: read.values(setup.spec_at(number))[None] for number in setup.layers},
+        np.zeros(len(layer), int),
+        coordinates,
+        allowed,
+        read.tolerance,
     )
-    return metric.at_position(logits[:, 0])
+    names = ("layer", *chosen) if layer_of(setup.names[0]) is not None else tuple(chosen)
+    labels = site_labels(model, setup, entries)
+    sizes = [len(entries[axis]) for axis in names]
+    measured = measure_sites(model, setup.base, sites, metric, read, max_batch=max_batch, progress=progress)
+    return measured.as_result(sizes, names, reduce, activation_name, labels)
 
 
-def _measure(metric: Callable[[jax.Array], jax.Array], logits: jax.Array) -> jax.Array:
-    """The metric of each row ``[row]``."""
-    if isinstance(metric, LogitDiff):
-        return metric(logits)
-    return jnp.stack([jnp.asarray(metric(row[None])).reshape(()) for row in logits])
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """What is patched, and the base run.
+
+    Attributes:
+        base: the unpatched run.
+        tokens: token ids ``[batch, pos]``.
+        point: name relative to its block.
+        layers: layers with sites; one zero for a point of the embedding.
+        names: full name at each of the layers.
+        spec: the point's row in the table at the first of them.
+    """
+
+    base: BaseRun
+    tokens: np.ndarray
+    point: str
+    layers: tuple[int, ...]
+    names: tuple[str, ...]
+    spec: HookPointSpec
+
+    def spec_at(self, layer: int) -> HookPointSpec:
+        """The point's row in the table at a layer."""
+        return dataclasses.replace(self.spec, name=self.names[self.layers.index(layer)])
+
+
+def prepare_sweep(
+    model: HookedTransformer, corrupted: Any, activation_name: str, layers: Sequence[int] | None = None
+) -> Setup:
+    """Checks what is to be patched and runs the base run."""
+    if model._hooks.entries:
+        raise InputError(
+            "This model carries hooks, and a sweep runs the model without them. Sweep model.reset_hooks(), or pass the "
+            "change as the sweep's base: patch an activation recorded by the hooked model."
+        )
+    cfg = model.cfg
+    names, numbers = _points(cfg, activation_name, layers)
+    prepared = prepare(cfg, model._tokenizer, corrupted)
+    if is_traced(prepared.value):
+        raise InputError("A sweep plans on concrete tokens: call it outside jax.jit, jax.grad and jax.vmap.")
+    spec = point_table(cfg)[names[0]]
+    point = stage_of(names[0])[1]
+    return Setup(run_base(model, prepared, names), np.asarray(prepared.value), point, numbers, names, spec)
+
+
+def _points(
+    cfg: HookedTransformerConfig, activation_name: str, layers: Sequence[int] | None
+) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """Full names of the patched points, and their layers."""
+    table = point_table(cfg)
+    spelling = activation_name.removeprefix("hook_")
+    if spelling in ("embed", "pos_embed"):
+        return (resolve(f"hook_{spelling}", table, cfg.n_layers),), (0,)
+    if layer_of(activation_name) is not None:
+        name = resolve(activation_name, table, cfg.n_layers)
+        return (name,), (layer_of(name) or 0,)
+    numbers = range(cfg.n_layers) if layers is None else layers
+    for layer in numbers:
+        if not -cfg.n_layers <= layer < cfg.n_layers:
+            raise InputError(f"layers= names layer {layer}; the model has layers 0 to {cfg.n_layers - 1}.")
+    numbers = tuple(int(layer) % cfg.n_layers for layer in numbers)
+    if not numbers:
+        raise InputError("layers= is empty: name at least one layer.")
+    names = tuple(resolve((activation_name, layer), table, cfg.n_layers) for layer in numbers)
+    return names, numbers
+
+
+def choose_entries(
+    spec: HookPointSpec, base: BaseRun, axes: Sequence[str], at: Mapping[str, Any]
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Entries of each axis along which sites are told apart, and masks of the others that are patched in part."""
+    sizes = dict(zip(spec.axes, spec.shape(base.batch, base.length), strict=True))
+
+    def named(axis: str) -> str:
+        full = AXIS_ALIASES.get(axis, axis)
+        full = "query_pos" if full == "pos" and "query_pos" in sizes else full
+        if full not in sizes or full not in SITE_AXES:
+            known = [known for known in spec.axes if known in SITE_AXES]
+            raise InputError(
+                f"{spec.name} has axes {spec.axes}; a sweep cannot go along {axis!r}.{nearest(axis, known)}"
+            )
+        return full
+
+    entries = {named(axis): _entries(axis, index, sizes[named(axis)], spec.name) for axis, index in at.items()}
+    full = [named(axis) for axis in axes]
+    if len(set(full)) < len(full):
+        raise InputError(f"axes={tuple(axes)} names an axis twice.")
+    chosen = {axis: entries.get(axis, np.arange(sizes[axis])) for axis in full}
+    allowed = {}
+    for axis, wanted in entries.items():
+        if axis not in chosen:
+            frame = base.frame if axis in ("pos", "query_pos", "key_pos") else sizes[axis]
+            allowed[axis] = np.isin(np.arange(frame), wanted)
+    return chosen, allowed
+
+
+def _entries(axis: str, index: Any, size: int, name: str) -> np.ndarray:
+    try:
+        entries = np.atleast_1d(np.arange(size)[index])
+    except IndexError as error:
+        raise InputError(f"at={{{axis!r}: {index!r}}} is out of range: {name} has {size} entries there.") from error
+    if entries.size == 0:
+        raise InputError(f"at={{{axis!r}: {index!r}}} picks nothing: {name} has {size} entries there.")
+    return entries
+
+
+def site_labels(model: HookedTransformer, setup: Setup, entries: Mapping[str, np.ndarray]) -> dict[str, list[str]]:
+    """Texts for the entries of some axes: layers, and tokens where there is one prompt and a tokenizer."""
+    labels = {"layer": [f"L{number}" for number in entries["layer"]]}
+    if model._tokenizer is not None and len(setup.tokens) == 1:
+        tokens = model.to_str_tokens(setup.tokens[0])
+        for axis in ("pos", "query_pos", "key_pos"):
+            if axis in entries:
+                labels[axis] = [str(tokens[position]) for position in entries[axis]]
+    return labels

@@ -1,0 +1,95 @@
+"""The unpatched run a sweep starts from: every layer's residual stream, keys and values, and what is to be patched.
+
+Prompts are laid in frames of a few standard lengths (padding on the right, masked), so that prompts of different
+lengths share the programs.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from tljax.forward import run_forward
+from tljax.hooked_transformer import HookedTransformer
+from tljax.hooks.dictionary import HookDictionary
+from tljax.inputs import ModelInput
+from tljax.modules.attention import AttentionContext
+
+
+@dataclasses.dataclass(frozen=True)
+class BaseRun:
+    """One unpatched run.
+
+    Attributes:
+        activations: by full name, ``[batch, frame, ...]`` along every position axis.
+        final: residual stream that is unembedded, ``[batch, frame, d_model]``.
+        context: positions and mask, ``[batch, frame]``.
+        length: the prompts' length; positions from there on are padding.
+    """
+
+    activations: dict[str, jax.Array]
+    final: jax.Array
+    context: AttentionContext
+    length: int
+
+    @property
+    def batch(self) -> int:
+        return self.final.shape[0]
+
+    @property
+    def frame(self) -> int:
+        return self.final.shape[1]
+
+    def residual(self, layer: int) -> jax.Array:
+        """The residual stream entering a layer, or leaving the last one, ``[batch, frame, d_model]``."""
+        return self.activations.get(f"blocks.{layer}.hook_resid_pre", self.final)
+
+
+def frame_length(length: int, n_ctx: int) -> int:
+    """The standard frame a prompt is laid in: multiples of 8 to 32, then two to each doubling, at most ``n_ctx``."""
+    if length <= 32:
+        frame = -(-length // 8) * 8
+    else:
+        power = 1 << (length - 1).bit_length()
+        frame = power * 3 // 4 if length <= power * 3 // 4 else power
+    return max(length, min(frame, n_ctx))
+
+
+def keys_and_values(positional_embedding_type: str) -> tuple[str, str]:
+    """Names, relative to a block, of the keys and values that attention reads."""
+    return "attn.hook_rot_k" if positional_embedding_type == "rotary" else "attn.hook_k", "attn.hook_v"
+
+
+def run_base(model: HookedTransformer, prepared: ModelInput, names: Sequence[str]) -> BaseRun:
+    """Runs the model on framed prompts without hooks, keeping what a sweep needs.
+
+    Args:
+        model: the model.
+        prepared: the prompts, token ids ``[batch, pos]``.
+        names: full names to keep besides residual streams, keys and values.
+    """
+    cfg = model.cfg
+    batch, length = prepared.batch_and_pos
+    frame = frame_length(length, cfg.n_ctx)
+    tokens = pad_axes(np.asarray(prepared.value), {1: frame})
+    given = prepared.context
+    positions = np.arange(length, dtype=np.int32)[None] if given.positions is None else np.asarray(given.positions)
+    mask = np.ones((batch, length), bool) if given.token_mask is None else np.asarray(given.token_mask)
+    positions = np.broadcast_to(positions, (batch, length))
+    context = AttentionContext(*jax.device_put((pad_axes(positions, {1: frame}), pad_axes(mask, {1: frame}))))
+    kept = dict.fromkeys([*names, *(f"blocks.{n}.{part}" for n in range(cfg.n_layers) for part in _needed(cfg))])
+    final, activations = run_forward(
+        cfg, model.params, tokens, context, hooks=HookDictionary(), names=tuple(kept), stop=cfg.n_layers
+    )
+    return BaseRun(activations, final, context, length)
+
+
+def _needed(cfg: Any) -> tuple[str, ...]:
+    return ("hook_resid_pre", *keys_and_values(cfg.positional_embedding_type))
+
+
+def pad_axes(array: np.ndarray, sizes: dict[int, int]) -> np.ndarray:
+    """Pads axes with zeros at their end to the given sizes."""
+    return np.pad(array, [(0, sizes.get(axis, length) - length) for axis, length in enumerate(array.shape)])

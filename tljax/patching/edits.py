@@ -1,0 +1,170 @@
+"""What a sweep writes into packed runs: interventions that take a table's rows at some tokens of some rows."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import numpy as np
+
+from tljax.hooks.interventions import Intervention
+from tljax.hooks.point import HookPoint
+from tljax.hooks.points import HookPointSpec
+from tljax.patching.pages import PageLayout, Rows
+
+ENTRY = "hook_resid_pre"
+"""The point where a change of the residual stream enters a block."""
+
+BEFORE_QUERIES = ("hook_resid_pre", "hook_attn_in", "hook_q_input", "hook_k_input", "hook_v_input", "ln1.hook_scale",
+                  "ln1.hook_normalized", "attn.hook_k", "attn.hook_v", "attn.hook_rot_k")  # fmt: skip
+"""Points that hold every packed token even where the block computes only some tokens' outputs."""
+
+
+class TakeRows(Intervention):
+    """Replaces an activation by rows of a table where every factor of a mask is true.
+
+    Args:
+        table: ``[entry, ...]``, values to take.
+        index: ``[token]``, or ``[row]`` for attention patterns: which entry stands there.
+        factors: boolean arrays that broadcast to the activation.
+        query_pos: for patterns, the query positions of the table that the activation holds; ``None`` means all.
+    """
+
+    arrays = ("table", "index", "factors", "query_pos")
+    table: jax.Array
+    index: jax.Array
+    factors: tuple[jax.Array, ...]
+    query_pos: jax.Array | None
+
+    def __init__(self, table: Any, index: Any, factors: Sequence[Any], query_pos: Any = None) -> None:
+        super().__init__()
+        for name, value in (("table", table), ("index", index), ("factors", tuple(factors)), ("query_pos", query_pos)):
+            self._set(name, value)
+
+    def transform(self, value: jax.Array, hook: HookPoint) -> jax.Array:
+        taken = self.table[self.index]
+        if hook.axes and "query_pos" not in hook.axes:
+            return taken[None]
+        return taken if self.query_pos is None else taken[:, :, self.query_pos]
+
+    def where(self, value: jax.Array, hook: HookPoint) -> jax.Array | None:
+        chosen = self.factors[0]
+        for factor in self.factors[1:]:
+            chosen = chosen & factor
+        return chosen
+
+
+@runtime_checkable
+class Edits(Protocol):
+    """A source of interventions for the pages of a sweep."""
+
+    def slots(self, layer: int, layout: PageLayout, queries: np.ndarray | None) -> dict[str, TakeRows]:
+        """Interventions at one block, by relative name; the names and shapes are the same at every layer.
+
+        Args:
+            layer: which block.
+            layout: the page.
+            queries: positions whose output the block computes; ``None`` means all.
+        """
+        ...
+
+    def final(self, rows: Rows, pos: int | None) -> tuple[np.ndarray, np.ndarray]:
+        """What rows that change only the final residual stream have there.
+
+        Args:
+            rows: such rows.
+            pos: the one position wanted, or ``None`` for every position of the frame.
+
+        Returns:
+            Values ``[row, pos, d_model]`` and where they apply, ``[row, pos]``.
+        """
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class GridEdits:
+    """Edits of a grid of sites: one point, patched at chosen entries of its axes, a site at one layer.
+
+    Attributes:
+        spec: the point, named relative to its block, whose axes are addressed.
+        tables: for each layer with sites, values ``[variant, batch, frame, ...]`` (``[variant, batch, head, frame,
+            frame]`` for patterns).
+        layer: ``[site]``, block each site acts in; the number of layers for the final residual stream.
+        variant: ``[site]``, which variant of the values it takes.
+        chosen: for each axis along which sites are told apart, the entry of each site ``[site]``.
+        allowed: for each axis along which part of the entries is patched, a mask of its entries.
+    """
+
+    spec: HookPointSpec
+    tables: Mapping[int, jax.Array]
+    layer: np.ndarray
+    variant: np.ndarray
+    chosen: Mapping[str, np.ndarray]
+    allowed: Mapping[str, np.ndarray]
+
+    def slots(self, layer: int, layout: PageLayout, queries: np.ndarray | None) -> dict[str, TakeRows]:
+        site = np.full(layout.page.n_rows, -1)
+        site[: len(layout.page.rows)] = layout.page.rows.site
+        here = (site >= 0) & (self.layer[site] == layer)
+        table = self.tables.get(layer, next(iter(self.tables.values())))
+        entry = self.variant[site] * table.shape[1]
+        if "query_pos" in self.spec.axes:
+            return {self.spec.name: self._on_rows(table, entry + layout.prompt, site, here, queries)}
+        entry = entry[layout.row] * table.shape[2] + layout.source
+        return {self.spec.name: self._on_tokens(table, entry, site, here, layout, queries)}
+
+    def _on_tokens(
+        self,
+        table: jax.Array,
+        entry: np.ndarray,
+        site: np.ndarray,
+        here: np.ndarray,
+        layout: PageLayout,
+        queries: np.ndarray | None,
+    ) -> TakeRows:
+        tokens = slice(None) if queries is None or self.spec.name in BEFORE_QUERIES else layout.last
+        site = site[layout.row[tokens]]
+        on = here[layout.row[tokens]] & layout.is_real[tokens] & self._picks("pos", site, layout.pos[tokens])
+        factors = [_expand(on[None], (0, 1), table.ndim - 1)]
+        for number, axis in enumerate(self.spec.axes):
+            if axis not in ("batch", "pos") and (axis in self.chosen or axis in self.allowed):
+                picks = self._picks(axis, site[:, None], np.arange(table.shape[number + 1])[None])
+                factors.append(_expand(picks[None], (0, 1, number), table.ndim - 1))
+        return TakeRows(table.reshape(-1, *table.shape[3:]), entry[tokens].astype(np.int32), factors)
+
+    def _on_rows(
+        self, table: jax.Array, entry: np.ndarray, site: np.ndarray, here: np.ndarray, queries: np.ndarray | None
+    ) -> TakeRows:
+        frame = np.arange(table.shape[-1])
+        query_pos = frame if queries is None else queries
+        factors = [
+            here[:, None, None, None],
+            *(
+                _expand(self._picks(axis, site[:, None], entries[None]), (0, number), 4)
+                for number, (axis, entries) in enumerate(
+                    (("head", np.arange(table.shape[2])), ("query_pos", query_pos), ("key_pos", frame)), start=1
+                )
+            ),
+        ]
+        return TakeRows(table.reshape(-1, *table.shape[2:]), entry.astype(np.int32), factors, queries)
+
+    def _picks(self, axis: str, site: np.ndarray, entry: np.ndarray) -> np.ndarray:
+        """Whether each site patches an entry of an axis, with ``site`` and ``entry`` broadcast together."""
+        if axis in self.chosen:
+            return self.chosen[axis][site] == entry
+        picks = self.allowed[axis][entry] if axis in self.allowed else True
+        return np.broadcast_to(picks, np.broadcast_shapes(site.shape, entry.shape))
+
+    def final(self, rows: Rows, pos: int | None) -> tuple[np.ndarray, np.ndarray]:
+        table = np.asarray(self.tables[int(rows.layer[0])])
+        positions = np.arange(table.shape[2]) if pos is None else np.asarray([pos])
+        values = table[self.variant[rows.site][:, None], rows.prompt[:, None], positions[None]]
+        return values, self._picks("pos", rows.site[:, None], positions[None])
+
+
+def _expand(mask: np.ndarray, axes: Sequence[int], rank: int) -> np.ndarray:
+    """``mask``, whose dimensions are the given axes of an activation, with size one along the others."""
+    shape = [1] * rank
+    for axis, size in zip(axes, mask.shape, strict=True):
+        shape[axis] = size
+    return mask.reshape(shape)

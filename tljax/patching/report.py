@@ -1,0 +1,77 @@
+"""What a sweep cost, and what it would have cost done naively."""
+
+import dataclasses
+
+from tljax.config import HookedTransformerConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepReport:
+    """An account of a sweep.
+
+    Attributes:
+        sites: number of sites.
+        skipped: sites whose patch changes nothing that the metric reads, so that nothing was run for them.
+        reductions: what was left out, in words.
+        metric: how the metric was evaluated.
+        flops: floating-point operations spent, base runs included.
+        floor_flops: the least an exact sweep of these sites can spend in blocks: for each patched prompt, the tokens
+            from the first changed position on, in the layers above the change, without the last layer where the metric
+            reads one position.
+        naive_flops: one full forward pass a site, all logits.
+    """
+
+    sites: int
+    skipped: int
+    reductions: tuple[str, ...]
+    metric: str
+    flops: float
+    floor_flops: float
+    naive_flops: float
+
+    def __str__(self) -> str:
+        done = ", ".join(self.reductions) or "no reduction"
+        saved = self.naive_flops / max(self.flops, 1.0)
+        return (
+            f"{self.sites} sites ({self.skipped} without effect): {done}; metric {self.metric}; "
+            f"{self.flops:.3g} FLOPs, {saved:.3g} times fewer than one forward pass a site"
+        )
+
+
+def block_flops_per_token(cfg: HookedTransformerConfig) -> int:
+    """FLOPs of a block's matrices for one token (a multiplication and an addition for each weight)."""
+    return _query_flops(cfg) + _key_value_flops(cfg)
+
+
+def _query_flops(cfg: HookedTransformerConfig) -> int:
+    attention = 4 * cfg.d_model * cfg.n_heads * cfg.d_head
+    if cfg.attn_only:
+        return attention
+    return attention + (6 if cfg.gated_mlp else 4) * cfg.d_model * (cfg.d_mlp or 0)
+
+
+def _key_value_flops(cfg: HookedTransformerConfig) -> int:
+    return 4 * cfg.d_model * cfg.kv_heads * cfg.d_head
+
+
+def block_flops(cfg: HookedTransformerConfig, tokens: int, queries: int, rows: int, query_pos: int, keys: int) -> int:
+    """FLOPs of one block.
+
+    Args:
+        cfg: the model's config.
+        tokens: tokens whose keys and values are computed.
+        queries: tokens whose output is computed.
+        rows, query_pos, keys: shape of the attention scores besides heads.
+    """
+    scores = 4 * cfg.n_heads * cfg.d_head * rows * query_pos * keys
+    return tokens * _key_value_flops(cfg) + queries * _query_flops(cfg) + scores
+
+
+def blocks_flops(cfg: HookedTransformerConfig, batch: int, pos: int) -> int:
+    """FLOPs of all blocks on whole prompts."""
+    return cfg.n_layers * block_flops(cfg, batch * pos, batch * pos, batch, pos, pos)
+
+
+def forward_flops(cfg: HookedTransformerConfig, batch: int, pos: int) -> int:
+    """FLOPs of a full forward pass to all logits."""
+    return blocks_flops(cfg, batch, pos) + 2 * batch * pos * cfg.d_model * cfg.d_vocab_out

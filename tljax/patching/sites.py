@@ -1,0 +1,150 @@
+"""The sites of a sweep: what is patched where, which prompts that changes from which position on, and how it is run."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tljax.config import HookedTransformerConfig
+from tljax.hooks.points import HookPointSpec, block_points
+from tljax.patching.base_run import BaseRun
+from tljax.patching.edits import ENTRY, GridEdits
+from tljax.patching.pages import Rows
+
+
+@dataclasses.dataclass(frozen=True)
+class Sites:
+    """Sites that patch one kind of activation, each at one layer.
+
+    Attributes:
+        point: name of the point relative to its block (``"attn.hook_z"``), or a point of the embedding.
+        layer: ``[site]``; zeros for a point of the embedding.
+        values: for each layer, what is written, ``[variant, batch, frame, ...]`` (patterns: ``[variant, batch, head,
+            frame, frame]``).
+        variant: ``[site]``, which of its layer's values a site writes.
+        chosen: for each axis along which sites are told apart, the entry of each site ``[site]``.
+        allowed: for each other axis of which only a part is patched, a mask of its entries.
+        tolerance: differences up to this share of the largest activation are rounding, not a change.
+    """
+
+    point: str
+    layer: np.ndarray
+    values: Mapping[int, jax.Array]
+    variant: np.ndarray
+    chosen: Mapping[str, np.ndarray]
+    allowed: Mapping[str, np.ndarray]
+    tolerance: float = 0.0
+
+    def __len__(self) -> int:
+        return len(self.layer)
+
+    def full_name(self, layer: int) -> str:
+        """The point's full name at a layer."""
+        return self.point if self.is_embedding else f"blocks.{layer}.{self.point}"
+
+    @property
+    def is_embedding(self) -> bool:
+        return self.point in ("hook_embed", "hook_pos_embed")
+
+
+def point_of(cfg: HookedTransformerConfig, point: str) -> HookPointSpec:
+    """The table's row of a site's point, by relative name."""
+    if point in ("hook_embed", "hook_pos_embed"):
+        return dataclasses.replace(block_points(cfg)[0], name=point)
+    return next(spec for spec in block_points(cfg) if spec.name == point)
+
+
+def find_rows(cfg: HookedTransformerConfig, base: BaseRun, sites: Sites, end: int) -> Rows:
+    """The patched prompts that differ from the base run before ``end``, and from where on.
+
+    Decided on the values themselves, so a prefix that clean and corrupted prompts share costs nothing.
+    """
+    first = np.full((len(sites), base.batch), base.length)
+    for layer, values in sites.values.items():
+        at = np.flatnonzero(sites.layer == layer)
+        changed, axes = _changed(cfg, base, sites, layer, values)
+        first[at] = _first_position(changed, axes, sites, at)
+    site, prompt = np.nonzero(first < end)
+    start = first[site, prompt] if cfg.attention_dir == "causal" else np.zeros(len(site), int)
+    layer = sites.layer[site] + _enters_above(cfg, sites.point)
+    return Rows(site, prompt, layer, start)
+
+
+def _changed(
+    cfg: HookedTransformerConfig, base: BaseRun, sites: Sites, layer: int, values: jax.Array
+) -> tuple[np.ndarray, list[str]]:
+    """Where the values differ, ``[variant, batch, *axes]``, and those axes: the position, then those sites name."""
+    spec = point_of(cfg, sites.point)
+    position = "query_pos" if "query_pos" in spec.axes else "pos"
+    named = [axis for axis in spec.axes if axis in sites.chosen or axis in sites.allowed]
+    axes = [position, *(axis for axis in named if axis != position)]
+    old = base.activations[sites.full_name(layer)]
+    numbers = (0, *(spec.axes.index(axis) for axis in axes))
+    changed = _differs(values, old, np.float32(sites.tolerance), numbers)
+    return np.asarray(changed)[:, :, : base.length], axes
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def _differs(values: jax.Array, old: jax.Array, tolerance: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    """Whether ``[variant, ...]`` differs from ``[...]``, by the given axes of the latter, in their order."""
+    scale = jnp.where(jnp.isfinite(old), jnp.abs(old), 0).max().astype(jnp.float32)
+    far = jnp.abs(values.astype(jnp.float32) - old[None].astype(jnp.float32)) > tolerance * scale
+    changed = (values != old[None]) & (far | ~jnp.isfinite(values) | ~jnp.isfinite(old[None]))
+    reduced = tuple(n + 1 for n in range(old.ndim) if n not in axes)
+    changed = changed.any(axis=reduced, keepdims=True)
+    return changed.transpose(0, *(n + 1 for n in axes), *reduced).reshape(
+        changed.shape[0], *(changed.shape[n + 1] for n in axes)
+    )
+
+
+def _first_position(changed: np.ndarray, axes: Sequence[str], sites: Sites, at: np.ndarray) -> np.ndarray:
+    """First changed position of each of the sites numbered ``at``, for each prompt; the length where there is none."""
+    length = changed.shape[2]
+    for number, axis in enumerate(axes, start=2):
+        if axis in sites.allowed:
+            allowed = sites.allowed[axis][: changed.shape[number]]
+            changed = changed & allowed.reshape([-1 if n == number else 1 for n in range(changed.ndim)])
+    reduced = tuple(n for n, axis in enumerate(axes[1:], start=3) if axis not in sites.chosen)
+    changed = np.moveaxis(np.asarray(changed.any(axis=reduced)), 2, -1)  # [variant, batch, *chosen, pos]
+    entries = [sites.chosen[axis][at][:, None] for axis in axes[1:] if axis in sites.chosen]
+    prompts = np.arange(changed.shape[1])[None]
+    here = changed[(sites.variant[at][:, None], prompts, *entries)]  # [site, batch, pos]
+    if axes[0] in sites.chosen:
+        here = here & (sites.chosen[axes[0]][at][:, None, None] == np.arange(length))
+    return np.where(here.any(-1), here.argmax(-1), length)
+
+
+def _enters_above(cfg: HookedTransformerConfig, point: str) -> int:
+    """One if a change at the point is a known change of the residual stream entering the next layer, else zero."""
+    added = cfg.attn_only or cfg.parallel_attn_mlp
+    return int(point in ("hook_resid_post", "hook_mlp_out") or (point == "hook_attn_out" and added))
+
+
+def place(cfg: HookedTransformerConfig, base: BaseRun, sites: Sites) -> GridEdits:
+    """The edits that carry the sites out: at the point itself, or where its change enters the residual stream."""
+    above = _enters_above(cfg, sites.point)
+    if sites.point == ENTRY or not (above or sites.is_embedding):
+        spec, tables = point_of(cfg, sites.point), dict(sites.values)
+    elif sites.point == "hook_resid_post":
+        spec, tables = point_of(cfg, ENTRY), {layer + 1: values for layer, values in sites.values.items()}
+    else:
+        spec, tables = point_of(cfg, ENTRY), {}
+        for layer, values in sites.values.items():
+            old = base.activations[sites.full_name(layer)]
+            tables[layer + above] = base.residual(layer + above)[None] + (values - old[None])
+    return GridEdits(spec, tables, sites.layer + above, sites.variant, sites.chosen, sites.allowed)
+
+
+def grid(sizes: Mapping[str, Sequence[int] | np.ndarray]) -> dict[str, np.ndarray]:
+    """Entries of every combination, flattened: one array for each axis, the last axis fastest.
+
+    >>> {axis: list(map(int, entries)) for axis, entries in grid({"pos": [0, 3], "head": [0, 1]}).items()}
+    {'pos': [0, 0, 3, 3], 'head': [0, 1, 0, 1]}
+    """
+    if not sizes:
+        return {}
+    mesh = np.meshgrid(*(np.asarray(entries, int) for entries in sizes.values()), indexing="ij")
+    return {axis: entries.ravel() for axis, entries in zip(sizes, mesh, strict=True)}
