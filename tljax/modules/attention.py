@@ -117,6 +117,10 @@ class Attention(nn.Module):
         z = hook(self, "hook_z", z)
         return self._combine_heads(z)
 
+    def read(self, normalized: jax.Array, letter: str) -> jax.Array:
+        """Queries, keys or values ``[batch, pos, head, d_head]`` of a normalised input, before any rotation."""
+        return _project(normalized, getattr(self, f"projection_{letter}"))
+
     def _pattern(self, q: jax.Array, k: jax.Array, context: AttentionContext) -> jax.Array:
         scores = _score(q, k) / jnp.asarray(self.cfg.attn_scale, q.dtype)
         if context.score_divisor is not None:

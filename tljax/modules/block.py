@@ -43,6 +43,10 @@ class TransformerBlock(nn.Module):
         resid_mid = hook(self, "hook_resid_mid", resid_pre + attn_out)
         return hook(self, "hook_resid_post", resid_mid + self._mlp_out(resid_mid))
 
+    def read_heads(self, resid_pre: jax.Array, letter: str) -> jax.Array:
+        """Queries, keys or values (``letter`` ``"q"``, ``"k"`` or ``"v"``) of a residual stream entering the block."""
+        return self.attn.read(self.ln1(resid_pre), letter)
+
     def _mlp_out(self, resid: jax.Array) -> jax.Array:
         return hook(self, "hook_mlp_out", self.mlp(self.ln2(hook(self, "hook_mlp_in", resid))))
 

@@ -58,8 +58,8 @@ class TakeRows(Intervention):
 class Edits(Protocol):
     """A source of interventions for the pages of a sweep."""
 
-    def slots(self, layer: int, layout: PageLayout, queries: np.ndarray | None) -> dict[str, TakeRows]:
-        """Interventions at one block, by relative name; the names and shapes are the same at every layer.
+    def slots(self, layer: int, layout: PageLayout, queries: np.ndarray | None) -> dict[str, tuple[TakeRows, ...]]:
+        """Interventions at one block, by relative name; their names, number and shapes are those of every layer.
 
         Args:
             layer: which block.
@@ -102,16 +102,16 @@ class GridEdits:
     chosen: Mapping[str, np.ndarray]
     allowed: Mapping[str, np.ndarray]
 
-    def slots(self, layer: int, layout: PageLayout, queries: np.ndarray | None) -> dict[str, TakeRows]:
+    def slots(self, layer: int, layout: PageLayout, queries: np.ndarray | None) -> dict[str, tuple[TakeRows, ...]]:
         site = np.full(layout.page.n_rows, -1)
         site[: len(layout.page.rows)] = layout.page.rows.site
         here = (site >= 0) & (self.layer[site] == layer)
         table = self.tables.get(layer, next(iter(self.tables.values())))
         entry = self.variant[site] * table.shape[1]
         if "query_pos" in self.spec.axes:
-            return {self.spec.name: self._on_rows(table, entry + layout.prompt, site, here, queries)}
+            return {self.spec.name: (self._on_rows(table, entry + layout.prompt, site, here, queries),)}
         entry = entry[layout.row] * table.shape[2] + layout.source
-        return {self.spec.name: self._on_tokens(table, entry, site, here, layout, queries)}
+        return {self.spec.name: (self._on_tokens(table, entry, site, here, layout, queries),)}
 
     def _on_tokens(
         self,
@@ -124,12 +124,12 @@ class GridEdits:
     ) -> TakeRows:
         tokens = slice(None) if queries is None or self.spec.name in BEFORE_QUERIES else layout.last
         site = site[layout.row[tokens]]
-        on = here[layout.row[tokens]] & layout.is_real[tokens] & self._picks("pos", site, layout.pos[tokens])
-        factors = [_expand(on[None], (0, 1), table.ndim - 1)]
+        on = here[layout.row[tokens]] & layout.is_real[tokens] & self.picks("pos", site, layout.pos[tokens])
+        factors = [expand(on[None], (0, 1), table.ndim - 1)]
         for number, axis in enumerate(self.spec.axes):
             if axis not in ("batch", "pos") and (axis in self.chosen or axis in self.allowed):
-                picks = self._picks(axis, site[:, None], np.arange(table.shape[number + 1])[None])
-                factors.append(_expand(picks[None], (0, 1, number), table.ndim - 1))
+                picks = self.picks(axis, site[:, None], np.arange(table.shape[number + 1])[None])
+                factors.append(expand(picks[None], (0, 1, number), table.ndim - 1))
         return TakeRows(table.reshape(-1, *table.shape[3:]), entry[tokens].astype(np.int32), factors)
 
     def _on_rows(
@@ -140,7 +140,7 @@ class GridEdits:
         factors = [
             here[:, None, None, None],
             *(
-                _expand(self._picks(axis, site[:, None], entries[None]), (0, number), 4)
+                expand(self.picks(axis, site[:, None], entries[None]), (0, number), 4)
                 for number, (axis, entries) in enumerate(
                     (("head", np.arange(table.shape[2])), ("query_pos", query_pos), ("key_pos", frame)), start=1
                 )
@@ -148,7 +148,7 @@ class GridEdits:
         ]
         return TakeRows(table.reshape(-1, *table.shape[2:]), entry.astype(np.int32), factors, queries)
 
-    def _picks(self, axis: str, site: np.ndarray, entry: np.ndarray) -> np.ndarray:
+    def picks(self, axis: str, site: np.ndarray, entry: np.ndarray) -> np.ndarray:
         """Whether each site patches an entry of an axis, with ``site`` and ``entry`` broadcast together."""
         if axis in self.chosen:
             return self.chosen[axis][site] == entry
@@ -159,10 +159,10 @@ class GridEdits:
         table = np.asarray(self.tables[int(rows.layer[0])])
         positions = np.arange(table.shape[2]) if pos is None else np.asarray([pos])
         values = table[self.variant[rows.site][:, None], rows.prompt[:, None], positions[None]]
-        return values, self._picks("pos", rows.site[:, None], positions[None])
+        return values, self.picks("pos", rows.site[:, None], positions[None])
 
 
-def _expand(mask: np.ndarray, axes: Sequence[int], rank: int) -> np.ndarray:
+def expand(mask: np.ndarray, axes: Sequence[int], rank: int) -> np.ndarray:
     """``mask``, whose dimensions are the given axes of an activation, with size one along the others."""
     shape = [1] * rank
     for axis, size in zip(axes, mask.shape, strict=True):

@@ -72,6 +72,7 @@ class Engine:
         self.cfg, self.params = model.cfg, model.params
         self.base, self.reach, self.limits, self.advance = base, reach, limits, advance
         self.spent = Spent()
+        self._first = 0
 
     def run(self, rows: Rows, edits: Edits, first: int, n_sites: int) -> np.ndarray:
         """The final residual stream of some sites.
@@ -99,6 +100,33 @@ class Engine:
         self.spent.floor += self._floor(running)
         return finals
 
+    def streams(self, rows: Rows, edits: Edits, n_sites: int, layers: Sequence[int]) -> dict[int, np.ndarray]:
+        """The residual stream of each site entering some layers (or leaving the last one), every position.
+
+        Args:
+            rows, edits, n_sites: as in :meth:`run`, the first site being 0.
+            layers: which; the number of layers means the final residual stream.
+
+        Returns:
+            For each layer, ``[site, batch, pos, d_model]``.
+        """
+        kept = {layer: np.asarray(self.base.residual(layer))[:, : self.base.length] for layer in layers}
+        streams = {layer: np.tile(stream[None], (n_sites, 1, 1, 1)) for layer, stream in kept.items()}
+        at_end = rows.layer == self.cfg.n_layers
+        if at_end.any() and self.cfg.n_layers in streams:
+            self._finish(rows.take(np.flatnonzero(at_end)), edits, streams[self.cfg.n_layers])
+        below = rows.take(np.flatnonzero(rows.layer < max(layers)))
+        for layout in self._layouts(plan_pages(below, self.reach.end, max(layers), self.limits)):
+            stream, indices = self._first_stream(layout), self._indices(layout, None)
+            for layer in range(layout.page.layer, max(layers)):
+                stream = self._run_block(layer, stream, indices, layout, edits, None)
+                if layer + 1 in streams:
+                    self._collect(layout, np.asarray(stream), streams[layer + 1])
+        return streams
+
+    def _first_stream(self, layout: PageLayout) -> jax.Array:
+        return _take_tokens(self.base.residual(layout.page.layer), jax.device_put(layout.source))
+
     def _layouts(self, pages: Sequence[Page]) -> Iterator[PageLayout]:
         for page in pages:
             only = self.reach.only
@@ -122,7 +150,7 @@ class Engine:
     def _run_page(self, layout: PageLayout, edits: Edits) -> jax.Array:
         """The final residual stream of the page's tokens, or of each row's last one, ``[1, token or row, d_model]``."""
         page, n_layers = layout.page, self.cfg.n_layers
-        stream = _take_tokens(self.base.residual(page.layer), jax.device_put(layout.source))
+        stream = self._first_stream(layout)
         indices, queries = self._indices(layout, None), None
         for layer in range(page.layer, n_layers):
             if layer == n_layers - 1 and self.reach.only is not None:
@@ -144,8 +172,8 @@ class Engine:
         cfg, page = self.cfg, layout.page
         axes = {spec.name: spec.axes for spec in block_points(cfg)}
         slots = {
-            name: HookSlot(HookPoint(name, axes[name]), (edit,))
-            for name, edit in edits.slots(layer, layout, queries).items()
+            name: HookSlot(HookPoint(name, axes[name]), written)
+            for name, written in edits.slots(layer, layout, queries).items()
         }
         k, v = (self.base.activations[f"blocks.{layer}.{name}"] for name in _read_names(cfg))
         packing = Packing(past_k=k, past_v=v, **indices["packing"])

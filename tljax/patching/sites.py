@@ -41,6 +41,17 @@ class Sites:
     def __len__(self) -> int:
         return len(self.layer)
 
+    def take(self, index: np.ndarray) -> "Sites":
+        """The sites with these numbers."""
+        layer = self.layer[index]
+        return dataclasses.replace(
+            self,
+            layer=layer,
+            variant=self.variant[index],
+            chosen={axis: entries[index] for axis, entries in self.chosen.items()},
+            values={number: values for number, values in self.values.items() if number in layer},
+        )
+
     def full_name(self, layer: int) -> str:
         """The point's full name at a layer."""
         return self.point if self.is_embedding else f"blocks.{layer}.{self.point}"

@@ -121,9 +121,13 @@ class Setup:
 
 
 def prepare_sweep(
-    model: HookedTransformer, corrupted: Any, activation_name: str, layers: Sequence[int] | None = None
+    model: HookedTransformer,
+    corrupted: Any,
+    activation_name: str,
+    layers: Sequence[int] | None = None,
+    extra: Sequence[str] = (),
 ) -> Setup:
-    """Checks what is to be patched and runs the base run."""
+    """Checks what is to be patched and runs the base run, which also keeps the points named in ``extra``."""
     if model._hooks.entries:
         raise InputError(
             "This model carries hooks, and a sweep runs the model without them. Sweep model.reset_hooks(), or pass the "
@@ -136,7 +140,7 @@ def prepare_sweep(
         raise InputError("A sweep plans on concrete tokens: call it outside jax.jit, jax.grad and jax.vmap.")
     spec = point_table(cfg)[names[0]]
     point = stage_of(names[0])[1]
-    return Setup(run_base(model, prepared, names), np.asarray(prepared.value), point, numbers, names, spec)
+    return Setup(run_base(model, prepared, (*names, *extra)), np.asarray(prepared.value), point, numbers, names, spec)
 
 
 def _points(

@@ -1,0 +1,131 @@
+"""Ablation sweeps: knock out every site in turn, and see what it was worth."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tljax.cache.activation_cache import ActivationCache
+from tljax.errors import InputError
+from tljax.hooked_transformer import HookedTransformer
+from tljax.hooks.interventions import Zero
+from tljax.hooks.point import HookPoint
+from tljax.patching.measured import Metrics, Reduce
+from tljax.patching.result import PatchingResult
+from tljax.patching.sweep import sweep
+
+
+def ablation_sweep(
+    model: HookedTransformer,
+    prompt: Any,
+    metric: Metrics,
+    activation_name: str = "z",
+    axes: Sequence[str] = ("head",),
+    *,
+    kind: Literal["zero", "mean", "resample"] = "zero",
+    reference: Any = None,
+    over: str | Sequence[str] = ("batch", "pos"),
+    seed: int = 0,
+    layers: Sequence[int] | None = None,
+    at: Mapping[str, Any] | None = None,
+    reduce: Reduce = "mean",
+    max_batch: int | Literal["auto"] = "auto",
+) -> PatchingResult:
+    """Replaces each site's activation by zero, by a mean, or by that of another prompt, and measures.
+
+    A negative effect means that the metric was higher with the site in place: it was needed.
+
+    Args:
+        model, prompt, metric, activation_name, axes, layers, at, reduce, max_batch: as in
+            :func:`~tljax.patching.sweep`; ``prompt`` is the run that is ablated.
+        kind: ``"zero"``; ``"mean"``, the average over a reference set; ``"resample"``, the activation at the same
+            position of a prompt drawn from the reference set, another for each prompt.
+        reference: the reference set for means and resampling: a cache, or prompts to run. Means that keep positions
+            apart, and resampling, need prompts as long as ``prompt``; a mean over positions takes any length.
+        over: what a mean is over: ``"batch"``, or ``("batch", "pos")``.
+        seed: of the draw.
+
+    Raises:
+        InputError: an unknown kind, a reference that is missing or does not fit.
+    """
+    if kind not in ("zero", "mean", "resample"):
+        raise InputError(f'kind={kind!r} is not one of "zero", "mean" and "resample".')
+    if (reference is None) != (kind == "zero"):
+        need = "takes no reference=" if kind == "zero" else "needs reference=: a cache, or prompts to run"
+        raise InputError(f"{kind.capitalize()} ablation {need}.")
+    if kind == "zero":
+        source: Any = Zero()
+    else:
+        cache = _cache(model, reference, activation_name)
+        axes_over = (over,) if isinstance(over, str) else tuple(over)
+        source = mean_source(cache, axes_over) if kind == "mean" else resample_source(cache, seed)
+    return sweep(
+        model, prompt, source, metric, activation_name, axes, layers=layers, at=at, reduce=reduce, max_batch=max_batch
+    )
+
+
+def _cache(model: HookedTransformer, reference: Any, activation_name: str) -> Mapping[str, jax.Array]:
+    if isinstance(reference, ActivationCache | Mapping):
+        return reference
+    wanted: Any = [(activation_name, layer) for layer in range(model.cfg.n_layers)]
+    if activation_name in ("embed", "pos_embed"):
+        wanted = f"hook_{activation_name}"
+    return model.run_with_cache(reference, return_type=None, names_filter=wanted)[1]
+
+
+def mean_source(
+    cache: Mapping[str, jax.Array], over: Sequence[str] = ("batch", "pos")
+) -> Callable[[jax.Array, HookPoint], jax.Array]:
+    """A sweep's source: the mean of a reference set's activations.
+
+    Args:
+        cache: activations by full name, ``[prompt, pos, ...]``.
+        over: ``("batch",)`` keeps positions apart, ``("batch", "pos")`` does not.
+
+    Raises:
+        InputError: when used, if the cache lacks the activation or its shape does not fit.
+    """
+    if not over or not set(over) <= {"batch", "pos"} or "batch" not in over:
+        raise InputError(f'over={tuple(over)}: a mean is over "batch", or over ("batch", "pos").')
+
+    def mean(activation: jax.Array, hook: HookPoint) -> jax.Array:
+        reference = _reference(cache, activation, hook, same_length="pos" not in over)
+        axes = tuple(n for n, axis in enumerate(hook.axes) if axis == "batch" or (axis == "pos" and "pos" in over))
+        if "pos" in over and "pos" not in hook.axes:
+            raise InputError(f'{hook.name} has axes {hook.axes}: average attention over="batch" alone.')
+        return jnp.broadcast_to(reference.mean(axis=axes, keepdims=True), activation.shape).astype(activation.dtype)
+
+    return mean
+
+
+def resample_source(cache: Mapping[str, jax.Array], seed: int = 0) -> Callable[[jax.Array, HookPoint], jax.Array]:
+    """A sweep's source: activations of prompts drawn from a reference set, the same prompts at every site.
+
+    Args:
+        cache: activations by full name, ``[prompt, pos, ...]``, of prompts as long as the swept ones.
+        seed: of the draw; without replacement if there are enough prompts.
+    """
+
+    def resample(activation: jax.Array, hook: HookPoint) -> jax.Array:
+        reference = _reference(cache, activation, hook, same_length=True)
+        many, wanted = reference.shape[0], activation.shape[0]
+        drawn = np.random.default_rng(seed).choice(many, wanted, replace=many < wanted)
+        return reference[jnp.asarray(drawn)]
+
+    return resample
+
+
+def _reference(cache: Mapping[str, jax.Array], activation: jax.Array, hook: HookPoint, same_length: bool) -> jax.Array:
+    if hook.name not in cache:
+        raise InputError(f"The reference does not hold {hook.name}: record it with names_filter={hook.name!r}.")
+    reference = jnp.asarray(cache[hook.name])
+    first = 1 if same_length or "pos" not in hook.axes else 2
+    if reference.ndim != activation.ndim or reference.shape[first:] != activation.shape[first:]:
+        length = "prompts of the same length" if same_length else "any number of prompts of any length"
+        raise InputError(
+            f"The reference has shape {tuple(reference.shape)} at {hook.name}, the run {tuple(activation.shape)}: this "
+            f"needs {length}, with a batch axis."
+        )
+    return reference

@@ -1,0 +1,308 @@
+"""Path patching: a change that travels along chosen edges only, with everything else as in the base run.
+
+A sender's new output reaches a receiver directly through the residual stream (and, unless they are frozen too, through
+the MLPs in between), while every attention layer in between keeps the base run's output (Wang et al. 2022,
+"Interpretability in the Wild"). What each receiver would then read is worked out first; then the base run is patched
+there, and everything after the receivers follows.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tljax.config import HookedTransformerConfig
+from tljax.errors import InputError
+from tljax.forward import block_module
+from tljax.hooked_transformer import HookedTransformer
+from tljax.hooks.names import layer_of
+from tljax.patching.base_run import BaseRun
+from tljax.patching.edits import ENTRY, GridEdits, TakeRows, expand
+from tljax.patching.engine import Engine, Reach
+from tljax.patching.measured import Metrics, Reduce, measure_edits, page_limits
+from tljax.patching.pages import PageLayout, Rows
+from tljax.patching.receivers import Receiver, read_receivers
+from tljax.patching.result import PatchingResult
+from tljax.patching.sites import Sites, find_rows, grid, place
+from tljax.patching.sources import read_source
+from tljax.patching.sweep import choose_entries, prepare_sweep, site_labels
+
+SENDERS = ("attn.hook_z", "attn.hook_result", "hook_mlp_out", "hook_attn_out", "hook_embed", "hook_pos_embed")
+_STREAMS_BUDGET = 256 * 2**20
+
+
+def path_patch(
+    model: HookedTransformer,
+    prompt: Any,
+    source: Any,
+    metric: Metrics,
+    receivers: Sequence[tuple[Any, ...] | str] | str,
+    sender: str = "z",
+    axes: Sequence[str] = ("head",),
+    *,
+    freeze_mlps: bool = False,
+    layers: Sequence[int] | None = None,
+    at: Mapping[str, Any] | None = None,
+    reduce: Reduce = "mean",
+    max_batch: int | Literal["auto"] = "auto",
+) -> PatchingResult:
+    """Patches the paths from each sender to a set of receivers, one sender at a time.
+
+    Args:
+        model: the model.
+        prompt: the base run: text, a list of texts, or token ids ``[batch, pos]``.
+        source: where the senders' new outputs come from: another prompt, a cache, or a hook (as in
+            :func:`~tljax.patching.sweep`).
+        metric: as in :func:`~tljax.patching.sweep`.
+        receivers: what the senders' change may reach: ``("q", 9, 6)`` the queries of head 6 of layer 9 (likewise
+            ``"k"`` and ``"v"``; ``("k", 9)`` those of all heads), ``("mlp", 9)`` the input of an MLP, or
+            ``"logits"`` alone. All are patched together.
+        sender: activation sent, one of ``"z"`` (head outputs), ``"mlp_out"``, ``"attn_out"``, ``"embed"``,
+            ``"pos_embed"``.
+        axes: the axes, besides the layer, along which senders are told apart.
+        freeze_mlps: keep MLPs between sender and receiver as in the base run too, so that only the direct edge
+            counts; by default they recompute, as in the paper.
+        layers, at: the senders to try, as in :func:`~tljax.patching.sweep`; ``at={"pos": -1}`` sends from the last
+            position only.
+        reduce, max_batch: as in :func:`~tljax.patching.sweep`.
+
+    Returns:
+        The metric for each sender, ``["layer", *axes]``; senders that come after all receivers have the baseline.
+
+    Raises:
+        InputError: a receiver that does not exist, a sender that is not added to the residual stream.
+    """
+    setup = prepare_sweep(model, prompt, sender, layers, extra=_frozen_names(model.cfg))
+    if setup.point not in SENDERS:
+        raise InputError(
+            f"A sender is added to the residual stream: one of {', '.join(map(repr, SENDERS))}; got {setup.point!r}."
+        )
+    wanted = read_receivers(model.cfg, receivers)
+    read = read_source(model, setup.base, source, setup.names)
+    chosen, allowed = choose_entries(setup.spec, setup.base, axes, at or {})
+    entries = {"layer": np.asarray(setup.layers), **chosen}
+    coordinates = grid(entries)
+    layer = coordinates.pop("layer")
+    values = {number: read.values(setup.spec_at(number))[None] for number in setup.layers}
+    sites = Sites(setup.point, layer, values, np.zeros(len(layer), int), coordinates, allowed, read.tolerance)
+    stream_bytes = setup.base.final.nbytes * len({receiver.layer for receiver in wanted})
+    group = max(1, _STREAMS_BUDGET // stream_bytes)
+    parts = [
+        _patch_receivers(
+            model, setup.base, sites.take(np.arange(first, min(first + group, len(sites)))), wanted, metric,
+            freeze_mlps, read.final, max_batch,
+        )
+        for first in range(0, len(sites), group)
+    ]  # fmt: skip
+    names = ("layer", *chosen) if layer_of(setup.names[0]) is not None else tuple(chosen)
+    together = {name: np.concatenate([part.values[name] for part in parts]) for name in parts[0].values}
+    return dataclasses.replace(parts[0], values=together).as_result(
+        [len(entries[axis]) for axis in names], names, reduce, f"path from {sender}", site_labels(model, setup, entries)
+    )
+
+
+def _frozen_names(cfg: HookedTransformerConfig) -> tuple[str, ...]:
+    parts = ("hook_attn_out", "attn.hook_q", "attn.hook_k", "attn.hook_v")
+    parts += () if cfg.attn_only else ("hook_mlp_out", "hook_mlp_in")
+    return tuple(f"blocks.{layer}.{part}" for layer in range(cfg.n_layers) for part in parts)
+
+
+def _patch_receivers(
+    model: HookedTransformer,
+    base: BaseRun,
+    sites: Sites,
+    receivers: Sequence[Receiver],
+    metric: Metrics,
+    freeze_mlps: bool,
+    clean_final: Any,
+    max_batch: int | Literal["auto"],
+) -> Any:
+    """Measures the base run patched at the receivers, for each sender."""
+    streams = forked_streams(model, base, sites, {receiver.layer for receiver in receivers}, freeze_mlps, max_batch)
+    tables: dict[tuple[int, str], jax.Array] = {}
+    masks: dict[tuple[int, str], np.ndarray] = {}
+    changed: dict[tuple[int, str], np.ndarray] = {}
+    for receiver in receivers:
+        key = receiver.layer, receiver.point
+        if key not in tables:
+            stream, old = streams[receiver.layer], np.asarray(base.residual(receiver.layer))[:, : base.length]
+            if receiver.point == "hook_mlp_in":
+                stream, old = _entering_mlp(model, base, sites, receiver.layer, stream)
+            tables[key] = _read(model, receiver, stream)
+            changed[key] = (stream != old[None]).any(axis=-1)
+            masks[key] = np.zeros(tables[key].shape[3], bool)
+        masks[key][slice(None) if receiver.head is None else receiver.head] = True
+    edits = ReceiverEdits(tables, masks, changed, base)
+    return measure_edits(
+        model, base, len(sites), lambda end: edits.rows(model.cfg, end), edits, metric, clean_final, max_batch, None
+    )
+
+
+def forked_streams(
+    model: HookedTransformer,
+    base: BaseRun,
+    sites: Sites,
+    layers: set[int],
+    freeze_mlps: bool,
+    max_batch: int | Literal["auto"] = "auto",
+) -> dict[int, np.ndarray]:
+    """What each sender's change makes of the residual stream entering some layers, nothing else responding.
+
+    Returns:
+        For each layer, ``[sender, batch, pos, d_model]``; the number of layers stands for the final residual stream.
+    """
+    edits = FrozenEdits(place(model.cfg, base, sites), base, freeze_mlps and not model.cfg.attn_only)
+    rows = find_rows(model.cfg, base, sites, base.length)
+    engine = Engine(model, base, Reach(base.length, None), page_limits(model.cfg, base, max_batch))
+    return engine.streams(rows, edits, len(sites), sorted(layers))
+
+
+@dataclasses.dataclass(frozen=True)
+class FrozenEdits:
+    """A sender's edits, with the output of every later attention layer (and MLP) put back to the base run's."""
+
+    sender: GridEdits
+    base: BaseRun
+    freeze_mlps: bool
+
+    def slots(self, layer: int, layout: PageLayout, queries: np.ndarray | None) -> dict[str, tuple[TakeRows, ...]]:
+        slots = self.sender.slots(layer, layout, queries)
+        joined = np.append(layout.page.rows.layer, np.full(layout.page.n_rows, layer + 1))[: layout.page.n_rows]
+        point = self.sender.spec.name
+        above = joined <= layer if point == ENTRY else joined < layer
+        mlp = above if point == ENTRY else joined <= layer
+        slots["hook_attn_out"] = (*slots.get("hook_attn_out", ()), self._freeze("hook_attn_out", layer, layout, above))
+        if self.freeze_mlps:
+            slots["hook_mlp_out"] = (self._freeze("hook_mlp_out", layer, layout, mlp),)
+        return slots
+
+    def _freeze(self, point: str, layer: int, layout: PageLayout, rows: np.ndarray) -> TakeRows:
+        table = self.base.activations[f"blocks.{layer}.{point}"]
+        return TakeRows(table.reshape(-1, table.shape[-1]), layout.source, [rows[layout.row][None, :, None]])
+
+    def final(self, rows: Rows, pos: int | None) -> tuple[np.ndarray, np.ndarray]:
+        return self.sender.final(rows, pos)
+
+
+def _read(model: HookedTransformer, receiver: Receiver, stream: np.ndarray) -> jax.Array:
+    """What a receiver reads of forked streams, ``[sender, batch, pos, ...]``."""
+    if receiver.point in (ENTRY, "hook_mlp_in"):
+        return jnp.asarray(stream)
+    return read_heads(model, receiver.layer, receiver.point[-1], stream)
+
+
+def read_heads(model: HookedTransformer, layer: int, letter: str, stream: np.ndarray) -> jax.Array:
+    """Queries, keys or values of residual streams entering a layer.
+
+    Args:
+        model: the model.
+        layer: the layer.
+        letter: ``"q"``, ``"k"`` or ``"v"``.
+        stream: ``[sender, batch, pos, d_model]``.
+
+    Returns:
+        ``[sender, batch, pos, head, d_head]``, before any rotation.
+    """
+    module = block_module(model.cfg, model.cfg.layer_kind(layer))
+    flat = stream.reshape(1, -1, model.cfg.d_model)
+    heads = _project(module, letter, model.params["blocks"][layer], flat)
+    return heads.reshape(*stream.shape[:3], *heads.shape[2:])
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _project(module: Any, letter: str, params: Any, stream: jax.Array) -> jax.Array:
+    """Queries, keys or values of a residual stream ``[1, token, d_model]``."""
+    with jax.default_matmul_precision(module.cfg.matmul_precision):
+        return module.apply({"params": params}, stream, letter, method="read_heads")
+
+
+def _entering_mlp(
+    model: HookedTransformer, base: BaseRun, sites: Sites, layer: int, stream: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The forked streams that the MLP of a layer reads, and the base run's: attention adds what it did there."""
+    read = np.asarray(base.activations[f"blocks.{layer}.hook_mlp_in"])[:, : base.length]
+    if model.cfg.parallel_attn_mlp:
+        return stream, read
+    entering = np.asarray(base.residual(layer))[:, : base.length]
+    forked = np.where(stream == entering[None], read[None], stream + (read - entering)[None])
+    own = np.flatnonzero(sites.layer == layer)
+    if len(own) and sites.point in ("attn.hook_z", "attn.hook_result", "hook_attn_out"):
+        forked[own] = read[None] + _sent(model, base, sites.take(own), layer)
+    return forked, read
+
+
+def _sent(model: HookedTransformer, base: BaseRun, sites: Sites, layer: int) -> np.ndarray:
+    """What senders inside one attention layer add to its output, ``[sender, batch, pos, d_model]``."""
+    difference = sites.values[layer][0] - base.activations[sites.full_name(layer)]
+    if sites.point == "attn.hook_z":
+        with jax.default_matmul_precision(model.cfg.matmul_precision):
+            difference = jnp.einsum("bphe,hed->bphd", difference, model.params["blocks"][layer]["attn"]["W_O"])
+    difference = np.asarray(difference)[:, : base.length]
+    edits, site = place(model.cfg, base, sites), np.arange(len(sites))[:, None]
+    at_pos = edits.picks("pos", site, np.arange(base.length)[None])
+    if sites.point == "hook_attn_out":
+        return difference[None] * at_pos[:, None, :, None]
+    at_head = edits.picks("head", site, np.arange(difference.shape[2])[None])
+    return np.einsum("bphd,sh,sp->sbpd", difference, at_head, at_pos, optimize=True).astype(difference.dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class ReceiverEdits:
+    """Edits at all receivers at once, for each sender.
+
+    Attributes:
+        tables: by layer and point, what the receivers read, ``[sender, batch, pos, ...]``.
+        masks: by layer and point, which heads are receivers.
+        changed: by layer and point, where that differs from the base run, ``[sender, batch, pos]``.
+        base: the base run.
+    """
+
+    tables: Mapping[tuple[int, str], jax.Array]
+    masks: Mapping[tuple[int, str], np.ndarray]
+    changed: Mapping[tuple[int, str], np.ndarray]
+    base: BaseRun
+
+    def rows(self, cfg: HookedTransformerConfig, end: int) -> Rows:
+        """Senders and prompts whose receivers read something else than in the base run."""
+        shape = next(iter(self.changed.values())).shape[:2]
+        first, entry = np.full(shape, self.base.length), np.full(shape, cfg.n_layers)
+        for (layer, _), changed in self.changed.items():
+            found = np.where(changed.any(-1), changed.argmax(-1), self.base.length)
+            first = np.minimum(first, found)
+            entry = np.where(found < end, np.minimum(entry, layer), entry)
+        site, prompt = np.nonzero(first < end)
+        start = first[site, prompt] if cfg.attention_dir == "causal" else np.zeros(len(site), int)
+        return Rows(site, prompt, entry[site, prompt], start)
+
+    def slots(self, layer: int, layout: PageLayout, queries: np.ndarray | None) -> dict[str, tuple[TakeRows, ...]]:
+        return {
+            point: (self._write(layer, point, layout, queries),)
+            for point in dict.fromkeys(point for _, point in self.tables)
+        }
+
+    def _write(self, layer: int, point: str, layout: PageLayout, queries: np.ndarray | None) -> TakeRows:
+        key = (layer, point)
+        here = key in self.tables
+        key = key if here else next(other for other in self.tables if other[1] == point)
+        table = self.tables[key]
+        before_queries = point in ("attn.hook_k", "attn.hook_v")
+        tokens = slice(None) if queries is None or before_queries else layout.last
+        row = np.minimum(layout.row[tokens], len(layout.page.rows) - 1)
+        site, prompt = layout.page.rows.site[row], layout.page.rows.prompt[row]
+        pos = np.minimum(layout.pos[tokens], self.base.length - 1)
+        entry = (site * table.shape[1] + prompt) * table.shape[2] + pos
+        on = (layout.is_real[tokens] & here)[None]
+        factors = [expand(on, (0, 1), table.ndim - 1)]
+        if table.ndim == 5:
+            factors.append(self.masks[key][None, None, :, None])
+        return TakeRows(table.reshape(-1, *table.shape[3:]), entry.astype(np.int32), factors)
+
+    def final(self, rows: Rows, pos: int | None) -> tuple[np.ndarray, np.ndarray]:
+        (table,) = self.tables.values()
+        values = np.asarray(table)[rows.site, rows.prompt]
+        values = values if pos is None else values[:, pos : pos + 1]
+        return values, np.ones(values.shape[:2], bool)
