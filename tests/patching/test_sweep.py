@@ -299,6 +299,16 @@ def test_patching_everything_clean_gives_the_clean_metric(model: HookedTransform
     np.testing.assert_allclose(swept.normalized(), np.ones(3), atol=1e-4)
 
 
+@pytest.mark.parametrize(("activation", "axes"), [("resid_post", ("pos",)), ("z", ("head",)), ("embed", ("pos",))])
+def test_a_model_that_carries_hooks(model: HookedTransformer, activation: str, axes: tuple[str, ...]) -> None:
+    def last_doubled(resid: jax.Array, hook: Any) -> jax.Array:
+        return resid.at[:, -1].multiply(2)
+
+    hooked = model.add_hook("blocks.1.attn.hook_z", Zero(head=0)).add_hook("blocks.1.hook_resid_post", last_doubled)
+    result = check(hooked, CLEAN, CORRUPTED, METRIC, activation, axes)
+    assert float(abs(result.baseline - METRIC(model(CORRUPTED))).max()) > 1e-3
+
+
 def test_labels_and_plot(tiny: HookedTransformer) -> None:
     clean, corrupted = (f"When John and Mary went to the store, {name} gave a drink to" for name in ("John", "Mary"))
     result = sweep(tiny, corrupted, clean, lambda logits: logits[0, -1, 5], "resid_pre")
@@ -344,8 +354,8 @@ def test_mistakes(model: HookedTransformer) -> None:
         run(cache, {}, "resid_pre")
     with pytest.raises(InterventionError, match="head"):
         run(Zero(head=1), METRIC, "resid_pre")
-    with pytest.raises(InputError, match="carries hooks"):
-        sweep(model.add_hook("blocks.0.hook_resid_post", Zero()), CORRUPTED, cache, METRIC, "resid_pre")
+    with pytest.raises(InputError, match="carries a hook at ln_final"):
+        sweep(model.add_hook("ln_final.hook_scale", Zero()), CORRUPTED, CLEAN, METRIC, "resid_pre")
     with pytest.raises(InputError, match=r"outside jax.jit"):
         jax.jit(lambda tokens: sweep(model, tokens, cache, METRIC, "resid_pre").values)(CORRUPTED)
     result = run(cache, METRIC, "resid_pre")

@@ -13,7 +13,6 @@ import numpy as np
 
 from tljax.forward import run_forward
 from tljax.hooked_transformer import HookedTransformer
-from tljax.hooks.dictionary import HookDictionary
 from tljax.inputs import ModelInput
 from tljax.modules.attention import AttentionContext
 
@@ -25,12 +24,14 @@ class BaseRun:
     Attributes:
         activations: by full name, ``[batch, frame, ...]`` along every position axis.
         final: residual stream that is unembedded, ``[batch, frame, d_model]``.
+        tokens: token ids, ``[batch, frame]``.
         context: positions and mask, ``[batch, frame]``.
         length: the prompts' length; positions from there on are padding.
     """
 
     activations: dict[str, jax.Array]
     final: jax.Array
+    tokens: np.ndarray
     context: AttentionContext
     length: int
 
@@ -63,16 +64,17 @@ def keys_and_values(positional_embedding_type: str) -> tuple[str, str]:
 
 
 def run_base(model: HookedTransformer, prepared: ModelInput, names: Sequence[str]) -> BaseRun:
-    """Runs the model on framed prompts without hooks, keeping what a sweep needs.
+    """Runs the model on framed prompts, keeping what a sweep needs.
 
     Args:
-        model: the model.
+        model: the model. Hooks that it carries apply; the frame is then no longer than the prompts, because a hook may
+            count positions from the end.
         prepared: the prompts, token ids ``[batch, pos]``.
         names: full names to keep besides residual streams, keys and values.
     """
     cfg = model.cfg
     batch, length = prepared.batch_and_pos
-    frame = frame_length(length, cfg.n_ctx)
+    frame = length if model._hooks.entries else frame_length(length, cfg.n_ctx)
     tokens = pad_axes(np.asarray(prepared.value), {1: frame})
     given = prepared.context
     positions = np.arange(length, dtype=np.int32)[None] if given.positions is None else np.asarray(given.positions)
@@ -81,9 +83,9 @@ def run_base(model: HookedTransformer, prepared: ModelInput, names: Sequence[str
     context = AttentionContext(*jax.device_put((pad_axes(positions, {1: frame}), pad_axes(mask, {1: frame}))))
     kept = dict.fromkeys([*names, *(f"blocks.{n}.{part}" for n in range(cfg.n_layers) for part in _needed(cfg))])
     final, activations = run_forward(
-        cfg, model.params, tokens, context, hooks=HookDictionary(), names=tuple(kept), stop=cfg.n_layers
+        cfg, model.params, tokens, context, hooks=model._hooks, names=tuple(kept), stop=cfg.n_layers
     )
-    return BaseRun(activations, final, context, length)
+    return BaseRun(activations, final, tokens, context, length)
 
 
 def _needed(cfg: Any) -> tuple[str, ...]:

@@ -124,12 +124,12 @@ class GridEdits:
     ) -> TakeRows:
         tokens = slice(None) if queries is None or self.spec.name in BEFORE_QUERIES else layout.last
         site = site[layout.row[tokens]]
-        on = here[layout.row[tokens]] & layout.is_real[tokens] & self.picks("pos", site, layout.pos[tokens])
+        on = here[layout.row[tokens]] & layout.is_real[tokens] & picks(self, "pos", site, layout.pos[tokens])
         factors = [expand(on[None], (0, 1), table.ndim - 1)]
         for number, axis in enumerate(self.spec.axes):
             if axis not in ("batch", "pos") and (axis in self.chosen or axis in self.allowed):
-                picks = self.picks(axis, site[:, None], np.arange(table.shape[number + 1])[None])
-                factors.append(expand(picks[None], (0, 1, number), table.ndim - 1))
+                here = picks(self, axis, site[:, None], np.arange(table.shape[number + 1])[None])
+                factors.append(expand(here[None], (0, 1, number), table.ndim - 1))
         return TakeRows(table.reshape(-1, *table.shape[3:]), entry[tokens].astype(np.int32), factors)
 
     def _on_rows(
@@ -140,7 +140,7 @@ class GridEdits:
         factors = [
             here[:, None, None, None],
             *(
-                expand(self.picks(axis, site[:, None], entries[None]), (0, number), 4)
+                expand(picks(self, axis, site[:, None], entries[None]), (0, number), 4)
                 for number, (axis, entries) in enumerate(
                     (("head", np.arange(table.shape[2])), ("query_pos", query_pos), ("key_pos", frame)), start=1
                 )
@@ -148,18 +148,30 @@ class GridEdits:
         ]
         return TakeRows(table.reshape(-1, *table.shape[2:]), entry.astype(np.int32), factors, queries)
 
-    def picks(self, axis: str, site: np.ndarray, entry: np.ndarray) -> np.ndarray:
-        """Whether each site patches an entry of an axis, with ``site`` and ``entry`` broadcast together."""
-        if axis in self.chosen:
-            return self.chosen[axis][site] == entry
-        picks = self.allowed[axis][entry] if axis in self.allowed else True
-        return np.broadcast_to(picks, np.broadcast_shapes(site.shape, entry.shape))
-
     def final(self, rows: Rows, pos: int | None) -> tuple[np.ndarray, np.ndarray]:
         table = np.asarray(self.tables[int(rows.layer[0])])
         positions = np.arange(table.shape[2]) if pos is None else np.asarray([pos])
         values = table[self.variant[rows.site][:, None], rows.prompt[:, None], positions[None]]
-        return values, self.picks("pos", rows.site[:, None], positions[None])
+        return values, picks(self, "pos", rows.site[:, None], positions[None])
+
+
+@runtime_checkable
+class Chooses(Protocol):
+    """Something that tells sites apart along some axes and restricts others."""
+
+    @property
+    def chosen(self) -> Mapping[str, np.ndarray]: ...
+
+    @property
+    def allowed(self) -> Mapping[str, np.ndarray]: ...
+
+
+def picks(sites: Chooses, axis: str, site: np.ndarray, entry: np.ndarray) -> np.ndarray:
+    """Whether each site patches an entry of an axis, with ``site`` and ``entry`` broadcast together."""
+    if axis in sites.chosen:
+        return sites.chosen[axis][site] == entry
+    allowed = sites.allowed[axis][entry] if axis in sites.allowed else True
+    return np.broadcast_to(allowed, np.broadcast_shapes(site.shape, entry.shape))
 
 
 def expand(mask: np.ndarray, axes: Sequence[int], rank: int) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Runs any set of patched runs and evaluates metrics on them, with an account of what it cost."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -19,6 +20,7 @@ from tljax.patching.pages import PageLimits, Rows
 from tljax.patching.progress import Progress
 from tljax.patching.report import SweepReport, blocks_flops, forward_flops
 from tljax.patching.result import PatchingResult
+from tljax.patching.site_by_site import SiteBySite
 from tljax.patching.sites import Sites, find_rows, place
 from tljax.patching.sources import Source
 
@@ -99,7 +101,7 @@ def measure_sites(
     progress: bool | None = None,
 ) -> Measured:
     """Measures every site, each patched alone."""
-    edits = place(model.cfg, base, sites)
+    edits = sites if model._hooks.entries else place(model.cfg, base, sites)
 
     def rows_before(end: int) -> Rows:
         return find_rows(model.cfg, base, sites, end)
@@ -113,7 +115,7 @@ def measure_edits(
     base: BaseRun,
     n_sites: int,
     rows_before: Callable[[int], Rows],
-    edits: Edits,
+    edits: Edits | Sites,
     metric: Metrics,
     clean_final: Any = None,
     max_batch: int | Literal["auto"] = "auto",
@@ -125,7 +127,7 @@ def measure_edits(
         model, base: the model and its unpatched run.
         n_sites: how many there are.
         rows_before: gives the prompts that differ from the base run before a position.
-        edits: what they change.
+        edits: what they change; sites themselves are run one by one, with the hooks the model carries.
         metric: one metric, or several by name.
         clean_final: final residual stream of the run that values come from, ``[batch, pos, d_model]``.
         max_batch, progress: as in :func:`sweep`.
@@ -159,23 +161,29 @@ def _run(
     base: BaseRun,
     n_sites: int,
     rows_before: Callable[[int], Rows],
-    edits: Edits,
+    edits: Edits | Sites,
     measures: Mapping[str, Measure],
     reach: Reach,
     max_batch: int | Literal["auto"],
     progress: bool | None,
-) -> tuple[dict[str, np.ndarray], Rows, Engine]:
+) -> tuple[dict[str, np.ndarray], Rows, Engine | SiteBySite]:
     rows = rows_before(reach.end)
     positions = base.length if reach.only is None else 1
     site_bytes = base.batch * positions * model.cfg.d_model * model.cfg.jnp_dtype.itemsize
     group = max(1, _FINALS_BUDGET // site_bytes)
     values: dict[str, list[np.ndarray]] = {name: [] for name in measures}
     with Progress(len(rows), progress) as bar:
-        engine = Engine(model, base, reach, page_limits(model.cfg, base, max_batch), bar.advance)
+        limits = page_limits(model.cfg, base, max_batch)
+        if isinstance(edits, Sites):
+            engine = SiteBySite(model, base, reach, limits, bar.advance)
+            run = functools.partial(engine.run, sites=edits)
+        else:
+            engine = Engine(model, base, reach, limits, bar.advance)
+            run = functools.partial(engine.run, edits=edits)
         for first in range(0, n_sites, group):
             count = min(group, n_sites - first)
             part = rows.take(np.flatnonzero((rows.site >= first) & (rows.site < first + count)))
-            finals = engine.run(part, edits, first, count)
+            finals = run(part, first=first, n_sites=count)
             for name, measure in measures.items():
                 values[name].append(np.asarray(measure(finals, reach.only)))
     return {name: np.concatenate(parts) for name, parts in values.items()}, rows, engine
@@ -203,13 +211,14 @@ def _report(
     rows: Rows,
     reach: Reach,
     measures: Mapping[str, Measure],
-    engine: Engine,
+    engine: Engine | SiteBySite,
 ) -> SweepReport:
     skipped = n_sites - len(np.unique(rows.site))
     reductions = []
-    if len(rows) and int(rows.layer.max()) > 0:
+    by_pages = isinstance(engine, Engine)
+    if by_pages and len(rows) and int(rows.layer.max()) > 0:
         reductions.append("layer skip")
-    if cfg.attention_dir == "causal" and len(rows) and int(rows.start.max()) > 0:
+    if by_pages and cfg.attention_dir == "causal" and len(rows) and int(rows.start.max()) > 0:
         reductions.append("causal suffix")
     if skipped:
         reductions.append("sites without effect skipped")

@@ -21,7 +21,7 @@ from tljax.forward import block_module
 from tljax.hooked_transformer import HookedTransformer
 from tljax.hooks.names import layer_of
 from tljax.patching.base_run import BaseRun
-from tljax.patching.edits import ENTRY, GridEdits, TakeRows, expand
+from tljax.patching.edits import ENTRY, GridEdits, TakeRows, expand, picks
 from tljax.patching.engine import Engine, Reach
 from tljax.patching.measured import Metrics, Reduce, measure_edits, page_limits
 from tljax.patching.pages import PageLayout, Rows
@@ -76,6 +76,7 @@ def path_patch(
     Raises:
         InputError: a receiver that does not exist, a sender that is not added to the residual stream.
     """
+    refuse_hooks(model)
     setup = prepare_sweep(model, prompt, sender, layers, extra=_frozen_names(model.cfg))
     if setup.point not in SENDERS:
         raise InputError(
@@ -103,6 +104,15 @@ def path_patch(
     return dataclasses.replace(parts[0], values=together).as_result(
         [len(entries[axis]) for axis in names], names, reduce, f"path from {sender}", site_labels(model, setup, entries)
     )
+
+
+def refuse_hooks(model: HookedTransformer) -> None:
+    """Raises InputError if the model carries hooks."""
+    if model._hooks.entries:
+        raise InputError(
+            "This model carries hooks, and path patching runs the model without them: pass model.reset_hooks(). (Only "
+            "a sweep takes a model with hooks.)"
+        )
 
 
 def _frozen_names(cfg: HookedTransformerConfig) -> tuple[str, ...]:
@@ -242,11 +252,11 @@ def _sent(model: HookedTransformer, base: BaseRun, sites: Sites, layer: int) -> 
         with jax.default_matmul_precision(model.cfg.matmul_precision):
             difference = jnp.einsum("bphe,hed->bphd", difference, model.params["blocks"][layer]["attn"]["W_O"])
     difference = np.asarray(difference)[:, : base.length]
-    edits, site = place(model.cfg, base, sites), np.arange(len(sites))[:, None]
-    at_pos = edits.picks("pos", site, np.arange(base.length)[None])
+    site = np.arange(len(sites))[:, None]
+    at_pos = picks(sites, "pos", site, np.arange(base.length)[None])
     if sites.point == "hook_attn_out":
         return difference[None] * at_pos[:, None, :, None]
-    at_head = edits.picks("head", site, np.arange(difference.shape[2])[None])
+    at_head = picks(sites, "head", site, np.arange(difference.shape[2])[None])
     return np.einsum("bphd,sh,sp->sbpd", difference, at_head, at_pos, optimize=True).astype(difference.dtype)
 
 

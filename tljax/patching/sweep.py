@@ -45,7 +45,7 @@ def sweep(
     """Patches each site of an activation into a base run, one at a time, and measures.
 
     Args:
-        model: the model.
+        model: the model. With hooks that it carries, which may do anything, sites are run one by one.
         corrupted: the base run that is patched: text, a list of texts, or token ids ``[batch, pos]``. (For noising,
             pass the clean prompt here and the corrupted one as ``source``.)
         source: what is written. A clean :class:`~tljax.ActivationCache` (or a dict of activations by full name); the
@@ -128,11 +128,6 @@ def prepare_sweep(
     extra: Sequence[str] = (),
 ) -> Setup:
     """Checks what is to be patched and runs the base run, which also keeps the points named in ``extra``."""
-    if model._hooks.entries:
-        raise InputError(
-            "This model carries hooks, and a sweep runs the model without them. Sweep model.reset_hooks(), or pass the "
-            "change as the sweep's base: patch an activation recorded by the hooked model."
-        )
     cfg = model.cfg
     names, numbers = _points(cfg, activation_name, layers)
     prepared = prepare(cfg, model._tokenizer, corrupted)
