@@ -65,7 +65,7 @@ def check(
     metric: Any,
     activation: str,
     axes: tuple[str, ...],
-    most: int = 8,
+    most: int = 5,
     **options: Any,
 ) -> Any:
     """Compares a sweep with ``run_with_hooks`` at up to ``most`` of its sites, prompt by prompt; returns it."""
@@ -95,7 +95,7 @@ def test_sweep_equals_the_loop(any_model: HookedTransformer, activation: str, ax
 
 
 @pytest.mark.parametrize("kind", ["bidirectional", "local", "soft_caps", "attn_only", "inverse_scale", "adjacent"])
-@pytest.mark.parametrize(("activation", "axes"), [("resid_pre", ("pos",)), ("attn_out", ("pos",)), ("z", ("head",))])
+@pytest.mark.parametrize(("activation", "axes"), [("attn_out", ("pos",)), ("z", ("head",))])
 def test_other_kinds_of_models(kind: str, activation: str, axes: tuple[str, ...]) -> None:
     check(build(kind), CLEAN, CORRUPTED, METRIC, activation, axes)
 
@@ -116,7 +116,7 @@ def test_any_metric(kind: str, metric: Any) -> None:
     check(build(kind, n_layers=3), CLEAN, CORRUPTED, metric, "resid_mid", ("pos",), most=6)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_random_sweeps(data: st.DataObject) -> None:
     kind = data.draw(st.sampled_from(["gpt2", "llama", "neox"]))
@@ -274,11 +274,12 @@ def test_prompts_of_different_lengths_share_programs(compilations: Any) -> None:
         pair = rng.integers(0, 13, (2, 1, length))
         sweep(model, pair[0], pair[1], lambda logits: logits[0, -1, 1] - logits[0, -1, 3], "resid_pre")
 
-    run(16)
-    start = compilations.count
-    for length in (9, 11, 12, 13, 14, 15):
+    for length in (16, 14, 12, 10):
         run(length)
-    assert compilations.count - start <= 8
+    start = compilations.count
+    for length in (9, 11, 13, 15, 16):
+        run(length)
+    assert compilations.count - start <= 4
 
 
 def test_flops_stay_near_the_floor() -> None:

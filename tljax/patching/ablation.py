@@ -11,7 +11,11 @@ from tljax.cache.activation_cache import ActivationCache
 from tljax.errors import InputError
 from tljax.hooked_transformer import HookedTransformer
 from tljax.hooks.interventions import Zero
+from tljax.hooks.names import layer_of, resolve
 from tljax.hooks.point import HookPoint
+from tljax.hooks.points import point_table
+from tljax.inputs import prepare
+from tljax.patching.edits import expand
 from tljax.patching.measured import Metrics, Reduce
 from tljax.patching.result import PatchingResult
 from tljax.patching.sweep import sweep
@@ -43,7 +47,8 @@ def ablation_sweep(
         kind: ``"zero"``; ``"mean"``, the average over a reference set; ``"resample"``, the activation at the same
             position of a prompt drawn from the reference set, another for each prompt.
         reference: the reference set for means and resampling: a cache, or prompts to run. Means that keep positions
-            apart, and resampling, need prompts as long as ``prompt``; a mean over positions takes any length.
+            apart, and resampling, need prompts as long as ``prompt``; a mean over positions takes any length, and
+            leaves the padding of prompts out.
         over: what a mean is over: ``"batch"``, or ``("batch", "pos")``.
         seed: of the draw.
 
@@ -58,44 +63,57 @@ def ablation_sweep(
     if kind == "zero":
         source: Any = Zero()
     else:
-        cache = _cache(model, reference, activation_name)
-        axes_over = (over,) if isinstance(over, str) else tuple(over)
-        source = mean_source(cache, axes_over) if kind == "mean" else resample_source(cache, seed)
+        cache, token_mask = _run_reference(model, reference, activation_name)
+        source = mean_source(cache, over, token_mask) if kind == "mean" else resample_source(cache, seed)
     return sweep(
         model, prompt, source, metric, activation_name, axes, layers=layers, at=at, reduce=reduce, max_batch=max_batch
     )
 
 
-def _cache(model: HookedTransformer, reference: Any, activation_name: str) -> Mapping[str, jax.Array]:
+def _run_reference(
+    model: HookedTransformer, reference: Any, activation_name: str
+) -> tuple[Mapping[str, jax.Array], Any]:
+    """A reference set's activations, and which of its tokens are not padding (``None``: all, or it is not known)."""
     if isinstance(reference, ActivationCache | Mapping):
-        return reference
-    wanted: Any = [(activation_name, layer) for layer in range(model.cfg.n_layers)]
-    if activation_name in ("embed", "pos_embed"):
-        wanted = f"hook_{activation_name}"
-    return model.run_with_cache(reference, return_type=None, names_filter=wanted)[1]
+        return reference, None
+    table, n_layers = point_table(model.cfg), model.cfg.n_layers
+    spelling = activation_name.removeprefix("hook_")
+    if spelling in ("embed", "pos_embed") or layer_of(activation_name) is not None:
+        names = [activation_name]
+    else:
+        names = [resolve((activation_name, layer), table, n_layers) for layer in range(n_layers)]
+    cache = model.run_with_cache(reference, return_type=None, names_filter=names)[1]
+    return cache, prepare(model.cfg, model._tokenizer, reference).context.token_mask
 
 
 def mean_source(
-    cache: Mapping[str, jax.Array], over: Sequence[str] = ("batch", "pos")
+    cache: Mapping[str, jax.Array], over: str | Sequence[str] = ("batch", "pos"), token_mask: Any = None
 ) -> Callable[[jax.Array, HookPoint], jax.Array]:
     """A sweep's source: the mean of a reference set's activations.
 
     Args:
         cache: activations by full name, ``[prompt, pos, ...]``.
-        over: ``("batch",)`` keeps positions apart, ``("batch", "pos")`` does not.
+        over: ``"batch"`` keeps positions apart, ``("batch", "pos")`` does not.
+        token_mask: ``[prompt, pos]``, ``False`` at tokens to leave out, such as padding.
 
     Raises:
-        InputError: when used, if the cache lacks the activation or its shape does not fit.
+        InputError: ``over`` is neither; when used, if the cache lacks the activation or its shape does not fit.
     """
-    if not over or not set(over) <= {"batch", "pos"} or "batch" not in over:
-        raise InputError(f'over={tuple(over)}: a mean is over "batch", or over ("batch", "pos").')
+    over = (over,) if isinstance(over, str) else tuple(over)
+    if set(over) not in ({"batch"}, {"batch", "pos"}):
+        raise InputError(f'over={over}: a mean is over "batch", or over ("batch", "pos").')
 
     def mean(activation: jax.Array, hook: HookPoint) -> jax.Array:
-        reference = _reference(cache, activation, hook, same_length="pos" not in over)
-        axes = tuple(n for n, axis in enumerate(hook.axes) if axis == "batch" or (axis == "pos" and "pos" in over))
         if "pos" in over and "pos" not in hook.axes:
             raise InputError(f'{hook.name} has axes {hook.axes}: average attention over="batch" alone.')
-        return jnp.broadcast_to(reference.mean(axis=axes, keepdims=True), activation.shape).astype(activation.dtype)
+        reference = _reference(cache, activation, hook, same_length="pos" not in over)
+        counted = None
+        if token_mask is not None:
+            position = hook.axes.index("pos" if "pos" in hook.axes else "query_pos")
+            counted = jnp.asarray(expand(np.asarray(token_mask, bool), (0, position), reference.ndim))
+        axes = tuple(hook.axes.index(axis) for axis in over)
+        average = reference.mean(axis=axes, keepdims=True, where=counted)
+        return jnp.broadcast_to(average, activation.shape).astype(activation.dtype)
 
     return mean
 
@@ -123,9 +141,9 @@ def _reference(cache: Mapping[str, jax.Array], activation: jax.Array, hook: Hook
     reference = jnp.asarray(cache[hook.name])
     first = 1 if same_length or "pos" not in hook.axes else 2
     if reference.ndim != activation.ndim or reference.shape[first:] != activation.shape[first:]:
-        length = "prompts of the same length" if same_length else "any number of prompts of any length"
+        kind = "prompts of the same length" if same_length else "activations of the same model"
         raise InputError(
-            f"The reference has shape {tuple(reference.shape)} at {hook.name}, the run {tuple(activation.shape)}: this "
-            f"needs {length}, with a batch axis."
+            f"The reference has shape {tuple(reference.shape)} at {hook.name}, the run {tuple(activation.shape)}: give "
+            f"{kind}, with a batch axis."
         )
     return reference

@@ -84,9 +84,9 @@ def get_act_patch_direct_path_all_sources(
 
 
 def _in_range(name: str, number: int, size: int) -> int:
-    if not -size <= number < size:
+    if not (isinstance(number, int | np.integer) and -size <= number < size):
         raise InputError(f"{name}={number} does not exist: there are {size}, numbered 0 to {size - 1}.")
-    return number % size
+    return int(number) % size
 
 
 def _direct_paths(
@@ -121,7 +121,8 @@ def _direct_paths(
     sender = np.concatenate([numbers for _, numbers, _ in coordinates])
     variant = np.concatenate([cells["variant"] for _, _, cells in coordinates])
     head = np.concatenate([cells["head"] for _, _, cells in coordinates])
-    tolerance = 32 * float(jnp.finfo(cfg.jnp_dtype).eps)
+    epsilon = float(jnp.finfo(cfg.jnp_dtype).eps)
+    tolerance = (32 if epsilon < 1e-5 else 2) * epsilon
     sites = Sites(f"attn.hook_{component}", layer, values, variant, {"head": head}, {}, tolerance)
     measured = measure_sites(model, setup.base, sites, metric, progress=None if verbose else False)
     if measured.several or measured.baseline["metric"].ndim:

@@ -1,7 +1,7 @@
 """What a sweep writes into packed runs: interventions that take a table's rows at some tokens of some rows."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -58,6 +58,11 @@ class TakeRows(Intervention):
 class Edits(Protocol):
     """A source of interventions for the pages of a sweep."""
 
+    @property
+    def signature(self) -> Hashable:
+        """What decides the structure of the interventions, equal for edits that share programs."""
+        ...
+
     def slots(self, layer: int, layout: PageLayout, queries: np.ndarray | None) -> dict[str, tuple[TakeRows, ...]]:
         """Interventions at one block, by relative name; their names, number and shapes are those of every layer.
 
@@ -102,9 +107,13 @@ class GridEdits:
     chosen: Mapping[str, np.ndarray]
     allowed: Mapping[str, np.ndarray]
 
+    @property
+    def signature(self) -> Hashable:
+        return self.spec.name, tuple(self.chosen), tuple(self.allowed)
+
     def slots(self, layer: int, layout: PageLayout, queries: np.ndarray | None) -> dict[str, tuple[TakeRows, ...]]:
-        site = np.full(layout.page.n_rows, -1)
-        site[: len(layout.page.rows)] = layout.page.rows.site
+        site = np.full(layout.n_rows, -1)
+        site[: len(layout.rows)] = layout.rows.site
         here = (site >= 0) & (self.layer[site] == layer)
         table = self.tables.get(layer, next(iter(self.tables.values())))
         entry = self.variant[site] * table.shape[1]

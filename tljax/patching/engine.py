@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from tljax.config import HookedTransformerConfig
@@ -19,6 +20,9 @@ from tljax.patching.base_run import BaseRun, keys_and_values
 from tljax.patching.edits import Edits
 from tljax.patching.pages import Page, PageLayout, PageLimits, Rows, lay_out, plan_pages
 from tljax.patching.report import block_flops, block_flops_per_token
+
+_COMPILED: dict[Any, set[tuple[int, int]]] = {}
+"""Page sizes run so far, by what else decides a program: jax has their programs, so they are preferred."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,9 +98,12 @@ class Engine:
         if at_end.any():
             self._finish(rows.take(np.flatnonzero(at_end)), edits, finals)
         running = rows.take(np.flatnonzero(~at_end))
-        pages = plan_pages(running, self.reach.end, self.cfg.n_layers, self.limits)
-        for layout in self._layouts(pages):
-            self._collect(layout, np.asarray(self._run_page(layout, edits)), finals)
+        top = self.cfg.n_layers
+        for page in self._plan(running, edits, top):
+            for layer, layout, stream in self._climb(page, edits, top, only):
+                self.advance(len(page.rows) / (top - page.layer))
+                if layer == top:
+                    self._collect(layout, np.asarray(stream), finals, only)
         self.spent.floor += self._floor(running)
         return finals
 
@@ -115,22 +122,20 @@ class Engine:
         at_end = rows.layer == self.cfg.n_layers
         if at_end.any() and self.cfg.n_layers in streams:
             self._finish(rows.take(np.flatnonzero(at_end)), edits, streams[self.cfg.n_layers])
-        below = rows.take(np.flatnonzero(rows.layer < max(layers)))
-        for layout in self._layouts(plan_pages(below, self.reach.end, max(layers), self.limits)):
-            stream, indices = self._first_stream(layout), self._indices(layout, None)
-            for layer in range(layout.page.layer, max(layers)):
-                stream = self._run_block(layer, stream, indices, layout, edits, None)
-                if layer + 1 in streams:
-                    self._collect(layout, np.asarray(stream), streams[layer + 1])
+        top = max(layers)
+        below = rows.take(np.flatnonzero(rows.layer < top))
+        for page in self._plan(below, edits, top):
+            for layer, layout, stream in self._climb(page, edits, top, None):
+                if layer in streams:
+                    self._collect(layout, np.asarray(stream), streams[layer], None)
         return streams
 
-    def _first_stream(self, layout: PageLayout) -> jax.Array:
-        return _take_tokens(self.base.residual(layout.page.layer), jax.device_put(layout.source))
-
-    def _layouts(self, pages: Sequence[Page]) -> Iterator[PageLayout]:
-        for page in pages:
-            only = self.reach.only
-            yield lay_out(page, self.base.frame, self.reach.end, self.reach.end - 1 if only is None else only)
+    def _plan(self, rows: Rows, edits: Edits, top: int) -> list[Page]:
+        programs = (self.cfg, self.base.batch, self.base.frame, edits.signature)
+        compiled = _COMPILED.setdefault(programs, set())
+        pages = plan_pages(rows, self.reach.end, top, self.limits, compiled)
+        compiled.update(size for page in pages for size in page.sizes)
+        return pages
 
     def _finish(self, rows: Rows, edits: Edits, finals: np.ndarray) -> None:
         values, where = edits.final(rows, self.reach.only)
@@ -138,38 +143,46 @@ class Engine:
         old = finals[rows.site - self._first, rows.prompt]
         finals[rows.site - self._first, rows.prompt] = np.where(where[:, :length, None], values[:, :length], old)
 
-    def _collect(self, layout: PageLayout, stream: np.ndarray, finals: np.ndarray) -> None:
-        rows = layout.page.rows
-        if self.reach.only is not None:
+    def _collect(self, layout: PageLayout, stream: np.ndarray, finals: np.ndarray, only: int | None) -> None:
+        rows = layout.rows
+        if only is not None:
             finals[rows.site - self._first, rows.prompt, 0] = stream[0, : len(rows)]
             return
         real = layout.is_real
         row = layout.row[real]
         finals[rows.site[row] - self._first, rows.prompt[row], layout.pos[real]] = stream[0, real]
 
-    def _run_page(self, layout: PageLayout, edits: Edits) -> jax.Array:
-        """The final residual stream of the page's tokens, or of each row's last one, ``[1, token or row, d_model]``."""
-        page, n_layers = layout.page, self.cfg.n_layers
-        stream = self._first_stream(layout)
-        indices, queries = self._indices(layout, None), None
-        for layer in range(page.layer, n_layers):
-            if layer == n_layers - 1 and self.reach.only is not None:
-                queries = np.asarray([self.reach.only], np.int32)
-                indices = self._indices(layout, queries)
-            stream = self._run_block(layer, stream, indices, layout, edits, queries)
-            self.advance(len(page.rows) / (n_layers - page.layer))
-        return stream
+    def _climb(
+        self, page: Page, edits: Edits, top: int, only: int | None
+    ) -> Iterator[tuple[int, PageLayout, jax.Array]]:
+        """Runs a page up to block ``top``.
+
+        Yields:
+            After each block, the next layer's number, where the tokens are, and the residual stream entering there
+            ``[1, token, d_model]``; after the last block, with ``only``, that of each row's one position
+            ``[1, row, d_model]``.
+        """
+        stream, entered = None, 0
+        for layer in range(page.layer, top):
+            layout = lay_out(page, layer, self.base.frame, self.reach.end, self.reach.end - 1 if only is None else only)
+            stream = _take_in(stream, entered, self.base.residual(layer), jax.device_put(layout.source))
+            entered = int(layout.is_real.sum())
+            queries = None
+            if layer == self.cfg.n_layers - 1 and only is not None:
+                queries = np.asarray([only], np.int32)
+            stream = self._run_block(layer, stream, layout, edits, queries)
+            yield layer + 1, layout, stream
 
     def _run_block(
         self,
         layer: int,
         stream: jax.Array,
-        indices: dict[str, Any],
         layout: PageLayout,
         edits: Edits,
         queries: np.ndarray | None,
     ) -> jax.Array:
-        cfg, page = self.cfg, layout.page
+        cfg = self.cfg
+        indices = self._indices(layout, queries)
         axes = {spec.name: spec.axes for spec in block_points(cfg)}
         slots = {
             name: HookSlot(HookPoint(name, axes[name]), written)
@@ -180,14 +193,14 @@ class Engine:
         context = AttentionContext(indices["positions"], indices["token_mask"], packing=packing)
         module = block_module(cfg, cfg.layer_kind(layer))
         stage = Stage(module, self.params["blocks"][layer], f"blocks.{layer}.", (), slots)
-        computed = page.n_tokens if queries is None else page.n_rows
+        computed = layout.n_tokens if queries is None else layout.n_rows
         columns = self.base.frame if queries is None else 1
-        self.spent.flops += block_flops(cfg, page.n_tokens, computed, page.n_rows, columns, self.base.frame)
+        self.spent.flops += block_flops(cfg, layout.n_tokens, computed, layout.n_rows, columns, self.base.frame)
         return run_stage(stage, (stream, context_of_layer(cfg, context, layer)), traced=False)[0]
 
     def _indices(self, layout: PageLayout, queries: np.ndarray | None) -> dict[str, Any]:
         """Positions, mask and layout of a page, on the device, for blocks that compute all outputs or the last ones."""
-        base, rows = self.base.context, np.arange(layout.page.n_rows, dtype=np.int32)
+        base, rows = self.base.context, np.arange(layout.n_rows, dtype=np.int32)
         whole = queries is None
         packing = {
             "key_source": layout.key_source,
@@ -211,7 +224,27 @@ def _read_names(cfg: HookedTransformerConfig) -> tuple[str, str]:
     return keys_and_values(cfg.positional_embedding_type)
 
 
+def _take_in(stream: jax.Array | None, entered: int, residual: jax.Array, source: jax.Array) -> jax.Array:
+    """The running tokens, ``[1, token, d_model]``, followed by those of the rows that enter here from the base run.
+
+    Args:
+        stream: the running tokens and padding; ``None`` at a page's lowest layer.
+        entered: how many of them are real.
+        residual: the base run's residual stream, ``[batch, frame, d_model]``.
+        source: ``[token]``, the base token at the place of each token.
+    """
+    if stream is None:
+        return _take_tokens(residual, source)
+    return _append_tokens(stream, np.int32(entered), residual, source)
+
+
 @jax.jit
 def _take_tokens(residual: jax.Array, source: jax.Array) -> jax.Array:
-    """Tokens of ``[batch, frame, d_model]`` by flat number, as ``[1, token, d_model]``."""
     return residual.reshape(-1, residual.shape[-1])[source][None]
+
+
+@jax.jit
+def _append_tokens(stream: jax.Array, entered: Any, residual: jax.Array, source: jax.Array) -> jax.Array:
+    base = residual.reshape(-1, residual.shape[-1])[source]
+    running = jnp.pad(stream[0], ((0, len(source) - stream.shape[1]), (0, 0)))
+    return jnp.where((jnp.arange(len(source)) < entered)[:, None], running, base)[None]

@@ -189,10 +189,7 @@ def _measure(
     groups = custom_sites(setter, setup.base, specs, setup.point, layer, index.rows, clean, read.tolerance)
     done = [(rows, measure_sites(model, setup.base, sites, metric, read, **options)) for rows, sites in groups]
     order = np.argsort(np.concatenate([rows for rows, _ in done]))
-    together = {
-        name: jnp.asarray(np.concatenate([np.asarray(part.values[name]) for _, part in done])[order])
-        for name in done[0][1].values
-    }
+    together = {name: np.concatenate([part.values[name] for _, part in done])[order] for name in done[0][1].values}
     return dataclasses.replace(done[0][1], values=together, report=join_reports([part.report for _, part in done]))
 
 

@@ -1,15 +1,22 @@
-"""Plans a sweep: which suffixes run together, from which layer, in programs of a fixed shape.
+"""Plans a sweep: which patched runs go through the blocks together, and in what shapes.
 
 A row is one patched prompt of one site. It has nothing to compute below its layer nor before its first changed
-position. Rows are sorted by layer and cut into pages of a fixed number of tokens and rows; a page runs from the lowest
-layer of its rows to the top, so pages that span few layers waste little, and pages that hold many tokens read the
-weights fewer times. The page size that costs least is chosen.
+position. Rows are sorted by layer and cut into pages that fit in memory; a page starts with the rows of its lowest
+layer and takes in the others as it reaches theirs, so each block runs once for all of them. Its arrays grow in a few
+steps only, because every shape is a program to compile.
 """
 
 import dataclasses
-from collections.abc import Iterator
+import itertools
+from collections.abc import Collection, Sequence
 
 import numpy as np
+
+_STEPS = 4
+"""Most sizes, besides the largest one needed, that the pages of a sweep may have."""
+
+_WORTH_COMPILING = 1.3
+"""How much more a plan may cost that needs no new program."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,29 +38,19 @@ class Rows:
     def __len__(self) -> int:
         return len(self.site)
 
-    def take(self, index: np.ndarray) -> "Rows":
+    def take(self, index: np.ndarray | slice) -> "Rows":
         """The rows with these numbers."""
         return Rows(self.site[index], self.prompt[index], self.layer[index], self.start[index])
 
 
 @dataclasses.dataclass(frozen=True)
-class Page:
-    """Rows that run together, from ``layer`` up, padded to ``n_tokens`` tokens and ``n_rows`` rows."""
-
-    rows: Rows
-    layer: int
-    n_tokens: int
-    n_rows: int
-
-
-@dataclasses.dataclass(frozen=True)
 class PageLimits:
-    """How large pages may be, and what a page costs besides its tokens.
+    """How large pages may be, and what running a block costs besides its tokens.
 
     Attributes:
         tokens: most tokens of a page (one row may hold more).
         rows: most rows of a page.
-        overhead: cost of running one block on a page, in tokens: reading the weights and starting the program.
+        overhead: cost of running one block once, in tokens: reading the weights and starting the program.
     """
 
     tokens: int
@@ -61,42 +58,71 @@ class PageLimits:
     overhead: int
 
 
+@dataclasses.dataclass(frozen=True)
+class Page:
+    """Rows that run together.
+
+    Attributes:
+        rows: sorted by layer.
+        layer: the lowest of their layers.
+        sizes: for each layer from there up, the number of tokens and of rows of its arrays.
+    """
+
+    rows: Rows
+    layer: int
+    sizes: tuple[tuple[int, int], ...]
+
+    def size(self, layer: int) -> tuple[int, int]:
+        """Tokens and rows of the arrays at a layer."""
+        return self.sizes[layer - self.layer]
+
+
 def power_of_two(number: int) -> int:
     """The power of two that is not below ``number``."""
     return 1 << max(number - 1, 0).bit_length()
 
 
-def plan_pages(rows: Rows, end: int, n_layers: int, limits: PageLimits) -> list[Page]:
-    """Cuts rows into the pages that cost least.
+def size_from(number: int) -> int:
+    """The smallest standard size that is not below ``number``: a power of two, or one and a half times one."""
+    power = power_of_two(number)
+    return power * 3 // 4 if power >= 32 and number <= power * 3 // 4 else max(power, 8)
+
+
+def plan_pages(
+    rows: Rows, end: int, top: int, limits: PageLimits, compiled: Collection[tuple[int, int]] = ()
+) -> list[Page]:
+    """Cuts rows into pages and chooses their sizes.
 
     Args:
-        rows: what is to run; rows at ``n_layers`` need no block and get pages of their own.
+        rows: what is to run, each at a layer below ``top``.
         end: one past the last position that matters.
-        n_layers: number of blocks.
+        top: the block to stop before.
         limits: bounds and costs.
+        compiled: sizes (tokens, rows) for which programs exist: they are used again unless they cost much more.
     """
     if not len(rows):
         return []
-    lengths = end - rows.start
-    order = _balanced_order(rows.layer, lengths)
-    rows, lengths = rows.take(order), lengths[order]
-    largest = max(power_of_two(int(lengths.max())), power_of_two(limits.tokens + 1) // 2)
-    best: list[np.ndarray] = []
-    best_cost, best_size = np.inf, 0
-    size = power_of_two(int(lengths.max()))
-    while size <= largest:
-        for split_layers in (False, True):
-            cuts = list(_cut(lengths, rows.layer, size, limits.rows, split_layers))
-            cost = sum((n_layers - int(rows.layer[cut[0]])) * (size + limits.overhead) for cut in cuts)
-            if cost < best_cost:
-                best, best_cost, best_size = cuts, cost, size
-        size *= 2
-    n_rows = power_of_two(max(len(cut) for cut in best))
-    return [Page(rows.take(cut), int(rows.layer[cut[0]]), best_size, n_rows) for cut in best]
+    rows = rows.take(_balanced_order(rows.layer, end - rows.start))
+    parts = [rows.take(cut) for cut in _cut(end - rows.start, limits)]
+    needed = [_needed(part, end, top) for part in parts]
+    tokens, n_rows = (np.concatenate([need[which] for need in needed]) for which in (0, 1))
+    sizes = _best_sizes(tokens, n_rows, limits.overhead)
+    again = _sizes_from(sorted(compiled), tokens, n_rows)
+    if again is not None and _cost(again, limits.overhead) <= _WORTH_COMPILING * _cost(sizes, limits.overhead):
+        sizes = again
+    ends = np.cumsum([len(need[0]) for need in needed])
+    return [
+        Page(part, int(part.layer[0]), tuple((int(t), int(r)) for t, r in own))
+        for part, own in zip(parts, np.split(sizes, ends[:-1]), strict=True)
+    ]
+
+
+def _cost(sizes: np.ndarray, overhead: int) -> float:
+    return float((sizes[:, 0] + overhead).sum())
 
 
 def _balanced_order(layer: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """Rows by layer, long and short ones alternating, so that every page of a layer holds about as many rows."""
+    """Rows by layer, long and short ones alternating, so that pages hold about as many rows each."""
     by_length = np.lexsort((lengths, layer))
     order = []
     for rows in np.split(by_length, np.flatnonzero(np.diff(layer[by_length])) + 1):
@@ -107,25 +133,55 @@ def _balanced_order(layer: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     return np.concatenate(order)
 
 
-def _cut(
-    lengths: np.ndarray, layer: np.ndarray, n_tokens: int, n_rows: int, split_layers: bool
-) -> Iterator[np.ndarray]:
-    start, filled = 0, 0
+def _cut(lengths: np.ndarray, limits: PageLimits) -> list[slice]:
+    cuts, start, filled = [], 0, 0
     for row, length in enumerate(lengths):
-        new_layer = row > start and layer[row] != layer[row - 1] and split_layers
-        if row > start and (filled + length > n_tokens or row - start >= n_rows or new_layer):
-            yield np.arange(start, row)
+        if row > start and (filled + length > limits.tokens or row - start >= limits.rows):
+            cuts.append(slice(start, row))
             start, filled = row, 0
-        filled += length
-    yield np.arange(start, len(lengths))
+        filled += int(length)
+    return [*cuts, slice(start, len(lengths))]
+
+
+def _needed(rows: Rows, end: int, top: int) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens and rows of a page at each layer from its lowest to ``top``."""
+    n_rows = np.searchsorted(rows.layer, np.arange(int(rows.layer[0]), top), side="right")
+    return np.cumsum(end - rows.start)[n_rows - 1], n_rows
+
+
+def _best_sizes(tokens: np.ndarray, n_rows: np.ndarray, overhead: int) -> np.ndarray:
+    """The few standard sizes in which these block runs cost least, ``[run, 2]``."""
+    *lower, largest = sorted({size_from(int(number)) for number in tokens})
+    lower = lower if len(lower) <= 12 else lower[:: -(-len(lower) // 12)]
+    choices = (
+        np.asarray((*chosen, largest))
+        for count in range(min(_STEPS, len(lower)) + 1)
+        for chosen in itertools.combinations(lower, count)
+    )
+    steps = min(choices, key=lambda steps: float((steps[np.searchsorted(steps, tokens)] + overhead).sum()))
+    taken = np.searchsorted(steps, tokens)
+    rows = np.asarray([size_from(int(n_rows[taken == step].max(initial=1))) for step in range(len(steps))])
+    return np.stack([steps[taken], rows[taken]], axis=1)
+
+
+def _sizes_from(known: Sequence[tuple[int, int]], tokens: np.ndarray, n_rows: np.ndarray) -> np.ndarray | None:
+    """The smallest known size for each block run, ``[run, 2]``; ``None`` if some fit none."""
+    sizes = []
+    for number, count in zip(tokens, n_rows, strict=True):
+        fitting = next((size for size in known if size[0] >= number and size[1] >= count), None)
+        if fitting is None:
+            return None
+        sizes.append(fitting)
+    return np.asarray(sizes)
 
 
 @dataclasses.dataclass(frozen=True)
 class PageLayout:
-    """Index arrays of a page.
+    """Index arrays of a page at one layer.
 
     Attributes:
-        page: the page.
+        rows: the rows that have entered.
+        n_rows: rows of the arrays, padding included.
         row: ``[token]``, the row each packed token belongs to (the last row for padding).
         pos: ``[token]``, its position.
         is_real: ``[token]``, ``False`` at padding.
@@ -136,7 +192,8 @@ class PageLayout:
         last: ``[row]``, the packed token at the position that is read.
     """
 
-    page: Page
+    rows: Rows
+    n_rows: int
     row: np.ndarray
     pos: np.ndarray
     is_real: np.ndarray
@@ -146,17 +203,24 @@ class PageLayout:
     query_source: np.ndarray
     last: np.ndarray
 
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of the arrays, padding included."""
+        return len(self.row)
 
-def lay_out(page: Page, frame: int, end: int, read: int) -> PageLayout:
-    """Works out where the tokens of a page go.
+
+def lay_out(page: Page, layer: int, frame: int, end: int, read: int) -> PageLayout:
+    """Works out where the tokens of a page go at a layer.
 
     Args:
         page: the page.
+        layer: the block about to run.
         frame: number of positions of a row.
         end: one past the last position computed.
         read: the position whose packed tokens become ``last``.
     """
-    rows, n_tokens, n_rows = page.rows, page.n_tokens, page.n_rows
+    n_tokens, n_rows = page.size(layer)
+    rows = page.rows.take(slice(int(np.searchsorted(page.rows.layer, layer, side="right"))))
     lengths = end - rows.start
     ends = np.cumsum(lengths)
     used = int(ends[-1])
@@ -171,7 +235,7 @@ def lay_out(page: Page, frame: int, end: int, read: int) -> PageLayout:
     query_source = np.where(key_source < n_tokens, key_source, 0)
     last = np.full(n_rows, used - 1)
     last[: len(rows)] = ends - end + read
-    is_real = np.arange(n_tokens) < used
     arrays = (row, pos, prompt[row] * frame + pos, prompt, key_source, query_source, last)
     row, pos, source, prompt, key_source, query_source, last = (array.astype(np.int32) for array in arrays)
-    return PageLayout(page, row, pos, is_real, source, prompt, key_source, query_source, last)
+    is_real = np.arange(n_tokens) < used
+    return PageLayout(rows, n_rows, row, pos, is_real, source, prompt, key_source, query_source, last)

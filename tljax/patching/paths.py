@@ -8,7 +8,7 @@ there, and everything after the receivers follows.
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -23,16 +23,18 @@ from tljax.hooks.names import layer_of
 from tljax.patching.base_run import BaseRun
 from tljax.patching.edits import ENTRY, GridEdits, TakeRows, expand, picks
 from tljax.patching.engine import Engine, Reach
-from tljax.patching.measured import Metrics, Reduce, measure_edits, page_limits
+from tljax.patching.measured import Measured, Metrics, Reduce, measure_edits, page_limits
 from tljax.patching.pages import PageLayout, Rows
 from tljax.patching.receivers import Receiver, read_receivers
 from tljax.patching.result import PatchingResult
-from tljax.patching.sites import Sites, find_rows, grid, place
+from tljax.patching.sites import Sites, find_rows, grid, place, point_of
 from tljax.patching.sources import read_source
 from tljax.patching.sweep import choose_entries, prepare_sweep, site_labels
 
 SENDERS = ("attn.hook_z", "attn.hook_result", "hook_mlp_out", "hook_attn_out", "hook_embed", "hook_pos_embed")
 _STREAMS_BUDGET = 256 * 2**20
+"""Bytes of residual streams of senders worked on at once."""
+_LETTERS = {"batch": "b", "pos": "p", "head": "h", "d_head": "e", "d_model": "d"}
 
 
 def path_patch(
@@ -61,8 +63,8 @@ def path_patch(
         receivers: what the senders' change may reach: ``("q", 9, 6)`` the queries of head 6 of layer 9 (likewise
             ``"k"`` and ``"v"``; ``("k", 9)`` those of all heads), ``("mlp", 9)`` the input of an MLP, or
             ``"logits"`` alone. All are patched together.
-        sender: activation sent, one of ``"z"`` (head outputs), ``"mlp_out"``, ``"attn_out"``, ``"embed"``,
-            ``"pos_embed"``.
+        sender: activation sent, one of ``"z"`` or ``"result"`` (head outputs), ``"mlp_out"``, ``"attn_out"``,
+            ``"embed"``, ``"pos_embed"``.
         axes: the axes, besides the layer, along which senders are told apart.
         freeze_mlps: keep MLPs between sender and receiver as in the base run too, so that only the direct edge
             counts; by default they recompute, as in the paper.
@@ -77,12 +79,12 @@ def path_patch(
         InputError: a receiver that does not exist, a sender that is not added to the residual stream.
     """
     refuse_hooks(model)
+    wanted = read_receivers(model.cfg, receivers)
     setup = prepare_sweep(model, prompt, sender, layers, extra=_frozen_names(model.cfg))
     if setup.point not in SENDERS:
         raise InputError(
             f"A sender is added to the residual stream: one of {', '.join(map(repr, SENDERS))}; got {setup.point!r}."
         )
-    wanted = read_receivers(model.cfg, receivers)
     read = read_source(model, setup.base, source, setup.names)
     chosen, allowed = choose_entries(setup.spec, setup.base, axes, at or {})
     entries = {"layer": np.asarray(setup.layers), **chosen}
@@ -100,8 +102,7 @@ def path_patch(
         for first in range(0, len(sites), group)
     ]  # fmt: skip
     names = ("layer", *chosen) if layer_of(setup.names[0]) is not None else tuple(chosen)
-    together = {name: np.concatenate([part.values[name] for part in parts]) for name in parts[0].values}
-    return dataclasses.replace(parts[0], values=together).as_result(
+    return _joined(parts).as_result(
         [len(entries[axis]) for axis in names], names, reduce, f"path from {sender}", site_labels(model, setup, entries)
     )
 
@@ -116,8 +117,7 @@ def refuse_hooks(model: HookedTransformer) -> None:
 
 
 def _frozen_names(cfg: HookedTransformerConfig) -> tuple[str, ...]:
-    parts = ("hook_attn_out", "attn.hook_q", "attn.hook_k", "attn.hook_v")
-    parts += () if cfg.attn_only else ("hook_mlp_out", "hook_mlp_in")
+    parts = ("hook_attn_out",) if cfg.attn_only else ("hook_attn_out", "hook_mlp_out", "hook_mlp_in")
     return tuple(f"blocks.{layer}.{part}" for layer in range(cfg.n_layers) for part in parts)
 
 
@@ -130,9 +130,10 @@ def _patch_receivers(
     freeze_mlps: bool,
     clean_final: Any,
     max_batch: int | Literal["auto"],
-) -> Any:
+) -> Measured:
     """Measures the base run patched at the receivers, for each sender."""
-    streams = forked_streams(model, base, sites, {receiver.layer for receiver in receivers}, freeze_mlps, max_batch)
+    layers = {receiver.layer for receiver in receivers}
+    streams, forking = forked_streams(model, base, sites, layers, freeze_mlps, max_batch)
     tables: dict[tuple[int, str], jax.Array] = {}
     masks: dict[tuple[int, str], np.ndarray] = {}
     changed: dict[tuple[int, str], np.ndarray] = {}
@@ -147,9 +148,24 @@ def _patch_receivers(
             masks[key] = np.zeros(tables[key].shape[3], bool)
         masks[key][slice(None) if receiver.head is None else receiver.head] = True
     edits = ReceiverEdits(tables, masks, changed, base)
-    return measure_edits(
-        model, base, len(sites), lambda end: edits.rows(model.cfg, end), edits, metric, clean_final, max_batch, None
+    measured = measure_edits(
+        model, base, len(sites), lambda end: edits.rows(model.cfg, end), edits, metric, clean_final, max_batch
     )
+    report = dataclasses.replace(measured.report, flops=measured.report.flops + forking)
+    return dataclasses.replace(measured, report=report)
+
+
+def _joined(parts: Sequence[Measured]) -> Measured:
+    """Measurements of consecutive sites as one."""
+    reports = [part.report for part in parts]
+    totals = ("sites", "skipped", "flops", "floor_flops", "naive_flops")
+    report = dataclasses.replace(
+        reports[0],
+        reductions=tuple(dict.fromkeys(reduction for report in reports for reduction in report.reductions)),
+        **{name: sum(getattr(report, name) for report in reports) for name in totals},
+    )
+    values = {name: np.concatenate([part.values[name] for part in parts]) for name in parts[0].values}
+    return dataclasses.replace(parts[0], values=values, report=report)
 
 
 def forked_streams(
@@ -159,16 +175,29 @@ def forked_streams(
     layers: set[int],
     freeze_mlps: bool,
     max_batch: int | Literal["auto"] = "auto",
-) -> dict[int, np.ndarray]:
+) -> tuple[dict[int, np.ndarray], float]:
     """What each sender's change makes of the residual stream entering some layers, nothing else responding.
 
     Returns:
-        For each layer, ``[sender, batch, pos, d_model]``; the number of layers stands for the final residual stream.
+        For each layer, ``[sender, batch, pos, d_model]`` (the number of layers stands for the final residual stream),
+        and the FLOPs spent.
     """
     edits = FrozenEdits(place(model.cfg, base, sites), base, freeze_mlps and not model.cfg.attn_only)
     rows = find_rows(model.cfg, base, sites, base.length)
     engine = Engine(model, base, Reach(base.length, None), page_limits(model.cfg, base, max_batch))
-    return engine.streams(rows, edits, len(sites), sorted(layers))
+    streams = engine.streams(rows, edits, len(sites), sorted(layers))
+    if edits.sender.spec.name == ENTRY:
+        for layer, stream in streams.items():
+            _enter(stream, rows.take(np.flatnonzero(rows.layer == layer)), edits.sender)
+    return streams, engine.spent.flops
+
+
+def _enter(stream: np.ndarray, rows: Rows, sender: GridEdits) -> None:
+    """Writes changes of the residual stream entering a layer into that layer's ``stream``."""
+    if len(rows):
+        values, where = sender.final(rows, None)
+        length, old = stream.shape[2], stream[rows.site, rows.prompt]
+        stream[rows.site, rows.prompt] = np.where(where[:, :length, None], values[:, :length], old)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,9 +208,13 @@ class FrozenEdits:
     base: BaseRun
     freeze_mlps: bool
 
+    @property
+    def signature(self) -> Hashable:
+        return "frozen", self.sender.signature, self.freeze_mlps
+
     def slots(self, layer: int, layout: PageLayout, queries: np.ndarray | None) -> dict[str, tuple[TakeRows, ...]]:
         slots = self.sender.slots(layer, layout, queries)
-        joined = np.append(layout.page.rows.layer, np.full(layout.page.n_rows, layer + 1))[: layout.page.n_rows]
+        joined = np.append(layout.rows.layer, np.full(layout.n_rows, layer + 1))[: layout.n_rows]
         point = self.sender.spec.name
         above = joined <= layer if point == ENTRY else joined < layer
         mlp = above if point == ENTRY else joined <= layer
@@ -247,17 +280,18 @@ def _entering_mlp(
 
 def _sent(model: HookedTransformer, base: BaseRun, sites: Sites, layer: int) -> np.ndarray:
     """What senders inside one attention layer add to its output, ``[sender, batch, pos, d_model]``."""
+    axes, site = point_of(model.cfg, sites.point).axes, np.arange(len(sites))[:, None]
     difference = sites.values[layer][0] - base.activations[sites.full_name(layer)]
+    inputs, operands = ["".join(_LETTERS[axis] for axis in axes)], [difference]
+    for axis, size in zip(axes[1:], difference.shape[1:], strict=True):
+        inputs.append("s" + _LETTERS[axis])
+        operands.append(jnp.asarray(picks(sites, axis, site, np.arange(size)[None]), difference.dtype))
     if sites.point == "attn.hook_z":
-        with jax.default_matmul_precision(model.cfg.matmul_precision):
-            difference = jnp.einsum("bphe,hed->bphd", difference, model.params["blocks"][layer]["attn"]["W_O"])
-    difference = np.asarray(difference)[:, : base.length]
-    site = np.arange(len(sites))[:, None]
-    at_pos = picks(sites, "pos", site, np.arange(base.length)[None])
-    if sites.point == "hook_attn_out":
-        return difference[None] * at_pos[:, None, :, None]
-    at_head = picks(sites, "head", site, np.arange(difference.shape[2])[None])
-    return np.einsum("bphd,sh,sp->sbpd", difference, at_head, at_pos, optimize=True).astype(difference.dtype)
+        inputs.append("hed")
+        operands.append(model.params["blocks"][layer]["attn"]["W_O"])
+    with jax.default_matmul_precision(model.cfg.matmul_precision):
+        sent = jnp.einsum(f"{','.join(inputs)}->sbpd", *operands)
+    return np.asarray(sent)[:, :, : base.length]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -288,6 +322,10 @@ class ReceiverEdits:
         start = first[site, prompt] if cfg.attention_dir == "causal" else np.zeros(len(site), int)
         return Rows(site, prompt, entry[site, prompt], start)
 
+    @property
+    def signature(self) -> Hashable:
+        return "receivers", *dict.fromkeys(point for _, point in self.tables)
+
     def slots(self, layer: int, layout: PageLayout, queries: np.ndarray | None) -> dict[str, tuple[TakeRows, ...]]:
         return {
             point: (self._write(layer, point, layout, queries),)
@@ -301,8 +339,8 @@ class ReceiverEdits:
         table = self.tables[key]
         before_queries = point in ("attn.hook_k", "attn.hook_v")
         tokens = slice(None) if queries is None or before_queries else layout.last
-        row = np.minimum(layout.row[tokens], len(layout.page.rows) - 1)
-        site, prompt = layout.page.rows.site[row], layout.page.rows.prompt[row]
+        row = np.minimum(layout.row[tokens], len(layout.rows) - 1)
+        site, prompt = layout.rows.site[row], layout.rows.prompt[row]
         pos = np.minimum(layout.pos[tokens], self.base.length - 1)
         entry = (site * table.shape[1] + prompt) * table.shape[2] + pos
         on = (layout.is_real[tokens] & here)[None]

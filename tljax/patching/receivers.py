@@ -61,6 +61,9 @@ def _read(cfg: HookedTransformerConfig, receiver: Any) -> Receiver:
         )
     heads = cfg.n_heads if kind == "q" else cfg.kv_heads
     for name, number, size in (("layer", layer, cfg.n_layers), ("head", head, heads)):
-        if number is not None and not (isinstance(number, int | np.integer) and -size <= number < size):
-            raise InputError(f"Receiver {receiver!r}: {name} {number!r} does not exist; there are {size} for {kind!r}.")
+        every = name == "head" and number is None
+        if not every and not (isinstance(number, int | np.integer) and -size <= number < size):
+            raise InputError(
+                f"Receiver {receiver!r}: {name} {number!r} does not exist; there are {size}, numbered 0 to {size - 1}."
+            )
     return Receiver(int(layer) % cfg.n_layers, _POINTS[kind], None if head is None else int(head) % heads)

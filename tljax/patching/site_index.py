@@ -67,7 +67,7 @@ def layers_of(index: SiteIndex, n_layers: int) -> np.ndarray | None:
 
 def data_frame(rows: Sequence[Sequence[Any]], names: Sequence[str]) -> Any:
     """A pandas DataFrame of some rows."""
-    return views._pandas().DataFrame(list(rows), columns=list(names))
+    return views.load_pandas().DataFrame(list(rows), columns=list(names))
 
 
 def listed_index(index_df: Any) -> SiteIndex:

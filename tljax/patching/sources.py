@@ -55,7 +55,8 @@ def read_source(model: HookedTransformer, base: BaseRun, source: Any, names: tup
     """
     if isinstance(source, ActivationCache | Mapping):
         epsilon = float(jnp.finfo(model.cfg.jnp_dtype).eps)
-        return Source(_from_cache(base, source), tolerance=(32 if epsilon < 1e-5 else 2) * epsilon)
+        tolerance = (32 if epsilon < 1e-5 else 2) * epsilon
+        return Source(_from_cache(base, source), tolerance, _final_of(base, source, model.cfg.n_layers))
     if callable(source):
         return Source(_from_hook(base, source))
     if _is_prompt(source):
@@ -95,6 +96,15 @@ def _from_cache(base: BaseRun, source: Any) -> Values:
         return in_frame(base, spec, value)
 
     return values
+
+
+def _final_of(base: BaseRun, source: Any, n_layers: int) -> np.ndarray | None:
+    name = f"blocks.{n_layers - 1}.hook_resid_post"
+    if name not in source:
+        return None
+    final = np.asarray(source[name])
+    final = final[None] if getattr(source, "has_batch_dim", True) is False else final
+    return final if final.shape == (base.batch, base.length, base.final.shape[-1]) else None
 
 
 def _from_prompt(model: HookedTransformer, base: BaseRun, source: Any, names: tuple[str, ...]) -> Source:

@@ -3,12 +3,14 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from tljax.errors import InputError
 from tljax.hooked_transformer import HookedTransformer
 from tljax.hooks.interventions import Add
+from tljax.hooks.names import layer_of
 from tljax.patching.measured import Metrics, Reduce, measure_sites
 from tljax.patching.result import PatchingResult
 from tljax.patching.sites import Sites, grid
@@ -21,7 +23,7 @@ def steering_sweep(
     prompt: Any,
     vector: Any,
     metric: Metrics,
-    scales: Sequence[float],
+    scales: Sequence[float] | np.ndarray | jax.Array,
     activation_name: str = "resid_pre",
     axes: Sequence[str] = (),
     *,
@@ -35,13 +37,13 @@ def steering_sweep(
     Args:
         model, prompt, metric, activation_name, layers, at, reduce, max_batch: as in :func:`~tljax.patching.sweep`;
             ``at={"pos": -1}`` steers the last position only.
-        vector: what is added: a vector ``[d_model]``, anything that broadcasts to the activation, or one for each layer
-            ``[layer, d_model]``.
+        vector: what is added: a vector ``[d_model]``, one for each layer ``[layer, d_model]`` (``[layer, head,
+            d_head]`` where the activation has heads), or else anything that broadcasts to the activation.
         scales: what it is multiplied by.
         axes: further axes along which sites are told apart, such as ``("pos",)``.
 
     Returns:
-        The metric, ``["layer", "scale", *axes]``.
+        The metric, ``["layer", "scale", *axes]`` (no layer axis at the embedding).
 
     Raises:
         InputError: the vector does not fit, or there are no scales.
@@ -49,9 +51,8 @@ def steering_sweep(
     if not len(scales):
         raise InputError("scales= is empty: give at least one number.")
     setup = prepare_sweep(model, prompt, activation_name, layers)
-    vectors = jnp.asarray(vector)
-    cfg = model.cfg
-    per_layer = vectors.ndim == 2 and vectors.shape == (cfg.n_layers, setup.spec.shape(1, 1)[-1])
+    vectors = np.asarray(vector)
+    per_layer = vectors.shape == (model.cfg.n_layers, *setup.spec.shape()[2:])
     values = {}
     for layer in setup.layers:
         one = vectors[layer] if per_layer else vectors
@@ -67,6 +68,5 @@ def steering_sweep(
     sites = Sites(setup.point, layer, values, variant, coordinates, allowed)
     labels = site_labels(model, setup, entries) | {"scale": [f"{float(scale):g}" for scale in scales]}
     measured = measure_sites(model, setup.base, sites, metric, max_batch=max_batch)
-    return measured.as_result(
-        [len(numbers) for numbers in entries.values()], tuple(entries), reduce, activation_name, labels
-    )
+    names = tuple(axis for axis in entries if axis != "layer" or layer_of(setup.names[0]) is not None)
+    return measured.as_result([len(entries[axis]) for axis in names], names, reduce, activation_name, labels)

@@ -47,7 +47,7 @@ def site_frame(result: Any) -> Any:
     if result.rows is not None:
         return result.rows
     sites = itertools.product(*(range(result.sizes[axis]) for axis in result.site_axes))
-    return _pandas().DataFrame(list(sites), columns=list(result.site_axes))
+    return load_pandas().DataFrame(list(sites), columns=list(result.site_axes))
 
 
 def value_frame(result: Any) -> Any:
@@ -65,10 +65,10 @@ def value_frame(result: Any) -> Any:
         columns["patch_type_name"] = np.asarray(result.patch_type_names, object)[entries["patch_type"]]
     if not result.reduced:
         columns["example"] = entries["batch"]
-    return _pandas().DataFrame(columns | {"value": np.asarray(result.values).ravel()})
+    return load_pandas().DataFrame(columns | {"value": np.asarray(result.values).ravel()})
 
 
-def _pandas() -> Any:
+def load_pandas() -> Any:
     try:
         import pandas
     except ImportError as error:
