@@ -37,7 +37,7 @@ OURS, PYTHON, HAND, PLAIN, TL3, TL4 = (
 )  # fmt: skip
 
 # The least ratio of each peer's time to tljax's, with no shared prefix and with ten shared tokens
-BARS = {TL3: (30, 100), TL4: (12, 40), HAND: (4, None)}
+BARS = {TL3: (30, 100), TL4: (12, 40), PLAIN: (4, None)}
 AGREEMENT, FIRST_SECONDS, PEAK_GB, SPENT_OVER_FLOOR = 1e-4, 6.0, 4.0, 1.6
 GROWTH_LAYERS, GROWTH_LENGTHS, NAIVE_SITES = (4, 12), (8, 15, 32, 64), 8
 

@@ -1,6 +1,8 @@
 """Heat maps of results, drawn with matplotlib."""
 
 import dataclasses
+import functools
+import io
 import math
 import os
 from collections.abc import Sequence
@@ -191,6 +193,7 @@ def _draw(picture: _Picture) -> Any:
     )
     figure = Figure(figsize=size, layout="constrained", dpi=120)
     FigureCanvasAgg(figure)
+    figure._repr_png_ = functools.partial(_as_png, figure)  # type: ignore[attr-defined]  # how notebooks show it
     grid = figure.subplots(down, across, squeeze=False).ravel()
     colours = colormaps["RdBu"].with_extremes(bad="0.8")
     limits = [_limit(panel) for panel in picture.panels]
@@ -215,6 +218,13 @@ def _draw(picture: _Picture) -> Any:
     else:
         figure.suptitle(picture.title)
     return figure
+
+
+def _as_png(figure: Any) -> bytes:
+    """The figure as the bytes of a PNG file."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
 
 
 def _cell_size(rows: int, columns: int, panels: int) -> tuple[float, float]:

@@ -74,9 +74,8 @@ def check(got: Any, model: HookedTransformer, receivers: Any, sender: str, freez
 
 
 CASES = [
-    *(("gpt2", name, freeze) for name in RECEIVERS for freeze in (False, True)),
-    *((kind, name, False) for kind in ("llama", "neox", "bidirectional") for name in ("several", "mixed")),
-    ("llama", "mixed", True), ("neox", "mixed", True), ("neox", "logits", False), ("attn_only", "several", False),
+    ("gpt2", "logits", True), ("gpt2", "several", False), ("gpt2", "mixed", True), ("llama", "several", True),
+    ("llama", "mixed", False), ("neox", "mixed", False), ("bidirectional", "mixed", True),
 ]  # fmt: skip
 
 
@@ -91,33 +90,25 @@ def test_heads(kind: str, name: str, freeze: bool) -> None:
     np.testing.assert_allclose(got.clean, METRIC(model(SOURCE)), atol=1e-5)
 
 
-@pytest.mark.parametrize("sender", ["mlp_out", "attn_out", "result", "embed"])
-@pytest.mark.parametrize("kind", ["gpt2", "neox"])
-def test_other_senders(kind: str, sender: str) -> None:
+SENT = [
+    ("gpt2", "mlp_out", False), ("gpt2", "attn_out", True), ("gpt2", "embed", False), ("llama", "result", False),
+    ("neox", "attn_out", False), ("neox", "mlp_out", True),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "sender", "freeze"), SENT)
+def test_other_senders(kind: str, sender: str, freeze: bool) -> None:
     model, receivers = build(kind, n_layers=LAYERS), [("k", 1, 1), ("mlp", 2)]
-    got = path_patch(model, PROMPT, SOURCE, METRIC, receivers, sender, ("pos",), reduce="none")
+    got = path_patch(model, PROMPT, SOURCE, METRIC, receivers, sender, ("pos",), freeze_mlps=freeze, reduce="none")
     values = got.values if sender != "embed" else got.values[None]
     assert np.abs(got.effect()).max() > 1e-4
     for layer in range(len(values)):
-        expected = by_hand(model, receivers, sender, layer, False, pos=2)
+        expected = by_hand(model, receivers, sender, layer, freeze, pos=2)
         np.testing.assert_allclose(values[layer, 2], expected, atol=1e-5, err_msg=f"layer {layer}")
 
 
-@pytest.mark.parametrize("sender", ["mlp_out", "attn_out"])
-def test_other_senders_with_mlps_frozen(model: HookedTransformer, sender: str) -> None:
-    for receivers in ("logits", [("q", 1, 1), ("v", 2)]):
-        got = path_patch(model, PROMPT, SOURCE, METRIC, receivers, sender, (), freeze_mlps=True, reduce="none")
-        check(got.values, model, receivers, sender, True)
-
-
-def test_attention_outputs_without_mlps() -> None:
-    model, receivers = build("attn_only", n_layers=LAYERS), [("q", 1, 1), ("v", 2)]
-    got = path_patch(model, PROMPT, SOURCE, METRIC, receivers, "attn_out", (), reduce="none")
-    check(got.values, model, receivers, "attn_out", False)
-
-
-@pytest.mark.parametrize(("sender", "receivers"), [("embed", [("q", 0)]), ("pos_embed", [("k", 0), ("mlp", 0)])])
-def test_embeddings_reach_the_first_layer(model: HookedTransformer, sender: str, receivers: Any) -> None:
+def test_embeddings_reach_the_first_layer(model: HookedTransformer) -> None:
+    sender, receivers = "pos_embed", [("k", 0), ("mlp", 0)]
     got = path_patch(model, PROMPT, Zero(), METRIC, receivers, sender, reduce="none", axes=("pos",))
     assert got.axis_names == ("pos", "batch")
     name = f"hook_{sender}"
@@ -128,9 +119,8 @@ def test_embeddings_reach_the_first_layer(model: HookedTransformer, sender: str,
     np.testing.assert_allclose(got.values[3], expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "llama", "bidirectional"])
-def test_senders_at_positions(kind: str) -> None:
-    model, receivers = build(kind, n_layers=LAYERS), RECEIVERS["mixed"]
+def test_senders_at_positions(model: HookedTransformer) -> None:
+    receivers = RECEIVERS["mixed"]
     got = path_patch(model, PROMPT, SOURCE, METRIC, receivers, axes=("pos", "head"), reduce="none")
     assert got.shape == (LAYERS, 5, 4, 2)
     check(got.values[:, 2, 3], model, receivers, "z", False, pos=2, head=3)
@@ -151,13 +141,11 @@ def test_parts_of_a_head_and_of_the_stream(model: HookedTransformer) -> None:
     check(got.values, model, receivers, "attn_out", False, d_model=[3, 8])
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "neox"])
-def test_senders_after_all_receivers_have_no_effect(kind: str) -> None:
-    model = build(kind, n_layers=LAYERS)
+def test_senders_after_all_receivers_have_no_effect(model: HookedTransformer) -> None:
     for receivers, sender, first in (
         ([("q", 1, 1)], "z", 1),
         ([("mlp", 1)], "mlp_out", 1),
-        ([("mlp", 1)], "z", 1 if model.cfg.parallel_attn_mlp else 2),
+        ([("mlp", 1)], "z", 2),
     ):
         got = path_patch(model, PROMPT, SOURCE, METRIC, receivers, sender, ("pos",), reduce="none")
         np.testing.assert_array_equal(got.effect()[first:], 0)
@@ -205,22 +193,19 @@ def test_padding(tiny: HookedTransformer) -> None:
     assert lengths[0] != lengths[1]
     answer, wrong = tiny.to_single_token(" Mary"), tiny.to_single_token(" John")
     receivers = [("q", 2, 1), ("v", 3), ("mlp", 2)]
-    together = []
-    for side, ends in (("left", -1), ("right", jnp.asarray(lengths) - 1)):
-        padded = tiny.set_tokenizer(tiny.tokenizer, default_padding_side=side)
-        metric = LogitDiff(answer, wrong, pos=ends)
-        together.append(path_patch(padded, prompts, source, metric, receivers, reduce="none").values)
+    left = tiny.set_tokenizer(tiny.tokenizer, default_padding_side="left")
+    together = path_patch(left, prompts, source, LogitDiff(answer, wrong), receivers, reduce="none").values
     for n, (prompt, other) in enumerate(zip(prompts, source, strict=True)):
         alone = path_patch(tiny, prompt, other, LogitDiff(answer, wrong), receivers)
-        for values in together:
-            np.testing.assert_allclose(values[..., n], alone.values, atol=1e-4)
+        np.testing.assert_allclose(together[..., n], alone.values, atol=1e-4)
 
 
 def test_narrow_models() -> None:
-    model = build("gpt2", n_layers=LAYERS, dtype="bfloat16")
-    got = path_patch(model, PROMPT, SOURCE, METRIC, [("mlp", 1), ("q", 2)], reduce="none")
-    expected = by_hand(model, [("mlp", 1), ("q", 2)], "z", 1, False, head=2)
-    np.testing.assert_allclose(np.float32(got.values[1, 2]), np.float32(expected), atol=0.1)
+    got, expected = (
+        path_patch(build("gpt2", n_layers=LAYERS, dtype=dtype), PROMPT, SOURCE, METRIC, RECEIVERS["mixed"]).values
+        for dtype in ("bfloat16", "float32")
+    )
+    np.testing.assert_allclose(np.float32(got), expected, atol=0.1)
 
 
 def test_groups_of_senders_and_chunks_change_nothing(model: HookedTransformer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -254,8 +239,6 @@ def test_a_second_sweep_compiles_nothing(compilations: Any) -> None:
     ("receivers", "sentence"),
     [
         ([("queries", 1, 1)], r"Receiver \('queries', 1, 1\) is not of the form \(\"q\", layer, head\)"),
-        ([("Q", 1, 1)], "Did you mean"),
-        ([["q", 1, 1]], "is not of the form"),
         ([("q",)], "is not of the form"),
         ([("q", 3, 1)], "layer 3 does not exist; there are 3, numbered 0 to 2"),
         ([("q", -4, 1)], "layer -4 does not exist"),
@@ -284,8 +267,6 @@ def test_other_mistakes(model: HookedTransformer) -> None:
         path_patch(model, PROMPT, SOURCE[:, :3], METRIC, "logits")
     with pytest.raises(InputError, match="cannot go along 'head'"):
         path_patch(model, PROMPT, SOURCE, METRIC, "logits", "mlp_out")
-    with pytest.raises(InputError, match=r'reduce=.sum. is not one of "mean" and "none"'):
-        path_patch(model, PROMPT, SOURCE, METRIC, "logits", reduce="sum")  # type: ignore[arg-type]
     hooked = model.add_hook("blocks.0.hook_resid_post", Zero())
     with pytest.raises(InputError, match="carries hooks"):
         path_patch(hooked, PROMPT, SOURCE, METRIC, "logits")

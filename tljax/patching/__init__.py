@@ -16,6 +16,7 @@ from tljax.patching.paths import path_patch as path_patch
 from tljax.patching.report import SweepReport as SweepReport
 from tljax.patching.result import PatchingResult as PatchingResult
 from tljax.patching.steering import steering_sweep as steering_sweep
+from tljax.patching.sweep import NoEffectWarning as NoEffectWarning
 from tljax.patching.sweep import sweep as sweep
 from tljax.patching.transformerlens import generic_activation_patch as generic_activation_patch
 from tljax.patching.transformerlens import (

@@ -48,7 +48,7 @@ def ablation_sweep(
             position of a prompt drawn from the reference set, another for each prompt.
         reference: the reference set for means and resampling: a cache, or prompts to run. Means that keep positions
             apart, and resampling, need prompts as long as ``prompt``; a mean over positions takes any length, and
-            leaves the padding of prompts out.
+            leaves the padding of texts out.
         over: what a mean is over: ``"batch"``, or ``("batch", "pos")``.
         seed: of the draw.
 
@@ -83,7 +83,12 @@ def _run_reference(
     else:
         names = [resolve((activation_name, layer), table, n_layers) for layer in range(n_layers)]
     cache = model.run_with_cache(reference, return_type=None, names_filter=names)[1]
-    return cache, prepare(model.cfg, model._tokenizer, reference).context.token_mask
+    prepared = prepare(model.cfg, model._tokenizer, reference)
+    token_mask = prepared.context.token_mask
+    if token_mask is None and isinstance(reference, list | tuple) and isinstance(reference[0], str):
+        lengths = np.asarray([model.to_tokens(text).shape[1] for text in reference])
+        token_mask = np.arange(prepared.batch_and_pos[1]) < lengths[:, None]
+    return cache, token_mask
 
 
 def mean_source(

@@ -95,7 +95,7 @@ def _direct_paths(
     clean_cache: Any,
     metric: Any,
     senders: Sequence[tuple[int, int]],
-    component: Component,
+    component: str,
     verbose: bool,
 ) -> np.ndarray:
     """``[sender, layer, head]``."""
@@ -145,7 +145,7 @@ def _sent(model: HookedTransformer, setup: Setup, cache: Any, senders: Sequence[
     return np.stack([added[layer][head] for layer, head in senders])
 
 
-def _received(model: HookedTransformer, base: BaseRun, layer: int, component: Component, sent: np.ndarray) -> jax.Array:
+def _received(model: HookedTransformer, base: BaseRun, layer: int, component: str, sent: np.ndarray) -> jax.Array:
     """Queries, keys or values of every head with each sender's change, ``[sender, batch, frame, head, d_head]``."""
     streams = np.asarray(base.residual(layer))[None] + sent
     heads = read_heads(model, layer, component, streams[:, :, : base.length])

@@ -81,7 +81,7 @@ class Edits(Protocol):
             pos: the one position wanted, or ``None`` for every position of the frame.
 
         Returns:
-            Values ``[row, pos, d_model]`` and where they apply, ``[row, pos]``.
+            Values ``[row, pos, d_model]`` and where they apply, ``[row, pos, d_model or 1]``.
         """
         ...
 
@@ -161,7 +161,10 @@ class GridEdits:
         table = np.asarray(self.tables[int(rows.layer[0])])
         positions = np.arange(table.shape[2]) if pos is None else np.asarray([pos])
         values = table[self.variant[rows.site][:, None], rows.prompt[:, None], positions[None]]
-        return values, picks(self, "pos", rows.site[:, None], positions[None])
+        where = picks(self, "pos", rows.site[:, None], positions[None])[..., None]
+        if "d_model" in self.chosen or "d_model" in self.allowed:
+            where = where & picks(self, "d_model", rows.site[:, None, None], np.arange(values.shape[-1])[None, None])
+        return values, where
 
 
 @runtime_checkable

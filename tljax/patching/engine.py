@@ -141,7 +141,7 @@ class Engine:
         values, where = edits.final(rows, self.reach.only)
         length = finals.shape[2]
         old = finals[rows.site - self._first, rows.prompt]
-        finals[rows.site - self._first, rows.prompt] = np.where(where[:, :length, None], values[:, :length], old)
+        finals[rows.site - self._first, rows.prompt] = np.where(where[:, :length], values[:, :length], old)
 
     def _collect(self, layout: PageLayout, stream: np.ndarray, finals: np.ndarray, only: int | None) -> None:
         rows = layout.rows

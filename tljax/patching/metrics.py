@@ -172,15 +172,6 @@ class LogitDiff(_Metric):
         answer = _picked(logits, self.answer, self.pos, "LogitDiff(answer=...)")
         return answer - _picked(logits, self.wrong, self.pos, "LogitDiff(wrong=...)")
 
-    def at_position(self, logits: Float[Array, "batch d_vocab"]) -> Float[Array, " batch"]:
-        """The same from the logits of the position alone."""
-        return dataclasses.replace(self, pos=0)(logits[:, None])
-
-    def repeated(self, times: int) -> "LogitDiff":
-        """The metric for a batch that holds the same prompts ``times`` over."""
-        answer, wrong = (jnp.tile(token, times) if jnp.ndim(token) else token for token in (self.answer, self.wrong))
-        return LogitDiff(answer, wrong, self.pos)
-
 
 @jax.tree_util.register_pytree_with_keys_class
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -197,7 +197,7 @@ def _enter(stream: np.ndarray, rows: Rows, sender: GridEdits) -> None:
     if len(rows):
         values, where = sender.final(rows, None)
         length, old = stream.shape[2], stream[rows.site, rows.prompt]
-        stream[rows.site, rows.prompt] = np.where(where[:, :length, None], values[:, :length], old)
+        stream[rows.site, rows.prompt] = np.where(where[:, :length], values[:, :length], old)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -353,4 +353,4 @@ class ReceiverEdits:
         (table,) = self.tables.values()
         values = np.asarray(table)[rows.site, rows.prompt]
         values = values if pos is None else values[:, pos : pos + 1]
-        return values, np.ones(values.shape[:2], bool)
+        return values, np.ones((*values.shape[:2], 1), bool)

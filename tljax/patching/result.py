@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -255,16 +255,24 @@ class PatchingResult:
         pvalues = sign_flip_pvalue(effects, n_permutations=n_permutations, seed=seed, alternative=alternative)
         return jnp.asarray(pvalues, jnp.float32)
 
-    def top(self, count: int = 5) -> list[tuple[tuple[int, ...], float]]:
-        """The sites whose patch raises the metric most: ``((layer, pos), effect)``, largest first.
+    def top(
+        self, count: int = 5, by: Literal["highest", "lowest", "size"] = "highest"
+    ) -> list[tuple[tuple[int, ...], float]]:
+        """The sites whose patch raises the metric most: ``((layer, pos), effect)``, highest first.
 
         Effects are averaged over prompts. Sites without a value (NaN) are left out.
+
+        Args:
+            count: how many.
+            by: ``"lowest"`` for those that lower it most (ablations), ``"size"`` for both.
 
         Raises:
             InputError: no baseline, or several metrics: take ``result["name"].top()``.
         """
         effect = self.site_effect()
-        order = np.argsort(-effect.ravel())[:count]
+        if by not in (ranks := {"highest": -effect, "lowest": effect, "size": -np.abs(effect)}):
+            raise InputError(f"by={by!r} is not one of {', '.join(map(repr, ranks))}.")
+        order = np.argsort(ranks[by].ravel())[:count]
         found = [(np.unravel_index(n, effect.shape), float(effect.flat[n])) for n in order]
         return [(tuple(int(i) for i in site), value) for site, value in found if not np.isnan(value)]
 

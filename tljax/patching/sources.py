@@ -80,8 +80,8 @@ def _from_cache(base: BaseRun, source: Any) -> Values:
     def values(spec: HookPointSpec) -> jax.Array:
         if spec.name not in source:
             raise InputError(
-                f"The clean cache does not hold {spec.name}. Record it: model.run_with_cache(clean, "
-                f"names_filter={spec.name.rsplit('.', 1)[-1]!r}) or without names_filter (optional points need naming)."
+                f"The clean cache does not hold {spec.name}. Record it: model.run_with_cache(clean) keeps all but "
+                f"optional points; or name it for every layer, names_filter=[{spec.name!r}, ...]."
             )
         value = jnp.asarray(source[spec.name])
         if getattr(source, "has_batch_dim", True) is False:

@@ -23,7 +23,7 @@ def steering_sweep(
     prompt: Any,
     vector: Any,
     metric: Metrics,
-    scales: Sequence[float] | np.ndarray | jax.Array,
+    scales: Sequence[float | int] | np.ndarray | jax.Array,
     activation_name: str = "resid_pre",
     axes: Sequence[str] = (),
     *,

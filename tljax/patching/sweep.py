@@ -6,6 +6,7 @@ together, packed without padding, and only what the metric reads is unembedded.
 """
 
 import dataclasses
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -25,7 +26,10 @@ from tljax.patching.sites import Sites, grid
 from tljax.patching.sources import read_source
 
 SITE_AXES = ("pos", "head", "neuron", "query_pos", "key_pos", "d_model", "d_head")
-EMBEDDING = ("hook_embed", "hook_pos_embed")
+
+
+class NoEffectWarning(UserWarning):
+    """No site of a sweep changes anything."""
 
 
 def sweep(
@@ -72,6 +76,9 @@ def sweep(
         InputError: an axis that the activation lacks, prompts of different lengths, a metric that reads what does not
             exist.
         UnknownHookError: an activation that the model does not have.
+
+    Warns:
+        NoEffectWarning: no patch changes anything, as when both prompts are the same.
     """
     setup = prepare_sweep(model, corrupted, activation_name, layers)
     read = read_source(model, setup.base, source, setup.names)
@@ -92,6 +99,13 @@ def sweep(
     labels = site_labels(model, setup, entries)
     sizes = [len(entries[axis]) for axis in names]
     measured = measure_sites(model, setup.base, sites, metric, read, max_batch=max_batch, progress=progress)
+    if measured.report.skipped == len(sites):
+        warnings.warn(
+            f"No patch of {activation_name!r} changes anything that the metric reads: the values patched in are those "
+            "of the base run there. Are both prompts the same?",
+            NoEffectWarning,
+            stacklevel=2,
+        )
     return measured.as_result(sizes, names, reduce, activation_name, labels)
 
 
@@ -156,7 +170,8 @@ def _points(
     numbers = tuple(int(layer) % cfg.n_layers for layer in numbers)
     if not numbers:
         raise InputError("layers= is empty: name at least one layer.")
-    names = tuple(resolve((activation_name, layer), table, cfg.n_layers) for layer in numbers)
+    short = spelling if activation_name.startswith("hook_") else activation_name
+    names = tuple(resolve((short, layer), table, cfg.n_layers) for layer in numbers)
     return names, numbers
 
 
@@ -172,12 +187,13 @@ def choose_entries(
         if full not in sizes or full not in SITE_AXES:
             known = [known for known in spec.axes if known in SITE_AXES]
             raise InputError(
-                f"{spec.name} has axes {spec.axes}; a sweep cannot go along {axis!r}.{nearest(axis, known)}"
+                f"{spec.name} has axes {spec.axes}; a sweep cannot go along {axis!r}.{nearest(axis, known)} Give "
+                f"axes= out of {tuple(known)}, or axes=() to patch all of it at once."
             )
         return full
 
     entries = {named(axis): _entries(axis, index, sizes[named(axis)], spec.name) for axis, index in at.items()}
-    full = [named(axis) for axis in axes]
+    full = [named(axis) for axis in ((axes,) if isinstance(axes, str) else axes)]
     if len(set(full)) < len(full):
         raise InputError(f"axes={tuple(axes)} names an axis twice.")
     chosen = {axis: entries.get(axis, np.arange(sizes[axis])) for axis in full}
