@@ -18,11 +18,11 @@ from tljax.modules.attention import AttentionContext
 from tljax.modules.packing import Packing
 from tljax.patching.base_run import BaseRun, keys_and_values
 from tljax.patching.edits import Edits
-from tljax.patching.pages import Page, PageLayout, PageLimits, Rows, lay_out, plan_pages
+from tljax.patching.pages import Page, PageLayout, PageLimits, Programs, Rows, lay_out, plan_pages
 from tljax.patching.report import block_flops, block_flops_per_token
 
-_COMPILED: dict[Any, set[tuple[int, int]]] = {}
-"""Page sizes run so far, by what else decides a program: jax has their programs, so they are preferred."""
+_PROGRAMS: dict[Any, Programs] = {}
+"""Page sizes run so far, by what else decides a program."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,11 +131,8 @@ class Engine:
         return streams
 
     def _plan(self, rows: Rows, edits: Edits, top: int) -> list[Page]:
-        programs = (self.cfg, self.base.batch, self.base.frame, edits.signature)
-        compiled = _COMPILED.setdefault(programs, set())
-        pages = plan_pages(rows, self.reach.end, top, self.limits, compiled)
-        compiled.update(size for page in pages for size in page.sizes)
-        return pages
+        decisive = (self.cfg, self.base.batch, self.base.frame, edits.signature)
+        return plan_pages(rows, self.reach.end, top, self.limits, _PROGRAMS.setdefault(decisive, Programs()))
 
     def _finish(self, rows: Rows, edits: Edits, finals: np.ndarray) -> None:
         values, where = edits.final(rows, self.reach.only)

@@ -8,7 +8,7 @@ steps only, because every shape is a program to compile.
 
 import dataclasses
 import itertools
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -88,9 +88,7 @@ def size_from(number: int) -> int:
     return power * 3 // 4 if power >= 32 and number <= power * 3 // 4 else max(power, 8)
 
 
-def plan_pages(
-    rows: Rows, end: int, top: int, limits: PageLimits, compiled: Collection[tuple[int, int]] = ()
-) -> list[Page]:
+def plan_pages(rows: Rows, end: int, top: int, limits: PageLimits, programs: "Programs | None" = None) -> list[Page]:
     """Cuts rows into pages and chooses their sizes.
 
     Args:
@@ -98,7 +96,7 @@ def plan_pages(
         end: one past the last position that matters.
         top: the block to stop before.
         limits: bounds and costs.
-        compiled: sizes (tokens, rows) for which programs exist: they are used again unless they cost much more.
+        programs: what exists already, to use again and to add to.
     """
     if not len(rows):
         return []
@@ -106,15 +104,37 @@ def plan_pages(
     parts = [rows.take(cut) for cut in _cut(end - rows.start, limits)]
     needed = [_needed(part, end, top) for part in parts]
     tokens, n_rows = (np.concatenate([need[which] for need in needed]) for which in (0, 1))
-    sizes = _best_sizes(tokens, n_rows, limits.overhead)
-    again = _sizes_from(sorted(compiled), tokens, n_rows)
-    if again is not None and _cost(again, limits.overhead) <= _WORTH_COMPILING * _cost(sizes, limits.overhead):
-        sizes = again
+    sizes = (programs or Programs()).sizes_for(tokens, n_rows, limits.overhead)
     ends = np.cumsum([len(need[0]) for need in needed])
     return [
         Page(part, int(part.layer[0]), tuple((int(t), int(r)) for t, r in own))
         for part, own in zip(parts, np.split(sizes, ends[:-1]), strict=True)
     ]
+
+
+@dataclasses.dataclass
+class Programs:
+    """The page sizes for which programs exist: they are used again unless they cost much more than better ones.
+
+    Attributes:
+        sizes: tokens and rows.
+        plans: sizes chosen before, by the work they were chosen for.
+    """
+
+    sizes: set[tuple[int, int]] = dataclasses.field(default_factory=set)
+    plans: dict[bytes, np.ndarray] = dataclasses.field(default_factory=dict)
+
+    def sizes_for(self, tokens: np.ndarray, n_rows: np.ndarray, overhead: int) -> np.ndarray:
+        """Chooses a size for each block run, ``[run, 2]``; the same work always gets the same sizes."""
+        work = np.stack([tokens, n_rows]).astype(np.int64).tobytes()
+        if work not in self.plans:
+            chosen = _best_sizes(tokens, n_rows, overhead)
+            again = _sizes_from(sorted(self.sizes), tokens, n_rows)
+            if again is not None and _cost(again, overhead) <= _WORTH_COMPILING * _cost(chosen, overhead):
+                chosen = again
+            self.plans[work] = chosen
+            self.sizes.update((int(t), int(r)) for t, r in chosen)
+        return self.plans[work]
 
 
 def _cost(sizes: np.ndarray, overhead: int) -> float:
