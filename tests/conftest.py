@@ -1,5 +1,7 @@
 """Shared fixtures: strict numerics, a compilation counter, tiny models, the bundled model."""
 
+from collections.abc import Iterator
+
 import jax
 import jax.monitoring
 import numpy as np
@@ -32,6 +34,13 @@ class CompileCounter:
     @property
     def count(self) -> int:
         return _count - self._start
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _drop_programs() -> Iterator[None]:
+    """Drops a module's compiled programs: thousands in one process use up its memory maps, and XLA crashes."""
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture
