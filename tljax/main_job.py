@@ -75,14 +75,14 @@ def investigate(model: HookedTransformer, clean: str, corrupted: str, answer: st
     clean_logits, cache = model.run_with_cache(clean_ids, names_filter=lambda name: name.endswith(wanted))
     corrupted_logits = model(corrupted_ids)
     clean_difference = float(metric(clean_logits)[0])
-    residual = sweep(model, corrupted_ids, cache, metric, "resid_pre", ("pos",))
-    heads = sweep(model, corrupted_ids, cache, metric, "z", ("head",))
     corrupted_difference = float(metric(corrupted_logits)[0])
     if abs(clean_difference - corrupted_difference) < 1e-3:
         raise InputError(
             f"The model prefers {answer!r} to {wrong!r} by {clean_difference:.3f} after both prompts: there is nothing "
             "to trace. Choose a corrupted prompt that changes the answer."
         )
+    residual = sweep(model, corrupted_ids, cache, metric, "resid_pre", ("pos",))
+    heads = sweep(model, corrupted_ids, cache, metric, "z", ("head",))
     return Findings(
         model=repr(model),
         clean=clean, corrupted=corrupted, answer=answer, wrong=wrong,

