@@ -6,11 +6,11 @@ lengths share the programs.
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import numpy as np
 
+from tljax.config import HookedTransformerConfig
 from tljax.forward import run_forward
 from tljax.hooked_transformer import HookedTransformer
 from tljax.inputs import ModelInput
@@ -58,9 +58,9 @@ def frame_length(length: int, n_ctx: int) -> int:
     return max(length, min(frame, n_ctx))
 
 
-def keys_and_values(positional_embedding_type: str) -> tuple[str, str]:
+def keys_and_values(cfg: HookedTransformerConfig) -> tuple[str, str]:
     """Names, relative to a block, of the keys and values that attention reads."""
-    return "attn.hook_rot_k" if positional_embedding_type == "rotary" else "attn.hook_k", "attn.hook_v"
+    return "attn.hook_rot_k" if cfg.positional_embedding_type == "rotary" else "attn.hook_k", "attn.hook_v"
 
 
 def run_base(model: HookedTransformer, prepared: ModelInput, names: Sequence[str]) -> BaseRun:
@@ -75,23 +75,20 @@ def run_base(model: HookedTransformer, prepared: ModelInput, names: Sequence[str
     cfg = model.cfg
     batch, length = prepared.batch_and_pos
     frame = length if model._hooks.entries else frame_length(length, cfg.n_ctx)
-    tokens = pad_axes(np.asarray(prepared.value), {1: frame})
+    tokens = _padded(np.asarray(prepared.value), frame)
     given = prepared.context
     positions = np.arange(length, dtype=np.int32)[None] if given.positions is None else np.asarray(given.positions)
     mask = np.ones((batch, length), bool) if given.token_mask is None else np.asarray(given.token_mask)
     positions = np.broadcast_to(positions, (batch, length))
-    context = AttentionContext(*jax.device_put((pad_axes(positions, {1: frame}), pad_axes(mask, {1: frame}))))
-    kept = dict.fromkeys([*names, *(f"blocks.{n}.{part}" for n in range(cfg.n_layers) for part in _needed(cfg))])
+    context = AttentionContext(*jax.device_put((_padded(positions, frame), _padded(mask, frame))))
+    needed = ("hook_resid_pre", *keys_and_values(cfg))
+    kept = dict.fromkeys([*names, *(f"blocks.{layer}.{part}" for layer in range(cfg.n_layers) for part in needed)])
     final, activations = run_forward(
         cfg, model.params, tokens, context, hooks=model._hooks, names=tuple(kept), stop=cfg.n_layers
     )
     return BaseRun(activations, final, tokens, context, length)
 
 
-def _needed(cfg: Any) -> tuple[str, ...]:
-    return ("hook_resid_pre", *keys_and_values(cfg.positional_embedding_type))
-
-
-def pad_axes(array: np.ndarray, sizes: dict[int, int]) -> np.ndarray:
-    """Pads axes with zeros at their end to the given sizes."""
-    return np.pad(array, [(0, sizes.get(axis, length) - length) for axis, length in enumerate(array.shape)])
+def _padded(array: np.ndarray, frame: int) -> np.ndarray:
+    """``[batch, pos]`` with zeros after the prompts, ``[batch, frame]``."""
+    return np.pad(array, ((0, 0), (0, frame - array.shape[1])))

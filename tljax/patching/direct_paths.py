@@ -13,7 +13,7 @@ from tljax.patching.base_run import BaseRun
 from tljax.patching.measured import measure_sites
 from tljax.patching.paths import read_heads, refuse_hooks
 from tljax.patching.sites import Sites, grid
-from tljax.patching.sources import read_source
+from tljax.patching.sources import read_source, rounding
 from tljax.patching.sweep import Setup, prepare_sweep
 
 Component = Literal["q", "k", "v"]
@@ -121,9 +121,7 @@ def _direct_paths(
     sender = np.concatenate([numbers for _, numbers, _ in coordinates])
     variant = np.concatenate([cells["variant"] for _, _, cells in coordinates])
     head = np.concatenate([cells["head"] for _, _, cells in coordinates])
-    epsilon = float(jnp.finfo(cfg.jnp_dtype).eps)
-    tolerance = (32 if epsilon < 1e-5 else 2) * epsilon
-    sites = Sites(f"attn.hook_{component}", layer, values, variant, {"head": head}, {}, tolerance)
+    sites = Sites(f"attn.hook_{component}", layer, values, variant, {"head": head}, {}, rounding(cfg))
     measured = measure_sites(model, setup.base, sites, metric, progress=None if verbose else False)
     if measured.several or measured.baseline["metric"].ndim:
         raise InputError(

@@ -1,7 +1,6 @@
 """Runs the pages of a sweep, block by block, and hands the final residual streams to the metrics."""
 
 import dataclasses
-import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -95,8 +94,7 @@ class Engine:
         finals = np.tile(kept[None], (n_sites, 1, 1, 1))
         self._first = first
         at_end = rows.layer == self.cfg.n_layers
-        if at_end.any():
-            self._finish(rows.take(np.flatnonzero(at_end)), edits, finals)
+        enter(finals, rows.take(np.flatnonzero(at_end)), edits, only, first)
         running = rows.take(np.flatnonzero(~at_end))
         top = self.cfg.n_layers
         for page in self._plan(running, edits, top):
@@ -111,7 +109,8 @@ class Engine:
         """The residual stream of each site entering some layers (or leaving the last one), every position.
 
         Args:
-            rows, edits, n_sites: as in :meth:`run`, the first site being 0.
+            rows, edits, n_sites: as in :meth:`run`, the first site being 0. Rows whose change enters the stream at one
+                of ``layers`` itself are left to :func:`enter`.
             layers: which; the number of layers means the final residual stream.
 
         Returns:
@@ -119,9 +118,6 @@ class Engine:
         """
         kept = {layer: np.asarray(self.base.residual(layer))[:, : self.base.length] for layer in layers}
         streams = {layer: np.tile(stream[None], (n_sites, 1, 1, 1)) for layer, stream in kept.items()}
-        at_end = rows.layer == self.cfg.n_layers
-        if at_end.any() and self.cfg.n_layers in streams:
-            self._finish(rows.take(np.flatnonzero(at_end)), edits, streams[self.cfg.n_layers])
         top = max(layers)
         below = rows.take(np.flatnonzero(rows.layer < top))
         for page in self._plan(below, edits, top):
@@ -133,12 +129,6 @@ class Engine:
     def _plan(self, rows: Rows, edits: Edits, top: int) -> list[Page]:
         decisive = (self.cfg, self.base.batch, self.base.frame, edits.signature)
         return plan_pages(rows, self.reach.end, top, self.limits, _PROGRAMS.setdefault(decisive, Programs()))
-
-    def _finish(self, rows: Rows, edits: Edits, finals: np.ndarray) -> None:
-        values, where = edits.final(rows, self.reach.only)
-        length = finals.shape[2]
-        old = finals[rows.site - self._first, rows.prompt]
-        finals[rows.site - self._first, rows.prompt] = np.where(where[:, :length], values[:, :length], old)
 
     def _collect(self, layout: PageLayout, stream: np.ndarray, finals: np.ndarray, only: int | None) -> None:
         rows = layout.rows
@@ -185,7 +175,7 @@ class Engine:
             name: HookSlot(HookPoint(name, axes[name]), written)
             for name, written in edits.slots(layer, layout, queries).items()
         }
-        k, v = (self.base.activations[f"blocks.{layer}.{name}"] for name in _read_names(cfg))
+        k, v = (self.base.activations[f"blocks.{layer}.{name}"] for name in keys_and_values(cfg))
         packing = Packing(past_k=k, past_v=v, **indices["packing"])
         context = AttentionContext(indices["positions"], indices["token_mask"], packing=packing)
         module = block_module(cfg, cfg.layer_kind(layer))
@@ -216,9 +206,18 @@ class Engine:
         return float((layers * (self.reach.end - rows.start)).sum() * block_flops_per_token(self.cfg))
 
 
-@functools.lru_cache(maxsize=256)
-def _read_names(cfg: HookedTransformerConfig) -> tuple[str, str]:
-    return keys_and_values(cfg.positional_embedding_type)
+def enter(streams: np.ndarray, rows: Rows, edits: Edits, only: int | None, first: int = 0) -> None:
+    """Writes changes of the residual stream into ``streams``, where they enter above the last block that ran.
+
+    Args:
+        streams: ``[site, batch, pos, d_model]``, with position ``only`` alone if that is not ``None``.
+        rows, edits: the rows that enter, and what they change.
+        first: number of the first site in ``streams``.
+    """
+    if len(rows):
+        values, where = edits.final(rows, only)
+        at, length = (rows.site - first, rows.prompt), streams.shape[2]
+        streams[at] = np.where(where[:, :length], values[:, :length], streams[at])
 
 
 def _take_in(stream: jax.Array | None, entered: int, residual: jax.Array, source: jax.Array) -> jax.Array:

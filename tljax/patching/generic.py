@@ -14,7 +14,7 @@ from tljax.errors import InputError
 from tljax.hooked_transformer import HookedTransformer
 from tljax.hooks.points import HookPointSpec
 from tljax.patching.measured import Measured, Metrics, measure_sites
-from tljax.patching.report import SweepReport
+from tljax.patching.report import join_reports
 from tljax.patching.setters import PatchSetter, axes_of, custom_sites
 from tljax.patching.site_index import (
     SiteIndex,
@@ -26,7 +26,7 @@ from tljax.patching.site_index import (
     spanned_index,
 )
 from tljax.patching.sites import Sites
-from tljax.patching.sources import POSITION_AXES, Source, read_source
+from tljax.patching.sources import POSITION_AXES, Source, cached, read_source, without_padding
 from tljax.patching.sweep import Setup, prepare_sweep, site_labels
 
 Reduce = Literal["scalar", "mean", "none"]
@@ -193,29 +193,13 @@ def _measure(
     return dataclasses.replace(done[0][1], values=together, report=join_reports([part.report for _, part in done]))
 
 
-def join_reports(reports: Sequence[SweepReport]) -> SweepReport:
-    """The account of several sweeps together."""
-    reductions = dict.fromkeys(reduction for report in reports for reduction in report.reductions)
-    return SweepReport(
-        sum(report.sites for report in reports),
-        sum(report.skipped for report in reports),
-        tuple(reductions),
-        ", ".join(dict.fromkeys(report.metric for report in reports)),
-        sum(report.flops for report in reports),
-        sum(report.floor_flops for report in reports),
-        sum(report.naive_flops for report in reports),
-    )
-
-
 def _clean_activations(setup: Setup, clean_cache: Any, read: Source) -> Callable[[HookPointSpec], jax.Array]:
     """Gives clean activations as a user's setter takes them: of a cache just as they are, of any length."""
 
     def clean(spec: HookPointSpec) -> jax.Array:
         if isinstance(clean_cache, Mapping) and spec.name in clean_cache:
-            value = jnp.asarray(clean_cache[spec.name])
-            return value if getattr(clean_cache, "has_batch_dim", True) else value[None]
-        length = slice(setup.base.length)
-        return read.values(spec)[tuple(length if axis in POSITION_AXES else slice(None) for axis in spec.axes)]
+            return cached(clean_cache, spec.name)
+        return read.values(spec)[without_padding(setup.base, spec)]
 
     return clean
 

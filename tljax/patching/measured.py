@@ -183,7 +183,7 @@ def _run(
     with Progress(len(rows), progress) as bar:
         limits = page_limits(model.cfg, base, max_batch)
         if isinstance(edits, Sites):
-            engine = SiteBySite(model, base, reach, limits, bar.advance)
+            engine = SiteBySite(model, base, reach, bar.advance)
             run = functools.partial(engine.run, sites=edits)
         else:
             engine = Engine(model, base, reach, limits, bar.advance)

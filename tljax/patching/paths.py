@@ -21,11 +21,12 @@ from tljax.forward import block_module
 from tljax.hooked_transformer import HookedTransformer
 from tljax.hooks.names import layer_of
 from tljax.patching.base_run import BaseRun
-from tljax.patching.edits import ENTRY, GridEdits, TakeRows, expand, picks
-from tljax.patching.engine import Engine, Reach
+from tljax.patching.edits import BEFORE_QUERIES, ENTRY, GridEdits, TakeRows, expand, picks
+from tljax.patching.engine import Engine, Reach, enter
 from tljax.patching.measured import Measured, Metrics, Reduce, measure_edits, page_limits
 from tljax.patching.pages import PageLayout, Rows
 from tljax.patching.receivers import Receiver, read_receivers
+from tljax.patching.report import join_reports
 from tljax.patching.result import PatchingResult
 from tljax.patching.sites import Sites, find_rows, grid, place, point_of
 from tljax.patching.sources import read_source
@@ -157,15 +158,8 @@ def _patch_receivers(
 
 def _joined(parts: Sequence[Measured]) -> Measured:
     """Measurements of consecutive sites as one."""
-    reports = [part.report for part in parts]
-    totals = ("sites", "skipped", "flops", "floor_flops", "naive_flops")
-    report = dataclasses.replace(
-        reports[0],
-        reductions=tuple(dict.fromkeys(reduction for report in reports for reduction in report.reductions)),
-        **{name: sum(getattr(report, name) for report in reports) for name in totals},
-    )
     values = {name: np.concatenate([part.values[name] for part in parts]) for name in parts[0].values}
-    return dataclasses.replace(parts[0], values=values, report=report)
+    return dataclasses.replace(parts[0], values=values, report=join_reports([part.report for part in parts]))
 
 
 def forked_streams(
@@ -188,16 +182,8 @@ def forked_streams(
     streams = engine.streams(rows, edits, len(sites), sorted(layers))
     if edits.sender.spec.name == ENTRY:
         for layer, stream in streams.items():
-            _enter(stream, rows.take(np.flatnonzero(rows.layer == layer)), edits.sender)
+            enter(stream, rows.take(np.flatnonzero(rows.layer == layer)), edits, None)
     return streams, engine.spent.flops
-
-
-def _enter(stream: np.ndarray, rows: Rows, sender: GridEdits) -> None:
-    """Writes changes of the residual stream entering a layer into that layer's ``stream``."""
-    if len(rows):
-        values, where = sender.final(rows, None)
-        length, old = stream.shape[2], stream[rows.site, rows.prompt]
-        stream[rows.site, rows.prompt] = np.where(where[:, :length], values[:, :length], old)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -337,8 +323,7 @@ class ReceiverEdits:
         here = key in self.tables
         key = key if here else next(other for other in self.tables if other[1] == point)
         table = self.tables[key]
-        before_queries = point in ("attn.hook_k", "attn.hook_v")
-        tokens = slice(None) if queries is None or before_queries else layout.last
+        tokens = slice(None) if queries is None or point in BEFORE_QUERIES else layout.last
         row = np.minimum(layout.row[tokens], len(layout.rows) - 1)
         site, prompt = layout.rows.site[row], layout.rows.prompt[row]
         pos = np.minimum(layout.pos[tokens], self.base.length - 1)

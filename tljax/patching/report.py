@@ -1,6 +1,7 @@
 """What a sweep cost, and what it would have cost done naively."""
 
 import dataclasses
+from collections.abc import Sequence
 
 from tljax.config import HookedTransformerConfig
 
@@ -36,6 +37,20 @@ class SweepReport:
             f"{self.sites} sites ({self.skipped} without effect): {done}; metric {self.metric}; "
             f"{self.flops:.3g} FLOPs, {saved:.3g} times fewer than one forward pass a site"
         )
+
+
+def join_reports(reports: Sequence[SweepReport]) -> SweepReport:
+    """The account of several sweeps together."""
+    reductions = dict.fromkeys(reduction for report in reports for reduction in report.reductions)
+    return SweepReport(
+        sum(report.sites for report in reports),
+        sum(report.skipped for report in reports),
+        tuple(reductions),
+        ", ".join(dict.fromkeys(report.metric for report in reports)),
+        sum(report.flops for report in reports),
+        sum(report.floor_flops for report in reports),
+        sum(report.naive_flops for report in reports),
+    )
 
 
 def block_flops_per_token(cfg: HookedTransformerConfig) -> int:

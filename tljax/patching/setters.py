@@ -15,7 +15,7 @@ from tljax.hooks.points import HookPointSpec
 from tljax.patching.base_run import BaseRun
 from tljax.patching.pages import power_of_two
 from tljax.patching.sites import Sites
-from tljax.patching.sources import POSITION_AXES, out_of_frame
+from tljax.patching.sources import out_of_frame, without_padding
 
 PatchSetter = Callable[[jax.Array, Sequence[Any], jax.Array], Any]
 """Takes the base run's activation, a row of the index and the clean activation; returns the patched activation."""
@@ -181,7 +181,7 @@ def custom_sites(
             spec, here = specs[int(number)], np.flatnonzero(layer[rows] == number)
             whole = np.asarray(base.activations[spec.name])
             table = np.broadcast_to(whole, (size, *whole.shape)).copy()
-            part = tuple(slice(base.length) if axis in POSITION_AXES else slice(None) for axis in spec.axes)
+            part = without_padding(base, spec)
             corrupted, clean_activation = out_of_frame(base, spec), clean(spec)
             for entry, row in enumerate(rows[here]):
                 table[entry][part] = set_values(setter, corrupted, index[row], clean_activation, spec.name)

@@ -13,7 +13,7 @@ from tljax.hooks.names import stage_of
 from tljax.patching.base_run import BaseRun
 from tljax.patching.edits import expand, picks
 from tljax.patching.engine import Reach, Spent
-from tljax.patching.pages import PageLimits, Rows
+from tljax.patching.pages import Rows
 from tljax.patching.report import blocks_flops
 from tljax.patching.sites import Sites, point_of
 
@@ -22,7 +22,7 @@ class SiteBySite:
     """Runs every site alone, with the hooks that the model carries; at the patched point they come first.
 
     Args:
-        model, base, reach, limits, advance: as in :class:`~tljax.patching.engine.Engine`.
+        model, base, reach, advance: as in :class:`~tljax.patching.engine.Engine`.
 
     Raises:
         InputError: a hook sits at the final norm or the unembedding, which a sweep leaves out.
@@ -33,7 +33,6 @@ class SiteBySite:
         model: HookedTransformer,
         base: BaseRun,
         reach: Reach,
-        limits: PageLimits,
         advance: Callable[[float], None] = lambda runs: None,
     ) -> None:
         self.model, self.base, self.reach, self.advance = model, base, reach, advance
@@ -50,9 +49,7 @@ class SiteBySite:
         finals = np.tile(self._kept(base.final)[None], (n_sites, 1, 1, 1))
         for site in np.unique(rows.site):
             hooks = HookDictionary((*self.model._hooks.entries, _patch(self.model, sites, int(site))))
-            final, _ = run_forward(
-                cfg, self.model.params, base.tokens, base.context, hooks=hooks, stop=cfg.n_layers
-            )  # fmt: skip
+            final, _ = run_forward(cfg, self.model.params, base.tokens, base.context, hooks=hooks, stop=cfg.n_layers)
             finals[site - first] = self._kept(final)
             self.spent.flops += blocks_flops(cfg, base.batch, base.frame)
             self.advance(float((rows.site == site).sum()))

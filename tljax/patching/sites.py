@@ -14,6 +14,9 @@ from tljax.patching.base_run import BaseRun
 from tljax.patching.edits import ENTRY, GridEdits
 from tljax.patching.pages import Rows
 
+EMBEDDING = ("hook_embed", "hook_pos_embed")
+"""Points that add to the residual stream before the first block."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Sites:
@@ -58,12 +61,12 @@ class Sites:
 
     @property
     def is_embedding(self) -> bool:
-        return self.point in ("hook_embed", "hook_pos_embed")
+        return self.point in EMBEDDING
 
 
 def point_of(cfg: HookedTransformerConfig, point: str) -> HookPointSpec:
     """The table's row of a site's point, by relative name."""
-    if point in ("hook_embed", "hook_pos_embed"):
+    if point in EMBEDDING:
         return dataclasses.replace(block_points(cfg)[0], name=point)
     return next(spec for spec in block_points(cfg) if spec.name == point)
 

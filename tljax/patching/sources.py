@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tljax.cache.activation_cache import ActivationCache
+from tljax.config import HookedTransformerConfig
 from tljax.errors import InputError
 from tljax.hooked_transformer import HookedTransformer
 from tljax.hooks.point import HookPoint, call_hook
@@ -54,9 +55,7 @@ def read_source(model: HookedTransformer, base: BaseRun, source: Any, names: tup
         InputError: the source lacks a point, does not match the prompts' shape, or is none of these.
     """
     if isinstance(source, ActivationCache | Mapping):
-        epsilon = float(jnp.finfo(model.cfg.jnp_dtype).eps)
-        tolerance = (32 if epsilon < 1e-5 else 2) * epsilon
-        return Source(_from_cache(base, source), tolerance, _final_of(base, source, model.cfg.n_layers))
+        return Source(_from_cache(base, source), rounding(model.cfg), _final_of(base, source, model.cfg.n_layers))
     if callable(source):
         return Source(_from_hook(base, source))
     if _is_prompt(source):
@@ -67,6 +66,18 @@ def read_source(model: HookedTransformer, base: BaseRun, source: Any, names: tup
         f"The values to patch in came as {type(source).__name__}. Pass a clean ActivationCache, the clean prompt (text "
         "or tokens), an array, or a hook such as tljax.Zero()."
     )
+
+
+def rounding(cfg: HookedTransformerConfig) -> float:
+    """How far, as a share of the largest activation, the same activation may differ between two programs."""
+    epsilon = float(jnp.finfo(cfg.jnp_dtype).eps)
+    return (32 if epsilon < 1e-5 else 2) * epsilon
+
+
+def cached(source: Any, name: str) -> jax.Array:
+    """An activation of a cache or mapping, with its batch axis."""
+    value = jnp.asarray(source[name])
+    return value if getattr(source, "has_batch_dim", True) else value[None]
 
 
 def _is_prompt(source: Any) -> bool:
@@ -83,9 +94,7 @@ def _from_cache(base: BaseRun, source: Any) -> Values:
                 f"The clean cache does not hold {spec.name}. Record it: model.run_with_cache(clean) keeps all but "
                 f"optional points; or name it for every layer, names_filter=[{spec.name!r}, ...]."
             )
-        value = jnp.asarray(source[spec.name])
-        if getattr(source, "has_batch_dim", True) is False:
-            value = value[None]
+        value = cached(source, spec.name)
         shape = spec.shape(base.batch, base.length)
         if value.shape != shape:
             raise InputError(
@@ -102,8 +111,7 @@ def _final_of(base: BaseRun, source: Any, n_layers: int) -> np.ndarray | None:
     name = f"blocks.{n_layers - 1}.hook_resid_post"
     if name not in source:
         return None
-    final = np.asarray(source[name])
-    final = final[None] if getattr(source, "has_batch_dim", True) is False else final
+    final = np.asarray(cached(source, name))
     return final if final.shape == (base.batch, base.length, base.final.shape[-1]) else None
 
 
@@ -157,11 +165,14 @@ def _fits(array: jax.Array, shape: tuple[int, ...]) -> bool:
 def in_frame(base: BaseRun, spec: HookPointSpec, value: jax.Array) -> jax.Array:
     """Values ``[batch, pos, ...]`` laid into the base run's frame, whose padding stays as it is."""
     whole = base.activations[spec.name]
-    part = tuple(slice(base.length) if axis in POSITION_AXES else slice(None) for axis in spec.axes)
-    return whole.at[part].set(value.astype(whole.dtype))
+    return whole.at[without_padding(base, spec)].set(value.astype(whole.dtype))
 
 
 def out_of_frame(base: BaseRun, spec: HookPointSpec) -> jax.Array:
     """The base run's activation without padding, ``[batch, pos, ...]``."""
-    part = tuple(slice(base.length) if axis in POSITION_AXES else slice(None) for axis in spec.axes)
-    return base.activations[spec.name][part]
+    return base.activations[spec.name][without_padding(base, spec)]
+
+
+def without_padding(base: BaseRun, spec: HookPointSpec) -> tuple[slice, ...]:
+    """The index that cuts a framed activation to the prompts' length."""
+    return tuple(slice(base.length) if axis in POSITION_AXES else slice(None) for axis in spec.axes)

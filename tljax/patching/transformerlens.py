@@ -15,10 +15,11 @@ import jax.numpy as jnp
 
 from tljax.errors import InputError
 from tljax.hooked_transformer import HookedTransformer
-from tljax.patching.generic import MaxBatch, Reduce, is_plain, join_reports
+from tljax.patching.generic import MaxBatch, Reduce, is_plain
 from tljax.patching.generic import generic_activation_patch as generic_activation_patch
 from tljax.patching.generic import make_df_from_ranges as make_df_from_ranges
 from tljax.patching.measured import Metrics
+from tljax.patching.report import join_reports
 from tljax.patching.result import PatchingResult
 from tljax.patching.setters import PatchSetter
 from tljax.patching.setters import (
