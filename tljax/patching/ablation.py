@@ -11,14 +11,12 @@ from tljax.cache.activation_cache import ActivationCache
 from tljax.errors import InputError
 from tljax.hooked_transformer import HookedTransformer
 from tljax.hooks.interventions import Zero
-from tljax.hooks.names import layer_of, resolve
 from tljax.hooks.point import HookPoint
-from tljax.hooks.points import point_table
 from tljax.inputs import prepare
 from tljax.patching.edits import expand
 from tljax.patching.measured import Metrics, Reduce
 from tljax.patching.result import PatchingResult
-from tljax.patching.sweep import sweep
+from tljax.patching.sweep import named_points, sweep
 
 
 def ablation_sweep(
@@ -63,7 +61,7 @@ def ablation_sweep(
     if kind == "zero":
         source: Any = Zero()
     else:
-        cache, token_mask = _run_reference(model, reference, activation_name)
+        cache, token_mask = _run_reference(model, reference, activation_name, layers)
         source = mean_source(cache, over, token_mask) if kind == "mean" else resample_source(cache, seed)
     return sweep(
         model, prompt, source, metric, activation_name, axes, layers=layers, at=at, reduce=reduce, max_batch=max_batch
@@ -71,17 +69,12 @@ def ablation_sweep(
 
 
 def _run_reference(
-    model: HookedTransformer, reference: Any, activation_name: str
+    model: HookedTransformer, reference: Any, activation_name: str, layers: Sequence[int] | None
 ) -> tuple[Mapping[str, jax.Array], Any]:
     """A reference set's activations, and which of its tokens are not padding (``None``: all, or it is not known)."""
     if isinstance(reference, ActivationCache | Mapping):
         return reference, None
-    table, n_layers = point_table(model.cfg), model.cfg.n_layers
-    spelling = activation_name.removeprefix("hook_")
-    if spelling in ("embed", "pos_embed") or layer_of(activation_name) is not None:
-        names = [activation_name]
-    else:
-        names = [resolve((activation_name, layer), table, n_layers) for layer in range(n_layers)]
+    names = list(named_points(model.cfg, activation_name, layers)[0])
     cache = model.run_with_cache(reference, return_type=None, names_filter=names)[1]
     prepared = prepare(model.cfg, model._tokenizer, reference)
     token_mask = prepared.context.token_mask

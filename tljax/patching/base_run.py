@@ -49,12 +49,10 @@ class BaseRun:
 
 
 def frame_length(length: int, n_ctx: int) -> int:
-    """The standard frame a prompt is laid in: multiples of 8 to 32, then two to each doubling, at most ``n_ctx``."""
-    if length <= 32:
-        frame = -(-length // 8) * 8
-    else:
-        power = 1 << (length - 1).bit_length()
-        frame = power * 3 // 4 if length <= power * 3 // 4 else power
+    """The standard frame a prompt is laid in: 8, 16, 32, then two to each doubling, at most ``n_ctx``."""
+    frame = max(8, 1 << (length - 1).bit_length())
+    if frame > 32 and length <= frame * 3 // 4:
+        frame = frame * 3 // 4
     return max(length, min(frame, n_ctx))
 
 

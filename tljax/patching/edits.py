@@ -24,7 +24,7 @@ class TakeRows(Intervention):
     """Replaces an activation by rows of a table where every factor of a mask is true.
 
     Args:
-        table: ``[entry, ...]``, values to take.
+        table: ``[..., *entry]``, values to take: the leading axes are counted through as one.
         index: ``[token]``, or ``[row]`` for attention patterns: which entry stands there.
         factors: boolean arrays that broadcast to the activation.
         query_pos: for patterns, the query positions of the table that the activation holds; ``None`` means all.
@@ -42,8 +42,10 @@ class TakeRows(Intervention):
             self._set(name, value)
 
     def transform(self, value: jax.Array, hook: HookPoint) -> jax.Array:
-        taken = self.table[self.index]
-        if hook.axes and "query_pos" not in hook.axes:
+        by_token = "query_pos" not in hook.axes
+        entry = self.table.shape[self.table.ndim - value.ndim + (2 if by_token else 1) :]
+        taken = self.table.reshape(-1, *entry)[self.index]
+        if by_token:
             return taken[None]
         return taken if self.query_pos is None else taken[:, :, self.query_pos]
 
@@ -139,7 +141,7 @@ class GridEdits:
             if axis not in ("batch", "pos") and (axis in self.chosen or axis in self.allowed):
                 here = picks(self, axis, site[:, None], np.arange(table.shape[number + 1])[None])
                 factors.append(expand(here[None], (0, 1, number), table.ndim - 1))
-        return TakeRows(table.reshape(-1, *table.shape[3:]), entry[tokens].astype(np.int32), factors)
+        return TakeRows(table, entry[tokens].astype(np.int32), factors)
 
     def _on_rows(
         self, table: jax.Array, entry: np.ndarray, site: np.ndarray, here: np.ndarray, queries: np.ndarray | None
@@ -155,7 +157,7 @@ class GridEdits:
                 )
             ),
         ]
-        return TakeRows(table.reshape(-1, *table.shape[2:]), entry.astype(np.int32), factors, queries)
+        return TakeRows(table, entry.astype(np.int32), factors, queries)
 
     def final(self, rows: Rows, pos: int | None) -> tuple[np.ndarray, np.ndarray]:
         table = np.asarray(self.tables[int(rows.layer[0])])

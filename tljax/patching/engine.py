@@ -1,7 +1,8 @@
 """Runs the pages of a sweep, block by block, and hands the final residual streams to the metrics."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,12 +17,16 @@ from tljax.hooks.points import block_points
 from tljax.modules.attention import AttentionContext
 from tljax.modules.packing import Packing
 from tljax.patching.base_run import BaseRun, keys_and_values
-from tljax.patching.edits import Edits
-from tljax.patching.pages import Page, PageLayout, PageLimits, Programs, Rows, lay_out, plan_pages
+from tljax.patching.edits import ENTRY, Edits, TakeRows
+from tljax.patching.pages import BlockRun, Page, PageLayout, PageLimits, Programs, Rows, lay_out, neighbour, plan_pages
 from tljax.patching.report import block_flops, block_flops_per_token
 
 _PROGRAMS: dict[Any, Programs] = {}
 """Page sizes run so far, by what else decides a program."""
+
+
+_OVERHEAD = 90
+"""Cost of running a block once besides its tokens, in tokens."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +102,7 @@ class Engine:
         enter(finals, rows.take(np.flatnonzero(at_end)), edits, only, first)
         running = rows.take(np.flatnonzero(~at_end))
         top = self.cfg.n_layers
-        for page in self._plan(running, edits, top):
+        for page in self._plan(running, edits, top, only):
             for layer, layout, stream in self._climb(page, edits, top, only):
                 self.advance(len(page.rows) / (top - page.layer))
                 if layer == top:
@@ -120,15 +125,20 @@ class Engine:
         streams = {layer: np.tile(stream[None], (n_sites, 1, 1, 1)) for layer, stream in kept.items()}
         top = max(layers)
         below = rows.take(np.flatnonzero(rows.layer < top))
-        for page in self._plan(below, edits, top):
+        for page in self._plan(below, edits, top, None):
             for layer, layout, stream in self._climb(page, edits, top, None):
                 if layer in streams:
                     self._collect(layout, np.asarray(stream), streams[layer], None)
         return streams
 
-    def _plan(self, rows: Rows, edits: Edits, top: int) -> list[Page]:
+    def _plan(self, rows: Rows, edits: Edits, top: int, only: int | None) -> list[Page]:
         decisive = (self.cfg, self.base.batch, self.base.frame, edits.signature)
-        return plan_pages(rows, self.reach.end, top, self.limits, _PROGRAMS.setdefault(decisive, Programs()))
+        programs = _PROGRAMS.setdefault(decisive, Programs(functools.partial(_run_cost, self.cfg, self.base.frame)))
+        return plan_pages(rows, self.reach.end, (top, self._narrow(only)), self.limits, programs)
+
+    def _narrow(self, only: int | None) -> int | None:
+        """The block that computes one token a row only."""
+        return None if only is None else self.cfg.n_layers - 1
 
     def _collect(self, layout: PageLayout, stream: np.ndarray, finals: np.ndarray, only: int | None) -> None:
         rows = layout.rows
@@ -152,12 +162,14 @@ class Engine:
         stream, entered = None, 0
         for layer in range(page.layer, top):
             layout = lay_out(page, layer, self.base.frame, self.reach.end, self.reach.end - 1 if only is None else only)
-            stream = _take_in(stream, entered, self.base.residual(layer), jax.device_put(layout.source))
+            queries = np.asarray([only], np.int32) if layer == self._narrow(only) else None
+            slots = edits.slots(layer, layout, queries)
+            newcomers = (np.arange(layout.n_tokens) >= entered)[None, :, None]
+            take_in = TakeRows(self.base.residual(layer), layout.source, [newcomers])
+            slots[ENTRY] = (take_in, *slots.get(ENTRY, ()))
             entered = int(layout.is_real.sum())
-            queries = None
-            if layer == self.cfg.n_layers - 1 and only is not None:
-                queries = np.asarray([only], np.int32)
-            stream = self._run_block(layer, stream, layout, edits, queries)
+            fitted = _fit(stream, layout.n_tokens, self.base.final)
+            stream = self._run_block(layer, fitted, layout, slots, queries)
             yield layer + 1, layout, stream
 
     def _run_block(
@@ -165,16 +177,13 @@ class Engine:
         layer: int,
         stream: jax.Array,
         layout: PageLayout,
-        edits: Edits,
+        edits: Mapping[str, tuple[TakeRows, ...]],
         queries: np.ndarray | None,
     ) -> jax.Array:
         cfg = self.cfg
         indices = self._indices(layout, queries)
         axes = {spec.name: spec.axes for spec in block_points(cfg)}
-        slots = {
-            name: HookSlot(HookPoint(name, axes[name]), written)
-            for name, written in edits.slots(layer, layout, queries).items()
-        }
+        slots = {name: HookSlot(HookPoint(name, axes[name]), written) for name, written in edits.items()}
         k, v = (self.base.activations[f"blocks.{layer}.{name}"] for name in keys_and_values(cfg))
         packing = Packing(past_k=k, past_v=v, **indices["packing"])
         context = AttentionContext(indices["positions"], indices["token_mask"], packing=packing)
@@ -206,6 +215,12 @@ class Engine:
         return float((layers * (self.reach.end - rows.start)).sum() * block_flops_per_token(self.cfg))
 
 
+def _run_cost(cfg: HookedTransformerConfig, frame: int, run: BlockRun) -> float:
+    """What running a block costs, in FLOPs; starting it and reading its weights counts as some tokens."""
+    tokens, rows = run.tokens + _OVERHEAD, run.rows
+    return float(block_flops(cfg, tokens, rows if run.narrow else tokens, rows, 1 if run.narrow else frame, frame))
+
+
 def enter(streams: np.ndarray, rows: Rows, edits: Edits, only: int | None, first: int = 0) -> None:
     """Writes changes of the residual stream into ``streams``, where they enter above the last block that ran.
 
@@ -220,27 +235,20 @@ def enter(streams: np.ndarray, rows: Rows, edits: Edits, only: int | None, first
         streams[at] = np.where(where[:, :length], values[:, :length], streams[at])
 
 
-def _take_in(stream: jax.Array | None, entered: int, residual: jax.Array, source: jax.Array) -> jax.Array:
-    """The running tokens, ``[1, token, d_model]``, followed by those of the rows that enter here from the base run.
+def _fit(stream: jax.Array | None, n_tokens: int, like: jax.Array) -> jax.Array:
+    """A stream ``[1, token, d_model]`` cut or padded to ``n_tokens``, zeros if there is none yet.
 
-    Args:
-        stream: the running tokens and padding; ``None`` at a page's lowest layer.
-        entered: how many of them are real.
-        residual: the base run's residual stream, ``[batch, frame, d_model]``.
-        source: ``[token]``, the base token at the place of each token.
+    It goes from one standard size to the next: a program for each neighbour, not for each pair.
     """
     if stream is None:
-        return _take_tokens(residual, source)
-    return _append_tokens(stream, np.int32(entered), residual, source)
+        return jax.device_put(np.zeros((1, n_tokens, like.shape[-1]), like.dtype))
+    resized: jax.Array = stream
+    while resized.shape[1] != n_tokens:
+        resized = _resize(resized, neighbour(resized.shape[1], n_tokens))
+    return resized
 
 
-@jax.jit
-def _take_tokens(residual: jax.Array, source: jax.Array) -> jax.Array:
-    return residual.reshape(-1, residual.shape[-1])[source][None]
-
-
-@jax.jit
-def _append_tokens(stream: jax.Array, entered: Any, residual: jax.Array, source: jax.Array) -> jax.Array:
-    base = residual.reshape(-1, residual.shape[-1])[source]
-    running = jnp.pad(stream[0], ((0, len(source) - stream.shape[1]), (0, 0)))
-    return jnp.where((jnp.arange(len(source)) < entered)[:, None], running, base)[None]
+@functools.partial(jax.jit, static_argnums=1)
+def _resize(stream: jax.Array, n_tokens: int) -> jax.Array:
+    kept = stream[:, :n_tokens]
+    return jnp.pad(kept, ((0, 0), (0, n_tokens - kept.shape[1]), (0, 0)))

@@ -209,7 +209,7 @@ def page_limits(cfg: HookedTransformerConfig, base: BaseRun, max_batch: int | Li
     on_cpu = device.platform == "cpu"
     tokens = int(np.clip(free // 8 // token_bytes, 64, 2048 if on_cpu else 65536))
     rows = int(np.clip(free // 8 // row_bytes, 1, 256 if on_cpu else 8192))
-    return PageLimits(tokens, rows if max_batch == "auto" else min(rows, max_batch), 90 if on_cpu else 500)
+    return PageLimits(tokens, rows if max_batch == "auto" else min(rows, max_batch))
 
 
 def _report(

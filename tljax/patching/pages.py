@@ -6,17 +6,18 @@ layer and takes in the others as it reaches theirs, so each block runs once for 
 steps only, because every shape is a program to compile.
 """
 
+import bisect
 import dataclasses
-import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
-_STEPS = 4
-"""Most sizes, besides the largest one needed, that the pages of a sweep may have."""
+_WORTH_COMPILING = 0.05, 0.5e9
+"""What a new program has to save: this share of a plan's cost, and as many FLOPs."""
 
-_WORTH_COMPILING = 1.3
-"""How much more a plan may cost that needs no new program."""
+_SIZES = (8, 16, 24, *(size for power in range(5, 32) for size in (1 << power, 3 << power - 1)))
+"""Standard sizes of arrays."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,17 +46,15 @@ class Rows:
 
 @dataclasses.dataclass(frozen=True)
 class PageLimits:
-    """How large pages may be, and what running a block costs besides its tokens.
+    """How large pages may be.
 
     Attributes:
         tokens: most tokens of a page (one row may hold more).
         rows: most rows of a page.
-        overhead: cost of running one block once, in tokens: reading the weights and starting the program.
     """
 
     tokens: int
     rows: int
-    overhead: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,62 +82,107 @@ def power_of_two(number: int) -> int:
 
 
 def size_from(number: int) -> int:
-    """The smallest standard size that is not below ``number``: a power of two, or one and a half times one."""
-    power = power_of_two(number)
-    return power * 3 // 4 if power >= 32 and number <= power * 3 // 4 else max(power, 8)
+    """The smallest standard size that is not below ``number``."""
+    return _SIZES[bisect.bisect_left(_SIZES, number)]
 
 
-def plan_pages(rows: Rows, end: int, top: int, limits: PageLimits, programs: "Programs | None" = None) -> list[Page]:
+def neighbour(size: int, wanted: int) -> int:
+    """The standard size next to ``size`` on the way to ``wanted``."""
+    return _SIZES[_SIZES.index(size) + (1 if wanted > size else -1)]
+
+
+class BlockRun(NamedTuple):
+    """One run of a block, or the size of a program for it.
+
+    Attributes:
+        tokens: packed tokens.
+        rows: rows they belong to.
+        narrow: whether the block computes the output of one token a row only.
+    """
+
+    tokens: int
+    rows: int
+    narrow: bool
+
+    def holds(self, run: "BlockRun") -> bool:
+        """Whether a program of this size can do ``run``."""
+        return self.tokens >= run.tokens and self.rows >= run.rows and self.narrow == run.narrow
+
+
+def plan_pages(
+    rows: Rows, end: int, layers: tuple[int, int | None], limits: PageLimits, programs: "Programs"
+) -> list[Page]:
     """Cuts rows into pages and chooses their sizes.
 
     Args:
-        rows: what is to run, each at a layer below ``top``.
+        rows: what is to run, each at a layer below the block to stop before.
         end: one past the last position that matters.
-        top: the block to stop before.
-        limits: bounds and costs.
+        layers: the block to stop before, and the block that computes one token a row only, if any.
+        limits: bounds.
         programs: what exists already, to use again and to add to.
     """
     if not len(rows):
         return []
     rows = rows.take(_balanced_order(rows.layer, end - rows.start))
     parts = [rows.take(cut) for cut in _cut(end - rows.start, limits)]
-    needed = [_needed(part, end, top) for part in parts]
-    tokens, n_rows = (np.concatenate([need[which] for need in needed]) for which in (0, 1))
-    sizes = (programs or Programs()).sizes_for(tokens, n_rows, limits.overhead)
-    ends = np.cumsum([len(need[0]) for need in needed])
+    needed = [_needed(part, end, *layers) for part in parts]
+    sizes = iter(programs.sizes_for([run for runs in needed for run in runs]))
     return [
-        Page(part, int(part.layer[0]), tuple((int(t), int(r)) for t, r in own))
-        for part, own in zip(parts, np.split(sizes, ends[:-1]), strict=True)
+        Page(part, int(part.layer[0]), tuple(next(sizes)[:2] for _ in runs))
+        for part, runs in zip(parts, needed, strict=True)
     ]
 
 
 @dataclasses.dataclass
 class Programs:
-    """The page sizes for which programs exist: they are used again unless they cost much more than better ones.
+    """The sizes for which programs exist. A new one is added only where it saves much of a plan's cost.
 
     Attributes:
-        sizes: tokens and rows.
-        plans: sizes chosen before, by the work they were chosen for.
+        cost: what running a block at a size costs, in FLOPs.
+        sizes: sizes run so far.
+        plans: sizes chosen before, by the block runs they were chosen for.
     """
 
-    sizes: set[tuple[int, int]] = dataclasses.field(default_factory=set)
-    plans: dict[bytes, np.ndarray] = dataclasses.field(default_factory=dict)
+    cost: Callable[[BlockRun], float]
+    sizes: set[BlockRun] = dataclasses.field(default_factory=set)
+    plans: dict[tuple[BlockRun, ...], list[BlockRun]] = dataclasses.field(default_factory=dict)
 
-    def sizes_for(self, tokens: np.ndarray, n_rows: np.ndarray, overhead: int) -> np.ndarray:
-        """Chooses a size for each block run, ``[run, 2]``; the same work always gets the same sizes."""
-        work = np.stack([tokens, n_rows]).astype(np.int64).tobytes()
-        if work not in self.plans:
-            chosen = _best_sizes(tokens, n_rows, overhead)
-            again = _sizes_from(sorted(self.sizes), tokens, n_rows)
-            if again is not None and _cost(again, overhead) <= _WORTH_COMPILING * _cost(chosen, overhead):
-                chosen = again
-            self.plans[work] = chosen
-            self.sizes.update((int(t), int(r)) for t, r in chosen)
-        return self.plans[work]
+    def sizes_for(self, runs: Sequence[BlockRun]) -> list[BlockRun]:
+        """Chooses a size for each block run; the same runs always get the same sizes."""
+        key = tuple(runs)
+        if key not in self.plans:
+            self.plans[key] = self._cheapest(runs)
+            self.sizes.update(self.plans[key])
+        return self.plans[key]
+
+    def _cheapest(self, runs: Sequence[BlockRun]) -> list[BlockRun]:
+        """Existing sizes and the new ones that are worth it, chosen one by one."""
+        known = sorted(self.sizes)
+        sizes = [*known, *_candidates(runs)]
+        costs = np.asarray([[self.cost(size) if size.holds(run) else np.inf for run in runs] for size in sizes])
+        share, least = _WORTH_COMPILING
+        worth = max(share * costs.min(axis=0).sum(), least)
+        taken = list(range(len(known)))
+        best = costs[taken].min(axis=0, initial=np.inf)
+        while True:
+            with_one = np.minimum(best, costs)
+            rank = np.isinf(with_one).sum(axis=1), np.where(np.isinf(with_one), 0, with_one).sum(axis=1)
+            new = int(np.lexsort(rank[::-1])[0])
+            if np.isfinite(best).all() and best.sum() - rank[1][new] <= worth:
+                break
+            taken.append(new)
+            best = with_one[new]
+        return [sizes[taken[number]] for number in costs[taken].argmin(axis=0)]
 
 
-def _cost(sizes: np.ndarray, overhead: int) -> float:
-    return float((sizes[:, 0] + overhead).sum())
+def _candidates(runs: Sequence[BlockRun]) -> list[BlockRun]:
+    """Standard sizes that fit some runs."""
+    sizes = []
+    for narrow in (False, True):
+        kind = [run for run in runs if run.narrow == narrow]
+        for tokens in sorted({size_from(run.tokens) for run in kind}):
+            sizes.append(BlockRun(tokens, size_from(max(run.rows for run in kind if run.tokens <= tokens)), narrow))
+    return sizes
 
 
 def _balanced_order(layer: np.ndarray, lengths: np.ndarray) -> np.ndarray:
@@ -163,36 +207,12 @@ def _cut(lengths: np.ndarray, limits: PageLimits) -> list[slice]:
     return [*cuts, slice(start, len(lengths))]
 
 
-def _needed(rows: Rows, end: int, top: int) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens and rows of a page at each layer from its lowest to ``top``."""
-    n_rows = np.searchsorted(rows.layer, np.arange(int(rows.layer[0]), top), side="right")
-    return np.cumsum(end - rows.start)[n_rows - 1], n_rows
-
-
-def _best_sizes(tokens: np.ndarray, n_rows: np.ndarray, overhead: int) -> np.ndarray:
-    """The few standard sizes in which these block runs cost least, ``[run, 2]``."""
-    *lower, largest = sorted({size_from(int(number)) for number in tokens})
-    lower = lower if len(lower) <= 12 else lower[:: -(-len(lower) // 12)]
-    choices = (
-        np.asarray((*chosen, largest))
-        for count in range(min(_STEPS, len(lower)) + 1)
-        for chosen in itertools.combinations(lower, count)
-    )
-    steps = min(choices, key=lambda steps: float((steps[np.searchsorted(steps, tokens)] + overhead).sum()))
-    taken = np.searchsorted(steps, tokens)
-    rows = np.asarray([size_from(int(n_rows[taken == step].max(initial=1))) for step in range(len(steps))])
-    return np.stack([steps[taken], rows[taken]], axis=1)
-
-
-def _sizes_from(known: Sequence[tuple[int, int]], tokens: np.ndarray, n_rows: np.ndarray) -> np.ndarray | None:
-    """The smallest known size for each block run, ``[run, 2]``; ``None`` if some fit none."""
-    sizes = []
-    for number, count in zip(tokens, n_rows, strict=True):
-        fitting = next((size for size in known if size[0] >= number and size[1] >= count), None)
-        if fitting is None:
-            return None
-        sizes.append(fitting)
-    return np.asarray(sizes)
+def _needed(rows: Rows, end: int, top: int, narrow: int | None) -> list[BlockRun]:
+    """The block runs of a page from its lowest layer to ``top``."""
+    layers = range(int(rows.layer[0]), top)
+    n_rows = np.searchsorted(rows.layer, layers, side="right")
+    tokens = np.cumsum(end - rows.start)[n_rows - 1]
+    return [BlockRun(int(t), int(r), layer == narrow) for t, r, layer in zip(tokens, n_rows, layers, strict=True)]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,7 +19,6 @@ from tljax.config import HookedTransformerConfig
 from tljax.errors import InputError
 from tljax.forward import block_module
 from tljax.hooked_transformer import HookedTransformer
-from tljax.hooks.names import layer_of
 from tljax.patching.base_run import BaseRun
 from tljax.patching.edits import BEFORE_QUERIES, ENTRY, GridEdits, TakeRows, expand, picks
 from tljax.patching.engine import Engine, Reach, enter
@@ -28,9 +27,9 @@ from tljax.patching.pages import PageLayout, Rows
 from tljax.patching.receivers import Receiver, read_receivers
 from tljax.patching.report import join_reports
 from tljax.patching.result import PatchingResult
-from tljax.patching.sites import Sites, find_rows, grid, place, point_of
+from tljax.patching.sites import Sites, find_rows, place, point_of
 from tljax.patching.sources import read_source
-from tljax.patching.sweep import choose_entries, prepare_sweep, site_labels
+from tljax.patching.sweep import prepare_sweep, site_grid
 
 SENDERS = ("attn.hook_z", "attn.hook_result", "hook_mlp_out", "hook_attn_out", "hook_embed", "hook_pos_embed")
 _STREAMS_BUDGET = 256 * 2**20
@@ -87,12 +86,8 @@ def path_patch(
             f"A sender is added to the residual stream: one of {', '.join(map(repr, SENDERS))}; got {setup.point!r}."
         )
     read = read_source(model, setup.base, source, setup.names)
-    chosen, allowed = choose_entries(setup.spec, setup.base, axes, at or {})
-    entries = {"layer": np.asarray(setup.layers), **chosen}
-    coordinates = grid(entries)
-    layer = coordinates.pop("layer")
-    values = {number: read.values(setup.spec_at(number))[None] for number in setup.layers}
-    sites = Sites(setup.point, layer, values, np.zeros(len(layer), int), coordinates, allowed, read.tolerance)
+    senders = site_grid(model, setup, lambda spec: read.values(spec)[None], axes, at, tolerance=read.tolerance)
+    sites = senders.sites
     stream_bytes = setup.base.final.nbytes * len({receiver.layer for receiver in wanted})
     group = max(1, _STREAMS_BUDGET // stream_bytes)
     parts = [
@@ -102,10 +97,7 @@ def path_patch(
         )
         for first in range(0, len(sites), group)
     ]  # fmt: skip
-    names = ("layer", *chosen) if layer_of(setup.names[0]) is not None else tuple(chosen)
-    return _joined(parts).as_result(
-        [len(entries[axis]) for axis in names], names, reduce, f"path from {sender}", site_labels(model, setup, entries)
-    )
+    return _joined(parts).as_result(senders.sizes, senders.names, reduce, f"path from {sender}", senders.labels)
 
 
 def refuse_hooks(model: HookedTransformer) -> None:
@@ -211,7 +203,7 @@ class FrozenEdits:
 
     def _freeze(self, point: str, layer: int, layout: PageLayout, rows: np.ndarray) -> TakeRows:
         table = self.base.activations[f"blocks.{layer}.{point}"]
-        return TakeRows(table.reshape(-1, table.shape[-1]), layout.source, [rows[layout.row][None, :, None]])
+        return TakeRows(table, layout.source, [rows[layout.row][None, :, None]])
 
     def final(self, rows: Rows, pos: int | None) -> tuple[np.ndarray, np.ndarray]:
         return self.sender.final(rows, pos)
@@ -332,7 +324,7 @@ class ReceiverEdits:
         factors = [expand(on, (0, 1), table.ndim - 1)]
         if table.ndim == 5:
             factors.append(self.masks[key][None, None, :, None])
-        return TakeRows(table.reshape(-1, *table.shape[3:]), entry.astype(np.int32), factors)
+        return TakeRows(table, entry.astype(np.int32), factors)
 
     def final(self, rows: Rows, pos: int | None) -> tuple[np.ndarray, np.ndarray]:
         (table,) = self.tables.values()

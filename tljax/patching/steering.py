@@ -11,11 +11,11 @@ from tljax.errors import InputError
 from tljax.hooked_transformer import HookedTransformer
 from tljax.hooks.interventions import Add
 from tljax.hooks.names import layer_of
+from tljax.hooks.points import HookPointSpec
 from tljax.patching.measured import Metrics, Reduce, measure_sites
 from tljax.patching.result import PatchingResult
-from tljax.patching.sites import Sites, grid
 from tljax.patching.sources import read_source
-from tljax.patching.sweep import choose_entries, prepare_sweep, site_labels
+from tljax.patching.sweep import prepare_sweep, site_grid
 
 
 def steering_sweep(
@@ -53,20 +53,13 @@ def steering_sweep(
     setup = prepare_sweep(model, prompt, activation_name, layers)
     vectors = np.asarray(vector)
     per_layer = vectors.shape == (model.cfg.n_layers, *setup.spec.shape()[2:])
-    values = {}
-    for layer in setup.layers:
-        one = vectors[layer] if per_layer else vectors
-        steered = [
-            read_source(model, setup.base, Add(float(scale) * one), setup.names).values(setup.spec_at(layer))
-            for scale in scales
-        ]
-        values[layer] = jnp.stack(steered)
-    chosen, allowed = choose_entries(setup.spec, setup.base, axes, at or {})
-    entries = {"layer": np.asarray(setup.layers), "scale": np.arange(len(scales)), **chosen}
-    coordinates = grid(entries)
-    layer, variant = coordinates.pop("layer"), coordinates.pop("scale")
-    sites = Sites(setup.point, layer, values, variant, coordinates, allowed)
-    labels = site_labels(model, setup, entries) | {"scale": [f"{float(scale):g}" for scale in scales]}
-    measured = measure_sites(model, setup.base, sites, metric, max_batch=max_batch)
-    names = tuple(axis for axis in entries if axis != "layer" or layer_of(setup.names[0]) is not None)
-    return measured.as_result([len(entries[axis]) for axis in names], names, reduce, activation_name, labels)
+
+    def values(spec: HookPointSpec) -> jax.Array:
+        one = vectors[layer_of(spec.name) or 0] if per_layer else vectors
+        sources = [read_source(model, setup.base, Add(float(scale) * one), setup.names) for scale in scales]
+        return jnp.stack([source.values(spec) for source in sources])
+
+    variants = {"scale": [f"{float(scale):g}" for scale in scales]}
+    steered = site_grid(model, setup, values, axes, at, variants=variants)
+    measured = measure_sites(model, setup.base, steered.sites, metric, max_batch=max_batch)
+    return measured.as_result(steered.sizes, steered.names, reduce, activation_name, steered.labels)

@@ -7,9 +7,10 @@ together, packed without padding, and only what the metric reads is unembedded.
 
 import dataclasses
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
+import jax
 import numpy as np
 
 from tljax.config import HookedTransformerConfig
@@ -82,31 +83,16 @@ def sweep(
     """
     setup = prepare_sweep(model, corrupted, activation_name, layers)
     read = read_source(model, setup.base, source, setup.names)
-    chosen, allowed = choose_entries(setup.spec, setup.base, axes, at or {})
-    entries = {"layer": np.asarray(setup.layers), **chosen}
-    coordinates = grid(entries)
-    layer = coordinates.pop("layer")
-    sites = Sites(
-        setup.point,
-        layer,
-        {number: read.values(setup.spec_at(number))[None] for number in setup.layers},
-        np.zeros(len(layer), int),
-        coordinates,
-        allowed,
-        read.tolerance,
-    )
-    names = ("layer", *chosen) if layer_of(setup.names[0]) is not None else tuple(chosen)
-    labels = site_labels(model, setup, entries)
-    sizes = [len(entries[axis]) for axis in names]
-    measured = measure_sites(model, setup.base, sites, metric, read, max_batch=max_batch, progress=progress)
-    if measured.report.skipped == len(sites):
+    swept = site_grid(model, setup, lambda spec: read.values(spec)[None], axes, at, tolerance=read.tolerance)
+    measured = measure_sites(model, setup.base, swept.sites, metric, read, max_batch=max_batch, progress=progress)
+    if measured.report.skipped == len(swept.sites):
         warnings.warn(
             f"No patch of {activation_name!r} changes anything that the metric reads: the values patched in are those "
             "of the base run there. Are both prompts the same?",
             NoEffectWarning,
             stacklevel=2,
         )
-    return measured.as_result(sizes, names, reduce, activation_name, labels)
+    return measured.as_result(swept.sizes, swept.names, reduce, activation_name, swept.labels)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,8 +128,13 @@ def prepare_sweep(
     extra: Sequence[str] = (),
 ) -> Setup:
     """Checks what is to be patched and runs the base run, which also keeps the points named in ``extra``."""
+    if isinstance(corrupted, Mapping):
+        raise InputError(
+            "The prompts to patch come first and the cache that values are taken from second: "
+            "sweep(model, corrupted_tokens, clean_cache, metric, ...)."
+        )
     cfg = model.cfg
-    names, numbers = _points(cfg, activation_name, layers)
+    names, numbers = named_points(cfg, activation_name, layers)
     prepared = prepare(cfg, model._tokenizer, corrupted)
     if is_traced(prepared.value):
         raise InputError("A sweep plans on concrete tokens: call it outside jax.jit, jax.grad and jax.vmap.")
@@ -152,7 +143,7 @@ def prepare_sweep(
     return Setup(run_base(model, prepared, (*names, *extra)), np.asarray(prepared.value), point, numbers, names, spec)
 
 
-def _points(
+def named_points(
     cfg: HookedTransformerConfig, activation_name: str, layers: Sequence[int] | None
 ) -> tuple[tuple[str, ...], tuple[int, ...]]:
     """Full names of the patched points, and their layers."""
@@ -173,6 +164,57 @@ def _points(
     short = spelling if activation_name.startswith("hook_") else activation_name
     names = tuple(resolve((short, layer), table, cfg.n_layers) for layer in numbers)
     return names, numbers
+
+
+@dataclasses.dataclass(frozen=True)
+class SiteGrid:
+    """Sites in a grid, and how a result shows them.
+
+    Attributes:
+        sites: the sites, the last axis counting fastest.
+        names: the grid's axes.
+        sizes: entries along each.
+        labels: texts for them.
+    """
+
+    sites: Sites
+    names: tuple[str, ...]
+    sizes: tuple[int, ...]
+    labels: dict[str, list[str]]
+
+
+def site_grid(
+    model: HookedTransformer,
+    setup: Setup,
+    values: Callable[[HookPointSpec], jax.Array],
+    axes: Sequence[str],
+    at: Mapping[str, Any] | None,
+    *,
+    tolerance: float = 0.0,
+    variants: Mapping[str, Sequence[str]] | None = None,
+) -> SiteGrid:
+    """A site for each combination of a layer, a variant of the values and an entry of each axis.
+
+    Args:
+        model, setup: the model, and what is patched.
+        values: gives what is written at a point, ``[variant, batch, pos, ...]``.
+        axes, at: as in :func:`sweep`.
+        tolerance: as in :class:`~tljax.patching.sites.Sites`.
+        variants: name and labels of the axis of variants, if there are several.
+    """
+    chosen, allowed = choose_entries(setup.spec, setup.base, axes, at or {})
+    numbered = {name: np.arange(len(texts)) for name, texts in (variants or {}).items()}
+    entries = {"layer": np.asarray(setup.layers), **numbered, **chosen}
+    coordinates = grid(entries)
+    layer = coordinates.pop("layer")
+    variant = np.zeros(len(layer), int)
+    for name in numbered:
+        variant = coordinates.pop(name)
+    tables = {number: values(setup.spec_at(number)) for number in setup.layers}
+    sites = Sites(setup.point, layer, tables, variant, coordinates, allowed, tolerance)
+    names = tuple(axis for axis in entries if axis != "layer" or not sites.is_embedding)
+    labels = site_labels(model, setup, entries) | {name: list(texts) for name, texts in (variants or {}).items()}
+    return SiteGrid(sites, names, tuple(len(entries[axis]) for axis in names), labels)
 
 
 def choose_entries(
