@@ -1,8 +1,10 @@
 """tljax: TransformerLens for JAX. Load a transformer, name any activation, read it, change it, differentiate."""
 
 from tljax.cache.activation_cache import ActivationCache
+from tljax.cache.key_values import HookedTransformerKeyValueCache, KeyValueCache
 from tljax.cache.memory import LargeCacheWarning
 from tljax.config import HookedTransformerConfig
+from tljax.generating import GenerateOutput
 from tljax.hooked_transformer import HookedTransformer, UnusedHooksWarning
 from tljax.hooks.dictionary import HookDictionary
 from tljax.hooks.interventions import (
@@ -22,23 +24,31 @@ from tljax.hooks.point import HookPoint, hook, run_module_with_hooks
 from tljax.hooks.saving import load_interventions, save_interventions
 from tljax.losses import lm_accuracy, lm_cross_entropy_loss
 from tljax.running import Output
-from tljax.text.tokens import TruncationWarning
+from tljax.text.batch import Batch
+from tljax.text.sampling import sample_logits
+from tljax.text.warned import DoubledBosWarning, PaddingWarning, TruncationWarning
 
 __version__ = "0.1.0"
 
 __all__ = [
     "ActivationCache",
     "Add",
+    "Batch",
     "Chain",
+    "DoubledBosWarning",
+    "GenerateOutput",
     "HookDictionary",
     "HookPoint",
     "HookedTransformer",
     "HookedTransformerConfig",
+    "HookedTransformerKeyValueCache",
     "Intervention",
+    "KeyValueCache",
     "LargeCacheWarning",
     "Mean",
     "Noise",
     "Output",
+    "PaddingWarning",
     "Project",
     "ProjectOut",
     "Replace",
@@ -52,5 +62,6 @@ __all__ = [
     "lm_cross_entropy_loss",
     "load_interventions",
     "run_module_with_hooks",
+    "sample_logits",
     "save_interventions",
 ]

@@ -266,11 +266,15 @@ def _stages(
 
     def parts(key: str) -> tuple[tuple[str, ...], dict[str, HookSlot]]:
         wanted = captured.get(key, ())
-        return wanted, _make_slots(cfg, key, entries.get(key, {}), wanted)
+        slots = _make_slots(cfg, key, entries.get(key, {}), wanted)
+        if context.window is not None:
+            slots = {name: dataclasses.replace(slot, window=context.window) for name, slot in slots.items()}
+        return wanted, slots
 
     if start is None:
         own = {key: params[key] for key in ("embed", "pos_embed") if key in params}
-        yield Stage(embedding_module(cfg), own, "", *parts(_EMBEDDING)), (context,)
+        alone = dataclasses.replace(context, pasts=None, window=None)
+        yield Stage(embedding_module(cfg), own, "", *parts(_EMBEDDING)), (alone,)
     for layer in range(start or 0, cfg.n_layers if stop is None else stop):
         prefix = f"blocks.{layer}."
         module = block_module(cfg, cfg.layer_kind(layer))
@@ -284,6 +288,9 @@ def _stages(
 
 def context_of_layer(cfg: HookedTransformerConfig, context: AttentionContext, layer: int) -> AttentionContext:
     """The context with what is this layer's own, as data: layers still share one executable."""
+    if context.pasts is not None or context.window is not None:
+        past = None if context.pasts is None else context.pasts[layer]
+        context = dataclasses.replace(context, past=past, pasts=None, window=None)
     if not cfg.scale_attn_by_inverse_layer_idx:
         return context
     return dataclasses.replace(context, score_divisor=np.float32(layer + 1))

@@ -14,6 +14,7 @@ from tljax.config import HookedTransformerConfig, available_dtype
 from tljax.devices import names_device, resolve_device
 from tljax.errors import ConfigError, FrozenModelError, InputError
 from tljax.forward import init_params
+from tljax.generating import GenerationMethods
 from tljax.hooks.dictionary import Direction, HookDictionary
 from tljax.hooks.listing import HookPointList
 from tljax.hooks.names import select
@@ -73,7 +74,7 @@ class HookContext:
 
 
 @jax.tree_util.register_pytree_with_keys_class
-class HookedTransformer(RunMethods, TextMethods, WeightProperties):
+class HookedTransformer(RunMethods, GenerationMethods, TextMethods, WeightProperties):
     """A decoder-only transformer whose every activation can be named, read and changed.
 
     The object is immutable and a pytree: its leaves are the parameters and the arrays inside its hooks, so it goes

@@ -11,6 +11,7 @@ from jax.core import Tracer
 from tljax.config import HookedTransformerConfig
 from tljax.errors import InputError
 from tljax.modules.attention import AttentionContext
+from tljax.text.batch import Batch, count_positions
 from tljax.text.tokenizer import Tokenizer
 from tljax.text.tokens import get_attention_mask, to_tokens
 from tljax.typing import PaddingSide
@@ -56,13 +57,19 @@ def prepare(
 ) -> ModelInput:
     """Checks an input and works out positions and masks.
 
+    A :class:`~tljax.text.batch.Batch` brings its own mask and positions, and both are used whatever its padding side.
+
     Raises:
         InputError: wrong type or shape, a token id outside the vocabulary, a sequence longer than ``n_ctx``, text
             without a tokenizer, a mask that does not match.
     """
+    if isinstance(input, Batch) or isinstance(tokens, Batch):
+        _check_batch(tokens if isinstance(tokens, Batch) else input, attention_mask, padding_side)
     prepend_bos = cfg.default_prepend_bos if prepend_bos is None else prepend_bos
     if start_at_layer is not None:
         return _prepare_residual(cfg, input, tokens, attention_mask)
+    if isinstance(input, Batch):
+        return _prepare_batch(cfg, input)
     mask = None
     if isinstance(input, str) or (isinstance(input, list | tuple) and input and isinstance(input[0], str)):
         if tokenizer is None:
@@ -98,8 +105,29 @@ def context_from_mask(mask: Any) -> AttentionContext:
     if mask is None:
         return AttentionContext()
     visible = jnp.asarray(mask).astype(bool)
-    positions = jnp.maximum(jnp.cumsum(visible.astype(jnp.int32), axis=-1) - 1, 0)
-    return AttentionContext(positions, visible)
+    return AttentionContext(count_positions(visible), visible)
+
+
+def _check_batch(batch: Batch, attention_mask: Any, padding_side: PaddingSide | None) -> None:
+    if attention_mask is not None:
+        raise InputError(
+            "attention_mask= came together with a Batch, which has a mask of its own. Leave attention_mask= out, or "
+            "make the Batch from it: Batch.from_mask(tokens, attention_mask)."
+        )
+    if padding_side is not None and padding_side != batch.padding_side:
+        raise InputError(
+            f"padding_side={padding_side!r} came together with a Batch padded {batch.padding_side}. Leave it out, or "
+            f"pad anew: model.to_batch(batch, padding_side={padding_side!r})."
+        )
+    batch.check()
+
+
+def _prepare_batch(cfg: HookedTransformerConfig, batch: Batch) -> ModelInput:
+    ids = check_tokens(cfg, batch.tokens)
+    if not is_traced(batch.mask) and bool(np.all(np.asarray(batch.mask))):
+        return ModelInput(ids, ids, AttentionContext(), None)
+    mask = jnp.asarray(batch.mask)
+    return ModelInput(ids, ids, AttentionContext(jnp.asarray(batch.positions), mask), mask)
 
 
 def check_tokens(cfg: HookedTransformerConfig, tokens: Any) -> Any:
@@ -162,7 +190,7 @@ def _check_mask(mask: Any, shape: tuple[int, ...]) -> jax.Array:
 
 
 def _prepare_residual(cfg: HookedTransformerConfig, residual: Any, tokens: Any, attention_mask: Any) -> ModelInput:
-    if isinstance(residual, str | list | tuple):
+    if isinstance(residual, str | list | tuple | Batch):
         raise InputError(
             "start_at_layer= needs the residual stream entering that layer, an array [batch, pos, d_model], such as "
             f"cache['resid_pre', layer]; got {type(residual).__name__}."
@@ -174,6 +202,8 @@ def _prepare_residual(cfg: HookedTransformerConfig, residual: Any, tokens: Any, 
             f"shape {tuple(array.shape)}, dtype {array.dtype}."
         )
     check_length(cfg, array.shape[1])
+    if isinstance(tokens, Batch):
+        tokens, attention_mask = tokens.tokens, tokens.mask
     ids = None if tokens is None else check_tokens(cfg, tokens)
     if ids is not None and tuple(ids.shape) != tuple(array.shape[:2]):
         raise InputError(f"tokens has shape {tuple(ids.shape)}; the residual stream has {tuple(array.shape[:2])}.")

@@ -64,15 +64,16 @@ class RunMethods:
         """Runs the model.
 
         Args:
-            input: a text, a list of texts, token ids ``[pos]`` or ``[batch, pos]``, or with ``start_at_layer`` the
-                residual stream ``[batch, pos, d_model]`` entering that layer.
+            input: a text, a list of texts, token ids ``[pos]`` or ``[batch, pos]``, a :class:`~tljax.Batch` of prompts
+                of any lengths, or with ``start_at_layer`` the residual stream ``[batch, pos, d_model]`` entering that
+                layer.
             return_type: ``"logits"`` ``[batch, pos, d_vocab_out]``; ``"loss"``, mean cross entropy in nats; ``"both"``,
                 an :class:`Output`; ``None`` returns ``None`` and runs no further than hooks and captures need.
             loss_per_token: loss as ``[batch, pos - 1]``.
             prepend_bos: whether texts get a BOS token; ``None`` means ``cfg.default_prepend_bos``.
             padding_side: where shorter texts are padded; ``None`` means the tokenizer's side.
             start_at_layer: first layer to run (inclusive, negative counts from the end).
-            tokens: token ids, when ``input`` is a residual stream and a loss is wanted.
+            tokens: token ids or a ``Batch``, when ``input`` is a residual stream and a loss is wanted.
             attention_mask: ``[batch, pos]``, 0 at padding. Made from the text when a batch is padded left.
             stop_at_layer: layer to stop before (exclusive, negative counts from the end); returns the residual stream
                 ``[batch, pos, d_model]`` there, and 0 the embedding.
@@ -167,12 +168,16 @@ class RunMethods:
         bounds = layer_bounds(self.cfg, options.get("start_at_layer"), options.get("stop_at_layer"))
         names = _reached_names(names_filter, self.cfg, *bounds)
         keep = Keep(self.cfg, pos_slice, resolve_device(device))
+        prepared = prepare(
+            self.cfg, self._tokenizer, input,
+            **{key: value for key, value in options.items() if key in _INPUT_OPTIONS},
+        )  # fmt: skip
         if incl_bwd:
-            output, cache = self._run_with_gradients(input, names, keep, return_type, options)
+            output, cache = self._run_with_gradients(prepared, names, keep, return_type, options)
         else:
-            output, cache = self._run(input, self._hooks, names, keep, return_type=return_type, **options)
+            output, cache = self._run(prepared, self._hooks, names, keep, return_type=return_type, **options)
         if return_cache_object or remove_batch_dim:
-            wrapped = ActivationCache(cache, self)  # type: ignore[arg-type]
+            wrapped = ActivationCache(cache, self, **keep.masks(prepared.loss_mask))  # type: ignore[arg-type]
             wrapped = wrapped.remove_batch_dim() if remove_batch_dim else wrapped
             return output, (wrapped if return_cache_object else wrapped.cache_dict)
         return output, cache
@@ -201,7 +206,7 @@ class RunMethods:
 
     def _run(
         self,
-        input: Any,
+        input: Any,  # what the user passed, or already a ModelInput
         hooks: HookDictionary,
         names: tuple[str, ...],
         keep: "Keep | None",
@@ -218,7 +223,7 @@ class RunMethods:
         if return_type not in RETURN_TYPES:
             raise InputError(f"return_type={return_type!r} is not one of {RETURN_TYPES}.")
         start, stop = layer_bounds(self.cfg, start_at_layer, stop_at_layer)
-        prepared = prepare(
+        prepared = input if isinstance(input, ModelInput) else prepare(
             self.cfg, self._tokenizer, input, prepend_bos=prepend_bos, padding_side=padding_side,
             attention_mask=attention_mask, tokens=tokens, start_at_layer=start,
         )  # fmt: skip
@@ -238,22 +243,23 @@ class RunMethods:
         return _output(value, prepared, return_type, loss_per_token), cache
 
     def _run_with_gradients(
-        self, input: Any, names: tuple[str, ...], keep: "Keep", return_type: ReturnType, options: dict[str, Any]
+        self,
+        prepared: ModelInput,
+        names: tuple[str, ...],
+        keep: "Keep",
+        return_type: ReturnType,
+        options: dict[str, Any],
     ) -> tuple[Any, dict[str, Any]]:
         if return_type != "loss" or options.get("loss_per_token") or options.get("stop_at_layer") is not None:
             raise InputError(
                 'incl_bwd=True differentiates a scalar: call run_with_cache(input, return_type="loss", incl_bwd=True). '
                 "For another metric use jax.grad with respect to a tljax.Add at the point."
             )
-        prepared = prepare(
-            self.cfg, self._tokenizer, input,
-            **{key: value for key, value in options.items() if key in _INPUT_OPTIONS},
-        )  # fmt: skip
         table, size = point_table(self.cfg), prepared.batch_and_pos
         shapes = {name: table[name].shape(*size) for name in names if self._has_one_gradient(name, names)}
 
         def run(hooks: HookDictionary) -> tuple[Any, dict[str, Any]]:
-            return self._run(input, hooks, names, keep, return_type="loss", **options)
+            return self._run(prepared, hooks, names, keep, return_type="loss", **options)
 
         loss, cache, gradients = with_gradients(run, self._hooks, shapes)
         in_order = {name: cache[name] for name in names}  # jax.grad hands dicts back sorted by key
@@ -364,3 +370,10 @@ class Keep:
             length = recorded[axes[0][0]].shape[axes[0][1]]
             recorded = _take_positions(recorded, axes, _positions(length, self.pos_slice))
         return recorded if self.device is None else jax.device_put(recorded, self.device)
+
+    def masks(self, token_mask: Any) -> dict[str, Any]:
+        """Padding marks of what is kept, as :class:`ActivationCache` takes them; ``token_mask`` is ``[batch, pos]``."""
+        if token_mask is None or is_full(self.pos_slice):
+            return {"token_mask": token_mask}
+        kept = _positions(token_mask.shape[-1], self.pos_slice)
+        return {"token_mask": token_mask[..., kept], "key_mask": token_mask}

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from tiny_tokenizers import TINY
 
+from tljax import DoubledBosWarning
 from tljax.errors import InputError, TokenizerError
 from tljax.text import (
     Tokenizer,
@@ -46,9 +47,10 @@ def cases(kind: str):
 
 
 @pytest.fixture(autouse=True)
-def _truncation_is_expected():
+def _truncation_and_spelled_bos_are_expected():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", TruncationWarning)
+        warnings.simplefilter("ignore", DoubledBosWarning)
         yield
 
 

@@ -1,7 +1,7 @@
 """``ActivationCache``: the activations of a run, by hook name, with TransformerLens's short forms."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tljax.cache import io, residual
+from tljax.cache import io, padding, residual
 from tljax.cache.slices import SliceInput, apply_slice
 from tljax.config import HookedTransformerConfig
 from tljax.devices import resolve_device
@@ -34,6 +34,9 @@ class ActivationCache(Mapping[str, jax.Array]):
         model: the model that made them; only its config, and for some analyses its final norm, are used. It is not part
             of the pytree: a cache that went through ``jit`` or ``vmap`` needs :meth:`with_model` for those.
         has_batch_dim: whether the activations still have their batch axis.
+        cfg: the model's config, where there is no model.
+        token_mask: ``[batch, pos]``, true at text, false at padding; ``None`` where nothing is padded.
+        key_mask: the same along ``key_pos``, where fewer positions than keys were kept.
 
     Attributes:
         cache_dict: the activations by full name.
@@ -47,6 +50,9 @@ class ActivationCache(Mapping[str, jax.Array]):
         model: "HookedTransformer | None" = None,
         has_batch_dim: bool = True,
         cfg: HookedTransformerConfig | None = None,
+        *,
+        token_mask: Any = None,
+        key_mask: Any = None,
     ) -> None:
         config = model.cfg if model is not None else cfg
         if config is None:
@@ -55,15 +61,19 @@ class ActivationCache(Mapping[str, jax.Array]):
         self.cfg: HookedTransformerConfig = config
         self.has_batch_dim = has_batch_dim
         self._model = model
+        self._padding = (padding.to_offsets(token_mask), padding.to_offsets(key_mask))
 
-    def tree_flatten_with_keys(self) -> tuple[list[tuple[Any, jax.Array]], Any]:
+    def tree_flatten_with_keys(self) -> tuple[list[tuple[Any, Any]], Any]:
         keyed = [(jax.tree_util.DictKey(name), value) for name, value in self.cache_dict.items()]
-        return keyed, (tuple(self.cache_dict), self.cfg, self.has_batch_dim)
+        padding_key = jax.tree_util.GetAttrKey("padding")
+        return [*keyed, (padding_key, self._padding)], (tuple(self.cache_dict), self.cfg, self.has_batch_dim)
 
     @classmethod
-    def tree_unflatten(cls, aux: Any, children: Sequence[jax.Array]) -> "ActivationCache":
+    def tree_unflatten(cls, aux: Any, children: Sequence[Any]) -> "ActivationCache":
         names, cfg, has_batch_dim = aux
-        return cls(dict(zip(names, children, strict=True)), cfg=cfg, has_batch_dim=has_batch_dim)
+        cache = cls(dict(zip(names, children[:-1], strict=True)), cfg=cfg, has_batch_dim=has_batch_dim)
+        cache._padding = children[-1]
+        return cache
 
     @property
     def model(self) -> "HookedTransformer":
@@ -81,11 +91,47 @@ class ActivationCache(Mapping[str, jax.Array]):
 
     def with_model(self, model: "HookedTransformer") -> "ActivationCache":
         """Returns the same cache with a model attached."""
-        return ActivationCache(self.cache_dict, model, self.has_batch_dim)
+        cache = ActivationCache(self.cache_dict, model, self.has_batch_dim)
+        cache._padding = self._padding
+        return cache
 
-    def _with(self, cache_dict: Mapping[str, jax.Array], has_batch_dim: bool | None = None) -> "ActivationCache":
+    def _map(self, function: Callable[[Any], Any], has_batch_dim: bool | None = None) -> "ActivationCache":
+        """A function of each array, the marks of padding among them."""
         batch = self.has_batch_dim if has_batch_dim is None else has_batch_dim
-        return ActivationCache(cache_dict, self._model, batch, self.cfg)
+        kept = {name: function(value) for name, value in self.cache_dict.items()}
+        cache = ActivationCache(kept, self._model, batch, self.cfg)
+        cache._padding = tuple(None if offsets is None else function(offsets) for offsets in self._padding)
+        return cache
+
+    @property
+    def token_mask(self) -> jax.Array | None:
+        """``[batch, pos]``, ``True`` at text and ``False`` at padding; ``None`` where nothing is padded."""
+        return padding.to_mask(self._padding[0])
+
+    @property
+    def key_mask(self) -> jax.Array | None:
+        """The mask along ``key_pos``, ``[batch, key_pos]``: :attr:`token_mask` unless ``pos_slice`` dropped queries."""
+        tokens, keys = self._padding
+        return padding.to_mask(tokens if keys is None else keys)
+
+    def without_padding(self, cache_dict: Mapping[str, jax.Array]) -> "ActivationCache":
+        """Returns a cache of other, unpadded activations of the same model."""
+        return ActivationCache(cache_dict, self._model, self.has_batch_dim, self.cfg)
+
+    def unpad(self, prompt: int) -> "ActivationCache":
+        """Returns one prompt's activations without padding, as if it had run alone.
+
+        Args:
+            prompt: its place in the batch.
+
+        Returns:
+            A cache with a batch axis of one (or none, if this one has none), every position axis (``pos``,
+            ``query_pos``, ``key_pos``) cut to the prompt's own tokens. Gradients stay those of the whole batch's loss.
+
+        Raises:
+            CacheError: no such prompt; a cache under trace; an activation cut after the run.
+        """
+        return padding.unpad(self, prompt)
 
     def full_name(self, key: Any) -> str:
         """Returns the name a key stands for, among the names in this cache.
@@ -137,7 +183,7 @@ class ActivationCache(Mapping[str, jax.Array]):
     def to(self, device: DeviceLike) -> "ActivationCache":
         """Returns the cache on another device (``"cpu"``, ``"gpu"``, a jax device or a sharding)."""
         target = resolve_device(device)
-        return self._with({name: jax.device_put(value, target) for name, value in self.cache_dict.items()})
+        return self._map(lambda value: jax.device_put(value, target))
 
     def remove_batch_dim(self) -> "ActivationCache":
         """Returns the cache without its batch axis of size one.
@@ -152,14 +198,14 @@ class ActivationCache(Mapping[str, jax.Array]):
                 f"remove_batch_dim needs a batch of one; this cache has batch size {sorted(wide)}. "
                 "Pick a prompt with cache.apply_slice_to_batch_dim(0)."
             )
-        return self._with({name: value[0] for name, value in self.cache_dict.items()}, has_batch_dim=False)
+        return self._map(lambda value: value[0], has_batch_dim=False)
 
     def apply_slice_to_batch_dim(self, batch_slice: SliceInput) -> "ActivationCache":
         """Returns the cache of some prompts; a number drops the batch axis."""
         if not self.has_batch_dim:
             raise CacheError("This cache has no batch axis left to slice.")
-        kept = {name: apply_slice(value, batch_slice, 0) for name, value in self.cache_dict.items()}
-        return self._with(kept, has_batch_dim=not isinstance(batch_slice, int | np.integer))
+        one = isinstance(batch_slice, int | np.integer)
+        return self._map(lambda value: apply_slice(value, batch_slice, 0), has_batch_dim=not one)
 
     def stack_activation(self, activation_name: str, layer: int = -1, sublayer_type: str | None = None) -> jax.Array:
         """Stacks one activation over layers.
@@ -217,7 +263,7 @@ class ActivationCache(Mapping[str, jax.Array]):
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the cache as one safetensors file that records the model's config."""
-        io.save(Path(path), self.cache_dict, self.cfg, self.has_batch_dim)
+        io.save(Path(path), self.cache_dict, self.cfg, self.has_batch_dim, self._padding)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], model: "HookedTransformer | None" = None) -> "ActivationCache":
@@ -226,10 +272,12 @@ class ActivationCache(Mapping[str, jax.Array]):
         Raises:
             CacheError: the file is missing, damaged, or not a tljax cache; or ``model`` has other shapes.
         """
-        cache_dict, cfg, has_batch_dim = io.load(Path(path))
+        cache_dict, cfg, has_batch_dim, offsets = io.load(Path(path))
         if model is not None and (model.cfg.d_model, model.cfg.n_layers) != (cfg.d_model, cfg.n_layers):
             raise CacheError(
                 f"{path} was made by a model with {cfg.n_layers} layers of width {cfg.d_model}; this one has "
                 f"{model.cfg.n_layers} of {model.cfg.d_model}."
             )
-        return cls(cache_dict, model, has_batch_dim, cfg)
+        cache = cls(cache_dict, model, has_batch_dim, cfg)
+        cache._padding = offsets
+        return cache

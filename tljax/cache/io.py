@@ -12,10 +12,20 @@ from tljax.config import HookedTransformerConfig
 from tljax.errors import CacheError
 
 _FORMAT = "tljax-activation-cache-1"
+_PADDING = ("padding.token", "padding.key")
+"""Tensors besides the activations that mark padding, where there is any; readers that do not know them skip them."""
+
+Padding = tuple[jax.Array | None, jax.Array | None]
 
 
-def save(path: Path, activations: dict[str, jax.Array], cfg: HookedTransformerConfig, has_batch_dim: bool) -> None:
-    """Writes activations, their order and the config."""
+def save(
+    path: Path,
+    activations: dict[str, jax.Array],
+    cfg: HookedTransformerConfig,
+    has_batch_dim: bool,
+    padding: Padding = (None, None),
+) -> None:
+    """Writes activations, their order, the config and the marks of padding."""
     from safetensors.numpy import save_file
 
     header = {
@@ -25,10 +35,12 @@ def save(path: Path, activations: dict[str, jax.Array], cfg: HookedTransformerCo
         "order": json.dumps(list(activations)),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({name: np.ascontiguousarray(value) for name, value in activations.items()}, path, metadata=header)
+    marks = {name: value for name, value in zip(_PADDING, padding, strict=True) if value is not None}
+    tensors = {name: np.ascontiguousarray(value) for name, value in (activations | marks).items()}
+    save_file(tensors, path, metadata=header)
 
 
-def load(path: Path) -> tuple[dict[str, jax.Array], HookedTransformerConfig, bool]:
+def load(path: Path) -> tuple[dict[str, jax.Array], HookedTransformerConfig, bool, Padding]:
     """Reads what :func:`save` wrote.
 
     Raises:
@@ -45,10 +57,13 @@ def load(path: Path) -> tuple[dict[str, jax.Array], HookedTransformerConfig, boo
                 raise CacheError(f"{path} is a safetensors file but not a cache that ActivationCache.save wrote.")
             names = json.loads(header["order"])
             activations = {name: jnp.asarray(file.get_tensor(name)) for name in names}
+            present = set(file.keys())
+            tokens, keys = (jnp.asarray(file.get_tensor(name)) if name in present else None for name in _PADDING)
     except SafetensorError as error:
         raise CacheError(f"{path} is damaged or incomplete ({error}). Save the cache again.") from error
     return (
         activations,
         HookedTransformerConfig.from_dict(json.loads(header["cfg"])),
         json.loads(header["has_batch_dim"]),
+        (tokens, keys),
     )

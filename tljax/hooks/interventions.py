@@ -26,7 +26,8 @@ class Intervention:
         mask: boolean array that broadcasts to the activation; only ``True`` entries change.
         **at: axis name to a number, a list of numbers, a boolean mask of that axis, or a slice. The axes are those of
             the hook point: ``batch``, ``pos``, ``head``, ``d_head``, ``d_model``, ``neuron``, ``query_pos``,
-            ``key_pos``, ``d_vocab``. On attention patterns ``pos`` means ``query_pos``.
+            ``key_pos``, ``d_vocab``. On attention patterns ``pos`` means ``query_pos``. A position may also be
+            ``"prompt"`` or ``"new"``, the tokens that generation adds.
 
     Raises:
         InterventionError: an axis name is unknown or an index is malformed.
@@ -87,7 +88,7 @@ class Intervention:
     def __call__(self, value: jax.Array, hook: HookPoint) -> jax.Array:
         """Returns the changed activation, same shape and dtype."""
         self.check_axes(hook.name, hook.axes)
-        self.check_shape(hook, value.shape)
+        self.check_shape(hook, hook.whole(value.shape))
         changed = self.transform(value, hook).astype(value.dtype)
         where = self.where(value, hook)
         return changed if where is None else jnp.where(where, changed, value)
@@ -121,14 +122,15 @@ class Intervention:
 
     def where(self, value: jax.Array, hook: HookPoint) -> jax.Array | None:
         """Boolean array that broadcasts to ``value``: the entries that change; ``None`` means all of them."""
-        chosen = None
+        chosen, sizes = None, hook.whole(value.shape)
         for number, selector in self._axis_numbers(hook.axes).items():
             shape = [1] * value.ndim
-            shape[number] = value.shape[number]
-            axis_mask = selector.mask(value.shape[number]).reshape(shape)
+            shape[number] = sizes[number]
+            axis_mask = hook.part(selector.mask(sizes[number]).reshape(shape), value.shape)
             chosen = axis_mask if chosen is None else chosen & axis_mask
         if self.mask is not None:
             mask = (self.mask != 0).reshape((1,) * (value.ndim - self.mask.ndim) + self.mask.shape)
+            mask = hook.part(mask, value.shape)
             chosen = mask if chosen is None else chosen & mask
         return chosen
 
@@ -142,26 +144,26 @@ class Intervention:
         Raises:
             InterventionError: it does none of these, or could be meant in two ways.
         """
-        operand = jnp.asarray(operand).astype(value.dtype)
+        operand, sizes = jnp.asarray(operand).astype(value.dtype), hook.whole(value.shape)
         selectors = self._axis_numbers(hook.axes)
         dropped = sorted(n for n, s in selectors.items() if s.kind == "number")
         whole = (1,) * (value.ndim - operand.ndim) + operand.shape
         part = list((1,) * (value.ndim - len(dropped) - operand.ndim) + operand.shape)
         for number in dropped:
             part.insert(number, 1)
-        fitting = {shape for shape in (whole, tuple(part)) if _broadcasts(shape, value.shape)}
+        fitting = {shape for shape in (whole, tuple(part)) if _broadcasts(shape, sizes)}
         if len(fitting) == 1:
             aligned = operand.reshape(fitting.pop())
-            self._refuse_reordered(aligned, value, hook, selectors)
-            return aligned
-        listed = None if fitting else self._one_entry_each(operand, (whole, tuple(part)), value, selectors)
+            self._refuse_reordered(aligned, sizes, hook, selectors)
+            return hook.part(aligned, value.shape)
+        listed = None if fitting else self._one_entry_each(operand, (whole, tuple(part)), sizes, selectors)
         if listed is not None:
-            return listed
-        remaining = tuple(size for n, size in enumerate(value.shape) if n not in dropped)
+            return hook.part(listed, value.shape)
+        remaining = tuple(size for n, size in enumerate(sizes) if n not in dropped)
         problem = "could be meant in two ways at" if fitting else "does not fit"
         raise InterventionError(
             f"{type(self).__name__}'s value of shape {tuple(operand.shape)} {problem} {hook.name}: give an array with "
-            f"all the axes of the activation {tuple(value.shape)} {hook.axes}, or one that broadcasts to the selected "
+            f"all the axes of the activation {sizes} {hook.axes}, or one that broadcasts to the selected "
             f"part {remaining}."
         )
 
@@ -169,7 +171,7 @@ class Intervention:
         self,
         operand: jax.Array,
         shapes: Sequence[tuple[int, ...]],
-        value: jax.Array,
+        sizes: Sequence[int],
         selectors: Mapping[int, Selector],
     ) -> jax.Array | None:
         """``operand`` scattered to the entries of the one axis addressed by a list, or ``None`` if it does not fit."""
@@ -177,20 +179,24 @@ class Intervention:
         if len(listed) != 1:
             return None
         number, selector = listed[0]
-        expected = list(value.shape)
+        expected = list(sizes)
         expected[number] = selector.size
         fitting = [shape for shape in shapes if _broadcasts(shape, expected)]
         if not fitting:
             return None
-        index = (slice(None),) * number + (selector.numbers(value.shape[number]),)
-        return jnp.zeros_like(value).at[index].set(jnp.broadcast_to(operand.reshape(fitting[0]), expected))
+        index = (slice(None),) * number + (selector.numbers(sizes[number]),)
+        return (
+            jnp.zeros(tuple(sizes), operand.dtype)
+            .at[index]
+            .set(jnp.broadcast_to(operand.reshape(fitting[0]), expected))
+        )
 
     def _refuse_reordered(
-        self, aligned: jax.Array, value: jax.Array, hook: HookPoint, selectors: Mapping[int, Selector]
+        self, aligned: jax.Array, sizes: Sequence[int], hook: HookPoint, selectors: Mapping[int, Selector]
     ) -> None:
         """A list that names every entry out of order could mean the operand's order or the activation's."""
         for number, selector in selectors.items():
-            size = value.shape[number]
+            size = sizes[number]
             if selector.kind == "numbers" and selector.size == size == aligned.shape[number] > 1:
                 numbers = selector.payload
                 if not isinstance(numbers, Tracer) and (np.asarray(numbers) != np.arange(size)).any():
@@ -208,9 +214,9 @@ def _broadcasts(shape: Sequence[int], target: Sequence[int]) -> bool:
 
 
 def _flatten_with_keys(self: Intervention) -> tuple[list[tuple[Any, Any]], Any]:
-    keys = [*self.arrays, "mask", *(s.axis for s in self.at if s.kind != "slice")]
+    keys = [*self.arrays, "mask", *(s.axis for s in self.at if not s.is_static)]
     children = [getattr(self, name) for name in self.arrays] + [self.mask]
-    children += [s.payload for s in self.at if s.kind != "slice"]
+    children += [s.payload for s in self.at if not s.is_static]
     keyed = [(jax.tree_util.GetAttrKey(key), child) for key, child in zip(keys, children, strict=True)]
     aux = (tuple(s.signature() for s in self.at), tuple(getattr(self, name) for name in self.settings))
     return keyed, aux
@@ -222,11 +228,15 @@ def _unflatten(cls: type[Intervention], aux: Any, children: Iterable[Any]) -> In
     names = (*cls.arrays, "mask")
     payloads = iter(children[len(names) :])
     selectors = [
-        Selector.stored(axis, kind, slice(*bounds) if kind == "slice" else next(payloads))
-        for axis, kind, bounds in signatures
+        Selector.stored(axis, kind, _static_payload(kind, static) if kind in ("slice", "span") else next(payloads))
+        for axis, kind, static in signatures
     ]
     fields = dict(zip(names, children, strict=False)) | dict(zip(cls.settings, settings, strict=True))
     return cls.stored(fields, selectors)
+
+
+def _static_payload(kind: str, static: Any) -> Any:
+    return slice(*static) if kind == "slice" else static
 
 
 def _number(value: Any) -> Any:
@@ -384,7 +394,7 @@ class Noise(Intervention):
 
     def transform(self, value: jax.Array, hook: HookPoint) -> jax.Array:
         key = jax.random.key(jnp.asarray(self.seed).astype(jnp.uint32))
-        noise = jax.random.normal(key, value.shape, jnp.float32).astype(value.dtype)
+        noise = hook.part(jax.random.normal(key, hook.whole(value.shape), jnp.float32).astype(value.dtype), value.shape)
         return value + self.aligned(self.scale, value, hook) * noise
 
 

@@ -12,6 +12,7 @@ from tljax.errors import HookError
 
 HOOKS = "hooks"
 CAPTURED = "intermediates"
+POSITION_AXES = ("pos", "query_pos", "key_pos")
 
 
 class LayerIndex(int):
@@ -19,6 +20,20 @@ class LayerIndex(int):
 
     def __call__(self) -> int:
         return int(self)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Window:
+    """Which part of a longer text an activation holds, as in generation: interventions address the whole text.
+
+    Attributes:
+        start: position of the activation's first token, an int32 scalar.
+        size: how many positions the text has room for.
+    """
+
+    start: Any
+    size: int = dataclasses.field(metadata={"static": True})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,10 +44,12 @@ class HookPoint:
         name: full name, such as ``"blocks.3.attn.hook_z"``. Interventions compiled into a block are told only
             ``"attn.hook_z"``: a block does not know its index, so that layers share one executable.
         axes: one axis name for each dimension, such as ``("batch", "pos", "head", "d_head")``; empty when unknown.
+        window: the part of the text that the activation holds; ``None`` means all of it.
     """
 
     name: str
     axes: tuple[str, ...] = ()
+    window: Window | None = dataclasses.field(default=None, compare=False)
 
     @property
     def layer(self) -> LayerIndex | None:
@@ -40,6 +57,24 @@ class HookPoint:
         first, _, rest = self.name.partition(".")
         index, _, _ = rest.partition(".")
         return LayerIndex(index) if first == "blocks" and index.isdigit() else None
+
+    def whole(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """The shape that an activation of this shape would have for the whole text."""
+        if self.window is None:
+            return tuple(shape)
+        return tuple(
+            self.window.size if axis in POSITION_AXES else size for axis, size in zip(self.axes, shape, strict=True)
+        )
+
+    def part(self, array: jax.Array, shape: Sequence[int]) -> jax.Array:
+        """What an array for the whole text (or one that broadcasts to it) is at an activation of this shape."""
+        if self.window is None:
+            return array
+        for number, axis in enumerate(self.axes):
+            if axis in POSITION_AXES and array.shape[number] == self.window.size != shape[number]:
+                start = 0 if axis == "key_pos" else self.window.start
+                array = jax.lax.dynamic_slice_in_dim(array, start, shape[number], number)
+        return array
 
 
 def is_compiled(function: Callable[..., Any]) -> bool:
@@ -59,25 +94,28 @@ class HookSlot:
     forward: tuple[Callable[..., Any], ...] = ()
     backward: tuple[Callable[..., Any], ...] = ()
     captured: bool = False
+    window: Window | None = None
 
     def apply(self, value: Any) -> Any:
         """Runs the forward callables in order, then attaches the backward ones to the gradient."""
+        point = self.point if self.window is None else dataclasses.replace(self.point, window=self.window)
         for function in self.forward:
-            value = call_hook(function, value, self.point)
-        return attach_backward(value, self.backward, self.point) if self.backward else value
+            value = call_hook(function, value, point)
+        return attach_backward(value, self.backward, point) if self.backward else value
 
     def tree_flatten(self) -> tuple[tuple[Any, ...], Any]:
         split = [_Static(f) if not is_compiled(f) else None for f in (*self.forward, *self.backward)]
         children = tuple(
             None if static else f for f, static in zip((*self.forward, *self.backward), split, strict=True)
         )
-        return children, (self.point, tuple(split), len(self.forward), self.captured)
+        return (*children, self.window), (self.point, tuple(split), len(self.forward), self.captured)
 
     @classmethod
     def tree_unflatten(cls, aux: Any, children: Sequence[Any]) -> "HookSlot":
         point, split, n_forward, captured = aux
+        *children, window = children
         functions = tuple(s.function if s else child for s, child in zip(split, children, strict=True))
-        return cls(point, functions[:n_forward], functions[n_forward:], captured)
+        return cls(point, functions[:n_forward], functions[n_forward:], captured, window)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

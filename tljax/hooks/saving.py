@@ -77,6 +77,8 @@ def _describe(intervention: Any, prefix: str, arrays: dict[str, np.ndarray]) -> 
         "at": [
             {"axis": s.axis, "slice": [s.payload.start, s.payload.stop, s.payload.step]}
             if s.kind == "slice"
+            else {"axis": s.axis, "span": s.payload}
+            if s.kind == "span"
             else {"axis": s.axis, "kind": s.kind, "payload": keep(f"at.{s.axis}", s.payload)}
             for s in intervention.at
         ],
@@ -88,8 +90,8 @@ def _rebuild(described: dict[str, Any], arrays: dict[str, Any]) -> Intervention:
     if kind is Chain:
         return Chain(*(_rebuild(part, arrays) for part in described["parts"]))
     selectors = tuple(
-        Selector(item["axis"], slice(*item["slice"]))
-        if "slice" in item
+        Selector(item["axis"], slice(*item["slice"]) if "slice" in item else item["span"])
+        if "slice" in item or "span" in item
         else Selector.stored(item["axis"], item["kind"], arrays[item["payload"]])
         for item in described["at"]
     )

@@ -8,6 +8,7 @@ import numpy as np
 from jax.core import Tracer
 
 from tljax.errors import InterventionError
+from tljax.hooks.point import POSITION_AXES
 
 AXIS_ALIASES = {
     "d_mlp": "neuron",
@@ -20,8 +21,12 @@ AXIS_ALIASES = {
 }
 
 
+SPANS = ("prompt", "new")
+"""Parts of a text by name: where generation started from, and what it added. Outside generation all is prompt."""
+
+
 class Selector:
-    """Which entries of one axis: a number, several numbers, a boolean mask, or a slice.
+    """Which entries of one axis: a number, several numbers, a boolean mask, a slice, or a part of the text by name.
 
     Numbers and masks are stored as float32 leaves (exact up to 2**24), so that ``jax.grad`` accepts an intervention
     as its argument: integer leaves would make it refuse the whole pytree.
@@ -30,13 +35,20 @@ class Selector:
     __slots__ = ("axis", "kind", "payload")
 
     axis: str
-    kind: Literal["number", "numbers", "mask", "slice"]
+    kind: Literal["number", "numbers", "mask", "slice", "span"]
     payload: Any
 
     def __init__(self, axis: str, index: Any) -> None:
         self.axis = axis
         if isinstance(index, slice):
             self.kind, self.payload = "slice", index
+            return
+        if isinstance(index, str):
+            if index not in SPANS or axis not in POSITION_AXES:
+                raise InterventionError(
+                    f'{axis}={index!r} is not known: a position can be "prompt" or "new" (tokens that generate adds).'
+                )
+            self.kind, self.payload = "span", index
             return
         array = index if isinstance(index, jax.Array) else np.asarray(index)
         if array.ndim > 1:
@@ -68,11 +80,16 @@ class Selector:
     def signature(self) -> Any:
         """What is static about the selector: it belongs to the structure of compiled programs."""
         static = (self.payload.start, self.payload.stop, self.payload.step) if self.kind == "slice" else None
-        return (self.axis, self.kind, static)
+        return (self.axis, self.kind, self.payload if self.kind == "span" else static)
+
+    @property
+    def is_static(self) -> bool:
+        """Whether the selection belongs to the structure, not to the leaves."""
+        return self.kind in ("slice", "span")
 
     def check(self, size: int, name: str) -> None:
         """Raises InterventionError if the selection does not fit an axis of ``size`` entries at hook point ``name``."""
-        if self.kind == "slice" or isinstance(self.payload, Tracer):
+        if self.is_static or isinstance(self.payload, Tracer):
             return
         if self.kind == "mask":
             if self.size != size:
@@ -95,6 +112,8 @@ class Selector:
         """Boolean ``[size]``: the selected entries."""
         if self.kind == "mask":
             return jnp.asarray(self.payload) != 0
+        if self.kind == "span":
+            return jnp.full(size, self.payload == "prompt")
         if self.kind == "slice":
             chosen = np.zeros(size, bool)
             chosen[self.payload] = True

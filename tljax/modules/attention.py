@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from tljax.config import HookedTransformerConfig
-from tljax.hooks.point import hook, is_hooked
+from tljax.hooks.point import Window, hook, is_hooked
 from tljax.modules import initializers
 from tljax.modules.activations import soft_cap
 from tljax.modules.norm import widened
 from tljax.modules.packing import Packing
+from tljax.modules.past import PAST, Past
 from tljax.modules.rotary import rotate
 
 
@@ -25,6 +26,9 @@ class AttentionContext:
         positions: ``[batch, pos]`` position of each token; ``None`` means 0, 1, 2, …
         token_mask: ``[batch, pos]`` boolean, ``False`` at padding; ``None`` means no padding.
         score_divisor: scalar that divides the scores besides ``attn_scale`` (a layer's own); ``None`` means one.
+        past: keys and values of earlier tokens; the run then holds only what follows them.
+        pasts: those of every layer, before :func:`~tljax.forward.context_of_layer` picks one.
+        window: which part of a longer text the run holds, for interventions.
         packing: how rows are laid out in a packed run (``[row, pos]`` is then the shape of ``token_mask``).
     """
 
@@ -32,6 +36,9 @@ class AttentionContext:
     token_mask: jax.Array | None = None
     score_divisor: jax.Array | np.float32 | None = None
     packing: Packing | None = None
+    past: Past | None = None
+    pasts: tuple[Past, ...] | None = None
+    window: Window | None = None
 
     def positions_for(self, length: int) -> jax.Array:
         """Positions ``[batch or 1, pos]``."""
@@ -111,6 +118,8 @@ class Attention(nn.Module):
         if context.packing is not None:
             q = context.packing.lay_out_queries(q)
             k, v = context.packing.lay_out_keys(k, v)
+        if context.past is not None:
+            k, v = (hook(self, name, array) for name, array in zip(PAST, context.past.extend(k, v), strict=True))
         z = _weigh(self._pattern(q, k, context), v)
         if context.packing is not None:
             z = context.packing.pack(z)
@@ -126,9 +135,12 @@ class Attention(nn.Module):
         if context.score_divisor is not None:
             scores = scores / jnp.asarray(context.score_divisor).astype(scores.dtype)
         scores = soft_cap(scores, self.cfg.attn_scores_soft_cap)
-        key_pos = jnp.arange(k.shape[1])
+        key_pos, token_mask = jnp.arange(k.shape[1]), context.token_mask
         query_pos = key_pos if context.packing is None else context.packing.query_pos
-        mask = visible(self.cfg, self.kind, query_pos, key_pos, context.token_mask)
+        if context.past is not None:
+            query_pos = context.past.start + jnp.arange(q.shape[1])
+            key_pos, token_mask = context.past.keys_seen(q.shape[1])
+        mask = visible(self.cfg, self.kind, query_pos, key_pos, token_mask)
         if mask is not None:
             scores = jnp.where(mask, scores, -jnp.inf)
         scores = hook(self, "hook_attn_scores", scores)

@@ -12,6 +12,7 @@ import numpy as np
 from tljax.config import HookedTransformerConfig
 from tljax.errors import InputError
 from tljax.hooked_transformer import HookedTransformer
+from tljax.hooks.point import POSITION_AXES
 from tljax.hooks.points import HookPointSpec
 from tljax.patching.measured import Measured, Metrics, measure_sites
 from tljax.patching.report import join_reports
@@ -26,7 +27,7 @@ from tljax.patching.site_index import (
     spanned_index,
 )
 from tljax.patching.sites import Sites
-from tljax.patching.sources import POSITION_AXES, Source, cached, read_source, without_padding
+from tljax.patching.sources import Source, cached, read_source, without_padding
 from tljax.patching.sweep import Setup, prepare_sweep, site_labels
 
 Reduce = Literal["scalar", "mean", "none"]

@@ -17,12 +17,12 @@ from tljax.patching.edits import Edits
 from tljax.patching.engine import Engine, Reach, reach_of
 from tljax.patching.measure import Measure, PositionNotKept
 from tljax.patching.pages import PageLimits, Rows
-from tljax.patching.progress import Progress
 from tljax.patching.report import SweepReport, blocks_flops, forward_flops
 from tljax.patching.result import PatchingResult
 from tljax.patching.site_by_site import SiteBySite
 from tljax.patching.sites import Sites, find_rows, place
 from tljax.patching.sources import Source
+from tljax.progress import Progress
 
 Reduce = Literal["mean", "none"]
 Metrics = Callable[..., Any] | Mapping[str, Callable[..., Any]]

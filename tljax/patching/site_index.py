@@ -9,10 +9,10 @@ import numpy as np
 
 from tljax.errors import InputError, nearest
 from tljax.hooks.names import layer_of
+from tljax.hooks.point import POSITION_AXES
 from tljax.hooks.points import HookPointSpec
 from tljax.hooks.selectors import AXIS_ALIASES
 from tljax.patching import views
-from tljax.patching.sources import POSITION_AXES
 from tljax.patching.sweep import SITE_AXES, Setup
 
 AXIS_NAMES = ("layer", "pos", "head_index", "head", "src_pos", "dest_pos", "query_pos", "key_pos", "neuron", "d_model",

@@ -12,15 +12,14 @@ from tljax.cache.activation_cache import ActivationCache
 from tljax.config import HookedTransformerConfig
 from tljax.errors import InputError
 from tljax.hooked_transformer import HookedTransformer
-from tljax.hooks.point import HookPoint, call_hook
+from tljax.hooks.point import POSITION_AXES, HookPoint, call_hook
 from tljax.hooks.points import HookPointSpec
 from tljax.inputs import prepare
 from tljax.patching.base_run import BaseRun, run_base
+from tljax.text.batch import Batch
 
 Values = Callable[[HookPointSpec], jax.Array]
 """Gives the values of a hook point, ``[batch, frame, ...]`` along every position axis."""
-
-POSITION_AXES = ("pos", "query_pos", "key_pos")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +80,7 @@ def cached(source: Any, name: str) -> jax.Array:
 
 
 def _is_prompt(source: Any) -> bool:
-    if isinstance(source, str) or (isinstance(source, list | tuple) and source and isinstance(source[0], str)):
+    if isinstance(source, str | Batch) or (isinstance(source, list | tuple) and source and isinstance(source[0], str)):
         return True
     kind = np.asarray(source).dtype if isinstance(source, list | tuple) else getattr(source, "dtype", None)
     return kind is not None and np.issubdtype(kind, np.integer) and np.ndim(source) > 0

@@ -17,6 +17,7 @@ from tljax.config import HookedTransformerConfig
 from tljax.errors import InputError, nearest
 from tljax.hooked_transformer import HookedTransformer
 from tljax.hooks.names import layer_of, resolve, stage_of
+from tljax.hooks.point import POSITION_AXES
 from tljax.hooks.points import HookPointSpec, point_table
 from tljax.hooks.selectors import AXIS_ALIASES
 from tljax.inputs import is_traced, prepare
@@ -242,7 +243,7 @@ def choose_entries(
     allowed = {}
     for axis, wanted in entries.items():
         if axis not in chosen:
-            frame = base.frame if axis in ("pos", "query_pos", "key_pos") else sizes[axis]
+            frame = base.frame if axis in POSITION_AXES else sizes[axis]
             allowed[axis] = np.isin(np.arange(frame), wanted)
     return chosen, allowed
 
@@ -262,7 +263,7 @@ def site_labels(model: HookedTransformer, setup: Setup, entries: Mapping[str, np
     labels = {"layer": [f"L{number}" for number in entries["layer"]]}
     if model._tokenizer is not None and len(setup.tokens) == 1:
         tokens = model.to_str_tokens(setup.tokens[0])
-        for axis in ("pos", "query_pos", "key_pos"):
+        for axis in POSITION_AXES:
             if axis in entries:
                 labels[axis] = [str(tokens[position]) for position in entries[axis]]
     return labels

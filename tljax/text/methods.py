@@ -1,17 +1,30 @@
 """The text methods of a model: each asks the tokenizer, with the model's own defaults."""
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from tljax.errors import TokenizerError
+from tljax.errors import InputError, TokenizerError
+from tljax.inputs import check_length, check_tokens, is_traced
 from tljax.text import tokens as text
+from tljax.text.batch import Batch
+from tljax.text.chat import Messages, chat_row, conversations
+from tljax.text.report import TokensReport, report_ids, report_texts
+from tljax.text.tokenizer import check_padding_side
 from tljax.typing import PaddingSide
 
 if TYPE_CHECKING:
     from tljax.config import HookedTransformerConfig
     from tljax.text.tokenizer import Tokenizer
+
+
+def texts_in(prompts: Any) -> list[Any] | None:
+    """The texts, if that is what the prompts are."""
+    if isinstance(prompts, str):
+        return [prompts]
+    return list(prompts) if isinstance(prompts, list | tuple) and any(isinstance(p, str) for p in prompts) else None
 
 
 class TextMethods:
@@ -32,17 +45,142 @@ class TextMethods:
 
     def to_tokens(
         self,
-        input: str | list[str],
+        input: str | list[str] | Messages | list[Messages],
         prepend_bos: bool | None = None,
         padding_side: PaddingSide | None = None,
         truncate: bool = True,
     ) -> jax.Array:
-        """Turns a text or a list of texts into token ids ``[batch, pos]``; BOS is added once, never doubled."""
+        """Turns a text or a list of texts into token ids ``[batch, pos]``; BOS is added once.
+
+        Chat messages (``[{"role": …, "content": …}, …]``) go through :meth:`apply_chat_template`, uncut.
+
+        Warns:
+            DoubledBosWarning: a text spells BOS and gets another; once for each tokenizer.
+            TruncationWarning: a text is longer than the model's context, and is cut.
+        """
+        if (chats := conversations(input)) is not None:
+            return self.apply_chat_template(chats, prepend_bos=prepend_bos, padding_side=padding_side)
         ids = text.to_tokens(
-            self._text(), input, prepend_bos=self._bos(prepend_bos), padding_side=padding_side, truncate=truncate,
-            n_ctx=self.cfg.n_ctx,
+            self._text(), cast(Any, input), prepend_bos=self._bos(prepend_bos), padding_side=padding_side,
+            truncate=truncate, n_ctx=self.cfg.n_ctx,
         )  # fmt: skip
         return jnp.asarray(ids)
+
+    def apply_chat_template(
+        self,
+        messages: Messages | list[Messages],
+        add_generation_prompt: bool | None = None,
+        prepend_bos: bool | None = None,
+        padding_side: PaddingSide | None = None,
+        **options: Any,
+    ) -> jax.Array:
+        """Turns a conversation, or a list of them, into token ids ``[batch, pos]`` by the tokenizer's chat template.
+
+        Args:
+            messages: ``[{"role": "user", "content": "…"}, …]``, or a list of such lists.
+            add_generation_prompt: whether what introduces the answer follows; ``None`` means unless the last message
+                is the assistant's.
+            prepend_bos: ``None`` leaves the start as the template has it; ``True`` makes sure of one BOS, ``False`` of
+                none.
+            padding_side: where shorter conversations are padded.
+            **options: variables of the template.
+
+        Raises:
+            TokenizerError: no tokenizer, one without a chat template, or a template that refuses the messages.
+            InputError: what is not messages, or longer than the model's context.
+        """
+        tokenizer = self._text()
+        several = conversations(messages) or [messages]
+        rows = [
+            chat_row(tokenizer, one, prepend_bos=prepend_bos, add_generation_prompt=add_generation_prompt, **options)  # type: ignore[arg-type]
+            for one in several
+        ]
+        return self._batch(rows, padding_side).tokens
+
+    def to_batch(self, prompts: Any, prepend_bos: bool | None = None, padding_side: PaddingSide | None = None) -> Batch:
+        """Puts prompts of any lengths into one :class:`~tljax.Batch`, which runs each as if it were alone.
+
+        Args:
+            prompts: a text or a list of texts; token ids, ``[pos]``, ``[batch, pos]`` or a list of rows of any lengths
+                (these need no tokenizer); chat messages or a list of conversations; or a ``Batch`` to pad anew.
+            prepend_bos: whether texts get a BOS token; ``None`` means ``cfg.default_prepend_bos`` (and for messages:
+                as the template has it).
+            padding_side: where shorter prompts are filled; ``None`` means the tokenizer's side, or right without one.
+
+        Raises:
+            InputError: a prompt without tokens or longer than ``n_ctx``, or an id outside the vocabulary.
+            TokenizerError: texts, and no tokenizer.
+        """
+        return self._to_batch(prompts, prepend_bos, padding_side)
+
+    def _to_batch(
+        self, prompts: Any, prepend_bos: bool | None, padding_side: PaddingSide | None, warn: bool = True
+    ) -> Batch:
+        check_padding_side(padding_side)
+        if isinstance(prompts, Batch):
+            if padding_side in (None, prompts.padding_side):
+                return prompts
+            return self._batch([np.asarray(prompts.row(index)) for index in range(len(prompts))], padding_side)
+        rows: Any
+        if (chats := conversations(prompts)) is not None:
+            rows = [chat_row(self._text(), one, prepend_bos=prepend_bos) for one in chats]
+        elif texts_in(prompts) is not None:
+            options: dict[str, Any] = {"prepend_bos": self._bos(prepend_bos), "n_ctx": self.cfg.n_ctx, "warn": warn}
+            rows = text.to_rows(self._text(), prompts, **options)
+        else:
+            rows = self._token_rows(prompts)
+        return self._batch(rows, padding_side)
+
+    def _token_rows(self, prompts: Any) -> list[np.ndarray]:
+        if is_traced(prompts):
+            raise InputError(
+                "to_batch reads lengths, which a traced array does not show: make the Batch outside jax.jit and pass "
+                "it in, or use Batch.from_mask(tokens, mask, padding_side=...)."
+            )
+        if not isinstance(prompts, list | tuple):
+            return list(np.asarray(check_tokens(self.cfg, prompts)))
+        if not any(np.ndim(row) for row in prompts):
+            prompts = [prompts]
+        rows = [np.asarray(row) for row in prompts]
+        for index, row in enumerate(rows):
+            if row.ndim != 1:
+                raise InputError(f"Prompt {index} has shape {row.shape}: give each prompt as ids [pos].")
+            if row.size and not np.issubdtype(row.dtype, np.integer):
+                raise InputError(f"Prompt {index} holds {row.dtype} values: token ids must be integers.")
+            wrong = np.flatnonzero((row < 0) | (row >= self.cfg.d_vocab))
+            if len(wrong):
+                raise InputError(
+                    f"Token id {int(row[wrong[0]])} at position {wrong[0]} of prompt {index} is outside the vocabulary "
+                    f"(0 to {self.cfg.d_vocab - 1}). Were these tokens made with another model's tokenizer?"
+                )
+        return rows
+
+    def _batch(self, rows: list[Any], padding_side: PaddingSide | None) -> Batch:
+        tokenizer = self._tokenizer
+        padding = tokenizer.pad_token_id if tokenizer is not None else None
+        side: PaddingSide = padding_side or (tokenizer.padding_side if tokenizer is not None else "right")
+        batch = Batch.from_rows(rows, side, 0 if padding is None else padding)
+        check_length(self.cfg, batch.shape[1])
+        return batch
+
+    def tokens_report(
+        self, prompt: Any, prepend_bos: bool | None = None, padding_side: PaddingSide | None = None
+    ) -> TokensReport:
+        """Shows the tokens of a prompt and who added what: print it.
+
+        Args:
+            prompt: whatever :meth:`to_batch` takes.
+            prepend_bos, padding_side: as there.
+
+        Returns:
+            One row a prompt, with ids, strings, the source of BOS and EOS, and padding.
+        """
+        tokenizer, chats, texts = self._text(), conversations(prompt), texts_in(prompt)
+        batch = self._to_batch(prompt, prepend_bos, padding_side, warn=False)
+        because = "cfg.default_prepend_bos" if prepend_bos is None else "prepend_bos"
+        if texts is None:
+            return report_ids(tokenizer, batch, None if chats is None else "template")
+        return report_texts(tokenizer, batch, texts, self._bos(prepend_bos), because)
 
     def to_string(self, tokens: Any) -> str | list[str]:
         """Turns ids into text: a string for one id or sequence, a list for a batch."""

@@ -34,6 +34,7 @@ class Tokenizer:
         padding_side: where short rows are filled unless a call says otherwise.
         d_vocab: the largest token id plus one.
         unk_token_id: id that stands for what the vocabulary cannot spell, or ``None``.
+        told_to_add_bos: whether ``hf`` puts BOS there only because :func:`wrap_tokenizer` told it to.
     """
 
     hf: Any = dataclasses.field(repr=False)
@@ -44,6 +45,7 @@ class Tokenizer:
     padding_side: PaddingSide
     d_vocab: int
     unk_token_id: int | None = None
+    told_to_add_bos: bool = dataclasses.field(default=False, repr=False)
 
     def encode(self, texts: Sequence[str], max_length: int | None = None) -> list[list[int]]:
         """Returns one list of ids a text, with the special tokens ``hf`` adds by itself, unpadded.
@@ -120,7 +122,7 @@ def wrap_tokenizer(
     if isinstance(hf_tokenizer, Tokenizer):
         return _with_padding_side(hf_tokenizer, default_padding_side)
     _check_api(hf_tokenizer)
-    hf = _copy_that_adds_bos(hf_tokenizer) if add_bos else copy.deepcopy(hf_tokenizer)
+    hf, told = _copy_that_adds_bos(hf_tokenizer) if add_bos else (copy.deepcopy(hf_tokenizer), False)
     vocab = hf.get_vocab()
     if hf.eos_token is None and FALLBACK_EOS in vocab:
         hf.eos_token = FALLBACK_EOS
@@ -139,6 +141,7 @@ def wrap_tokenizer(
         unk_token_id=vocab.get(getattr(hf, "unk_token", None)),
         padding_side=hf.padding_side,
         d_vocab=max(vocab.values()) + 1,
+        told_to_add_bos=told,
     )
 
 
@@ -162,18 +165,20 @@ def _check_api(hf_tokenizer: Any) -> None:
         )
 
 
-def _copy_that_adds_bos(hf_tokenizer: Any) -> Any:
+def _copy_that_adds_bos(hf_tokenizer: Any) -> tuple[Any, bool]:
+    """A copy that puts BOS in front of texts, if it can, and whether it did not before."""
     hf = copy.deepcopy(hf_tokenizer)
     if hf.bos_token is None or getattr(hf, "add_bos_token", False):
-        return hf
+        return hf, False
+    added_before = _prepends(hf, hf.bos_token_id, getattr(hf, "eos_token_id", None))
     try:
         if isinstance(getattr(type(hf), "add_bos_token", None), property):
             hf.add_bos_token = True
         elif getattr(hf, "backend_tokenizer", None) is not None:  # transformers 4: most classes lack the switch
             hf.backend_tokenizer.post_processor = _bos_template(hf.bos_token, hf.bos_token_id)
     except ValueError:  # the template language of post-processors cannot spell a token with a colon in it
-        return copy.deepcopy(hf_tokenizer)
-    return hf
+        return copy.deepcopy(hf_tokenizer), False
+    return hf, not added_before
 
 
 def _bos_template(bos_token: str, bos_token_id: int) -> Any:

@@ -5,8 +5,6 @@ out as numpy arrays on the host and may go in as numpy, jax or torch arrays or a
 """
 
 import operator
-import sys
-import warnings
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -17,14 +15,13 @@ from jaxtyping import Int
 
 from tljax.errors import InputError, TokenizerError
 from tljax.text.tokenizer import Tokenizer, check_padding_side
+from tljax.text.warned import DoubledBosWarning as DoubledBosWarning
+from tljax.text.warned import TruncationWarning as TruncationWarning
+from tljax.text.warned import doubles_bos, warn_doubled_bos, warn_truncated
 from tljax.typing import PaddingSide
 
 TokensLike = Any
 """An integer array or nested lists of token ids."""
-
-
-class TruncationWarning(UserWarning):
-    """A text was longer than the model's context and lost its end."""
 
 
 def to_tokens(
@@ -58,6 +55,10 @@ def to_tokens(
         InputError: ``input`` is empty or holds something other than strings, or ``padding_side`` is unknown.
         TokenizerError: BOS or PAD is needed and the tokenizer has none, or it cannot spell the text.
 
+    Warns:
+        TruncationWarning: a text is longer than ``n_ctx``.
+        DoubledBosWarning: a text spells BOS and gets one besides; once for each tokenizer.
+
     >>> from tokenizers import Tokenizer as Backend, models, pre_tokenizers
     >>> from transformers import PreTrainedTokenizerFast
     >>> from tljax.text.tokenizer import wrap_tokenizer
@@ -69,8 +70,30 @@ def to_tokens(
            [0, 0, 1]], dtype=int32)
     """
     check_padding_side(padding_side)
-    rows = _encode(tokenizer, _texts(input), prepend_bos, n_ctx if truncate else None)
+    rows = to_rows(tokenizer, input, prepend_bos=prepend_bos, n_ctx=n_ctx if truncate else None)
     return _pad(tokenizer, rows, padding_side or tokenizer.padding_side)
+
+
+def to_rows(
+    tokenizer: Tokenizer,
+    input: str | Sequence[str],
+    *,
+    prepend_bos: bool = True,
+    n_ctx: int | None = None,
+    warn: bool = True,
+) -> list[list[int]]:
+    """Turns text into one list of ids a text, unpadded; otherwise as :func:`to_tokens`.
+
+    ``warn=False`` does not speak of a doubled BOS.
+    """
+    texts = _texts(input)
+    rows = _encode(tokenizer, texts, prepend_bos, n_ctx)
+    if prepend_bos and warn:
+        for index, (text, row) in enumerate(zip(texts, rows, strict=True)):
+            if doubles_bos(tokenizer, text, row):
+                warn_doubled_bos(tokenizer, index, len(rows))
+                break
+    return rows
 
 
 def _texts(input: str | Sequence[str]) -> list[str]:
@@ -102,33 +125,12 @@ def _encode(tokenizer: Tokenizer, texts: list[str], prepend_bos: bool, n_ctx: in
     room = None if n_ctx is None else n_ctx - adds
     if room is not None and max(map(len, rows)) > room:
         whole, rows = rows, tokenizer.encode(texts, max_length=room)
-        _warn_truncated([len(row) for row in whole], [len(row) for row in rows], n_ctx)
+        warn_truncated([len(row) for row in whole], [len(row) for row in rows], n_ctx)
     if adds and bos is not None:
         return [[bos, *row] for row in rows]
     if tokenizer.prepends_bos and not prepend_bos:
         return [row[1:] for row in rows]
     return rows
-
-
-def _warn_truncated(before: list[int], after: list[int], n_ctx: int | None) -> None:
-    dropped = [full - kept for full, kept in zip(before, after, strict=True)]
-    cut = sum(count > 0 for count in dropped)
-    which = "The text is" if len(dropped) == 1 else f"{cut} of {len(dropped)} texts are"
-    total = sum(dropped)
-    warnings.warn(
-        f"{which} longer than n_ctx={n_ctx}: {total} token{'s' * (total != 1)} dropped. "
-        "Shorten the text, or pass truncate=False to to_tokens and split the tokens yourself.",
-        TruncationWarning,
-        stacklevel=_level_of_caller(),
-    )
-
-
-def _level_of_caller() -> int:
-    """Stack level, counted from the function that asks, of the first frame outside tljax."""
-    frame, level = sys._getframe(1), 1
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("tljax."):
-        frame, level = frame.f_back, level + 1
-    return level
 
 
 def _pad(tokenizer: Tokenizer, rows: list[list[int]], padding_side: PaddingSide) -> Int[np.ndarray, "batch pos"]:

@@ -1,0 +1,108 @@
+"""The key-value cache of generation: what every attention layer knows of the text so far, as one pytree."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from tljax.config import HookedTransformerConfig
+from tljax.hooks.point import Window
+from tljax.modules.attention import AttentionContext
+from tljax.modules.past import PAST, Past
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class KeyValueCache:
+    """Keys and values of a text, for every layer, with room for more.
+
+    Keys are kept as attention reads them: rotated, where the model rotates (TransformerLens keeps them unrotated), and
+    one for each key-value head. A layer that sees only a window of the text keeps that window.
+
+    Attributes:
+        keys, values: a layer each, ``[batch, slot, kv_head, d_head]``; position ``p`` stands in slot ``p % slot``.
+        mask: ``[batch, pos]`` boolean, which positions hold a token that may be seen; ``pos`` is the capacity.
+        length: how many positions are filled, an int32 scalar.
+    """
+
+    keys: tuple[jax.Array, ...]
+    values: tuple[jax.Array, ...]
+    mask: jax.Array
+    length: jax.Array
+
+    @classmethod
+    def init_cache(
+        cls, cfg: HookedTransformerConfig, batch_size: int = 1, capacity: int | None = None, whole_text: bool = False
+    ) -> "KeyValueCache":
+        """An empty cache.
+
+        Args:
+            cfg: the model's config.
+            batch_size: number of texts.
+            capacity: most tokens of a text; ``None`` means ``n_ctx``.
+            whole_text: keep every position even in layers that see only a window.
+        """
+        capacity = cfg.n_ctx if capacity is None else capacity
+        shapes = [
+            (batch_size, capacity if whole_text else slots(cfg, layer, capacity), cfg.kv_heads, cfg.d_head)
+            for layer in range(cfg.n_layers)
+        ]
+        keys, values = (tuple(jnp.zeros(shape, cfg.jnp_dtype) for shape in shapes) for _ in range(2))
+        return cls(keys, values, jnp.zeros((batch_size, capacity), bool), jnp.zeros((), jnp.int32))
+
+    @property
+    def capacity(self) -> int:
+        """Most tokens of a text."""
+        return self.mask.shape[1]
+
+    def next_context(self, n_tokens: int = 1) -> tuple[AttentionContext, jax.Array]:
+        """What a run of the next ``n_tokens`` tokens of every text needs, and ``mask`` with them in it."""
+        position = jnp.arange(self.capacity, dtype=jnp.int32)
+        mask = self.mask | ((position >= self.length) & (position < self.length + n_tokens))[None]
+        seen = self.mask.sum(axis=1, dtype=jnp.int32)[:, None]
+        pasts = tuple(Past(k, v, mask, self.length) for k, v in zip(self.keys, self.values, strict=True))
+        window = Window(self.length, self.capacity)
+        return AttentionContext(seen + jnp.arange(n_tokens, dtype=jnp.int32)[None], pasts=pasts, window=window), mask
+
+    def after(self, recorded: Mapping[str, Any], mask: jax.Array, n_tokens: int = 1) -> "KeyValueCache":
+        """The cache after such a run, which recorded what :func:`past_names` names."""
+        keys, values = (
+            tuple(recorded[f"blocks.{layer}.attn.{name}"] for layer in range(len(self.keys))) for name in PAST
+        )
+        return KeyValueCache(keys, values, mask, self.length + n_tokens)
+
+    def filled(self, keys: Sequence[jax.Array], values: Sequence[jax.Array], mask: jax.Array, length: jax.Array) -> Any:
+        """An empty cache filled with a prompt.
+
+        Args:
+            keys, values: a layer each, ``[batch, prompt_pos, kv_head, d_head]``.
+            mask: ``[batch, prompt_pos]``, ``False`` at padding.
+            length: how many positions of them are the prompt; the rest is not kept.
+        """
+        new_keys = tuple(_into_slots(k, old, length) for k, old in zip(keys, self.keys, strict=True))
+        new_values = tuple(_into_slots(v, old, length) for v, old in zip(values, self.values, strict=True))
+        mask = mask & (jnp.arange(mask.shape[1]) < length)[None]
+        return KeyValueCache(new_keys, new_values, jnp.pad(mask, ((0, 0), (0, self.capacity - mask.shape[1]))), length)
+
+
+HookedTransformerKeyValueCache = KeyValueCache
+
+
+def slots(cfg: HookedTransformerConfig, layer: int, capacity: int) -> int:
+    """How many positions a layer must keep of a text of ``capacity`` tokens."""
+    window = cfg.window_size if cfg.layer_kind(layer) == "local" else None
+    return capacity if window is None else min(window, capacity)
+
+
+def past_names(cfg: HookedTransformerConfig) -> tuple[str, ...]:
+    """What a run must record for :meth:`KeyValueCache.after`."""
+    return tuple(f"blocks.{layer}.attn.{name}" for layer in range(cfg.n_layers) for name in PAST)
+
+
+def _into_slots(prompt: jax.Array, old: jax.Array, length: jax.Array) -> jax.Array:
+    n_slots = old.shape[1]
+    position = length - 1 - (length - 1 - jnp.arange(n_slots)) % n_slots
+    taken = prompt[:, jnp.clip(position, 0, prompt.shape[1] - 1)]
+    return jnp.where((position >= 0)[None, :, None, None], taken, old).astype(old.dtype)

@@ -1,0 +1,47 @@
+"""Keys and values of the tokens before a run, so that a text can go on without running its beginning again."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+PAST = ("past_k", "past_v")
+"""Names, inside attention, under which a run records the keys and values that include its own."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Past:
+    """What one attention layer knows of earlier tokens.
+
+    The token at position ``p`` of the text stands in slot ``p % slot``: a layer that sees only a window of the text
+    needs no more slots than the window has positions, and later tokens take the place of those that left it.
+
+    Attributes:
+        k, v: ``[batch, slot, kv_head, d_head]``, (rotated) keys and values.
+        mask: ``[batch, pos]`` boolean over the whole text, ``False`` at padding and at positions not written yet; the
+            run's own tokens are ``True``.
+        start: position in the text of the run's first token, an int32 scalar.
+    """
+
+    k: jax.Array
+    v: jax.Array
+    mask: jax.Array
+    start: jax.Array
+
+    def extend(self, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Keys and values with the run's own, ``[batch, pos, kv_head, d_head]``, written into their slots."""
+        slot = self.start % self.k.shape[1]
+        where = (jnp.zeros_like(slot), slot, jnp.zeros_like(slot), jnp.zeros_like(slot))
+        return jax.lax.dynamic_update_slice(self.k, k, where), jax.lax.dynamic_update_slice(self.v, v, where)
+
+    def keys_seen(self, n_tokens: int) -> tuple[jax.Array, jax.Array]:
+        """What stands in each slot once the run's ``n_tokens`` are written.
+
+        Returns:
+            Its position ``[slot]``, negative where there is none, and whether it may be seen ``[batch, slot]``.
+        """
+        last = self.start + n_tokens - 1
+        position = last - (last - jnp.arange(self.k.shape[1])) % self.k.shape[1]
+        written = position >= 0
+        return position, self.mask[:, jnp.where(written, position, 0)] & written[None]

@@ -1,0 +1,33 @@
+"""The progress bar of work that may take long."""
+
+from types import TracebackType
+
+from tqdm.auto import tqdm
+
+
+class Progress:
+    """Shows how much is done.
+
+    Args:
+        total: how many units of work there are.
+        shown: ``True`` at once, ``False`` never, ``None`` after three seconds.
+        what: the bar's title.
+        unit: what is counted.
+    """
+
+    def __init__(self, total: int, shown: bool | None, what: str = "sweep", unit: str = "run") -> None:
+        delay = 0 if shown else 3
+        self._bar = tqdm(total=total, desc=what, unit=unit, delay=delay, disable=shown is False, leave=bool(shown))
+        self._done = 0.0
+
+    def advance(self, work: float) -> None:
+        """Counts work done, in units (parts of one too)."""
+        self._done += work
+        if (whole := int(self._done + 1e-6) - self._bar.n) > 0:
+            self._bar.update(whole)
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._bar.close()

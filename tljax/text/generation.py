@@ -1,0 +1,160 @@
+"""One generation under way, and what it comes to: text, tokens or embeddings."""
+
+import dataclasses
+from typing import TYPE_CHECKING, Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tljax.errors import InputError, TokenizerError
+from tljax.hooks.points import point_table
+from tljax.text.decoding import Decoder, Rules, room
+from tljax.text.placing import TextSize, place_hooks
+from tljax.text.prompts import Ends, Prompts, check_room
+from tljax.text.sampling import read_sampling
+from tljax.typing import Params
+
+if TYPE_CHECKING:
+    from tljax.hooked_transformer import HookedTransformer
+
+Returns = Literal["input", "str", "tokens", "embeds"]
+
+
+class Generation:
+    """One generation under way: made from the user's arguments, advanced round by round.
+
+    Args:
+        model: the model, with its hooks.
+        prompts: what is continued.
+        max_new_tokens: most new tokens for each prompt.
+        ends: when texts end.
+        options: for :func:`~tljax.text.sampling.read_sampling`.
+        keys: ``[batch]``, random keys.
+        use_cache: whether to keep keys and values.
+        keep_logits: whether to keep what tokens were chosen from.
+    """
+
+    def __init__(
+        self,
+        model: "HookedTransformer",
+        prompts: Prompts,
+        max_new_tokens: int,
+        ends: Ends,
+        options: dict[str, Any],
+        keys: jax.Array,
+        use_cache: bool = True,
+        keep_logits: bool = False,
+    ) -> None:
+        cfg = model.cfg
+        check_room(cfg, prompts, max_new_tokens)
+        length = prompts.shape[1]
+        if prompts.kind == "embeds" and not use_cache:
+            raise InputError("Embeddings cannot run again without their cache: leave use_past_kv_cache=True.")
+        self.prompts, self.ends, self.limit, self.use_cache = prompts, ends, max_new_tokens, use_cache
+        self.tokenizer = model._tokenizer
+        capacity = room(length + max_new_tokens, cfg.n_ctx)
+        size = TextSize(length, length + max_new_tokens, capacity)
+        hooks = place_hooks(model._hooks, point_table(cfg), size)
+        rules = Rules(read_sampling(cfg.d_vocab_out, **options), ends.eos, ends.fill)
+        self._decoder = Decoder(cfg, model.params, hooks, rules)
+        kept = 1 << (max_new_tokens - 1).bit_length() if keep_logits else 0
+        self._state = self._decoder.start(prompts.value, prompts.mask, capacity, keys, kept)
+        self._stopped: dict[int, int] = {}
+
+    @property
+    def n_new(self) -> int:
+        """Tokens chosen so far."""
+        return int(self._state.n_new)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether every text has ended or is as long as it may be."""
+        return self.n_new >= self.limit or bool(np.asarray(self._state.done).all())
+
+    def advance(self, n_tokens: int) -> None:
+        """Chooses up to ``n_tokens`` more tokens of each text."""
+        goal = min(self.n_new + n_tokens, self.limit)
+        if self.use_cache:
+            self._state = self._decoder.go_on(self._state, goal)
+        else:
+            while self.n_new < goal and not self.is_done:
+                self._state = self._decoder.restart(self._state, self.prompts.shape[1])
+        if self.ends.strings:
+            self._stop_at_strings()
+
+    def new_tokens(self) -> np.ndarray:
+        """What was chosen so far, ``[batch, new token]``, filled after a text's end."""
+        start = self.prompts.shape[1]
+        new = np.asarray(self._state.tokens)[:, start : start + self.n_new].copy()
+        for row, end in self._stopped.items():
+            new[row, end:] = self.ends.fill[row]
+        return new
+
+    def is_text(self) -> np.ndarray:
+        """Which of the new tokens belong to their text, its end included, ``[batch, new token]``."""
+        new = self.new_tokens()
+        ended = np.full(len(new), new.shape[1])
+        if self.ends.eos is not None:
+            at_end = (new[:, :, None] == self.ends.eos[:, None]).any(axis=2)
+            ended = np.where(at_end.any(axis=1), at_end.argmax(axis=1) + 1, ended)
+        for row, end in self._stopped.items():
+            ended[row] = end
+        return np.arange(new.shape[1])[None] < ended[:, None]
+
+    def logits(self) -> tuple[jax.Array, ...]:
+        """What each token was chosen from."""
+        assert self._state.logits is not None
+        return tuple(self._state.logits[: self.n_new])
+
+    def _stop_at_strings(self) -> None:
+        new, done = self.new_tokens(), np.asarray(self._state.done).copy()
+        for row in range(len(new)):
+            if row in self._stopped or not self._stands_in(row, new[row]):
+                continue
+            self._stopped[row] = next(n for n in range(1, len(new[row]) + 1) if self._stands_in(row, new[row, :n]))
+            done[row] = True
+        self._state = dataclasses.replace(self._state, done=jax.device_put(done))
+
+    def _stands_in(self, row: int, new: np.ndarray) -> bool:
+        """Whether a stop string stands in an answer, which is decoded after its prompt: spaces may depend on it."""
+        assert self.tokenizer is not None
+        prompt = self.prompts.value[row][self.prompts.mask[row]].tolist() if self.prompts.kind != "embeds" else []
+        answer = self.tokenizer.decode([*prompt, *new.tolist()])[len(self.tokenizer.decode(prompt)) :]
+        return any(string in answer for string in self.ends.strings)
+
+
+def finish(generation: Generation, params: Params, return_type: Returns, new_only: bool = False) -> Any:
+    """What ``generate`` returns: text, tokens or embeddings, prompt included."""
+    prompts, new = generation.prompts, generation.new_tokens()
+    kind = return_type if return_type != "input" else "str" if prompts.kind == "list" else prompts.kind
+    if kind == "embeds":
+        after = params["embed"]["W_E"][jnp.asarray(new)]
+        before = prompts.value if prompts.kind == "embeds" else params["embed"]["W_E"][jnp.asarray(prompts.value)]
+        return after if new_only else jnp.concatenate([before, after], axis=1)
+    before = new[:, :0] if new_only or prompts.kind == "embeds" else prompts.value
+    whole = np.concatenate([before, new], axis=1)
+    if kind == "tokens":
+        return jax.device_put(whole)
+    if generation.tokenizer is None:
+        raise TokenizerError('return_type="str" needs a tokenizer: attach one, or ask for return_type="tokens".')
+    mask = np.ones(whole.shape, bool)
+    mask[:, : before.shape[1]] = prompts.mask[:, -before.shape[1] :] if before.shape[1] else True
+    texts = [_text(generation, row, seen) for row, seen in zip(whole, mask, strict=True)]
+    return texts[0] if prompts.kind == "str" or (prompts.kind != "list" and len(texts) == 1) else texts
+
+
+def _text(generation: Generation, row: np.ndarray, seen: np.ndarray) -> str:
+    """A row's text, without padding, the BOS that was added to it and what stands at and after its end."""
+    assert generation.tokenizer is not None
+    ids = row[seen].tolist()
+    n_new = generation.n_new
+    split = len(ids) - n_new
+    before, after = ids[:split], ids[split:]
+    if generation.ends.eos is not None:
+        ends = {*generation.ends.eos.ravel().tolist(), *generation.ends.fill.tolist()}
+        while after and after[-1] in ends:
+            after.pop()
+    if generation.prompts.added_bos and before:
+        before = before[1:]
+    return generation.tokenizer.decode([*before, *after])
