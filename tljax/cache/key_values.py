@@ -22,7 +22,7 @@ class KeyValueCache:
     one for each key-value head. A layer that sees only a window of the text keeps that window.
 
     Attributes:
-        keys, values: a layer each, ``[batch, slot, kv_head, d_head]``; position ``p`` stands in slot ``p % slot``.
+        keys, values: a layer each, ``[batch, kv_head, slot, d_head]``; position ``p`` stands in slot ``p % slot``.
         mask: ``[batch, pos]`` boolean, which positions hold a token that may be seen; ``pos`` is the capacity.
         length: how many positions are filled, an int32 scalar.
     """
@@ -46,7 +46,7 @@ class KeyValueCache:
         """
         capacity = cfg.n_ctx if capacity is None else capacity
         shapes = [
-            (batch_size, capacity if whole_text else slots(cfg, layer, capacity), cfg.kv_heads, cfg.d_head)
+            (batch_size, cfg.kv_heads, capacity if whole_text else slots(cfg, layer, capacity), cfg.d_head)
             for layer in range(cfg.n_layers)
         ]
         keys, values = (tuple(jnp.zeros(shape, cfg.jnp_dtype) for shape in shapes) for _ in range(2))
@@ -102,7 +102,7 @@ def past_names(cfg: HookedTransformerConfig) -> tuple[str, ...]:
 
 
 def _into_slots(prompt: jax.Array, old: jax.Array, length: jax.Array) -> jax.Array:
-    n_slots = old.shape[1]
+    n_slots = old.shape[2]
     position = length - 1 - (length - 1 - jnp.arange(n_slots)) % n_slots
-    taken = prompt[:, jnp.clip(position, 0, prompt.shape[1] - 1)]
-    return jnp.where((position >= 0)[None, :, None, None], taken, old).astype(old.dtype)
+    taken = prompt[:, jnp.clip(position, 0, prompt.shape[1] - 1)].swapaxes(1, 2)
+    return jnp.where((position >= 0)[None, None, :, None], taken, old).astype(old.dtype)

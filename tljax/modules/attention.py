@@ -120,7 +120,8 @@ class Attention(nn.Module):
             k, v = context.packing.lay_out_keys(k, v)
         if context.past is not None:
             k, v = (hook(self, name, array) for name, array in zip(PAST, context.past.extend(k, v), strict=True))
-        z = _weigh(self._pattern(q, k, context), v)
+        layout = "bske" if context.past is None else "bkse"
+        z = _weigh(self._pattern(q, k, layout, context), v, layout)
         if context.packing is not None:
             z = context.packing.pack(z)
         z = hook(self, "hook_z", z)
@@ -130,12 +131,12 @@ class Attention(nn.Module):
         """Queries, keys or values ``[batch, pos, head, d_head]`` of a normalised input, before any rotation."""
         return _project(normalized, getattr(self, f"projection_{letter}"))
 
-    def _pattern(self, q: jax.Array, k: jax.Array, context: AttentionContext) -> jax.Array:
-        scores = _score(q, k) / jnp.asarray(self.cfg.attn_scale, q.dtype)
+    def _pattern(self, q: jax.Array, k: jax.Array, layout: str, context: AttentionContext) -> jax.Array:
+        scores = _score(q, k, layout) / jnp.asarray(self.cfg.attn_scale, q.dtype)
         if context.score_divisor is not None:
             scores = scores / jnp.asarray(context.score_divisor).astype(scores.dtype)
         scores = soft_cap(scores, self.cfg.attn_scores_soft_cap)
-        key_pos, token_mask = jnp.arange(k.shape[1]), context.token_mask
+        key_pos, token_mask = jnp.arange(k.shape[layout.index("s")]), context.token_mask
         query_pos = key_pos if context.packing is None else context.packing.query_pos
         if context.past is not None:
             query_pos = context.past.start + jnp.arange(q.shape[1])
@@ -150,7 +151,9 @@ class Attention(nn.Module):
         if is_hooked(self, "hook_result"):
             result = hook(self, "hook_result", jnp.einsum("bphe,hed->bphd", z, self.W_O))
             return result.sum(axis=2) + self.b_O[None, None]
-        return jnp.einsum("bphe,hed->bpd", z, self.W_O) + self.b_O[None, None]
+        # As one matrix product: an einsum over both axes lets XLA pick their order, and it copied W_O on every call.
+        joined = z.reshape(*z.shape[:2], -1)
+        return jnp.einsum("bpi,id->bpd", joined, self.W_O.reshape(-1, self.W_O.shape[-1])) + self.b_O[None, None]
 
 
 def _project(x: jax.Array, projection: tuple[jax.Array, jax.Array]) -> jax.Array:
@@ -159,16 +162,21 @@ def _project(x: jax.Array, projection: tuple[jax.Array, jax.Array]) -> jax.Array
     return heads + bias[None, None]
 
 
-def _score(q: jax.Array, k: jax.Array) -> jax.Array:
-    """Dot products ``[batch, head, query_pos, key_pos]``; each key head serves a run of consecutive query heads."""
+def _score(q: jax.Array, k: jax.Array, layout: str) -> jax.Array:
+    """Dot products ``[batch, head, query_pos, key_pos]``; each key head serves a run of consecutive query heads.
+
+    ``layout`` names the axes of ``k``: b batch, s key position, k key head, e within a head.
+    """
     batch, length, heads, width = q.shape
-    grouped = q.reshape(batch, length, k.shape[2], heads // k.shape[2], width)
-    scores = jnp.einsum("bqkge,bske->bkgqs", grouped, k)
-    return scores.reshape(batch, heads, length, k.shape[1])
+    kv_heads = k.shape[layout.index("k")]
+    grouped = q.reshape(batch, length, kv_heads, heads // kv_heads, width)
+    scores = jnp.einsum(f"bqkge,{layout}->bkgqs", grouped, k)
+    return scores.reshape(batch, heads, length, scores.shape[-1])
 
 
-def _weigh(pattern: jax.Array, v: jax.Array) -> jax.Array:
-    """Pattern-weighted values ``[batch, query_pos, head, d_head]``."""
+def _weigh(pattern: jax.Array, v: jax.Array, layout: str) -> jax.Array:
+    """Pattern-weighted values ``[batch, query_pos, head, d_head]``; ``layout`` names the axes of ``v``."""
     batch, heads, queries, keys = pattern.shape
-    grouped = pattern.reshape(batch, v.shape[2], heads // v.shape[2], queries, keys)
-    return jnp.einsum("bkgqs,bske->bqkge", grouped, v).reshape(batch, queries, heads, v.shape[3])
+    kv_heads = v.shape[layout.index("k")]
+    grouped = pattern.reshape(batch, kv_heads, heads // kv_heads, queries, keys)
+    return jnp.einsum(f"bkgqs,{layout}->bqkge", grouped, v).reshape(batch, queries, heads, v.shape[3])

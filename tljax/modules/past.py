@@ -18,7 +18,8 @@ class Past:
     needs no more slots than the window has positions, and later tokens take the place of those that left it.
 
     Attributes:
-        k, v: ``[batch, slot, kv_head, d_head]``, (rotated) keys and values.
+        k, v: ``[batch, kv_head, slot, d_head]``, (rotated) keys and values: the layout that attention over a few
+            queries reads without copying all of it.
         mask: ``[batch, pos]`` boolean over the whole text, ``False`` at padding and at positions not written yet; the
             run's own tokens are ``True``.
         start: position in the text of the run's first token, an int32 scalar.
@@ -31,8 +32,9 @@ class Past:
 
     def extend(self, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Keys and values with the run's own, ``[batch, pos, kv_head, d_head]``, written into their slots."""
-        slot = self.start % self.k.shape[1]
-        where = (jnp.zeros_like(slot), slot, jnp.zeros_like(slot), jnp.zeros_like(slot))
+        slot = self.start % self.k.shape[2]
+        where = (jnp.zeros_like(slot), jnp.zeros_like(slot), slot, jnp.zeros_like(slot))
+        k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
         return jax.lax.dynamic_update_slice(self.k, k, where), jax.lax.dynamic_update_slice(self.v, v, where)
 
     def keys_seen(self, n_tokens: int) -> tuple[jax.Array, jax.Array]:
@@ -42,6 +44,6 @@ class Past:
             Its position ``[slot]``, negative where there is none, and whether it may be seen ``[batch, slot]``.
         """
         last = self.start + n_tokens - 1
-        position = last - (last - jnp.arange(self.k.shape[1])) % self.k.shape[1]
+        position = last - (last - jnp.arange(self.k.shape[2])) % self.k.shape[2]
         written = position >= 0
         return position, self.mask[:, jnp.where(written, position, 0)] & written[None]
