@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import tljax
 from tljax import HookedTransformer
 from tljax.errors import HookError
 
@@ -119,6 +120,45 @@ def test_patching_tutorial(tiny: HookedTransformer) -> None:
 
     logits = tiny.run_with_hooks(corrupted, fwd_hooks=[(f"blocks.{last_layer}.hook_resid_post", patch)])
     assert logit_diff(logits) == pytest.approx(logit_diff(clean_logits), abs=1e-3)
+
+
+def test_steering_tutorial(tiny: HookedTransformer) -> None:
+    positive, negative = "I love this! It's absolutely wonderful and", "I hate this! It's absolutely terrible and"
+    _, pos_cache = tiny.run_with_cache(tiny.to_tokens(positive))
+    _, neg_cache = tiny.run_with_cache(tiny.to_tokens(negative))
+    layer = 2
+    steering_vector = pos_cache["resid_post", layer].mean(axis=1) - neg_cache["resid_post", layer].mean(axis=1)
+    test_tokens = tiny.to_tokens("The movie was")
+    steps = []
+
+    def steer_hook(activation: jax.Array, hook: object) -> jax.Array:
+        steps.append(activation.shape[1])
+        activation += 2.0 * steering_vector[:, None]
+        return activation
+
+    normal = tiny.generate(test_tokens, max_new_tokens=20, do_sample=False, stop_at_eos=False, verbose=False)
+    steered = tiny.generate(
+        test_tokens, max_new_tokens=20, do_sample=False, stop_at_eos=False, verbose=False,
+        fwd_hooks=[(f"blocks.{layer}.hook_resid_post", steer_hook)],
+    )  # fmt: skip
+    assert steps == [test_tokens.shape[1]] + [1] * 19
+    assert tiny.to_string(normal[0]).startswith(tiny.to_string(test_tokens[0]))
+    hook = tljax.Add(2.0 * steering_vector[0])
+    compiled = tiny.generate(
+        test_tokens, max_new_tokens=20, do_sample=False, stop_at_eos=False, verbose=False,
+        fwd_hooks=[(f"blocks.{layer}.hook_resid_post", hook)],
+    )  # fmt: skip
+    np.testing.assert_array_equal(steered, compiled)
+    assert (np.asarray(normal) != np.asarray(steered)).any()
+
+
+def test_generate_with_every_option_of_the_reference_sheet(tiny: HookedTransformer) -> None:
+    tokens = tiny.to_tokens("The movie was")
+    output = tiny.generate(
+        tokens, max_new_tokens=50, temperature=0.7, top_k=40, top_p=0.9, freq_penalty=1.0, use_past_kv_cache=True
+    )
+    np.testing.assert_array_equal(output[:, : tokens.shape[1]], tokens)
+    assert tokens.shape[1] < output.shape[1] <= tokens.shape[1] + 50
 
 
 def test_whole_prompt_patch_from_another_run(tiny: HookedTransformer) -> None:

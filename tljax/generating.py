@@ -162,7 +162,7 @@ class GenerationMethods:
         """Continues prompts, and returns the activations of prompt and continuation too.
 
         They come from one run over the finished text, with the same hooks. (A plain function among the hooks is called
-        in that run as well; it then sees the whole text.)
+        in that run as well; it then sees the whole text. A hook at positions that the text did not reach is an error.)
 
         Args:
             input, max_new_tokens, return_type, verbose: as in :meth:`generate`.
@@ -172,17 +172,15 @@ class GenerationMethods:
         Returns:
             What :meth:`generate` returns, and the cache; what stands after a text's end is marked as padding.
         """
+        if getattr(input, "ndim", 0) == 3:
+            raise InputError("generate_with_cache takes text or tokens; for embeddings run the finished text yourself.")
         generation = self._generation(input, max_new_tokens, return_type=return_type, **options)
         _run(generation, verbose)
         prompts, new = generation.prompts, generation.new_tokens()
         mask = np.concatenate([prompts.mask, generation.is_text()], axis=1)
-        length, total = prompts.shape[1], mask.shape[1]
-        table = point_table(self.cfg)
         asked = self._with_more_hooks(options.get("fwd_hooks", ()))
-        hooks = place_hooks(asked._hooks, table, TextSize(length, total, total))
+        hooks = place_hooks(asked._hooks, point_table(self.cfg), TextSize(prompts.shape[1], *mask.shape[1:] * 2))
         whole = cast("HookedTransformer", self)._make(self.cfg, self.params, hooks, self._tokenizer)
-        if prompts.kind == "embeds":
-            raise InputError("generate_with_cache takes text or tokens; for embeddings run the finished text yourself.")
         tokens = np.concatenate([prompts.value, new], axis=1)
         _, cache = whole.run_with_cache(tokens, return_type=None, names_filter=names_filter, attention_mask=mask)
         return finish(generation, self.params, return_type), cache

@@ -1,8 +1,5 @@
 """The patching loops that tutorials teach, as one call each and as the loop in JAX spelling: the same numbers."""
 
-import re
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +11,6 @@ from tljax.patching import PatchingResult, sweep
 
 CLEAN_PROMPT = "The Louvre is in the city of"
 CORRUPTED_PROMPT = "The Colosseum is in the city of"
-GUIDE = Path(__file__).parents[2] / "docs" / "patching.md"
 
 
 def assert_same(result: PatchingResult, loop: object) -> None:
@@ -107,12 +103,3 @@ def test_prompts_of_different_lengths_are_refused(tiny: HookedTransformer) -> No
     _, clean_cache = tiny.run_with_cache("The Eiffel Tower is in the city of")
     with pytest.raises(InputError, match="equally many tokens"):
         sweep(tiny, CORRUPTED_PROMPT, clean_cache, lambda logits: logits[0, -1, 0], "resid_post")
-
-
-def test_guide_runs() -> None:
-    """Each block of docs/patching.md runs after those before it."""
-    blocks = re.findall(r"```python\n(.*?)```", GUIDE.read_text(), flags=re.S)
-    assert len(blocks) > 5
-    names: dict[str, object] = {}
-    for number, block in enumerate(blocks):
-        exec(compile(block, f"docs/patching.md, block {number}", "exec"), names)

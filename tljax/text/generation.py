@@ -105,7 +105,7 @@ class Generation:
     def logits(self) -> tuple[jax.Array, ...]:
         """What each token was chosen from."""
         assert self._state.logits is not None
-        return tuple(self._state.logits[: self.n_new])
+        return tuple(jax.device_put(list(np.asarray(self._state.logits)[: self.n_new])))
 
     def _stop_at_strings(self) -> None:
         new, done = self.new_tokens(), np.asarray(self._state.done).copy()
