@@ -290,6 +290,13 @@ def test_nothing_is_compiled_for_other_lengths(compilations: Any) -> None:
     assert compilations.count == before
 
 
+def test_texts_of_other_lengths_compile_nothing(tiny: HookedTransformer, compilations: Any) -> None:
+    tiny.generate("When John and Mary went to the store", 5, seed=0, stop_at_eos=False, verbose=False)
+    before = compilations.count
+    tiny.generate("When John and Mary went to", 9, seed=0, stop_at_eos=False, verbose=False)
+    assert compilations.count == before
+
+
 def test_mistakes(model: HookedTransformer, tiny: HookedTransformer) -> None:
     with pytest.raises(InputError, match=r"n_ctx=12. Ask for at most 7, or drop the first 3 tokens"):
         model.generate(PROMPT, 10, stop_at_eos=False)

@@ -103,6 +103,10 @@ class Batch:
 
     @classmethod
     def _make(cls, ids: Any, mask: Any, padding_side: PaddingSide) -> "Batch":
+        if not any(isinstance(part, Tracer) for part in (ids, mask)):  # on the host nothing is compiled for a length
+            ids, mask = np.asarray(ids).astype(np.int32), np.asarray(mask).astype(bool)
+            tokens, mask, positions = jax.device_put((ids, mask, count_positions(mask)))
+            return cls(tokens, mask, positions, padding_side)
         mask = jnp.asarray(mask).astype(bool)
         return cls(jnp.asarray(ids).astype(jnp.int32), mask, count_positions(mask), padding_side)
 
@@ -167,9 +171,10 @@ class Batch:
         return f"Batch({count} of {f'{low} to ' * (low != high)}{high} tokens, padded {self.padding_side})"
 
 
-def count_positions(mask: jax.Array) -> jax.Array:
-    """Positions ``[batch, pos]`` that count from the first visible token."""
-    return jnp.maximum(jnp.cumsum(mask.astype(jnp.int32), axis=-1) - 1, 0)
+def count_positions(mask: Any) -> Any:
+    """Positions ``[batch, pos]`` that count from the first visible token; numpy for numpy."""
+    xp = np if isinstance(mask, np.ndarray) else jnp
+    return xp.maximum(xp.cumsum(mask.astype(np.int32), axis=-1, dtype=np.int32) - 1, 0)
 
 
 def _two_axes(value: Any) -> Any:

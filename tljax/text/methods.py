@@ -3,7 +3,6 @@
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from tljax.errors import InputError, TokenizerError
@@ -64,7 +63,7 @@ class TextMethods:
             self._text(), cast(Any, input), prepend_bos=self._bos(prepend_bos), padding_side=padding_side,
             truncate=truncate, n_ctx=self.cfg.n_ctx,
         )  # fmt: skip
-        return jnp.asarray(ids)
+        return jax.device_put(ids)
 
     def apply_chat_template(
         self,

@@ -100,7 +100,7 @@ def read_prompts(
         if (shown & ~mask).any():
             row = int(np.flatnonzero((shown & ~mask).any(axis=1))[0])
             raise InputError(
-                f"attention_mask shows padding of prompt {row} as text. Prompts of {batch.lengths.tolist()} tokens are "
+                f"attention_mask shows padding of prompt {row} as text. Prompts of {mask.sum(1).tolist()} tokens are "
                 f"padded on the left to {mask.shape[1]}: leave the mask out, or hide what stands before them."
             )
         mask = shown
@@ -224,8 +224,9 @@ def check_room(cfg: HookedTransformerConfig, prompts: Prompts, max_new_tokens: i
         raise InputError(f"max_new_tokens={max_new_tokens!r} must be a whole number of at least 1.")
     length = prompts.shape[1]
     if length + max_new_tokens > cfg.n_ctx:
+        over = length + max_new_tokens - cfg.n_ctx
+        shorten = f", or drop the first {over} tokens of the prompt" if over < length else ""
         raise InputError(
             f"The prompt has {length} tokens and max_new_tokens={max_new_tokens} more would pass this model's "
-            f"n_ctx={cfg.n_ctx}. Ask for at most {cfg.n_ctx - length}, or drop the first "
-            f"{length + max_new_tokens - cfg.n_ctx} tokens of the prompt."
+            f"n_ctx={cfg.n_ctx}. Ask for at most {cfg.n_ctx - length}{shorten}."
         )
