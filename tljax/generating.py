@@ -14,7 +14,8 @@ from tljax.hooks.points import point_table
 from tljax.progress import Progress
 from tljax.text.generation import Generation, Returns, finish
 from tljax.text.placing import TextSize, place_hooks
-from tljax.text.prompts import read_ends, read_prompts, row_keys
+from tljax.text.prompts import read_ends, read_prompts
+from tljax.text.sampling import read_key, row_keys
 from tljax.typing import HookList, NamesFilter, PaddingSide, Params
 
 if TYPE_CHECKING:
@@ -178,15 +179,14 @@ class GenerationMethods:
         _run(generation, verbose)
         prompts, new = generation.prompts, generation.new_tokens()
         mask = np.concatenate([prompts.mask, generation.is_text()], axis=1)
-        asked = self._with_more_hooks(options.get("fwd_hooks", ()))
-        hooks = place_hooks(asked._hooks, point_table(self.cfg), TextSize(prompts.shape[1], *mask.shape[1:] * 2))
-        whole = cast("HookedTransformer", self)._make(self.cfg, self.params, hooks, self._tokenizer)
+        model = cast("HookedTransformer", self).with_hooks(options.get("fwd_hooks", ()))
+        length, total = prompts.shape[1], mask.shape[1]
+        hooks = place_hooks(model._hooks, point_table(self.cfg), TextSize(length, total, total))
         tokens = np.concatenate([prompts.value, new], axis=1)
-        _, cache = whole.run_with_cache(tokens, return_type=None, names_filter=names_filter, attention_mask=mask)
+        _, cache = model._with_hooks(hooks).run_with_cache(
+            tokens, return_type=None, names_filter=names_filter, attention_mask=mask
+        )
         return finish(generation, self.params, return_type), cache
-
-    def _with_more_hooks(self, fwd_hooks: HookList) -> "HookedTransformer":
-        return cast("HookedTransformer", self).with_hooks(fwd_hooks)
 
     def _generation(
         self,
@@ -212,12 +212,15 @@ class GenerationMethods:
         if unknown := set(sampling) - SAMPLING:
             name = sorted(unknown)[0]
             raise InputError(f"generate has no option {name!r}.{nearest(name, sorted(SAMPLING | OPTIONS))}")
-        prompts = read_prompts(self._with_more_hooks(()), input, prepend_bos, padding_side, attention_mask)
+        model = cast("HookedTransformer", self)
+        prompts = read_prompts(model, input, prepend_bos, padding_side, attention_mask)
         batch = prompts.shape[0]
         ends = read_ends(self._tokenizer, batch, self.cfg.d_vocab_out, stop_at_eos, eos_token_id, stop_strings)
-        model = self._with_more_hooks(fwd_hooks)
-        keys = row_keys(seed, key, batch)
-        return Generation(model, prompts, max_new_tokens, ends, sampling, keys, use_past_kv_cache, output_logits)
+        if seed is None and key is None:
+            seed = int(np.random.default_rng().integers(2**32))
+        keys = row_keys(read_key(key, seed), batch)
+        hooked = model.with_hooks(fwd_hooks)
+        return Generation(hooked, prompts, max_new_tokens, ends, sampling, keys, use_past_kv_cache, output_logits)
 
 
 def _run(generation: Generation, verbose: bool | None) -> None:

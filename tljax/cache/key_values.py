@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from tljax.config import HookedTransformerConfig
 from tljax.hooks.point import Window
 from tljax.modules.attention import AttentionContext
-from tljax.modules.past import PAST, Past
+from tljax.modules.past import PAST, Past, slot_positions
 
 
 @jax.tree_util.register_dataclass
@@ -73,7 +73,9 @@ class KeyValueCache:
         )
         return KeyValueCache(keys, values, mask, self.length + n_tokens)
 
-    def filled(self, keys: Sequence[jax.Array], values: Sequence[jax.Array], mask: jax.Array, length: jax.Array) -> Any:
+    def filled(
+        self, keys: Sequence[jax.Array], values: Sequence[jax.Array], mask: jax.Array, length: jax.Array
+    ) -> "KeyValueCache":
         """An empty cache filled with a prompt.
 
         Args:
@@ -102,7 +104,6 @@ def past_names(cfg: HookedTransformerConfig) -> tuple[str, ...]:
 
 
 def _into_slots(prompt: jax.Array, old: jax.Array, length: jax.Array) -> jax.Array:
-    n_slots = old.shape[2]
-    position = length - 1 - (length - 1 - jnp.arange(n_slots)) % n_slots
+    position = slot_positions(length - 1, old.shape[2])
     taken = prompt[:, jnp.clip(position, 0, prompt.shape[1] - 1)].swapaxes(1, 2)
     return jnp.where((position >= 0)[None, None, :, None], taken, old).astype(old.dtype)

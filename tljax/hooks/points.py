@@ -188,3 +188,8 @@ def point_table(cfg: HookedTransformerConfig) -> dict[str, HookPointSpec]:
         *head_points(cfg),
     ]
     return {point.name: point for point in points}
+
+
+def keys_and_values(cfg: HookedTransformerConfig) -> tuple[str, str]:
+    """Names, relative to a block, of the keys and values that attention reads."""
+    return "attn.hook_rot_k" if cfg.positional_embedding_type == "rotary" else "attn.hook_k", "attn.hook_v"

@@ -43,7 +43,11 @@ class Past:
         Returns:
             Its position ``[slot]``, negative where there is none, and whether it may be seen ``[batch, slot]``.
         """
-        last = self.start + n_tokens - 1
-        position = last - (last - jnp.arange(self.k.shape[2])) % self.k.shape[2]
+        position = slot_positions(self.start + n_tokens - 1, self.k.shape[2])
         written = position >= 0
         return position, self.mask[:, jnp.where(written, position, 0)] & written[None]
+
+
+def slot_positions(last: jax.Array, n_slots: int) -> jax.Array:
+    """The position that stands in each slot once ``last`` is the last one written, negative where there is none."""
+    return last - (last - jnp.arange(n_slots)) % n_slots

@@ -10,11 +10,12 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from tljax.config import HookedTransformerConfig
 from tljax.forward import run_forward
 from tljax.hooked_transformer import HookedTransformer
+from tljax.hooks.points import keys_and_values
 from tljax.inputs import ModelInput
 from tljax.modules.attention import AttentionContext
+from tljax.sizes import power_of_two
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,15 +51,10 @@ class BaseRun:
 
 def frame_length(length: int, n_ctx: int) -> int:
     """The standard frame a prompt is laid in: 8, 16, 32, then two to each doubling, at most ``n_ctx``."""
-    frame = max(8, 1 << (length - 1).bit_length())
+    frame = max(8, power_of_two(length))
     if frame > 32 and length <= frame * 3 // 4:
         frame = frame * 3 // 4
     return max(length, min(frame, n_ctx))
-
-
-def keys_and_values(cfg: HookedTransformerConfig) -> tuple[str, str]:
-    """Names, relative to a block, of the keys and values that attention reads."""
-    return "attn.hook_rot_k" if cfg.positional_embedding_type == "rotary" else "attn.hook_k", "attn.hook_v"
 
 
 def run_base(model: HookedTransformer, prepared: ModelInput, names: Sequence[str]) -> BaseRun:

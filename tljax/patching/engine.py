@@ -13,10 +13,10 @@ from tljax.config import HookedTransformerConfig
 from tljax.forward import Stage, block_module, context_of_layer, run_stage
 from tljax.hooked_transformer import HookedTransformer
 from tljax.hooks.point import HookPoint, HookSlot
-from tljax.hooks.points import block_points
+from tljax.hooks.points import block_points, keys_and_values
 from tljax.modules.attention import AttentionContext
 from tljax.modules.packing import Packing
-from tljax.patching.base_run import BaseRun, keys_and_values
+from tljax.patching.base_run import BaseRun
 from tljax.patching.edits import ENTRY, Edits, TakeRows
 from tljax.patching.pages import BlockRun, Page, PageLayout, PageLimits, Programs, Rows, lay_out, neighbour, plan_pages
 from tljax.patching.report import block_flops, block_flops_per_token

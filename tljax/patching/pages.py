@@ -76,11 +76,6 @@ class Page:
         return self.sizes[layer - self.layer]
 
 
-def power_of_two(number: int) -> int:
-    """The power of two that is not below ``number``."""
-    return 1 << max(number - 1, 0).bit_length()
-
-
 def size_from(number: int) -> int:
     """The smallest standard size that is not below ``number``."""
     return _SIZES[bisect.bisect_left(_SIZES, number)]

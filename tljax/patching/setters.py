@@ -13,9 +13,9 @@ import numpy as np
 from tljax.errors import InputError
 from tljax.hooks.points import HookPointSpec
 from tljax.patching.base_run import BaseRun
-from tljax.patching.pages import power_of_two
 from tljax.patching.sites import Sites
 from tljax.patching.sources import out_of_frame, without_padding
+from tljax.sizes import power_of_two
 
 PatchSetter = Callable[[jax.Array, Sequence[Any], jax.Array], Any]
 """Takes the base run's activation, a row of the index and the clean activation; returns the patched activation."""

@@ -151,8 +151,7 @@ class Batch:
             return
         mask = np.asarray(self.mask)
         _check_mask(mask, self.padding_side)
-        counted = np.maximum(np.cumsum(mask, axis=-1) - 1, 0)
-        if (np.asarray(self.positions) != counted)[mask].any():
+        if (np.asarray(self.positions) != count_positions(mask))[mask].any():
             raise InputError(
                 "The positions of this Batch do not count up from 0 at each prompt's first token, as its mask says "
                 "they should. Make it with Batch.from_mask(tokens, mask), which counts them."

@@ -18,8 +18,11 @@ from tljax.config import HookedTransformerConfig
 from tljax.forward import run_forward
 from tljax.hooks.dictionary import HookDictionary
 from tljax.hooks.point import Window, is_compiled
+from tljax.hooks.points import keys_and_values
 from tljax.modules.attention import AttentionContext
-from tljax.text.sampling import Sampling, next_tokens
+from tljax.sizes import power_of_two
+from tljax.text.batch import count_positions
+from tljax.text.sampling import Sampling, count_tokens, next_tokens
 from tljax.typing import Params
 
 _SMALLEST = 128
@@ -68,7 +71,7 @@ class State:
 
 def room(n_tokens: int, n_ctx: int) -> int:
     """The capacity used for texts of up to ``n_tokens``: a power of two from 128 on, at most ``n_ctx``."""
-    return max(n_tokens, min(n_ctx, max(_SMALLEST, 1 << (n_tokens - 1).bit_length())))
+    return max(n_tokens, min(n_ctx, max(_SMALLEST, power_of_two(n_tokens))))
 
 
 class Decoder:
@@ -96,15 +99,12 @@ class Decoder:
         """
         logits, cache = self._run_prompt(prompt, mask, capacity)
         batch, length = mask.shape
-        tokens = np.zeros((batch, capacity), np.int32)
+        tokens, counted = np.zeros((batch, capacity), np.int32), np.zeros((batch, capacity), bool)
         sampling, counts = self.rules.sampling, None
         if np.ndim(prompt) == 2:
-            tokens[:, :length] = prompt
+            tokens[:, :length], counted[:, :length] = prompt, mask
         if sampling.freq_penalty is not None or sampling.repetition_penalty is not None:
-            counts = np.zeros((batch, self.cfg.d_vocab_out), np.int32)
-            if np.ndim(prompt) == 2:
-                np.add.at(counts, (np.arange(batch)[:, None], np.asarray(prompt)), mask)
-            counts = jax.device_put(counts)
+            counts = _count_compiled(*jax.device_put((tokens, counted)), self.cfg.d_vocab_out)
         kept = np.zeros((keep_logits, batch, self.cfg.d_vocab_out), logits.dtype) if keep_logits else None
         room_for_tokens, done, n_new = jax.device_put((tokens, np.zeros(batch, bool), np.int32(0)))
         kept_logits = None if kept is None else jax.device_put(kept)
@@ -135,10 +135,8 @@ class Decoder:
         framed = min(room_of_prompt(length), capacity) if self.is_compiled else length
         extra = ((0, 0), (0, framed - length))
         seen = np.pad(mask, extra)
-        positions = np.maximum(np.cumsum(seen, axis=1, dtype=np.int32) - 1, 0)
-        context = AttentionContext(*jax.device_put((positions, seen)), window=Window(np.int32(0), capacity))
-        rotary = "hook_rot_k" if cfg.positional_embedding_type == "rotary" else "hook_k"
-        names = tuple(f"blocks.{n}.attn.{name}" for name in (rotary, "hook_v") for n in range(cfg.n_layers))
+        context = AttentionContext(*jax.device_put((count_positions(seen), seen)), window=Window(np.int32(0), capacity))
+        names = tuple(f"blocks.{n}.{name}" for name in keys_and_values(cfg) for n in range(cfg.n_layers))
         embedded = np.ndim(prompt) == 3
         value = jnp.pad(prompt, (*extra, (0, 0))) if embedded else np.pad(np.asarray(prompt), extra)
         final, recorded = run_forward(
@@ -157,7 +155,7 @@ class Decoder:
 
 def room_of_prompt(length: int) -> int:
     """The standard length a prompt is padded to, so that prompts share programs."""
-    return max(16, 1 << (length - 1).bit_length())
+    return max(16, power_of_two(length))
 
 
 @jax.jit
@@ -233,3 +231,4 @@ def _choose(state: State, logits: jax.Array, rules: Rules) -> State:
 
 
 _choose_compiled = jax.jit(_choose, donate_argnums=0)
+_count_compiled = jax.jit(lambda tokens, mask, d_vocab: count_tokens(tokens, d_vocab, mask), static_argnums=2)

@@ -9,6 +9,7 @@ import numpy as np
 
 from tljax.errors import InputError, TokenizerError
 from tljax.hooks.points import point_table
+from tljax.sizes import power_of_two
 from tljax.text.decoding import Decoder, Rules, room
 from tljax.text.placing import TextSize, place_hooks
 from tljax.text.prompts import Ends, Prompts, check_room
@@ -58,7 +59,7 @@ class Generation:
         hooks = place_hooks(model._hooks, point_table(cfg), size)
         rules = Rules(read_sampling(cfg.d_vocab_out, **options), ends.eos, ends.fill)
         self._decoder = Decoder(cfg, model.params, hooks, rules)
-        kept = 1 << (max_new_tokens - 1).bit_length() if keep_logits else 0
+        kept = power_of_two(max_new_tokens) if keep_logits else 0
         self._state = self._decoder.start(prompts.value, prompts.mask, capacity, keys, kept)
         self._stopped: dict[int, int] = {}
 

@@ -199,25 +199,6 @@ def _is_nested(eos: Any) -> bool:
     return isinstance(eos, list | tuple) and len(eos) > 0 and np.ndim(eos[0]) == 1
 
 
-def row_keys(seed: int | None, key: Any, batch: int) -> jax.Array:
-    """A random key for each row: the same ``seed`` or ``key`` gives the same draws.
-
-    Raises:
-        InputError: both are given, or ``key`` is not a key.
-    """
-    if seed is not None and key is not None:
-        raise InputError("Pass seed= or key=, not both.")
-    if key is None:
-        if seed is None:
-            seed = int(np.random.default_rng().integers(2**32))
-        key = jax.random.key(seed)
-    elif not jnp.issubdtype(getattr(key, "dtype", np.dtype(object)), jax.dtypes.prng_key):
-        key = jax.random.wrap_key_data(jnp.asarray(key))
-    if key.shape != ():
-        raise InputError(f"key= must be one random key, jax.random.key(0); got keys of shape {tuple(key.shape)}.")
-    return jax.vmap(jax.random.fold_in, (None, 0))(key, np.arange(batch))
-
-
 def check_room(cfg: HookedTransformerConfig, prompts: Prompts, max_new_tokens: int) -> None:
     """Raises InputError unless ``max_new_tokens`` is a positive number and the text fits into the model's context."""
     if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int | np.integer) or max_new_tokens < 1:

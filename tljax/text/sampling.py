@@ -354,7 +354,7 @@ def sample_logits(
     )
     penalised = sampling.freq_penalty is not None or sampling.repetition_penalty is not None
     text = _read_text(tokens, logits.shape) if penalised else None
-    chosen = _sample(rows, sampling, text, _read_key(key, seed))
+    chosen = _sample(rows, sampling, text, read_key(key, seed))
     return chosen if logits.ndim == 2 else chosen[0]
 
 
@@ -362,8 +362,12 @@ def sample_logits(
 def _sample(logits: jax.Array, sampling: Sampling, tokens: jax.Array | None, key: jax.Array) -> jax.Array:
     counts = None if tokens is None else count_tokens(tokens, logits.shape[1])
     seen = None if counts is None else counts > 0
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(logits), dtype=jnp.uint32))
-    return next_tokens(logits, sampling, counts, seen, keys)
+    return next_tokens(logits, sampling, counts, seen, row_keys(key, len(logits)))
+
+
+def row_keys(key: jax.Array, batch: int) -> jax.Array:
+    """A key for each row, ``[batch]``: a row's draws do not depend on how many rows there are."""
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, np.arange(batch, dtype=np.uint32))
 
 
 def _read_text(tokens: Any, logits_shape: tuple[int, ...]) -> jax.Array:
@@ -383,10 +387,12 @@ def _read_text(tokens: Any, logits_shape: tuple[int, ...]) -> jax.Array:
     return jnp.asarray(text if batch else text[None]).astype(jnp.int32)
 
 
-def _read_key(key: Any, seed: Any) -> jax.Array:
+def read_key(key: Any, seed: Any) -> jax.Array:
     """The typed key that ``key=`` or ``seed=`` names."""
     if key is not None and seed is not None:
-        raise InputError("Got both key= and seed=. Pass one of them: seed=0 stands for key=jax.random.key(0).")
+        raise InputError(
+            "Got both key= and seed=. Pass one of them, not both: seed=0 stands for key=jax.random.key(0)."
+        )
     if key is None:
         if not isinstance(seed, Tracer | int | np.integer | None) or isinstance(seed, bool):
             raise InputError(f"seed takes an integer, got {seed!r}.")
