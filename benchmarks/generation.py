@@ -150,7 +150,7 @@ def count_programs(model: Any, counter: CompilationCounter) -> dict[str, int]:
     run(10, 50, seed=0)
     return {
         "80 tokens after 50": run(10, 80, seed=0),
-        "a prompt of 14 tokens": run(14, 60, seed=0),
+        "a prompt of 12 tokens": run(12, 60, seed=0),
         "another temperature": run(10, 50, seed=1, temperature=0.5),
     }
 

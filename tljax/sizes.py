@@ -4,3 +4,14 @@
 def power_of_two(number: int) -> int:
     """The power of two that is not below ``number``."""
     return 1 << max(number - 1, 0).bit_length()
+
+
+def frame_length(length: int, most: int, whole_steps_to: int = 32) -> int:
+    """The standard length that a prompt is padded to, at most ``most``.
+
+    8 or a power of two up to ``whole_steps_to``, from there two to each doubling: 8, 16, 32, 48, 64, 96 …
+    """
+    frame = max(8, power_of_two(length))
+    if frame > whole_steps_to and length <= frame * 3 // 4:
+        frame = frame * 3 // 4
+    return max(length, min(frame, most))

@@ -286,7 +286,7 @@ def test_nothing_is_compiled_for_other_lengths(compilations: Any) -> None:
     run(10, 50, 0.5)
     before = compilations.count
     run(10, 80, 0.5)
-    run(14, 60, 0.7, temperature=0.3)
+    run(12, 60, 0.7, temperature=0.3)
     assert compilations.count == before
 
 

@@ -11,6 +11,7 @@ from tljax.config import HookedTransformerConfig
 from tljax.hooks.point import Window, hook, is_hooked
 from tljax.modules import initializers
 from tljax.modules.activations import soft_cap
+from tljax.modules.few_rows import product
 from tljax.modules.norm import widened
 from tljax.modules.packing import Packing
 from tljax.modules.past import PAST, Past
@@ -108,9 +109,9 @@ class Attention(nn.Module):
         The inputs are ``[batch, pos, d_model]``, or ``[batch, pos, head, d_model]`` where heads read apart; the query
         input and the output hold only the tokens that :meth:`AttentionContext.computed` keeps.
         """
-        q = hook(self, "hook_q", _project(query_input, self.projection_q))
-        k = hook(self, "hook_k", _project(key_input, self.projection_k))
-        v = hook(self, "hook_v", _project(value_input, self.projection_v))
+        q = hook(self, "hook_q", self.read(query_input, "q"))
+        k = hook(self, "hook_k", self.read(key_input, "k"))
+        v = hook(self, "hook_v", self.read(value_input, "v"))
         if self.cfg.positional_embedding_type == "rotary":
             positions = context.positions_for(k.shape[1])
             q = hook(self, "hook_rot_q", rotate(q, context.computed(positions), self.cfg))
@@ -129,7 +130,11 @@ class Attention(nn.Module):
 
     def read(self, normalized: jax.Array, letter: str) -> jax.Array:
         """Queries, keys or values ``[batch, pos, head, d_head]`` of a normalised input, before any rotation."""
-        return _project(normalized, getattr(self, f"projection_{letter}"))
+        weight, bias = getattr(self, f"projection_{letter}")
+        if normalized.ndim == 4:
+            return jnp.einsum("bphd,dhe->bphe", normalized, weight) + bias[None, None]
+        heads = product(self, f"W_{letter.upper()}", normalized, weight.reshape(weight.shape[0], -1))
+        return heads.reshape(*normalized.shape[:2], *bias.shape) + bias[None, None]
 
     def _pattern(self, q: jax.Array, k: jax.Array, layout: str, context: AttentionContext) -> jax.Array:
         scores = _score(q, k, layout) / jnp.asarray(self.cfg.attn_scale, q.dtype)
@@ -152,14 +157,8 @@ class Attention(nn.Module):
             result = hook(self, "hook_result", jnp.einsum("bphe,hed->bphd", z, self.W_O))
             return result.sum(axis=2) + self.b_O[None, None]
         # As one matrix product: an einsum over both axes lets XLA pick their order, and it copied W_O on every call.
-        joined = z.reshape(*z.shape[:2], -1)
-        return jnp.einsum("bpi,id->bpd", joined, self.W_O.reshape(-1, self.W_O.shape[-1])) + self.b_O[None, None]
-
-
-def _project(x: jax.Array, projection: tuple[jax.Array, jax.Array]) -> jax.Array:
-    weight, bias = projection
-    heads = jnp.einsum("bpd,dhe->bphe" if x.ndim == 3 else "bphd,dhe->bphe", x, weight)
-    return heads + bias[None, None]
+        joined, weight = z.reshape(*z.shape[:2], -1), self.W_O.reshape(-1, self.W_O.shape[-1])
+        return product(self, "W_O", joined, weight) + self.b_O[None, None]
 
 
 def _score(q: jax.Array, k: jax.Array, layout: str) -> jax.Array:

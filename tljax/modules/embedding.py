@@ -9,6 +9,7 @@ from tljax.hooks.point import hook
 from tljax.modules import initializers
 from tljax.modules.activations import soft_cap
 from tljax.modules.attention import AttentionContext
+from tljax.modules.few_rows import product
 from tljax.modules.norm import make_norm
 
 
@@ -75,7 +76,7 @@ class Unembed(nn.Module):
         weight = self.param("W_U", initializer, (cfg.d_model, cfg.d_vocab_out), cfg.jnp_dtype)
         bias = self.param("b_U", initializers.zeros, (cfg.d_vocab_out,), cfg.jnp_dtype)
         x = hook(self, "hook_in", x)
-        return hook(self, "hook_out", jnp.einsum("bpd,dv->bpv", x, weight) + bias[None, None])
+        return hook(self, "hook_out", product(self, "W_U", x, weight) + bias[None, None])
 
 
 def final_norm(cfg: HookedTransformerConfig) -> nn.Module:

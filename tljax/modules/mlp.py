@@ -2,12 +2,12 @@
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from tljax.config import HookedTransformerConfig
 from tljax.hooks.point import hook
 from tljax.modules import initializers
 from tljax.modules.activations import activation
+from tljax.modules.few_rows import product
 from tljax.modules.norm import make_norm
 
 
@@ -33,16 +33,16 @@ class MLP(nn.Module):
         """``[batch, pos, d_model]`` to the same shape."""
         x = hook(self, "hook_in", x)
         post = hook(self, "hook_post", self._gated(x) if self.cfg.gated_mlp else self._plain(x))
-        return jnp.einsum("bpn,nd->bpd", post, self.W_out) + self.b_out[None, None]
+        return product(self, "W_out", post, self.W_out) + self.b_out[None, None]
 
     def _plain(self, x: jax.Array) -> jax.Array:
         assert self.cfg.act_fn is not None
-        pre = hook(self, "hook_pre", jnp.einsum("bpd,dn->bpn", x, self.W_in) + self.b_in[None, None])
+        pre = hook(self, "hook_pre", product(self, "W_in", x, self.W_in) + self.b_in[None, None])
         post = activation(self.cfg.act_fn)(pre)
         return self.ln(hook(self, "hook_mid", post)) if self.cfg.act_fn == "solu_ln" else post
 
     def _gated(self, x: jax.Array) -> jax.Array:
         assert self.cfg.act_fn is not None
-        gate = hook(self, "hook_pre", jnp.einsum("bpd,dn->bpn", x, self.W_gate))
-        linear = hook(self, "hook_pre_linear", jnp.einsum("bpd,dn->bpn", x, self.W_in))
+        gate = hook(self, "hook_pre", product(self, "W_gate", x, self.W_gate))
+        linear = hook(self, "hook_pre_linear", product(self, "W_in", x, self.W_in))
         return activation(self.cfg.act_fn)(gate) * linear + self.b_in[None, None]

@@ -15,7 +15,7 @@ from tljax.hooked_transformer import HookedTransformer
 from tljax.hooks.points import keys_and_values
 from tljax.inputs import ModelInput
 from tljax.modules.attention import AttentionContext
-from tljax.sizes import power_of_two
+from tljax.sizes import frame_length
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,14 +47,6 @@ class BaseRun:
     def residual(self, layer: int) -> jax.Array:
         """The residual stream entering a layer, or leaving the last one, ``[batch, frame, d_model]``."""
         return self.activations.get(f"blocks.{layer}.hook_resid_pre", self.final)
-
-
-def frame_length(length: int, n_ctx: int) -> int:
-    """The standard frame a prompt is laid in: 8, 16, 32, then two to each doubling, at most ``n_ctx``."""
-    frame = max(8, power_of_two(length))
-    if frame > 32 and length <= frame * 3 // 4:
-        frame = frame * 3 // 4
-    return max(length, min(frame, n_ctx))
 
 
 def run_base(model: HookedTransformer, prepared: ModelInput, names: Sequence[str]) -> BaseRun:

@@ -1,0 +1,86 @@
+"""Weights laid out for products with few rows: what a step of generation on a CPU consists of.
+
+On a CPU, XLA multiplies a few rows by ``[in, out]`` well below the speed of memory: it repacks the weight at every
+call, and for one row it uses one core. Two other layouts of the same weight do better, and stand beside it in the
+parameter tree while a generation runs: in pieces along ``in`` (one row), and transposed (a few).
+``benchmarks/README.md`` has the figures.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from tljax.typing import Params
+
+_SUFFIX = "_few_rows"
+_PIECES = 4
+_SMALLEST = 2**18
+"""Elements of a weight that is worth it."""
+_CUT = ("W_Q", "W_K", "W_V", "W_O", "W_in", "W_gate", "W_out")
+_TRANSPOSED = ("W_in", "W_gate", "W_out", "W_U")
+"""Which weights gain: one row by ``W_U`` runs at full speed as it is, and attention's are too small to repay a copy."""
+
+
+def product(module: nn.Module, name: str, x: jax.Array, weight: jax.Array) -> jax.Array:
+    """``x [batch, pos, in]`` times a weight ``[in, out]``, which is parameter ``name`` of ``module``."""
+    if not module.has_variable("params", name + _SUFFIX):
+        return jnp.einsum("bpi,io->bpo", x, weight)
+    laid_out = module.get_variable("params", name + _SUFFIX)
+    if laid_out.ndim == 3:
+        pieces = x.reshape(*x.shape[:2], *laid_out.shape[:2])
+        return jnp.einsum("bpsi,sio->bpso", pieces, laid_out).sum(axis=2)
+    rows = x.reshape(-1, x.shape[-1])
+    # Without the barrier XLA turns the product round again.
+    return jax.lax.optimization_barrier(laid_out @ rows.T).T.reshape(*x.shape[:2], -1)
+
+
+def in_pieces(params: Params) -> Params:
+    """Parameters with their weights in pieces ``[piece, in, out]`` too: no copy inside a compiled program."""
+    return _beside(params, _CUT, _cut)
+
+
+def transposed(params: Params) -> Params:
+    """Parameters with their weights transposed ``[out, in]`` too, a copy of each."""
+    return _beside(params, _TRANSPOSED, _transpose)
+
+
+def size_of_copies(params: Params) -> int:
+    """Bytes that :func:`transposed` adds."""
+    sizes: list[int] = []
+    _beside(params, _TRANSPOSED, lambda matrix: sizes.append(matrix.nbytes))
+    return sum(sizes)
+
+
+def _beside(node: Any, names: Sequence[str], lay_out: Callable[[jax.Array], Any]) -> Any:
+    """The tree with another layout of each of the named weights, as a matrix, beside it."""
+    if isinstance(node, tuple):
+        return tuple(_beside(child, names, lay_out) for child in node)
+    if not isinstance(node, dict):
+        return node
+    tree = {name: _beside(child, names, lay_out) for name, child in node.items()}
+    for name in names:
+        weight = node.get(name)
+        if weight is not None and weight.size >= _SMALLEST and weight.dtype == jnp.float32:
+            laid_out = lay_out(_matrix(name, weight))
+            if laid_out is not None:
+                tree[name + _SUFFIX] = laid_out
+    return tree
+
+
+def _matrix(name: str, weight: jax.Array) -> jax.Array:
+    """``[in, out]``, of a weight with an axis for heads too."""
+    if weight.ndim == 2:
+        return weight
+    return weight.reshape(-1, weight.shape[-1]) if name == "W_O" else weight.reshape(weight.shape[0], -1)
+
+
+def _cut(matrix: jax.Array) -> jax.Array | None:
+    return None if len(matrix) % _PIECES else matrix.reshape(_PIECES, -1, matrix.shape[1])
+
+
+@jax.jit
+def _transpose(matrix: jax.Array) -> jax.Array:
+    return matrix.T
