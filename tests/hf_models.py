@@ -5,6 +5,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import hf_gpt_like
+import hf_llama_like
+import hf_parallel
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
@@ -53,20 +56,29 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
             "hidden_act": "gelu_pytorch_tanh",
         },
     ),
+    **hf_llama_like.VARIANTS,
+    **hf_gpt_like.VARIANTS,
+    **hf_parallel.VARIANTS,
 }
+
+
+def hf_config(variant: str) -> Any:
+    """The Hugging Face config of a variant."""
+    from transformers import AutoConfig
+
+    model_type, attributes = VARIANTS[variant]
+    return AutoConfig.for_model(model_type, **({"bos_token_id": 0, "eos_token_id": 1} | attributes))
 
 
 def make_hf_model(variant: str, directory: Path) -> Any:
     """Saves a random model in ``directory`` and returns the PyTorch model, in eval mode and float32."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
     # A process's first multi-threaded torch.tanh (and MKL's other vector functions) is off by 1e-4 in about one run of
     # forty: the library picks its precise kernels while the threads already run.
     torch.set_num_threads(1)
-    model_type, attributes = VARIANTS[variant]
-    config = AutoConfig.for_model(model_type, **attributes, bos_token_id=0, eos_token_id=1)
-    model = AutoModelForCausalLM.from_config(config).eval()
+    model = AutoModelForCausalLM.from_config(hf_config(variant)).eval()
     generator = torch.Generator().manual_seed(0)
     for name, parameter in model.named_parameters():
         is_gain = parameter.ndim == 1 and name.endswith("weight")

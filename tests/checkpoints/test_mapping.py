@@ -3,12 +3,13 @@
 import jax
 import numpy as np
 import pytest
+from hf_models import VARIANTS, hf_config
 
 from tljax import HookedTransformerConfig
-from tljax.checkpoints.families import FAMILIES
+from tljax.checkpoints.families import family_of
 from tljax.checkpoints.hf_config import HFConfig
 from tljax.checkpoints.layout import flatten, parameter_axes, parameter_shapes, stages_of, unflatten
-from tljax.checkpoints.mapping import Row, TensorInfo, match
+from tljax.checkpoints.mapping import Row, TensorInfo, is_bias, match
 from tljax.errors import CheckpointError, UnsupportedModelError
 from tljax.forward import init_params
 
@@ -41,6 +42,30 @@ def test_fused_tensor_is_split_head_by_head() -> None:
     by_head = array.reshape(3, 3, 2, 4)  # head, q/k/v, d_head, d_model
     for which, part in enumerate(parts):
         np.testing.assert_array_equal(part, by_head[:, which].transpose(2, 0, 1))
+
+
+def test_parts_of_unequal_length_are_joined_along_their_axis() -> None:
+    sizes = SIZES | {"n_kv": 1}
+    array = np.arange(10 * 4).reshape(10, 4)
+    row = Row("qkv.weight", "(n_heads+n_kv+n_kv d_head) d_model", "attn.W_Q|W_K|W_V")
+    q, k, v = row.read(array, ("d_model", "n_heads", "d_head"), sizes)
+    np.testing.assert_array_equal(q, array[:6].reshape(3, 2, 4).transpose(2, 0, 1))
+    np.testing.assert_array_equal(k[:, 0], array[6:8].T)
+    np.testing.assert_array_equal(v[:, 0], array[8:].T)
+    assert row.shape(sizes) == (10, 4)
+    np.testing.assert_array_equal(row.write((q, k, v), ("d_model", "n_heads", "d_head"), sizes), array)
+
+
+def test_rows_that_a_model_never_uses_are_skipped() -> None:
+    row = Row("positions.weight", "n_ctx d_model", "pos_embed.W_pos", skip=2)
+    sizes = SIZES | {"n_ctx": 3}
+    array = np.arange(20).reshape(5, 4)
+    (ours,) = row.read(array, ("n_ctx", "d_model"), sizes)
+    np.testing.assert_array_equal(ours, array[2:])
+    assert row.shape(sizes) == (5, 4)
+    written = row.write((ours,), ("n_ctx", "d_model"), sizes)
+    np.testing.assert_array_equal(written[2:], array[2:])
+    assert not written[:2].any()
 
 
 @pytest.mark.parametrize(
@@ -130,20 +155,10 @@ def test_layout_is_the_model_s_own(changes: dict) -> None:
     assert jax.tree.structure(unflatten(flat)) == jax.tree.structure(params)
 
 
-def test_every_family_row_names_axes_of_its_parameters() -> None:
-    minimal = {
-        "GPT2LMHeadModel": {"n_embd": 8, "n_layer": 1, "n_head": 2, "n_positions": 4, "vocab_size": 5},
-        "GPTNeoXForCausalLM": {
-            "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 4,
-            "intermediate_size": 6, "vocab_size": 5,
-        },
-        "LlamaForCausalLM": {
-            "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 4,
-            "intermediate_size": 6, "vocab_size": 5, "attention_bias": True, "num_key_value_heads": 1,
-        },
-    }  # fmt: skip
-    for family in FAMILIES:
-        hf = HFConfig(minimal[family.architecture])
-        cfg = family.read_config(hf)
-        filled = {path for row in family.rows(hf) for path in row.targets(0)}
-        assert filled | {"unembed.b_U", "blocks.0.mlp.b_in", "blocks.0.mlp.b_out"} >= set(parameter_axes(cfg))
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_weight_has_a_row(variant: str) -> None:
+    hf = HFConfig(hf_config(variant).to_dict())
+    family = family_of(hf_config(variant).to_dict())
+    cfg = family.read_config(hf).replace(n_layers=1, attn_types=None, use_local_attn=False)
+    filled = {path for row in family.rows(hf) for path in row.targets(0)}
+    assert {path for path in parameter_axes(cfg) if not is_bias(path)} <= filled <= set(parameter_axes(cfg))

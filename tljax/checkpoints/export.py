@@ -60,7 +60,9 @@ def save_hf(
             "weight processing: to export, load the model with from_pretrained_no_processing."
         )
     sizes, axes = axis_sizes(cfg), parameter_axes(cfg)
-    by_key = {entry.key: entry for entry in entries}
+    by_key: dict[str, Entry] = {}
+    for entry in entries:
+        _check_shared(by_key.setdefault(entry.key, entry), entry, flat, family)
 
     def tensor(key: str) -> np.ndarray:
         entry: Entry = by_key[key]
@@ -73,6 +75,15 @@ def save_hf(
     target.mkdir(parents=True, exist_ok=True)
     write_safetensors(target / SINGLE, headers, tensor)
     write_side_files(target, attributes, tokenizer)
+
+
+def _check_shared(one: Entry, other: Entry, flat: dict[str, Any], family: Family) -> None:
+    """Refuses parameters that differ though the architecture stores them as one tensor."""
+    for path, same in zip(one.targets, other.targets, strict=True):
+        if path != same and bool((flat[path] != flat[same]).any()):
+            raise UnsupportedModelError(
+                f"{path} and {same} differ, but {family.architecture} has one tensor for both ({one.key})."
+            )
 
 
 def _fitting_family(cfg: HookedTransformerConfig, nonzero: frozenset[str], tied: bool) -> tuple[Family, dict[str, Any]]:

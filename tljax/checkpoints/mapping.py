@@ -5,7 +5,9 @@ rearrangement between them, its inverse (for export), the split of a fused tenso
 
     Row("transformer.h.{l}.attn.c_attn.weight", "d_model (3 n_heads d_head)", "blocks.{l}.attn.W_Q|W_K|W_V")
 
-Parentheses group axes that are stored as one; a number is the axis along which parameters are fused.
+Parentheses group axes that are stored as one; a number is the axis along which parameters of equal shape are
+fused, and a sum such as ``n_heads+n_kv+n_kv`` joins the axis of one parameter to those of the next. Two rows may
+name one tensor: a norm that two of our modules share.
 """
 
 import dataclasses
@@ -44,6 +46,7 @@ class Row:
         paths: our dotted path; ``a.W_Q|W_K|W_V`` names the parts of a fused tensor in stored order.
         aka: another name older checkpoints use for the same tensor.
         tied_to: the tensor to read instead when this one is not stored.
+        skip: leading rows of the tensor that the model never uses.
     """
 
     key: str
@@ -51,6 +54,7 @@ class Row:
     paths: str
     aka: str | None = None
     tied_to: str | None = None
+    skip: int = 0
 
     def targets(self, layer: int | None) -> tuple[str, ...]:
         """Returns the full paths this row fills in ``layer``."""
@@ -59,7 +63,8 @@ class Row:
 
     def shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
         """Returns the shape the checkpoint's tensor must have."""
-        return tuple(math.prod(_size(axis, sizes) for axis in group) for group in _parse(self.axes))
+        first, *rest = (math.prod(_size(axis, sizes) for axis in group) for group in _parse(self.axes))
+        return (first + self.skip, *rest)
 
     def read(self, array: np.ndarray, ours: Sequence[str], sizes: Mapping[str, int]) -> tuple[np.ndarray, ...]:
         """Returns views of a checkpoint tensor in our layout, one for each target.
@@ -69,22 +74,47 @@ class Row:
             ours: axes of the first target.
             sizes: axis lengths.
         """
-        stored, order = self._plan(ours)
-        parts = array.reshape([_size(axis, sizes) for axis in stored]).transpose(order)
-        return tuple(parts) if len(order) > len(ours) else (parts,)
+        stored = self._stored()
+        whole = array[self.skip :].reshape([_size(axis, sizes) for axis in stored])
+        joined = self._joined()
+        if joined is None:
+            order = self._order(stored, ours)
+            parts = whole.transpose(order)
+            return tuple(parts) if len(order) > len(ours) else (parts,)
+        ends = np.cumsum([sizes[name] for name in joined])[:-1]
+        pieces = np.split(whole, ends, axis=stored.index("+".join(joined)))
+        order = self._order(self._stored(joined[0]), ours)
+        return tuple(piece.transpose(order) for piece in pieces)
 
     def write(self, parts: Sequence[np.ndarray], ours: Sequence[str], sizes: Mapping[str, int]) -> np.ndarray:
-        """Returns the checkpoint tensor that :meth:`read` would split into ``parts``."""
-        _, order = self._plan(ours)
-        whole = np.stack(parts) if len(order) > len(ours) else parts[0]
-        return np.ascontiguousarray(whole.transpose(np.argsort(order)).reshape(self.shape(sizes)))
+        """Returns the checkpoint tensor that :meth:`read` would split into ``parts``; rows it skips are zeros."""
+        joined = self._joined()
+        if joined is None:
+            order = self._order(self._stored(), ours)
+            whole = np.stack(parts) if len(order) > len(ours) else parts[0]
+            whole = whole.transpose(np.argsort(order))
+        else:
+            back = np.argsort(self._order(self._stored(joined[0]), ours))
+            axis = self._stored().index("+".join(joined))
+            whole = np.concatenate([part.transpose(back) for part in parts], axis=axis)
+        shape = self.shape(sizes)
+        whole = whole.reshape(shape[0] - self.skip, *shape[1:])
+        return np.ascontiguousarray(np.pad(whole, [(self.skip, 0)] + [(0, 0)] * (whole.ndim - 1)))
 
-    def _plan(self, ours: Sequence[str]) -> tuple[list[str], list[int]]:
-        stored = [axis for group in _parse(self.axes) for axis in group]
+    def _joined(self) -> list[str] | None:
+        """The axes of the parts, where they are joined along one."""
+        return next((axis.split("+") for axis in self._stored() if "+" in axis), None)
+
+    def _stored(self, part: str | None = None) -> list[str]:
+        """The tensor's axes; of one part, where parts are joined and ``part`` names its own axis."""
+        axes = [axis for group in _parse(self.axes) for axis in group]
+        return [part if part and "+" in axis else axis for axis in axes]
+
+    def _order(self, stored: list[str], ours: Sequence[str]) -> list[int]:
         wanted = [axis for axis in stored if axis.isdigit()] + list(ours)
         if sorted(stored) != sorted(wanted):
             raise ValueError(f"Row {self.key!r} stores {self.axes!r}, but {self.paths!r} has axes {list(ours)}.")
-        return stored, [stored.index(axis) for axis in wanted]
+        return [stored.index(axis) for axis in wanted]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -218,4 +248,4 @@ def _parse(axes: str) -> tuple[tuple[str, ...], ...]:
 
 
 def _size(axis: str, sizes: Mapping[str, int]) -> int:
-    return int(axis) if axis.isdigit() else sizes[axis]
+    return int(axis) if axis.isdigit() else sum(sizes[name] for name in axis.split("+"))
