@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import hf_gpt_like
+import hf_layer_kinds
 import hf_llama_like
 import hf_parallel
 import numpy as np
@@ -59,6 +60,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     **hf_llama_like.VARIANTS,
     **hf_gpt_like.VARIANTS,
     **hf_parallel.VARIANTS,
+    **hf_layer_kinds.VARIANTS,
 }
 
 
@@ -81,7 +83,7 @@ def make_hf_model(variant: str, directory: Path) -> Any:
     model = AutoModelForCausalLM.from_config(hf_config(variant)).eval()
     generator = torch.Generator().manual_seed(0)
     for name, parameter in model.named_parameters():
-        is_gain = parameter.ndim == 1 and name.endswith("weight")
+        is_gain = parameter.ndim == 1 and name.endswith("weight") and "gemma" not in variant  # Gemma's gain is 1 + w
         parameter.data = 0.3 * torch.randn(parameter.shape, generator=generator) + is_gain
     model.save_pretrained(directory)
     return model

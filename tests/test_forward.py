@@ -57,6 +57,16 @@ def test_full_cache_is_the_table(kind: str) -> None:
         close(model(TOKENS), logits)
 
 
+def added(model: HookedTransformer, cache: ActivationCache, out: Any, layer: int, norm: str) -> Any:
+    """What a sublayer's output adds to the residual stream: through its norm, if it has one, and its multiplier."""
+    if model.cfg.use_normalization_before_and_after:
+        scale, normalized = cache["scale", layer, norm], cache["normalized", layer, norm]
+        close(np.sqrt((out**2).mean(-1, keepdims=True) + model.cfg.eps), scale)
+        close(out / scale, normalized)
+        out = normalized * (1 + np.asarray(model.params["blocks"][layer][norm]["w"]))
+    return out * model.cfg.residual_multiplier
+
+
 @ALL
 def test_identities(kind: str) -> None:
     model = build(kind)
@@ -70,19 +80,21 @@ def test_identities(kind: str) -> None:
         v = np.repeat(v, cfg.n_heads // cfg.kv_heads, axis=2)
         close(np.einsum("bhqk,bkhe->bqhe", pattern, v), cache["z", layer])
         W_O, b_O = np.asarray(model.W_O[layer]), np.asarray(model.b_O[layer])
-        close(np.einsum("bqhe,hed->bqd", cache["z", layer], W_O) + b_O, cache["attn_out", layer])
+        attn_out = np.einsum("bqhe,hed->bqd", cache["z", layer], W_O) + b_O
+        close(added(model, cache, attn_out, layer, "ln1_post"), cache["attn_out", layer])
         residual = residual + cache["attn_out", layer]
         if not cfg.attn_only:
             if not cfg.parallel_attn_mlp:
                 close(cache["resid_mid", layer], residual)
             W_out, b_out = np.asarray(model.W_out[layer]), np.asarray(model.b_out[layer])
-            close(cache["post", layer] @ W_out + b_out, cache["mlp_out", layer])
+            mlp_out = cache["post", layer] @ W_out + b_out
+            close(added(model, cache, mlp_out, layer, "ln2_post"), cache["mlp_out", layer])
             residual = residual + cache["mlp_out", layer]
         close(cache["resid_post", layer], residual)
     W_U, b_U = np.asarray(model.W_U), np.asarray(model.b_U)
     close(cache["unembed.hook_in"] @ W_U + b_U, cache["unembed.hook_out"])
     cap = cfg.output_logits_soft_cap
-    out = cache["unembed.hook_out"]
+    out = cache["unembed.hook_out"] * cfg.logits_multiplier
     close(cap * np.tanh(out / cap) if cap > 0 else out, logits)
 
 
@@ -93,7 +105,7 @@ def test_norms_and_masks(kind: str) -> None:
     for layer in range(cfg.n_layers):
         query, key = np.arange(6)[:, None], np.arange(6)[None, :]
         seen = np.ones((6, 6), bool) if cfg.attention_dir == "bidirectional" else key <= query
-        if cfg.layer_kind(layer) == "local":
+        if cfg.is_local(layer):
             seen = seen & (key > query - cfg.window_size)
         hidden = cache["attn_scores", layer] == -np.inf
         assert (hidden == ~seen[None, None]).all()

@@ -28,6 +28,23 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "final_rms": {"normalization_type": "LN", "final_rms": True},
     "adjacent": {**ROTARY, "rotary_adjacent_pairs": True, "normalization_type": "LNPre"},
     "no_positions": {"positional_embedding_type": "none", "normalization_type": "RMSPre"},
+    "qk_norm": {
+        **ROTARY, "act_fn": "silu", "gated_mlp": True, "normalization_type": "RMS", "n_key_value_heads": 2,
+        "use_qk_norm": True,
+    },
+    "layer_kinds": {
+        **ROTARY, "use_local_attn": True, "window_size": 3, "attn_types": ("global", "local"),
+        "rotary_base_local": 50.0, "rotary_scaling_factor": 2.0,
+    },
+    "sandwich": {
+        **ROTARY, "act_fn": "gelu_new", "gated_mlp": True, "normalization_type": "RMS", "rmsnorm_uses_offset": True,
+        "use_normalization_before_and_after": True, "n_key_value_heads": 2,
+    },
+    "multipliers": {
+        **ROTARY, "act_fn": "silu", "gated_mlp": True, "normalization_type": "RMS", "rmsnorm_uses_offset": True,
+        "embedding_multiplier": 3.0, "residual_multiplier": 0.4, "logits_multiplier": 0.5,
+    },
+    "unrotated": {**ROTARY, "normalization_type": "RMS", "rotary_layers": (False, True)},
     "inverse_scale": {"scale_attn_by_inverse_layer_idx": True},
 }  # fmt: skip
 

@@ -89,13 +89,24 @@ class HookedTransformerConfig:
         parallel_attn_mlp: attention and MLP both read ``resid_pre`` (GPT-NeoX).
         normalization_type: ``"LN"``, ``"RMS"``, their folded forms ``"LNPre"``, ``"RMSPre"``, or ``None``.
         final_rms: the final norm is an RMS norm even when the others are layer norms.
+        use_normalization_before_and_after: norms on what attention and MLP put out too, before it is added to the
+            residual stream (Gemma 2); they are not folded.
+        rmsnorm_uses_offset: an RMS norm multiplies by ``1 + w`` (Gemma).
+        embedding_multiplier: multiplies the token embedding (Gemma, Granite); ``hook_embed`` comes after it.
+        residual_multiplier: multiplies what attention and MLP add to the residual stream, before ``hook_attn_out`` and
+            ``hook_mlp_out`` (Granite).
+        logits_multiplier: multiplies the logits, after ``unembed.hook_out`` and before any soft cap.
         eps: added to the mean square inside the root of every norm.
         positional_embedding_type: ``"standard"`` (learned), ``"rotary"`` or ``"none"``.
         rotary_dim: leading dimensions of a head that rotate; ``None`` means all of ``d_head``.
         rotary_base: base of the rotary frequencies.
         rotary_scaling_factor: linear position scaling (positions are divided by it).
+        rotary_base_local: base in layers of local attention; ``None`` means ``rotary_base``. Position scaling then does
+            not apply there (Gemma 3).
+        rotary_layers: for each layer, whether it rotates at all; ``None`` means all do (in SmolLM3 some do not).
         rotary_adjacent_pairs: rotate dimensions ``(0,1),(2,3),…`` (GPT-J) instead of first half with second half.
         use_NTK_by_parts_rope: Llama-3 frequency scaling, with the four ``NTK_*`` fields below it.
+        use_qk_norm: an RMS norm over each head's queries and keys, before rotation (Qwen 3).
         use_attn_scale: divide scores by ``attn_scale``; off means divide by one.
         attn_scale: the divisor; ``-1`` means ``sqrt(d_head)``.
         scale_attn_by_inverse_layer_idx: additionally divide layer ``l``'s scores by ``l + 1``.
@@ -131,17 +142,25 @@ class HookedTransformerConfig:
     parallel_attn_mlp: bool = False
     normalization_type: Literal["LN", "LNPre", "RMS", "RMSPre"] | None = "LN"
     final_rms: bool = False
+    use_normalization_before_and_after: bool = False
+    rmsnorm_uses_offset: bool = False
+    embedding_multiplier: float = 1.0
+    residual_multiplier: float = 1.0
+    logits_multiplier: float = 1.0
     eps: float = 1e-5
     positional_embedding_type: Literal["standard", "rotary", "none"] = "standard"
     rotary_dim: int | None = None
     rotary_base: float = 10000.0
     rotary_scaling_factor: float = 1.0
+    rotary_base_local: float | None = None
+    rotary_layers: tuple[bool, ...] | None = None
     rotary_adjacent_pairs: bool = False
     use_NTK_by_parts_rope: bool = False
     NTK_by_parts_low_freq_factor: float = 1.0
     NTK_by_parts_high_freq_factor: float = 4.0
     NTK_by_parts_factor: float = 8.0
     NTK_original_ctx_len: int = 8192
+    use_qk_norm: bool = False
     use_attn_scale: bool = True
     attn_scale: float = -1.0
     scale_attn_by_inverse_layer_idx: bool = False
@@ -208,8 +227,9 @@ class HookedTransformerConfig:
             self._set("attn_scale", float(np.sqrt(self.d_head)))
         if self.initializer_range < 0:
             self._set("initializer_range", 0.8 / float(np.sqrt(self.d_model)) if self.init_mode == "gpt2" else 1.0)
-        if self.attn_types is not None:
-            self._set("attn_types", tuple(self.attn_types))
+        for name in ("attn_types", "rotary_layers"):
+            if getattr(self, name) is not None:
+                self._set(name, tuple(getattr(self, name)))
         self._set("dtype", canonical_dtype(self.dtype))
 
     def _check_sizes(self) -> None:
@@ -221,8 +241,9 @@ class HookedTransformerConfig:
             if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < smallest:
                 raise ConfigError(f"{name} must be an integer of at least {smallest}, got {value!r}.")
             self._set(name, int(value))
-        if self.eps <= 0:
-            raise ConfigError(f"eps must be positive, got {self.eps}.")
+        for name in ("eps", "embedding_multiplier", "residual_multiplier", "logits_multiplier"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"{name} must be positive, got {getattr(self, name)}.")
 
     def _check_choices(self) -> None:
         choices = {
@@ -250,8 +271,16 @@ class HookedTransformerConfig:
             raise ConfigError(f"rotary_dim={self.rotary_dim} must be even and at most d_head={self.d_head}.")
         if self.use_local_attn and (self.window_size is None or self.attn_types is None):
             raise ConfigError("use_local_attn needs window_size and attn_types ('global' or 'local' for each layer).")
-        if self.attn_types is not None and len(self.attn_types) != self.n_layers:
-            raise ConfigError(f"attn_types has {len(self.attn_types)} entries for n_layers={self.n_layers}.")
+        for name in ("attn_types", "rotary_layers"):
+            value = getattr(self, name)
+            if value is not None and len(value) != self.n_layers:
+                raise ConfigError(f"{name} has {len(value)} entries for n_layers={self.n_layers}.")
+        rotates = self.positional_embedding_type == "rotary"
+        if not rotates and (self.rotary_layers is not None or self.rotary_base_local is not None or self.use_qk_norm):
+            raise ConfigError(
+                "rotary_layers, rotary_base_local and use_qk_norm need positional_embedding_type='rotary', got "
+                f"{self.positional_embedding_type!r}."
+            )
         if self.attn_types is not None and set(self.attn_types) - {"global", "local"}:
             raise ConfigError(f"attn_types may hold 'global' and 'local', got {sorted(set(self.attn_types))}.")
         if self.gated_mlp and self.act_fn is not None and self.act_fn.endswith("_ln"):
@@ -260,6 +289,8 @@ class HookedTransformerConfig:
             raise ConfigError("attn_only has no MLP to run in parallel: set one of attn_only, parallel_attn_mlp.")
         if self.attn_only and self.use_hook_mlp_in:
             raise ConfigError("use_hook_mlp_in: an attention-only model has no MLP input.")
+        if self.use_normalization_before_and_after and self.normalization_type is None:
+            raise ConfigError("use_normalization_before_and_after needs a normalization_type, got None.")
         if self.use_attn_in and self.kv_heads != self.n_heads:
             raise ConfigError("use_attn_in needs as many key/value as query heads; use use_split_qkv_input.")
 
@@ -284,8 +315,16 @@ class HookedTransformerConfig:
         return self.n_layers * (attention + mlp)
 
     def layer_kind(self, layer: int) -> str:
-        """``"local"`` or ``"global"``: the one thing about a layer that its compiled program must know."""
-        return self.attn_types[layer] if self.use_local_attn and self.attn_types is not None else "global"
+        """What a layer's compiled program must know of it: ``"global"`` or ``"local"``, and whether it rotates.
+
+        A layer of a rotary model that does not rotate is ``"global unrotated"`` or ``"local unrotated"``.
+        """
+        reach = self.attn_types[layer] if self.use_local_attn and self.attn_types is not None else "global"
+        return reach if self.rotary_layers is None or self.rotary_layers[layer] else f"{reach} unrotated"
+
+    def is_local(self, layer: int) -> bool:
+        """Whether a layer's attention sees only the last ``window_size`` keys."""
+        return self.layer_kind(layer).startswith("local")
 
     def replace(self, **changes: Any) -> "HookedTransformerConfig":
         """Returns a copy with ``changes`` applied and validated.

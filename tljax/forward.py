@@ -282,7 +282,7 @@ def _stages(
         yield stage, (context_of_layer(cfg, context, layer),)
     if stop is None:
         own = {key: params[key] for key in ("ln_final", "unembed") if key in params}
-        last = "unembed.hook_out" if cfg.output_logits_soft_cap <= 0 else None
+        last = "unembed.hook_out" if cfg.output_logits_soft_cap <= 0 and cfg.logits_multiplier == 1.0 else None
         yield Stage(head_module(cfg), own, "", *parts(_HEAD), None, last), ()
 
 

@@ -118,7 +118,7 @@ class GenerationMethods:
             attention_mask=attention_mask, seed=seed, key=key,
         )  # fmt: skip
         _run(generation, verbose)
-        output = finish(generation, self.params, return_type)
+        output = finish(generation, cast("HookedTransformer", self), return_type)
         return GenerateOutput(output, generation.logits()) if output_logits else output
 
     def generate_stream(
@@ -143,7 +143,7 @@ class GenerationMethods:
         shown: Any = None
         while True:
             generation.advance(max_tokens_per_yield - (shown is None))
-            whole = finish(generation, self.params, kind)
+            whole = finish(generation, cast("HookedTransformer", self), kind)
             news = _news(whole, shown, generation.is_done)
             yield news
             shown = whole if kind == "tokens" else news if shown is None else _joined(shown, news)
@@ -186,7 +186,7 @@ class GenerationMethods:
         _, cache = model._with_hooks(hooks).run_with_cache(
             tokens, return_type=None, names_filter=names_filter, attention_mask=mask
         )
-        return finish(generation, self.params, return_type), cache
+        return finish(generation, model, return_type), cache
 
     def _generation(
         self,

@@ -13,7 +13,7 @@ from tljax.forward import block_module, context_of_layer
 from tljax.modules.attention import Attention, AttentionContext
 from tljax.modules.embedding import Embed, PosEmbed, Unembed, final_norm
 from tljax.modules.mlp import MLP
-from tljax.modules.norm import make_norm
+from tljax.modules.norm import make_norm, post_norm_kind
 from tljax.typing import Params
 from tljax.weights.properties import public_shape
 
@@ -80,6 +80,9 @@ def block_view(cfg: HookedTransformerConfig, params: Params, layer: int) -> Modu
     }
     if not cfg.attn_only:
         modules |= {"ln2": make_norm(cfg, cfg.normalization_type), "mlp": MLP(cfg)}
+    if cfg.use_normalization_before_and_after:
+        posts = ("ln1_post",) if cfg.attn_only else ("ln1_post", "ln2_post")
+        modules |= {name: make_norm(cfg, post_norm_kind(cfg)) for name in posts}
     parts = {
         key: ModuleView(
             f"{name}.{key}", module, own.get(key, {}), cfg.matmul_precision,

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from hf_models import LLAMA3_ROPE
 
+from tljax import HookedTransformerConfig
 from tljax.checkpoints.families import family_of
-from tljax.checkpoints.hf_config import HFConfig
+from tljax.checkpoints.hf_config import HFConfig, rotary_fraction
 from tljax.checkpoints.loading import describe
 from tljax.errors import CheckpointError, UnsupportedModelError
 
@@ -165,3 +166,13 @@ def test_reading_is_accounted_for() -> None:
         hf.refuse_unread()
     assert hf("b", aka=("d",)) == 2
     hf.refuse_unread()
+
+
+def test_a_rotated_fraction_is_read_back_as_written() -> None:
+    for d_head in range(2, 260, 2):
+        for dim in range(2, d_head + 1, 2):
+            cfg = HookedTransformerConfig(
+                d_model=d_head, n_layers=1, n_ctx=4, d_head=d_head, n_heads=1, d_vocab=5,
+                positional_embedding_type="rotary", rotary_dim=dim,
+            )  # fmt: skip
+            assert int(d_head * rotary_fraction(cfg)) == dim

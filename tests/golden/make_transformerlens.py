@@ -64,6 +64,14 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "ln_gated_final_rms": {
         "act_fn": "solu", "gated_mlp": True, "final_rms": True, **ROTARY, "rotary_scaling_factor": 2.0,
     },
+    "qk_norm": {
+        "act_fn": "silu", "gated_mlp": True, "normalization_type": "RMS", "eps": 1e-4, **ROTARY, "d_head": 6,
+        "n_key_value_heads": 2, "use_qk_norm": True,
+    },
+    "rotary_local": {
+        "act_fn": "gelu", **ROTARY, "use_local_attn": True, "window_size": 3, "attn_types": ["global", "local"],
+        "rotary_base": 900.0, "rotary_base_local": 30.0, "rotary_scaling_factor": 2.0,
+    },
 }  # fmt: skip
 
 # Optional hook points, run by run.

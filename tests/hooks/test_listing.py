@@ -11,7 +11,8 @@ INTRO = """# Hook points
 
 Every activation of a decoder that can be named, in the order they fire, as `print(model.hook_points())` shows them for
 your model. Names, shapes and meaning are TransformerLens 3.9's. Points marked *only when named* exist only in runs
-whose hooks or filter name them (or whose config switches them on), and cost nothing otherwise.
+whose hooks or filter name them (or whose config switches them on), and cost nothing otherwise. (TransformerLens
+flattens batch, position and head of `q_norm` and `k_norm` into one axis; here they keep their axes.)
 
 """
 COMMON = {"d_model": 16, "n_layers": 1, "n_heads": 4, "n_ctx": 8, "d_vocab": 50}
@@ -20,6 +21,10 @@ MODELS = {
     "Rotary positions, grouped keys and values, gated MLP (Llama)": HookedTransformerConfig(
         **COMMON, n_key_value_heads=2, positional_embedding_type="rotary", gated_mlp=True, act_fn="silu",
         normalization_type="RMS",
+    ),
+    "Norms before and after, normalised queries and keys (Gemma 3)": HookedTransformerConfig(
+        **COMMON, n_key_value_heads=2, positional_embedding_type="rotary", gated_mlp=True, act_fn="gelu_pytorch_tanh",
+        normalization_type="RMS", use_qk_norm=True, use_normalization_before_and_after=True,
     ),
     "Parallel attention and MLP (Pythia)": HookedTransformerConfig(
         **COMMON, positional_embedding_type="rotary", rotary_dim=2, parallel_attn_mlp=True, act_fn="gelu"

@@ -24,6 +24,7 @@ from tljax.weights.processing import process_weights
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 TOLERANCE = 1e-4
+TOKENS_SHAPE = (2, 7)
 CASES = sorted(path.stem.removeprefix("transformerlens_") for path in GOLDEN.glob("transformerlens_*.safetensors"))
 OPTIONAL_LEAVES = {
     "hook_tokens", "hook_attn_in", "hook_q_input", "hook_k_input", "hook_v_input", "hook_result",
@@ -43,7 +44,7 @@ class Golden:
 
     def run(self, name: str) -> dict[str, np.ndarray]:
         """Hook name to activation, in TransformerLens's firing order."""
-        return {hook: self[f"{name}/{hook}"] for hook in self.record["runs"][name]["order"]}
+        return {hook: unflattened(hook, self[f"{name}/{hook}"]) for hook in self.record["runs"][name]["order"]}
 
     @property
     def cfg(self) -> HookedTransformerConfig:
@@ -73,6 +74,12 @@ def runs(kind: str, optional_only: bool = False) -> list[Any]:
         for name, run in golden(case).record["runs"].items()
         if run["kind"] == kind and (run.get("switches") or not optional_only)
     ]
+
+
+def unflattened(name: str, value: np.ndarray) -> np.ndarray:
+    """Norms of queries and keys, which TransformerLens flattens to ``[batch * pos * head, …]``, with their axes."""
+    is_qk_norm = ".q_norm." in name or ".k_norm." in name
+    return value.reshape(*TOKENS_SHAPE, -1, value.shape[-1]) if is_qk_norm else value
 
 
 def stored_layout(state: Mapping[str, np.ndarray], n_layers: int) -> dict[str, Any]:

@@ -52,6 +52,8 @@ def by_hand(model: HookedTransformer, source: tuple[int, int], letter: str, rece
         ("llama", "q"),
         ("llama", "v"),
         ("neox", "k"),
+        ("multipliers", "k"),
+        ("sandwich", "q"),
         ("bidirectional", "q"),
     ],
 )

@@ -76,6 +76,7 @@ def check(got: Any, model: HookedTransformer, receivers: Any, sender: str, freez
 CASES = [
     ("gpt2", "logits", True), ("gpt2", "several", False), ("gpt2", "mixed", True), ("llama", "several", True),
     ("llama", "mixed", False), ("neox", "mixed", False), ("bidirectional", "mixed", True),
+    ("multipliers", "mixed", False), ("sandwich", "mixed", False),
 ]  # fmt: skip
 
 
@@ -92,7 +93,8 @@ def test_heads(kind: str, name: str, freeze: bool) -> None:
 
 SENT = [
     ("gpt2", "mlp_out", False), ("gpt2", "attn_out", True), ("gpt2", "embed", False), ("llama", "result", False),
-    ("neox", "attn_out", False), ("neox", "mlp_out", True),
+    ("neox", "attn_out", False), ("neox", "mlp_out", True), ("multipliers", "result", True),
+    ("multipliers", "mlp_out", False), ("sandwich", "result", True), ("sandwich", "attn_out", False),
 ]  # fmt: skip
 
 

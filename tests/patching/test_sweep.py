@@ -57,6 +57,8 @@ def full_names(model: HookedTransformer, activation: str) -> list[str]:
     table, n_layers = point_table(model.cfg), model.cfg.n_layers
     if activation in ("embed", "pos_embed"):
         return [f"hook_{activation}"] if f"hook_{activation}" in table else []
+    if activation in table:
+        return [activation]
     if get_act_name(activation, 0) not in table:
         return []
     return [resolve((activation, layer), table, n_layers) for layer in range(n_layers)]
@@ -80,9 +82,10 @@ def check(
     got = sweep(model, corrupted, cache, metric, activation, axes, reduce="none", **options)
     spec = point_table(model.cfg)[names[0]]
     sizes = dict(zip(spec.axes, spec.shape(*clean.shape), strict=True))
-    layered = [()] if len(names) == 1 else [(layer,) for layer in range(len(names))]
+    by_layer = names[0].startswith("blocks.")
+    layered = [(layer,) for layer in range(len(names))] if by_layer else [()]
     sites = list(itertools.product(layered, itertools.product(*(range(sizes[axis]) for axis in axes))))
-    assert got.shape == (*(() if len(names) == 1 else (len(names),)), *(sizes[axis] for axis in axes), len(clean))
+    assert got.shape == (*((len(names),) if by_layer else ()), *(sizes[axis] for axis in axes), len(clean))
     for number in np.random.default_rng(0).permutation(len(sites))[:most]:
         layer, entry = sites[number]
         name = names[layer[0] if layer else 0]
@@ -101,10 +104,20 @@ def test_sweep_equals_the_loop(kind: str, activation: str, axes: tuple[str, ...]
     check(build(kind, n_layers=3), CLEAN, CORRUPTED, METRIC, activation, axes)
 
 
-@pytest.mark.parametrize("kind", ["bidirectional", "local", "soft_caps", "attn_only", "inverse_scale", "adjacent"])
 @pytest.mark.parametrize(("activation", "axes"), [("attn_out", ("pos",)), ("z", ("head",))])
+@pytest.mark.parametrize(
+    "kind",
+    ["bidirectional", "local", "soft_caps", "attn_only", "inverse_scale", "adjacent", "qk_norm", "layer_kinds",
+     "unrotated", "multipliers", "sandwich"],
+)  # fmt: skip
 def test_other_kinds_of_models(kind: str, activation: str, axes: tuple[str, ...]) -> None:
     check(build(kind), CLEAN, CORRUPTED, METRIC, activation, axes)
+
+
+@pytest.mark.parametrize("activation", ["k", "k_norm.hook_normalized", "q_norm.hook_scale", "rot_k"])
+def test_normalised_queries_and_keys(activation: str) -> None:
+    name = f"blocks.1.attn.{activation}" if "norm" in activation else activation
+    check(build("qk_norm"), CLEAN, CORRUPTED, METRIC, name, ("pos", "head"))
 
 
 METRICS = {

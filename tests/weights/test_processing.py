@@ -26,7 +26,13 @@ CASES: dict[str, dict[str, Any]] = {
     "rms_gqa_gated": {"normalization_type": "RMS", "gated_mlp": True, "n_key_value_heads": 2, "act_fn": "silu"},
     "rms_solu": {"normalization_type": "RMS", "act_fn": "solu_ln"},
     "no_norm": {"normalization_type": None},
-}
+    "rms_offset_sandwich": {
+        "normalization_type": "RMS", "gated_mlp": True, "act_fn": "silu", "rmsnorm_uses_offset": True,
+        "use_normalization_before_and_after": True, "embedding_multiplier": 2.0, "residual_multiplier": 0.5,
+        "logits_multiplier": 0.3, "positional_embedding_type": "rotary", "use_qk_norm": True,
+    },
+    "ln_sandwich": {"use_normalization_before_and_after": True},
+}  # fmt: skip
 TOKENS = np.random.default_rng(0).integers(0, 11, (2, 8))
 FLAGS = ("fold_ln", "center_writing_weights", "center_unembed", "fold_value_biases")
 

@@ -4,6 +4,7 @@
 (:data:`INERT`), or the model is refused by the name and value of the attribute.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +19,7 @@ _INERT = """
     pad_token_id sep_token_id unk_token_id decoder_start_token_id forced_bos_token_id forced_eos_token_id
     tokenizer_class model_max_length max_sequence_length prefix initializer_range initializer_factor
     gradient_checkpointing attn_pdrop embd_pdrop resid_pdrop attention_dropout hidden_dropout
+    embed_dropout resid_dropout activation_dropout residual_dropout embedding_dropout layerdrop init_std
     classifier_dropout dropout summary_activation summary_first_dropout summary_proj_to_labels summary_type
     summary_use_proj id2label label2id num_labels _num_labels problem_type finetuning_task
     task_specific_params max_length min_length max_new_tokens do_sample early_stopping num_beams
@@ -56,6 +58,7 @@ ACTIVATIONS = {
 """Hugging Face activation name → ours."""
 
 _REQUIRED: Any = object()
+_AS_ABSENT: Any = object()
 _HINTS = {
     "quantization_config": " Quantized weights are not supported: load the full-precision original.",
     "auto_map": " The checkpoint runs code of its own, which tljax cannot know.",
@@ -78,17 +81,22 @@ class HFConfig:
         self._read: set[str] = set()
         self.origin = origin
 
-    def __call__(self, name: str, default: Any = _REQUIRED, *, aka: tuple[str, ...] = ()) -> Any:
+    def __call__(
+        self, name: str, default: Any = _REQUIRED, *, aka: tuple[str, ...] = (), null: Any = _AS_ABSENT
+    ) -> Any:
         """Returns attribute ``name``; absent or null gives ``default``.
 
         Args:
             name: the attribute.
             default: what Hugging Face assumes when it is absent; required when not given.
             aka: other names of the same attribute, which must not disagree.
+            null: what an explicit null means, where that is not the default.
         """
         self._read.update((name, *aka))
         found = {key: self._attributes[key] for key in (name, *aka) if self._attributes.get(key) is not None}
         if not found:
+            if null is not _AS_ABSENT and name in self._attributes:
+                return null
             if default is _REQUIRED:
                 raise CheckpointError(f"{self.origin} has no {name!r}, which this architecture needs.")
             return default
@@ -117,6 +125,8 @@ class HFConfig:
         theta: str = "rope_theta",
         fraction: str = "partial_rotary_factor",
         default_fraction: float = 1.0,
+        default_theta: float = 10000.0,
+        layer_type: str | None = None,
     ) -> dict[str, Any]:
         """Returns our rotary fields, from ``rope_parameters`` or from the older ``rope_scaling``.
 
@@ -125,9 +135,14 @@ class HFConfig:
             theta: older name of the base.
             fraction: older name of the rotated fraction of a head.
             default_fraction: that fraction when it is not given.
+            default_theta: the base when it is not given.
+            layer_type: whose entry to read, where ``rope_parameters`` has one for each type of layer.
         """
-        rope = dict(self("rope_parameters", {})) | dict(self("rope_scaling", {}))
-        base = self("rope_theta", 10000.0, aka=(theta,))
+        rope = dict(self("rope_parameters", {}))
+        if layer_type in rope:
+            rope = dict(rope[layer_type])
+        rope |= dict(self("rope_scaling", {}))
+        base = self("rope_theta", default_theta, aka=(theta,))
         part = self("partial_rotary_factor", default_fraction, aka=(fraction,))
         kind = rope.pop("rope_type", None) or rope.get("type") or "default"
         rope.pop("type", None)
@@ -158,7 +173,7 @@ class HFConfig:
 
     def refuse_unread(self) -> None:
         """Raises UnsupportedModelError if an attribute was neither read nor known to be inert."""
-        self.only(**SWITCHED_OFF)
+        self.only(**{name: off for name, off in SWITCHED_OFF.items() if name not in self._read})
         left = {
             name: value
             for name, value in self._attributes.items()
@@ -182,6 +197,13 @@ class HFConfig:
 def attention_bias(nonzero: frozenset[str]) -> bool:
     """Whether any of the attention's four biases is in use."""
     return not nonzero.isdisjoint({"attn.b_Q", "attn.b_K", "attn.b_V", "attn.b_O"})
+
+
+def rotary_fraction(cfg: HookedTransformerConfig) -> float:
+    """Returns the fraction of a head that rotates, such that its product with ``d_head`` does not round down below."""
+    dim = cfg.rotary_dim or 0
+    fraction = dim / cfg.d_head
+    return fraction if int(cfg.d_head * fraction) == dim else math.nextafter(fraction, 1.0)
 
 
 def rope_scaling(cfg: HookedTransformerConfig) -> dict[str, Any] | None:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tljax.config import HookedTransformerConfig
+from tljax.modules.norm import post_norm_kind
 from tljax.typing import Params
 
 HEAD, EMBED, BLOCKS = "head", "embed", "blocks."
@@ -113,8 +114,12 @@ def _block_axes(cfg: HookedTransformerConfig) -> dict[str, str]:
         "attn.b_V": "n_kv d_head",
         "attn.b_O": "d_model",
     }
+    if cfg.use_qk_norm:
+        axes |= {"attn.q_norm.w": "d_head", "attn.k_norm.w": "d_head"}
+    axes |= _norm_axes("ln1_post", post_norm_kind(cfg), "d_model")
     if cfg.attn_only:
         return axes
+    axes |= _norm_axes("ln2_post", post_norm_kind(cfg), "d_model")
     axes |= _norm_axes("ln2", cfg.normalization_type, "d_model")
     axes |= {
         "mlp.W_in": "d_model d_mlp",

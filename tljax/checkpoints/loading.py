@@ -164,6 +164,7 @@ def _requested(
     return cfg.replace(
         n_layers=layers,
         attn_types=cfg.attn_types[:layers] if cfg.attn_types else None,
+        rotary_layers=cfg.rotary_layers[:layers] if cfg.rotary_layers else None,
         n_ctx=cfg.n_ctx if n_ctx is None else n_ctx,
         dtype=name,
         model_name=location.model_name if cfg.model_name == "custom" else cfg.model_name,

@@ -1,77 +1,111 @@
 """Short names of checkpoints on the hub, and the training checkpoints they were published with."""
 
+import itertools
 from collections.abc import Iterator
 
 from tljax.errors import CheckpointError, InputError, nearest
+
+_REGULAR = (
+    ("meta-llama/Llama-2-{}{}-hf", "7b 13b 70b", ("", "-chat")),
+    ("meta-llama/Meta-Llama-3-{}{}", "8B 70B", ("", "-Instruct")),
+    ("meta-llama/Llama-3.1-{}{}", "8B 70B", ("", "-Instruct")),
+    ("meta-llama/Llama-3.2-{}{}", "1B 3B", ("", "-Instruct")),
+    ("meta-llama/Llama-3.3-{}{}", "70B", ("-Instruct",)),
+    ("codellama/CodeLlama-{}{}-hf", "7b", ("", "-Python", "-Instruct")),
+    ("01-ai/Yi-{}{}", "6B 34B", ("", "-Chat")),
+    ("Qwen/Qwen1.5-{}{}", "0.5B 1.8B 4B 7B 14B", ("", "-Chat")),
+    ("Qwen/Qwen2-{}{}", "0.5B 1.5B 7B", ("", "-Instruct")),
+    ("Qwen/Qwen2.5-{}{}", "0.5B 1.5B 3B 7B 14B 32B 72B", ("", "-Instruct")),
+    ("Qwen/Qwen3-{}{}", "0.6B 1.7B 4B 8B 14B", ("",)),
+    ("Qwen/Qwen3-{}{}", "0.6B", ("-Base",)),
+    ("google/gemma-{}{}", "2b 7b", ("", "-it")),
+    ("google/gemma-2-{}{}", "2b 9b 27b", ("", "-it")),
+    ("google/gemma-3-{}{}", "270m", ("", "-it")),
+    ("google/gemma-3-{}{}", "1b", ("-pt", "-it")),
+    ("roneneldan/TinyStories-{}{}", "1M 3M 8M 28M 33M 1Layer-21M 2Layers-33M", ("",)),
+    ("roneneldan/TinyStories-Instruct-{}{}", "1M 3M 8M 28M 33M 2Layers-33M", ("",)),
+    ("microsoft/phi-{}{}", "1 1_5 2 4", ("",)),
+)
+"""Hub ids by pattern, sizes and suffixes; their short names follow by rule."""
+
+_OTHERS = {
+    "openai-community/gpt2": "gpt2-small",
+    "openai-community/gpt2-medium": "",
+    "openai-community/gpt2-large": "",
+    "openai-community/gpt2-xl": "",
+    "distilbert/distilgpt2": "distillgpt2 distill-gpt2 distil-gpt2 gpt2-xs",
+    "ai-forever/mGPT": "",
+    "EleutherAI/gpt-neo-125M": "gpt-neo-small neo-small neo",
+    "EleutherAI/gpt-neo-1.3B": "gpt-neo-medium neo-medium",
+    "EleutherAI/gpt-neo-2.7B": "gpt-neo-large neo-large",
+    "EleutherAI/gpt-j-6B": "gpt-j gptj",
+    "EleutherAI/gpt-neox-20b": "gpt-neox neox",
+    "facebook/opt-125m": "opt-small opt",
+    "facebook/opt-1.3b": "opt-medium",
+    "facebook/opt-2.7b": "opt-large",
+    "facebook/opt-6.7b": "opt-xl",
+    "facebook/opt-13b": "opt-xxl",
+    "facebook/opt-30b": "opt-xxxl",
+    "facebook/opt-66b": "opt-xxxxl",
+    "stabilityai/stablelm-base-alpha-3b": "stablelm-base-3b",
+    "stabilityai/stablelm-base-alpha-7b": "stablelm-base-7b",
+    "stabilityai/stablelm-tuned-alpha-3b": "stablelm-tuned-3b",
+    "stabilityai/stablelm-tuned-alpha-7b": "stablelm-tuned-7b",
+    "meta-llama/Llama-2-70b-chat-hf": "meta-llama-2-70b-chat-hf",
+    "codellama/CodeLlama-7b-hf": "codellamallama-2-7b",
+    "Qwen/QwQ-32B-Preview": "qwen-32b-preview",
+    "mistralai/Mistral-7B-v0.1": "mistral-7b",
+    "mistralai/Mistral-7B-Instruct-v0.1": "mistral-7b-instruct",
+    "mistralai/Mistral-Nemo-Base-2407": "",
+    "mistralai/Mistral-Small-24B-Base-2501": "",
+    "microsoft/Phi-3-mini-4k-instruct": "phi-3",
+    "roneneldan/TinyStories-Instuct-1Layer-21M": "",  # the id lacks an r
+}
+"""Hub id → short names that no rule gives."""
 
 _PYTHIA = {
     "14m": "", "31m": "", "70m": "19m", "160m": "125m", "410m": "350m", "1b": "800m", "1.4b": "1.3b",
     "2.8b": "2.7b", "6.9b": "6.7b", "12b": "13b",
 }  # fmt: skip
-_LLAMA = {
-    "meta-llama/Llama-2-7b-hf": "llama-2-7b",
-    "meta-llama/Llama-2-7b-chat-hf": "llama-2-7b-chat",
-    "meta-llama/Llama-2-13b-hf": "llama-2-13b",
-    "meta-llama/Llama-2-13b-chat-hf": "llama-2-13b-chat",
-    "meta-llama/Llama-2-70b-hf": "llama-2-70b",
-    "meta-llama/Llama-2-70b-chat-hf": "llama-2-70b-chat meta-llama-2-70b-chat-hf",
-    "meta-llama/Meta-Llama-3-8B": "llama-3-8b",
-    "meta-llama/Meta-Llama-3-8B-Instruct": "llama-3-8b-instruct",
-    "meta-llama/Meta-Llama-3-70B": "llama-3-70b",
-    "meta-llama/Meta-Llama-3-70B-Instruct": "llama-3-70b-instruct",
-    "meta-llama/Llama-3.1-8B": "llama-3.1-8b",
-    "meta-llama/Llama-3.1-8B-Instruct": "llama-3.1-8b-instruct",
-    "meta-llama/Llama-3.1-70B": "llama-3.1-70b",
-    "meta-llama/Llama-3.1-70B-Instruct": "llama-3.1-70b-instruct",
-    "meta-llama/Llama-3.2-1B": "llama-3.2-1b",
-    "meta-llama/Llama-3.2-1B-Instruct": "llama-3.2-1b-instruct",
-    "meta-llama/Llama-3.2-3B": "llama-3.2-3b",
-    "meta-llama/Llama-3.2-3B-Instruct": "llama-3.2-3b-instruct",
-    "meta-llama/Llama-3.3-70B-Instruct": "llama-3.3-70b-instruct",
-    "codellama/CodeLlama-7b-hf": "codellama-7b codellamallama-2-7b",
-    "codellama/CodeLlama-7b-Python-hf": "codellama-7b-python",
-    "codellama/CodeLlama-7b-Instruct-hf": "codellama-7b-instruct",
-    "01-ai/Yi-6B": "yi-6b",
-    "01-ai/Yi-6B-Chat": "yi-6b-chat",
-    "01-ai/Yi-34B": "yi-34b",
-    "01-ai/Yi-34B-Chat": "yi-34b-chat",
-}
-_OTHERS = {
-    "openai-community/gpt2": "gpt2 gpt2-small",
-    "openai-community/gpt2-medium": "gpt2-medium",
-    "openai-community/gpt2-large": "gpt2-large",
-    "openai-community/gpt2-xl": "gpt2-xl",
-    "distilbert/distilgpt2": "distilgpt2 distillgpt2 distill-gpt2 distil-gpt2 gpt2-xs",
-    "ai-forever/mGPT": "mgpt",
-    "EleutherAI/gpt-neox-20b": "gpt-neox-20b gpt-neox neox",
-    "stabilityai/stablelm-base-alpha-3b": "stablelm-base-alpha-3b stablelm-base-3b",
-    "stabilityai/stablelm-base-alpha-7b": "stablelm-base-alpha-7b stablelm-base-7b",
-    "stabilityai/stablelm-tuned-alpha-3b": "stablelm-tuned-alpha-3b stablelm-tuned-3b",
-    "stabilityai/stablelm-tuned-alpha-7b": "stablelm-tuned-alpha-7b stablelm-tuned-7b",
-}
 _STANFORD = {
     "small": ("alias", 21, "battlestar", 49, "caprica", 81, "darkmatter", 343, "expanse", 777),
     "medium": ("arwen", 21, "beren", 49, "celebrimbor", 81, "durin", 343, "eowyn", 777),
 }
+_ONLY_FROM_META = {f"llama-{size}{end}" for size in ("7b", "13b", "30b", "65b") for end in ("", "-hf")}
 
 
 def _published() -> Iterator[tuple[str, str]]:
-    """Yields hub ids with their short names, separated by spaces."""
-    yield from (*_OTHERS.items(), *_LLAMA.items())
+    """Yields hub ids with the short names, separated by spaces, that do not follow from the id."""
+    yield from _OTHERS.items()
+    for pattern, sizes, kinds in _REGULAR:
+        yield from ((pattern.format(*parts), "") for parts in itertools.product(sizes.split(), kinds))
     for size, old in _PYTHIA.items():
         variants = ["", "-deduped", "-v0", "-deduped-v0"] if old else [""]
         seeds = ["-seed1", "-seed2", "-seed3"] if size == "160m" else []
         for variant in variants + seeds:
             former = f"EleutherAI/pythia-{old}{variant} pythia-{old}{variant}" if old else ""
             bare = f"pythia{variant}" if size == "70m" and variant in ("", "-v0") else ""
-            yield f"EleutherAI/pythia-{size}{variant}", f"pythia-{size}{variant} {former} {bare}"
+            yield f"EleutherAI/pythia-{size}{variant}", f"{former} {bare}"
     for size, names in _STANFORD.items():
         for letter, name, seed in zip("abcde", names[::2], names[1::2], strict=True):
-            short = f"stanford-gpt2-{size}-{letter} gpt2-stanford-{size}-{letter} gpt2-mistral-{size}-{letter}"
-            yield f"stanford-crfm/{name}-gpt2-{size}-x{seed}", f"{name}-gpt2-{size}-x{seed} {short}"
+            starts = ("stanford-gpt2", "gpt2-stanford", "gpt2-mistral")
+            short = " ".join(f"{start}-{size}-{letter}" for start in starts)
+            misnamed = f"gpt2-medium-small-{letter}" if size == "medium" else ""
+            yield f"stanford-crfm/{name}-gpt2-{size}-x{seed}", f"{short} {misnamed}"
 
 
-ALIASES: dict[str, str] = {name.lower(): repo for repo, names in _published() for name in (repo, *names.split())}
+def _names(repo: str) -> Iterator[str]:
+    """Yields the names that follow from a hub id: itself, without its owner, and as TransformerLens shortens it."""
+    name = repo.rpartition("/")[2].lower()
+    short = name.removeprefix("meta-").removesuffix("-hf")
+    for long, brief in (("tinystories", "tiny-stories"), ("instuct", "instruct"), ("1layer", "1l"), ("2layers", "2l")):
+        short = short.replace(long, brief)
+    yield from (repo.lower(), name, short)
+
+
+ALIASES: dict[str, str] = {
+    name: repo for repo, others in _published() for name in (*_names(repo), *others.lower().split())
+}
 """Lower-case name or id → hub id."""
 
 
@@ -85,6 +119,11 @@ def hub_id(name: str) -> str:
         return ALIASES[name.lower()]
     if name.count("/") == 1 and all(name.split("/")) and not name.startswith((".", "~")):
         return name
+    if name.lower() in _ONLY_FROM_META:
+        raise CheckpointError(
+            f"{name!r} has no public repository: get Llama 1 from Meta, convert it to the Hugging Face format and pass "
+            "its directory, or pass the hub id of a copy."
+        )
     raise CheckpointError(
         f"{name!r} is neither a directory, nor a known model name, nor a hub id of the form 'owner/name'."
         f"{nearest(name.lower(), ALIASES)}"

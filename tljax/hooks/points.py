@@ -82,6 +82,7 @@ def block_points(cfg: HookedTransformerConfig, attention_input: AttentionInput =
     return (
         *_attention_input_points(cfg, attention_input),
         *_attention_points(cfg),
+        *_post_norm_points("ln1_post", cfg),
         HookPointSpec("hook_attn_out", _RESID, "attention output added to the residual stream", sizes=_sizes(cfg)),
         *(() if cfg.attn_only else _mlp_points(cfg)),
         HookPointSpec("hook_resid_post", _RESID, "residual stream after the block", sizes=_sizes(cfg)),
@@ -124,11 +125,19 @@ def _norm_points(
     )
 
 
+def _post_norm_points(name: str, cfg: HookedTransformerConfig) -> Iterator[HookPointSpec]:
+    if cfg.use_normalization_before_and_after:
+        yield from _norm_points(name, cfg, _sizes(cfg))
+
+
 def _attention_points(cfg: HookedTransformerConfig) -> Iterator[HookPointSpec]:
     sizes, kv_sizes = _sizes(cfg), _sizes(cfg, head=cfg.kv_heads)
     yield HookPointSpec("attn.hook_q", _PER_HEAD, "queries", sizes=sizes)
     yield HookPointSpec("attn.hook_k", _PER_HEAD, "keys", sizes=kv_sizes)
     yield HookPointSpec("attn.hook_v", _PER_HEAD, "values", sizes=kv_sizes)
+    if cfg.use_qk_norm:
+        yield from _norm_points("attn.q_norm", cfg, sizes, per_head=True, axis="d_head")
+        yield from _norm_points("attn.k_norm", cfg, kv_sizes, per_head=True, axis="d_head")
     if cfg.positional_embedding_type == "rotary":
         yield HookPointSpec("attn.hook_rot_q", _PER_HEAD, "queries after rotation", sizes=sizes)
         yield HookPointSpec("attn.hook_rot_k", _PER_HEAD, "keys after rotation", sizes=kv_sizes)
@@ -156,6 +165,7 @@ def _mlp_points(cfg: HookedTransformerConfig) -> Iterator[HookPointSpec]:
         yield HookPointSpec("mlp.hook_mid", _NEURONS, "neurons after the activation, before mlp.ln", sizes=sizes)
         yield from _norm_points("mlp.ln", cfg, sizes, axis="neuron")
     yield HookPointSpec("mlp.hook_post", _NEURONS, "neurons after the activation, before W_out", sizes=sizes)
+    yield from _post_norm_points("ln2_post", cfg)
     yield HookPointSpec("hook_mlp_out", _RESID, "MLP output added to the residual stream", sizes=sizes)
 
 

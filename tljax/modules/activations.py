@@ -47,6 +47,11 @@ def activation(name: str) -> Callable[[jax.Array], jax.Array]:
     return _FUNCTIONS[name]
 
 
+def scaled(x: jax.Array, multiplier: float) -> jax.Array:
+    """``multiplier * x``, or ``x`` itself when that is the same."""
+    return x if multiplier == 1.0 else x * jnp.asarray(multiplier, x.dtype)
+
+
 def soft_cap(x: jax.Array, cap: float) -> jax.Array:
     """``cap * tanh(x / cap)``, or ``x`` when ``cap`` is not positive."""
     return cap * jnp.tanh(x / cap) if cap > 0 else x

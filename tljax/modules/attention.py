@@ -12,7 +12,7 @@ from tljax.hooks.point import Window, hook, is_hooked
 from tljax.modules import initializers
 from tljax.modules.activations import soft_cap
 from tljax.modules.few_rows import product
-from tljax.modules.norm import widened
+from tljax.modules.norm import Norm, widened
 from tljax.modules.packing import Packing
 from tljax.modules.past import PAST, Past
 from tljax.modules.rotary import rotate
@@ -58,7 +58,7 @@ def visible(
     mask = None
     if cfg.attention_dir == "causal":
         mask = key <= query
-    if kind == "local":
+    if kind.startswith("local"):
         assert cfg.window_size is not None
         window = (key > query - cfg.window_size) & (key < query + cfg.window_size)
         mask = window if mask is None else mask & window
@@ -84,7 +84,7 @@ class Attention(nn.Module):
 
     Attributes:
         cfg: the model's config.
-        kind: ``"global"`` or ``"local"``.
+        kind: as :meth:`~tljax.config.HookedTransformerConfig.layer_kind` gives it.
     """
 
     cfg: HookedTransformerConfig
@@ -100,6 +100,8 @@ class Attention(nn.Module):
             setattr(self, f"projection_{letter.lower()}", (weight, bias))
         self.W_O = self.param("W_O", out_of_heads, (cfg.n_heads, cfg.d_head, cfg.d_model), dtype)
         self.b_O = self.param("b_O", initializers.zeros, (cfg.d_model,), dtype)
+        if cfg.use_qk_norm:
+            self.q_norm, self.k_norm = (Norm(cfg, "RMS", cfg.d_head) for _ in range(2))
 
     def __call__(
         self, query_input: jax.Array, key_input: jax.Array, value_input: jax.Array, context: AttentionContext
@@ -112,10 +114,12 @@ class Attention(nn.Module):
         q = hook(self, "hook_q", self.read(query_input, "q"))
         k = hook(self, "hook_k", self.read(key_input, "k"))
         v = hook(self, "hook_v", self.read(value_input, "v"))
+        if self.cfg.use_qk_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
         if self.cfg.positional_embedding_type == "rotary":
             positions = context.positions_for(k.shape[1])
-            q = hook(self, "hook_rot_q", rotate(q, context.computed(positions), self.cfg))
-            k = hook(self, "hook_rot_k", rotate(k, positions, self.cfg))
+            q = hook(self, "hook_rot_q", rotate(q, context.computed(positions), self.cfg, self.kind))
+            k = hook(self, "hook_rot_k", rotate(k, positions, self.cfg, self.kind))
         if context.packing is not None:
             q = context.packing.lay_out_queries(q)
             k, v = context.packing.lay_out_keys(k, v)

@@ -6,9 +6,10 @@ import jax.numpy as jnp
 
 from tljax.config import HookedTransformerConfig
 from tljax.hooks.point import hook, is_hooked
+from tljax.modules.activations import scaled
 from tljax.modules.attention import Attention, AttentionContext
 from tljax.modules.mlp import MLP
-from tljax.modules.norm import make_norm
+from tljax.modules.norm import make_norm, post_norm_kind
 
 
 class TransformerBlock(nn.Module):
@@ -16,7 +17,7 @@ class TransformerBlock(nn.Module):
 
     Attributes:
         cfg: the model's config.
-        kind: what differs between layers' programs: ``"global"`` or ``"local"`` attention.
+        kind: what differs between layers' programs (:meth:`~tljax.config.HookedTransformerConfig.layer_kind`).
     """
 
     cfg: HookedTransformerConfig
@@ -26,15 +27,18 @@ class TransformerBlock(nn.Module):
         cfg = self.cfg
         self.ln1 = make_norm(cfg, cfg.normalization_type)
         self.attn = Attention(cfg, self.kind)
+        self.ln1_post = make_norm(cfg, post_norm_kind(cfg))
         if not cfg.attn_only:
             self.ln2 = make_norm(cfg, cfg.normalization_type)
             self.mlp = MLP(cfg)
+            self.ln2_post = make_norm(cfg, post_norm_kind(cfg))
 
     def __call__(self, resid_pre: jax.Array, context: AttentionContext) -> jax.Array:
         """``[batch, pos, d_model]`` residual stream in, and out (of the tokens that ``context.computed`` keeps)."""
         resid_pre = hook(self, "hook_resid_pre", resid_pre)
         query, key, value = self._attention_inputs(resid_pre)
-        attn_out = hook(self, "hook_attn_out", self.attn(context.computed(query), key, value, context))
+        attn_out = self.attention_output(self.attn(context.computed(query), key, value, context))
+        attn_out = hook(self, "hook_attn_out", attn_out)
         resid_pre = context.computed(resid_pre)
         if self.cfg.attn_only:
             return hook(self, "hook_resid_post", resid_pre + attn_out)
@@ -47,8 +51,13 @@ class TransformerBlock(nn.Module):
         """Queries, keys or values (``letter`` ``"q"``, ``"k"`` or ``"v"``) of a residual stream entering the block."""
         return self.attn.read(self.ln1(resid_pre), letter)
 
+    def attention_output(self, combined: jax.Array) -> jax.Array:
+        """What is added to the residual stream, of attention's combined heads ``[..., d_model]``."""
+        return scaled(self.ln1_post(combined), self.cfg.residual_multiplier)
+
     def _mlp_out(self, resid: jax.Array) -> jax.Array:
-        return hook(self, "hook_mlp_out", self.mlp(self.ln2(hook(self, "hook_mlp_in", resid))))
+        mlp_out = self.ln2_post(self.mlp(self.ln2(hook(self, "hook_mlp_in", resid))))
+        return hook(self, "hook_mlp_out", scaled(mlp_out, self.cfg.residual_multiplier))
 
     def _attention_inputs(self, resid_pre: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Normalised query, key and value inputs: one shared array unless a hook point needs them apart."""

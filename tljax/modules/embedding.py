@@ -7,14 +7,14 @@ import jax.numpy as jnp
 from tljax.config import HookedTransformerConfig
 from tljax.hooks.point import hook
 from tljax.modules import initializers
-from tljax.modules.activations import soft_cap
+from tljax.modules.activations import scaled, soft_cap
 from tljax.modules.attention import AttentionContext
 from tljax.modules.few_rows import product
 from tljax.modules.norm import make_norm
 
 
 class Embed(nn.Module):
-    """Token embedding: rows of ``W_E``."""
+    """Token embedding: rows of ``W_E``, times ``embedding_multiplier``."""
 
     cfg: HookedTransformerConfig
 
@@ -23,7 +23,8 @@ class Embed(nn.Module):
         """``[batch, pos]`` token ids to ``[batch, pos, d_model]``."""
         cfg = self.cfg
         initializer = initializers.weight(cfg, cfg.d_vocab, cfg.d_model, embedding=True)
-        return self.param("W_E", initializer, (cfg.d_vocab, cfg.d_model), cfg.jnp_dtype)[tokens]
+        rows = self.param("W_E", initializer, (cfg.d_vocab, cfg.d_model), cfg.jnp_dtype)[tokens]
+        return scaled(rows, cfg.embedding_multiplier)
 
 
 class PosEmbed(nn.Module):
@@ -88,7 +89,7 @@ def final_norm(cfg: HookedTransformerConfig) -> nn.Module:
 
 
 class HeadStage(nn.Module):
-    """Final residual stream to logits: last norm, unembedding, soft cap."""
+    """Final residual stream to logits: last norm, unembedding, multiplier, soft cap."""
 
     cfg: HookedTransformerConfig
 
@@ -98,4 +99,9 @@ class HeadStage(nn.Module):
 
     def __call__(self, residual: jax.Array) -> jax.Array:
         """``[batch, pos, d_model]`` to ``[batch, pos, d_vocab_out]``."""
-        return soft_cap(self.unembed(self.ln_final(residual)), self.cfg.output_logits_soft_cap)
+        return finish_logits(self.cfg, self.unembed(self.ln_final(residual)))
+
+
+def finish_logits(cfg: HookedTransformerConfig, logits: jax.Array) -> jax.Array:
+    """What follows the unembedding: multiplier and soft cap."""
+    return soft_cap(scaled(logits, cfg.logits_multiplier), cfg.output_logits_soft_cap)

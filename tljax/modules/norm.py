@@ -18,7 +18,8 @@ class Norm(nn.Module):
     """``LN``, ``RMS``, and the folded ``LNPre``, ``RMSPre`` that carry no parameters.
 
     ``hook_scale`` is the divisor ``sqrt(mean(x²) + eps)`` and ``hook_normalized`` the quotient before weight and bias.
-    Computed in float32 whatever the model's dtype; an RMS norm's weight multiplies after the cast, as in Llama.
+    Computed in float32 whatever the model's dtype; an RMS norm's weight multiplies after the cast, as in Llama, but
+    with ``rmsnorm_uses_offset`` it is ``1 + w`` and multiplies before, as in Gemma.
     """
 
     cfg: HookedTransformerConfig
@@ -35,7 +36,10 @@ class Norm(nn.Module):
         x = hook(self, "hook_normalized", x / scale)
         dtype = self.cfg.jnp_dtype
         if self.kind == "RMS":
-            return x.astype(dtype) * _along_last(self._parameter("w", initializers.ones), x)
+            weight = self._parameter("w", initializers.zeros if self.cfg.rmsnorm_uses_offset else initializers.ones)
+            if self.cfg.rmsnorm_uses_offset:
+                return (x * (1 + _along_last(weight, x).astype(x.dtype))).astype(dtype)
+            return x.astype(dtype) * _along_last(weight, x)
         if self.kind == "LN":
             weight, bias = self._parameter("w", initializers.ones), self._parameter("b", initializers.zeros)
             x = x * _along_last(weight, x).astype(x.dtype) + _along_last(bias, x).astype(x.dtype)
@@ -54,6 +58,13 @@ class NoNorm(nn.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return x
+
+
+def post_norm_kind(cfg: HookedTransformerConfig) -> str | None:
+    """The kind of the norms on what attention and MLP put out: never folded; ``None`` without them."""
+    if not cfg.use_normalization_before_and_after or cfg.normalization_type is None:
+        return None
+    return cfg.normalization_type.removesuffix("Pre")
 
 
 def make_norm(cfg: HookedTransformerConfig, kind: str | None, width: int | None = None) -> nn.Module:

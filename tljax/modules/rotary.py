@@ -9,15 +9,20 @@ import numpy as np
 from tljax.config import HookedTransformerConfig
 
 
-def inverse_frequencies(cfg: HookedTransformerConfig) -> np.ndarray:
+def inverse_frequencies(cfg: HookedTransformerConfig, kind: str = "global") -> np.ndarray:
     """Angle per position of each rotated pair, float32 ``[rotary_dim / 2]``.
 
     Llama-3 scaling ("NTK by parts"): wavelengths longer than ``original / low`` are slowed by ``factor``, those shorter
-    than ``original / high`` are kept, and the ones between are interpolated.
+    than ``original / high`` are kept, and the ones between are interpolated. Layers of local attention may have a base
+    of their own, unscaled.
     """
     assert cfg.rotary_dim is not None
     exponents = np.arange(0, cfg.rotary_dim, 2, dtype=np.float32) / np.float32(cfg.rotary_dim)
-    frequencies = (1.0 / np.float32(cfg.rotary_base) ** exponents).astype(np.float32)
+    own_base = cfg.rotary_base_local if kind.startswith("local") else None
+    base = cfg.rotary_base if own_base is None else own_base
+    frequencies = (1.0 / np.float32(base) ** exponents).astype(np.float32)
+    if own_base is not None:
+        return frequencies
     if cfg.use_NTK_by_parts_rope:
         low, high = cfg.NTK_by_parts_low_freq_factor, cfg.NTK_by_parts_high_freq_factor
         wavelengths = 2 * math.pi / frequencies
@@ -28,19 +33,22 @@ def inverse_frequencies(cfg: HookedTransformerConfig) -> np.ndarray:
     return frequencies / np.float32(cfg.rotary_scaling_factor)
 
 
-def rotate(x: jax.Array, positions: jax.Array, cfg: HookedTransformerConfig) -> jax.Array:
+def rotate(x: jax.Array, positions: jax.Array, cfg: HookedTransformerConfig, kind: str = "global") -> jax.Array:
     """Rotates the leading ``rotary_dim`` dimensions of every head by its position (Su et al. 2021, RoFormer).
 
     Args:
         x: queries or keys ``[batch, pos, head, d_head]``.
         positions: ``[batch or 1, pos]``.
         cfg: the rotary fields of the model.
+        kind: the layer's (:meth:`~tljax.config.HookedTransformerConfig.layer_kind`); some layers do not rotate.
 
     Returns:
         The rotated array, same shape.
     """
     assert cfg.rotary_dim is not None
-    angles = positions.astype(jnp.float32)[..., None] * inverse_frequencies(cfg)[None, None, :]
+    if kind.endswith("unrotated"):
+        return x
+    angles = positions.astype(jnp.float32)[..., None] * inverse_frequencies(cfg, kind)[None, None, :]
     cos = jnp.cos(angles).astype(x.dtype)[:, :, None, :]
     sin = jnp.sin(angles).astype(x.dtype)[:, :, None, :]
     turning, kept = x[..., : cfg.rotary_dim], x[..., cfg.rotary_dim :]

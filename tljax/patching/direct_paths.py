@@ -11,7 +11,7 @@ from tljax.errors import InputError
 from tljax.hooked_transformer import HookedTransformer
 from tljax.patching.base_run import BaseRun
 from tljax.patching.measured import measure_sites
-from tljax.patching.paths import read_heads, refuse_hooks
+from tljax.patching.paths import added_by_attention, read_heads, refuse_hooks
 from tljax.patching.sites import Sites, grid
 from tljax.patching.sources import read_source, rounding
 from tljax.patching.sweep import Setup, prepare_sweep
@@ -139,7 +139,7 @@ def _sent(model: HookedTransformer, setup: Setup, cache: Any, senders: Sequence[
         difference = read.values(setup.spec_at(layer)) - setup.base.activations[name]
         with jax.default_matmul_precision(model.cfg.matmul_precision):
             out = jnp.einsum("bphe,hed->hbpd", difference, model.params["blocks"][layer]["attn"]["W_O"])
-        added[layer] = np.asarray(out)
+        added[layer] = np.asarray(added_by_attention(model, layer, "attn.hook_z", setup.base.activations[name], out))
     return np.stack([added[layer][head] for layer, head in senders])
 
 

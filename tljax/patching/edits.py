@@ -16,7 +16,8 @@ ENTRY = "hook_resid_pre"
 """The point where a change of the residual stream enters a block."""
 
 BEFORE_QUERIES = ("hook_resid_pre", "hook_attn_in", "hook_q_input", "hook_k_input", "hook_v_input", "ln1.hook_scale",
-                  "ln1.hook_normalized", "attn.hook_k", "attn.hook_v", "attn.hook_rot_k")  # fmt: skip
+                  "ln1.hook_normalized", "attn.hook_k", "attn.hook_v", "attn.k_norm.hook_scale",
+                  "attn.k_norm.hook_normalized", "attn.hook_rot_k")  # fmt: skip
 """Points that hold every packed token even where the block computes only some tokens' outputs."""
 
 

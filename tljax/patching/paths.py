@@ -19,6 +19,7 @@ from tljax.config import HookedTransformerConfig
 from tljax.errors import InputError
 from tljax.forward import block_module
 from tljax.hooked_transformer import HookedTransformer
+from tljax.modules.activations import scaled
 from tljax.patching.base_run import BaseRun
 from tljax.patching.edits import BEFORE_QUERIES, ENTRY, GridEdits, TakeRows, expand, picks
 from tljax.patching.engine import Engine, Reach, enter
@@ -269,7 +270,39 @@ def _sent(model: HookedTransformer, base: BaseRun, sites: Sites, layer: int) -> 
         operands.append(model.params["blocks"][layer]["attn"]["W_O"])
     with jax.default_matmul_precision(model.cfg.matmul_precision):
         sent = jnp.einsum(f"{','.join(inputs)}->sbpd", *operands)
+    if sites.point != "hook_attn_out":
+        sent = added_by_attention(model, layer, sites.point, base.activations[sites.full_name(layer)], sent)
     return np.asarray(sent)[:, :, : base.length]
+
+
+def added_by_attention(
+    model: HookedTransformer, layer: int, point: str, heads: jax.Array, change: jax.Array
+) -> jax.Array:
+    """How much more attention adds to the residual stream when its combined heads change.
+
+    Args:
+        model: the model.
+        layer: the layer.
+        point: ``"attn.hook_z"`` or ``"attn.hook_result"``.
+        heads: what stands there without the change, ``[batch, pos, head, d_head or d_model]``.
+        change: ``[change, batch, pos, d_model]``, of the combined heads.
+    """
+    module, params = block_module(model.cfg, model.cfg.layer_kind(layer)), model.params["blocks"][layer]
+    if not model.cfg.use_normalization_before_and_after:
+        return scaled(change, model.cfg.residual_multiplier)
+    return _added(module, point == "attn.hook_z", params, heads, change)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _added(module: Any, is_z: bool, params: Any, heads: jax.Array, change: jax.Array) -> jax.Array:
+    attn = params["attn"]
+    with jax.default_matmul_precision(module.cfg.matmul_precision):
+        combined = jnp.einsum("bphe,hed->bpd", heads, attn["W_O"]) if is_z else heads.sum(axis=2)
+    whole = (combined + attn["b_O"][None, None])[None]
+    before, after = (
+        module.apply({"params": params}, value, method="attention_output") for value in (whole, whole + change)
+    )
+    return after - before
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,8 +12,7 @@ from jax.core import Tracer
 
 from tljax.config import HookedTransformerConfig
 from tljax.errors import InputError, TljaxError
-from tljax.modules.activations import soft_cap
-from tljax.modules.embedding import final_norm
+from tljax.modules.embedding import final_norm, finish_logits
 from tljax.typing import Params
 
 Parts = tuple[Any, Any, Any]
@@ -197,7 +196,7 @@ def _unembed(
     if free == [1] and ranges[2] is None and max(batch.ndim, token.ndim):
         # indices on both sides of a slice: NumPy puts their axes first
         logits = jnp.moveaxis(logits, 0, -1)
-    return soft_cap(logits, cfg.output_logits_soft_cap)
+    return finish_logits(cfg, logits)
 
 
 _unembed_one = jax.jit(_unembed, static_argnums=(0, 1))

@@ -14,7 +14,6 @@ from tljax.text.decoding import Decoder, Rules, room
 from tljax.text.placing import TextSize, place_hooks
 from tljax.text.prompts import Ends, Prompts, check_room
 from tljax.text.sampling import read_sampling
-from tljax.typing import Params
 
 if TYPE_CHECKING:
     from tljax.hooked_transformer import HookedTransformer
@@ -125,13 +124,14 @@ class Generation:
         return any(string in answer for string in self.ends.strings)
 
 
-def finish(generation: Generation, params: Params, return_type: Returns, new_only: bool = False) -> Any:
-    """What ``generate`` returns: text, tokens or embeddings, prompt included."""
+def finish(generation: Generation, model: "HookedTransformer", return_type: Returns, new_only: bool = False) -> Any:
+    """What ``generate`` returns: text, tokens or the model's embeddings, prompt included."""
     prompts, new = generation.prompts, generation.new_tokens()
     kind = return_type if return_type != "input" else "str" if prompts.kind == "list" else prompts.kind
     if kind == "embeds":
-        after = params["embed"]["W_E"][jnp.asarray(new)]
-        before = prompts.value if prompts.kind == "embeds" else params["embed"]["W_E"][jnp.asarray(prompts.value)]
+        W_E, before = model.W_E, prompts.value
+        after = W_E[jnp.asarray(new)]
+        before = before if prompts.kind == "embeds" else W_E[jnp.asarray(before)]
         return after if new_only else jnp.concatenate([before, after], axis=1)
     before = new[:, :0] if new_only or prompts.kind == "embeds" else prompts.value
     whole = np.concatenate([before, new], axis=1)

@@ -6,7 +6,8 @@ Four steps, TransformerLens's, each a pure function of parameters and applied on
   ``d_model`` (a layer norm's output has no mean, so that part of them is never used). Not with layer norms
   and gated MLPs: the gate has no bias of its own that could take the norm's.
 - ``center_writing_weights``: whatever writes to the residual stream loses its mean along ``d_model``. Only
-  when every reader is a layer norm, which subtracts that mean anyway; never with RMS norms or ``final_rms``.
+  when every reader is a layer norm, which subtracts that mean anyway; never with RMS norms, with ``final_rms`` or
+  with norms on what attention and MLP put out.
 - ``center_unembed``: ``W_U`` and ``b_U`` lose their mean over the vocabulary: logits shift together,
   probabilities stay. Not under an output soft cap, which does not commute with the shift.
 - ``fold_value_biases``: attention patterns sum to one, so ``b_V`` reaches the output as a constant and moves
@@ -40,12 +41,14 @@ class Steps:
         center_writing: centre what writes to the residual stream.
         center_unembed: centre the unembedding over the vocabulary.
         fold_value_biases: move ``b_V`` into ``b_O``.
+        offset: the norms to fold multiply by ``1 + w``.
     """
 
     fold_ln: bool = False
     center_writing: bool = False
     center_unembed: bool = False
     fold_value_biases: bool = False
+    offset: bool = False
 
     @classmethod
     def for_config(
@@ -59,9 +62,13 @@ class Steps:
     ) -> "Steps":
         """Returns the requested steps that are exact for ``cfg``."""
         norm = cfg.normalization_type
+        folds = fold_ln and (norm == "RMS" or (norm == "LN" and not cfg.gated_mlp))
         return cls(
-            fold_ln=fold_ln and (norm == "RMS" or (norm == "LN" and not cfg.gated_mlp)),
-            center_writing=center_writing_weights and norm in ("LN", "LNPre") and not cfg.final_rms,
+            fold_ln=folds,
+            offset=folds and cfg.rmsnorm_uses_offset,
+            center_writing=center_writing_weights
+            and norm in ("LN", "LNPre")
+            and not (cfg.final_rms or cfg.use_normalization_before_and_after),
             center_unembed=center_unembed and cfg.output_logits_soft_cap <= 0,
             fold_value_biases=fold_value_biases,
         )
@@ -143,11 +150,11 @@ def process_block(params: Stage, steps: Steps, stored: jnp.dtype) -> Stage:
     block = {name: dict(part) for name, part in params.items()}
     attn, mlp = block["attn"], block.get("mlp")
     if steps.fold_ln:
-        norm = block.pop("ln1")
+        norm = _whole_gain(block.pop("ln1"), steps)
         for x in "QKV":
             attn[f"W_{x}"], attn[f"b_{x}"] = _fold(norm, attn[f"W_{x}"], attn[f"b_{x}"], stored)
         if mlp:
-            norm = block.pop("ln2")
+            norm = _whole_gain(block.pop("ln2"), steps)
             mlp["W_in"], mlp["b_in"] = _fold(norm, mlp["W_in"], mlp["b_in"], stored)
             if "W_gate" in mlp:
                 mlp["W_gate"] = _scale(mlp["W_gate"], norm["w"])
@@ -169,11 +176,16 @@ def process_head(params: Stage, steps: Steps, stored: jnp.dtype) -> Stage:
     head = {name: dict(part) for name, part in params.items()}
     unembed = head["unembed"]
     if steps.fold_ln:
-        unembed["W_U"], unembed["b_U"] = _fold(head.pop("ln_final"), unembed["W_U"], unembed["b_U"], stored)
+        norm = _whole_gain(head.pop("ln_final"), steps)
+        unembed["W_U"], unembed["b_U"] = _fold(norm, unembed["W_U"], unembed["b_U"], stored)
     if steps.center_unembed:
         unembed["W_U"] = _center(unembed["W_U"], 1, stored)
         unembed["b_U"] = _center(unembed["b_U"], 0, stored)
     return head
+
+
+def _whole_gain(norm: Stage, steps: Steps) -> Stage:
+    return {**norm, "w": 1 + norm["w"]} if steps.offset else norm
 
 
 def _fold(norm: Stage, weight: Array, bias: Array, stored: jnp.dtype) -> tuple[Array, Array]:

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from tljax.errors import ConfigError
+from tljax.modules.activations import scaled
 
 if TYPE_CHECKING:
     from tljax.config import HookedTransformerConfig
@@ -38,8 +39,8 @@ class WeightProperties:
 
     @property
     def W_E(self) -> jax.Array:
-        """Token embedding ``[d_vocab, d_model]``."""
-        return self.params["embed"]["W_E"]
+        """Token embedding ``[d_vocab, d_model]``, times ``cfg.embedding_multiplier``: what ``hook_embed`` holds."""
+        return scaled(self.params["embed"]["W_E"], self.cfg.embedding_multiplier)
 
     @property
     def W_pos(self) -> jax.Array:

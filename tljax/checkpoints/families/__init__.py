@@ -3,13 +3,58 @@
 from collections.abc import Mapping
 from typing import Any
 
+from tljax.checkpoints.families.arcee import ARCEE
+from tljax.checkpoints.families.falcon import FALCON
+from tljax.checkpoints.families.gemma import GEMMA
+from tljax.checkpoints.families.gemma2 import GEMMA2
+from tljax.checkpoints.families.gemma3 import GEMMA3
+from tljax.checkpoints.families.glm import GLM
 from tljax.checkpoints.families.gpt2 import GPT2
+from tljax.checkpoints.families.gpt_bigcode import GPT_BIGCODE
+from tljax.checkpoints.families.gpt_neo import GPT_NEO
+from tljax.checkpoints.families.gptj import GPTJ
+from tljax.checkpoints.families.granite import GRANITE
 from tljax.checkpoints.families.llama import LLAMA
+from tljax.checkpoints.families.mistral import MINISTRAL, MISTRAL
 from tljax.checkpoints.families.neox import NEOX
+from tljax.checkpoints.families.opt import OPT
+from tljax.checkpoints.families.phi import PHI
+from tljax.checkpoints.families.phi3 import PHI3
+from tljax.checkpoints.families.qwen2 import QWEN2
+from tljax.checkpoints.families.qwen3 import QWEN3
+from tljax.checkpoints.families.seed_oss import SEED_OSS
+from tljax.checkpoints.families.smollm3 import SMOLLM3
+from tljax.checkpoints.families.stablelm import STABLELM
+from tljax.checkpoints.families.starcoder2 import STARCODER2
 from tljax.checkpoints.mapping import Family
 from tljax.errors import UnsupportedModelError, nearest
 
-FAMILIES: tuple[Family, ...] = (GPT2, NEOX, LLAMA)
+FAMILIES: tuple[Family, ...] = (
+    GPT2,
+    NEOX,
+    LLAMA,
+    GPT_NEO,
+    PHI,
+    STABLELM,
+    FALCON,
+    GPTJ,
+    QWEN2,
+    QWEN3,
+    SMOLLM3,
+    GEMMA,
+    GEMMA2,
+    GEMMA3,
+    GRANITE,
+    MISTRAL,
+    MINISTRAL,
+    PHI3,
+    ARCEE,
+    SEED_OSS,
+    GLM,
+    OPT,
+    GPT_BIGCODE,
+    STARCODER2,
+)
 
 
 def family_of(attributes: Mapping[str, Any], origin: str = "config.json") -> Family:

@@ -1,40 +1,104 @@
-"""Llama 1, 2 and 3 (``LlamaForCausalLM``): RMS norms, rotary, grouped key/value heads, gated MLP."""
+"""Llama 1, 2 and 3 (``LlamaForCausalLM``): RMS norms, rotary, grouped key/value heads, gated MLP.
 
+Its relatives differ in a few attributes and tensors: they are made of the functions here.
+"""
+
+from collections.abc import Sequence
 from typing import Any
 
+from tljax.checkpoints.families import layers
 from tljax.checkpoints.hf_config import HFConfig, attention_bias, rope_scaling
 from tljax.checkpoints.mapping import Family, Row
 from tljax.config import HookedTransformerConfig
 
+BLOCK = "model.layers.{l}"
+IGNORED = (r"(model\.)?layers\.\d+\.self_attn\.rotary_emb\.inv_freq", r"model\.rotary_emb\.inv_freq")
+KINDS = {"full_attention": "global", "sliding_attention": "local"}
+"""Entry of ``layer_types`` → ours."""
+GATED_MLP = (
+    Row(f"{BLOCK}.mlp.gate_proj.weight", "d_mlp d_model", "blocks.{l}.mlp.W_gate"),
+    Row(f"{BLOCK}.mlp.up_proj.weight", "d_mlp d_model", "blocks.{l}.mlp.W_in"),
+    Row(f"{BLOCK}.mlp.down_proj.weight", "d_model d_mlp", "blocks.{l}.mlp.W_out"),
+)
+QK_NORM = (
+    Row(f"{BLOCK}.self_attn.q_norm.weight", "d_head", "blocks.{l}.attn.q_norm.w"),
+    Row(f"{BLOCK}.self_attn.k_norm.weight", "d_head", "blocks.{l}.attn.k_norm.w"),
+)
+FUSED_MLP = (
+    Row(f"{BLOCK}.mlp.gate_up_proj.weight", "(2 d_mlp) d_model", "blocks.{l}.mlp.W_gate|W_in"),
+    Row(f"{BLOCK}.mlp.down_proj.weight", "d_model d_mlp", "blocks.{l}.mlp.W_out"),
+)
 
-def read_config(hf: HFConfig) -> HookedTransformerConfig:
-    """Returns our config for a ``LlamaConfig``."""
-    hf.only(mlp_bias=False, rope_interleaved=False)  # our gated MLP adds b_in after the product, Llama's before it
+
+def read_decoder(
+    hf: HFConfig,
+    *,
+    kv_heads: int | None = None,
+    d_head: int | None = None,
+    rotated: float | None = None,
+    eps: float = 1e-6,
+    act_fn: str = "silu",
+    theta: float = 10000.0,
+    layer_type: str | None = None,
+    **fields: Any,
+) -> HookedTransformerConfig:
+    """Returns our config from the attributes that Llama shares with its relatives.
+
+    Args:
+        hf: the Hugging Face config.
+        kv_heads: key/value heads where ``num_key_value_heads`` is absent; ``None``: as many as query heads.
+        d_head: width of a head where ``head_dim`` is absent; ``None``: ``hidden_size`` over the heads.
+        rotated: rotated fraction of a head where it is not given; ``None``: the whole head, and nothing else will do.
+        eps: default of ``rms_norm_eps``.
+        act_fn: default of ``hidden_act``.
+        theta: default of ``rope_theta``.
+        layer_type: which entry of ``rope_parameters`` to read, where it has one for each type of layer.
+        **fields: the rest of our config.
+    """
     n_heads = hf("num_attention_heads")
-    kv_heads = hf("num_key_value_heads", n_heads)
-    d_head = hf("head_dim", hf("hidden_size") // n_heads)
-    rotary = hf.rotary(d_head)
-    if rotary["rotary_dim"] != d_head:
-        raise hf.unsupported("partial_rotary_factor", rotary["rotary_dim"] / d_head, "1.0")
+    kv_heads = hf("num_key_value_heads", kv_heads or n_heads, null=n_heads)
+    width = hf("hidden_size") // n_heads
+    head_width: int = hf("head_dim", d_head or width, null=width)
+    rotary = hf.rotary(head_width, default_fraction=rotated or 1.0, default_theta=theta, layer_type=layer_type)
+    if rotated is None and rotary["rotary_dim"] != head_width:
+        raise hf.unsupported("partial_rotary_factor", rotary["rotary_dim"] / head_width, "1.0")
+    fields = {"gated_mlp": True} | rotary | fields
     return HookedTransformerConfig(
         d_model=hf("hidden_size"),
         n_layers=hf("num_hidden_layers"),
         n_heads=n_heads,
         n_key_value_heads=None if kv_heads == n_heads else kv_heads,
-        d_head=d_head,
+        d_head=head_width,
         n_ctx=hf("max_position_embeddings"),
         d_vocab=hf("vocab_size"),
         d_mlp=hf("intermediate_size"),
-        act_fn=hf.activation("hidden_act", "silu"),
-        gated_mlp=True,
-        eps=hf("rms_norm_eps", 1e-6),
+        act_fn=hf.activation("hidden_act", act_fn),
+        eps=hf("rms_norm_eps", eps),
         normalization_type="RMS",
-        **rotary,
+        **fields,
     )
 
 
-def write_config(cfg: HookedTransformerConfig, nonzero: frozenset[str]) -> dict[str, Any]:
-    """Returns the ``LlamaConfig`` attributes of ``cfg``."""
+def read_window(hf: HFConfig, size: int | None, local: Sequence[bool]) -> dict[str, Any]:
+    """Returns our window fields.
+
+    Args:
+        hf: the Hugging Face config.
+        size: width of the window in keys, or ``None`` without one.
+        local: which layers use it when ``layer_types`` does not say.
+    """
+    kinds = hf("layer_types", ["sliding_attention" if size and sliding else "full_attention" for sliding in local])
+    if unknown := set(kinds) - set(KINDS):
+        raise hf.unsupported("layer_types", sorted(unknown), ", ".join(KINDS))
+    if size is None:
+        if "sliding_attention" in kinds:
+            raise hf.unsupported("layer_types", "sliding_attention", "full_attention where sliding_window is not set")
+        return {}
+    return {"use_local_attn": True, "window_size": size, "attn_types": tuple(KINDS[kind] for kind in kinds)}
+
+
+def write_decoder(cfg: HookedTransformerConfig) -> dict[str, Any]:
+    """Returns the attributes that :func:`read_decoder` reads back."""
     return {
         "hidden_size": cfg.d_model,
         "num_hidden_layers": cfg.n_layers,
@@ -48,36 +112,56 @@ def write_config(cfg: HookedTransformerConfig, nonzero: frozenset[str]) -> dict[
         "rms_norm_eps": cfg.eps,
         "rope_theta": cfg.rotary_base,
         "rope_scaling": rope_scaling(cfg),
-        "attention_bias": attention_bias(nonzero),
     }
+
+
+def write_layer_types(cfg: HookedTransformerConfig) -> list[str]:
+    """Returns ``layer_types``: ``"full_attention"`` or ``"sliding_attention"`` for each layer."""
+    names = {ours: theirs for theirs, ours in KINDS.items()}
+    return [names["local" if cfg.is_local(layer) else "global"] for layer in range(cfg.n_layers)]
+
+
+def decoder_rows(hf: HFConfig, attention: Sequence[Row], mlp: Sequence[Row]) -> list[Row]:
+    """Returns the table of a decoder with RMS norms.
+
+    Args:
+        hf: the Hugging Face config; says whether the embeddings are tied.
+        attention: the attention's rows.
+        mlp: the MLP's rows.
+    """
+    embedding = "model.embed_tokens.weight"
+    tied = hf("tie_word_embeddings", False)
+    return [
+        Row(embedding, "d_vocab d_model", "embed.W_E"),
+        Row(f"{BLOCK}.input_layernorm.weight", "d_model", "blocks.{l}.ln1.w"),
+        *attention,
+        Row(f"{BLOCK}.post_attention_layernorm.weight", "d_model", "blocks.{l}.ln2.w"),
+        *mlp,
+        Row("model.norm.weight", "d_model", "ln_final.w"),
+        Row("lm_head.weight", "d_vocab_out d_model", "unembed.W_U", tied_to=embedding if tied else None),
+    ]
+
+
+def attention_rows(qkv_bias: bool, out_bias: bool) -> list[Row]:
+    """Returns the rows of queries, keys, values and output stored apart, and of the biases they have."""
+    return layers.attention(f"{BLOCK}.self_attn", "o_proj", biased=qkv_bias, out_biased=out_bias)
+
+
+def read_config(hf: HFConfig) -> HookedTransformerConfig:
+    """Returns our config for a ``LlamaConfig``."""
+    hf.only(mlp_bias=False, rope_interleaved=False)  # our gated MLP adds b_in after the product, Llama's before it
+    return read_decoder(hf)
+
+
+def write_config(cfg: HookedTransformerConfig, nonzero: frozenset[str]) -> dict[str, Any]:
+    """Returns the ``LlamaConfig`` attributes of ``cfg``."""
+    return write_decoder(cfg) | {"attention_bias": attention_bias(nonzero)}
 
 
 def rows(hf: HFConfig) -> list[Row]:
     """Returns the table: checkpoint tensor, its axes, our parameters."""
-    embedding = "model.embed_tokens.weight"
-    tied = hf("tie_word_embeddings", False)
-    block = "model.layers.{l}"
-    biases = [
-        Row(f"{block}.self_attn.q_proj.bias", "(n_heads d_head)", "blocks.{l}.attn.b_Q"),
-        Row(f"{block}.self_attn.k_proj.bias", "(n_kv d_head)", "blocks.{l}.attn.b_K"),
-        Row(f"{block}.self_attn.v_proj.bias", "(n_kv d_head)", "blocks.{l}.attn.b_V"),
-        Row(f"{block}.self_attn.o_proj.bias", "d_model", "blocks.{l}.attn.b_O"),
-    ]
-    return [
-        Row(embedding, "d_vocab d_model", "embed.W_E"),
-        Row(f"{block}.input_layernorm.weight", "d_model", "blocks.{l}.ln1.w"),
-        Row(f"{block}.self_attn.q_proj.weight", "(n_heads d_head) d_model", "blocks.{l}.attn.W_Q"),
-        Row(f"{block}.self_attn.k_proj.weight", "(n_kv d_head) d_model", "blocks.{l}.attn.W_K"),
-        Row(f"{block}.self_attn.v_proj.weight", "(n_kv d_head) d_model", "blocks.{l}.attn.W_V"),
-        Row(f"{block}.self_attn.o_proj.weight", "d_model (n_heads d_head)", "blocks.{l}.attn.W_O"),
-        *(biases if hf("attention_bias", False) else ()),
-        Row(f"{block}.post_attention_layernorm.weight", "d_model", "blocks.{l}.ln2.w"),
-        Row(f"{block}.mlp.gate_proj.weight", "d_mlp d_model", "blocks.{l}.mlp.W_gate"),
-        Row(f"{block}.mlp.up_proj.weight", "d_mlp d_model", "blocks.{l}.mlp.W_in"),
-        Row(f"{block}.mlp.down_proj.weight", "d_model d_mlp", "blocks.{l}.mlp.W_out"),
-        Row("model.norm.weight", "d_model", "ln_final.w"),
-        Row("lm_head.weight", "d_vocab_out d_model", "unembed.W_U", tied_to=embedding if tied else None),
-    ]
+    biased = hf("attention_bias", False)
+    return decoder_rows(hf, attention_rows(biased, biased), GATED_MLP)
 
 
 LLAMA = Family(
@@ -87,5 +171,5 @@ LLAMA = Family(
     write_config=write_config,
     rows=rows,
     prefix="model.",
-    ignored=(r"(model\.)?layers\.\d+\.self_attn\.rotary_emb\.inv_freq", r"model\.rotary_emb\.inv_freq"),
+    ignored=IGNORED,
 )

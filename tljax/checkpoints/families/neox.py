@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from tljax.checkpoints.hf_config import HFConfig, attention_bias, rope_scaling
+from tljax.checkpoints.hf_config import HFConfig, attention_bias, rope_scaling, rotary_fraction
 from tljax.checkpoints.mapping import Family, Row
 from tljax.config import HookedTransformerConfig
 
@@ -40,7 +40,7 @@ def write_config(cfg: HookedTransformerConfig, nonzero: frozenset[str]) -> dict[
         "layer_norm_eps": cfg.eps,
         "use_parallel_residual": cfg.parallel_attn_mlp,
         "rotary_emb_base": cfg.rotary_base,
-        "rotary_pct": (cfg.rotary_dim or 0) / cfg.d_head,
+        "rotary_pct": rotary_fraction(cfg),
         "rope_scaling": rope_scaling(cfg),
         "attention_bias": attention_bias(nonzero),
     }

@@ -1,0 +1,55 @@
+"""Granite 3 (``GraniteForCausalLM``): Llama with multipliers for embeddings, scores, the residual stream and logits."""
+
+from typing import Any
+
+from tljax.checkpoints.families.llama import (
+    GATED_MLP,
+    IGNORED,
+    attention_rows,
+    decoder_rows,
+    read_decoder,
+    write_decoder,
+)
+from tljax.checkpoints.hf_config import HFConfig, attention_bias
+from tljax.checkpoints.mapping import Family, Row
+from tljax.config import HookedTransformerConfig
+
+
+def read_config(hf: HFConfig) -> HookedTransformerConfig:
+    """Returns our config for a ``GraniteConfig``."""
+    hf.only(mlp_bias=False)
+    return read_decoder(
+        hf,
+        attn_scale=1.0 / hf("attention_multiplier", 1.0),
+        embedding_multiplier=float(hf("embedding_multiplier", 1.0)),
+        residual_multiplier=float(hf("residual_multiplier", 1.0)),
+        logits_multiplier=1.0 / hf("logits_scaling", 1.0),
+    )
+
+
+def write_config(cfg: HookedTransformerConfig, nonzero: frozenset[str]) -> dict[str, Any]:
+    """Returns the ``GraniteConfig`` attributes of ``cfg``."""
+    return write_decoder(cfg) | {
+        "attention_bias": attention_bias(nonzero),
+        "attention_multiplier": 1.0 / cfg.attn_scale,
+        "embedding_multiplier": cfg.embedding_multiplier,
+        "residual_multiplier": cfg.residual_multiplier,
+        "logits_scaling": 1.0 / cfg.logits_multiplier,
+    }
+
+
+def rows(hf: HFConfig) -> list[Row]:
+    """Returns the table: checkpoint tensor, its axes, our parameters."""
+    biased = hf("attention_bias", False)
+    return decoder_rows(hf, attention_rows(biased, biased), GATED_MLP)
+
+
+GRANITE = Family(
+    architecture="GraniteForCausalLM",
+    model_type="granite",
+    read_config=read_config,
+    write_config=write_config,
+    rows=rows,
+    prefix="model.",
+    ignored=IGNORED,
+)

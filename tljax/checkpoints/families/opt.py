@@ -1,0 +1,69 @@
+"""OPT (``OPTForCausalLM``): pre-norm blocks with ReLU; the first two of its position embeddings are unused."""
+
+from typing import Any
+
+from tljax.checkpoints.families.layers import attention, head, layer_norm, mlp
+from tljax.checkpoints.hf_config import HFConfig
+from tljax.checkpoints.mapping import Family, Row
+from tljax.config import HookedTransformerConfig
+
+
+def read_config(hf: HFConfig) -> HookedTransformerConfig:
+    """Returns our config for an ``OPTConfig``."""
+    width = hf("hidden_size")
+    # opt-350m has its norms after each sublayer, and narrower embeddings; Galactica's norms have no parameters
+    hf.only(do_layer_norm_before=True, word_embed_proj_dim=width, layer_norm_elementwise_affine=True)
+    hf.only(_remove_final_layer_norm=False)
+    return HookedTransformerConfig(
+        d_model=width,
+        n_layers=hf("num_hidden_layers"),
+        n_heads=hf("num_attention_heads"),
+        n_ctx=hf("max_position_embeddings"),
+        d_vocab=hf("vocab_size"),
+        d_mlp=hf("ffn_dim"),
+        act_fn=hf.activation("activation_function", "relu"),
+        eps=1e-5,
+        normalization_type="LN",
+        positional_embedding_type="standard",
+    )
+
+
+def write_config(cfg: HookedTransformerConfig, nonzero: frozenset[str]) -> dict[str, Any]:
+    """Returns the ``OPTConfig`` attributes of ``cfg``."""
+    return {
+        "hidden_size": cfg.d_model,
+        "num_hidden_layers": cfg.n_layers,
+        "num_attention_heads": cfg.n_heads,
+        "max_position_embeddings": cfg.n_ctx,
+        "vocab_size": cfg.d_vocab,
+        "ffn_dim": cfg.d_mlp,
+        "activation_function": cfg.act_fn,
+        "word_embed_proj_dim": cfg.d_model,
+        "enable_bias": bool(nonzero - {"unembed.b_U"}),
+    }
+
+
+def rows(hf: HFConfig) -> list[Row]:
+    """Returns the table: checkpoint tensor, its axes, our parameters."""
+    embedding, block = "model.decoder.embed_tokens.weight", "model.decoder.layers.{l}"
+    biased = hf("enable_bias", True)
+    return [
+        Row(embedding, "d_vocab d_model", "embed.W_E"),
+        Row("model.decoder.embed_positions.weight", "n_ctx d_model", "pos_embed.W_pos", skip=2),
+        *layer_norm(f"{block}.self_attn_layer_norm", "blocks.{l}.ln1"),
+        *attention(f"{block}.self_attn", biased=biased, out_biased=biased),
+        *layer_norm(f"{block}.final_layer_norm", "blocks.{l}.ln2"),
+        *mlp(f"{block}.fc1", f"{block}.fc2", biased=biased),
+        *layer_norm("model.decoder.final_layer_norm", "ln_final"),
+        *head(embedding, tied=hf("tie_word_embeddings", True)),
+    ]
+
+
+OPT = Family(
+    architecture="OPTForCausalLM",
+    model_type="opt",
+    read_config=read_config,
+    write_config=write_config,
+    rows=rows,
+    prefix="model.",
+)

@@ -1,0 +1,50 @@
+"""Phi 1, 1.5 and 2 (``PhiForCausalLM``): parallel blocks behind one layer norm, partial rotary, biases everywhere."""
+
+from typing import Any
+
+from tljax.checkpoints.families.layers import attention, head, layer_norm, mlp
+from tljax.checkpoints.families.llama import BLOCK, IGNORED, read_decoder, write_decoder
+from tljax.checkpoints.hf_config import HFConfig, rotary_fraction
+from tljax.checkpoints.mapping import Family, Row
+from tljax.config import HookedTransformerConfig
+
+
+def read_config(hf: HFConfig) -> HookedTransformerConfig:
+    """Returns our config for a ``PhiConfig``."""
+    hf.only(qk_layernorm=False)
+    parallel: dict[str, Any] = {"parallel_attn_mlp": True, "gated_mlp": False, "default_prepend_bos": False}
+    cfg = read_decoder(hf, rotated=0.5, act_fn="gelu_new", **parallel)
+    return cfg.replace(normalization_type="LN", eps=hf("layer_norm_eps", 1e-5))
+
+
+def write_config(cfg: HookedTransformerConfig, nonzero: frozenset[str]) -> dict[str, Any]:
+    """Returns the ``PhiConfig`` attributes of ``cfg``."""
+    attributes = write_decoder(cfg)
+    return attributes | {
+        "layer_norm_eps": attributes.pop("rms_norm_eps"),
+        "partial_rotary_factor": rotary_fraction(cfg),
+    }
+
+
+def rows(hf: HFConfig) -> list[Row]:
+    """Returns the table: checkpoint tensor, its axes, our parameters."""
+    embedding = "model.embed_tokens.weight"
+    return [
+        Row(embedding, "d_vocab d_model", "embed.W_E"),
+        *layer_norm(f"{BLOCK}.input_layernorm", "blocks.{l}.ln1", "blocks.{l}.ln2"),
+        *attention(f"{BLOCK}.self_attn", "dense", biased=True, out_biased=True),
+        *mlp(f"{BLOCK}.mlp.fc1", f"{BLOCK}.mlp.fc2"),
+        *layer_norm("model.final_layernorm", "ln_final"),
+        *head(embedding, tied=hf("tie_word_embeddings", False), biased=True),
+    ]
+
+
+PHI = Family(
+    architecture="PhiForCausalLM",
+    model_type="phi",
+    read_config=read_config,
+    write_config=write_config,
+    rows=rows,
+    prefix="model.",
+    ignored=IGNORED,
+)

@@ -1,0 +1,66 @@
+"""Phi-3 and Phi-4 (``Phi3ForCausalLM``): Llama with fused projections, partial rotary and a window."""
+
+from typing import Any
+
+from tljax.checkpoints.families.llama import (
+    BLOCK,
+    FUSED_MLP,
+    IGNORED,
+    decoder_rows,
+    read_decoder,
+    read_window,
+    write_decoder,
+)
+from tljax.checkpoints.hf_config import HFConfig, rotary_fraction
+from tljax.checkpoints.mapping import Family, Row
+from tljax.config import HookedTransformerConfig
+
+OWN_CODE = ("configuration_phi3.", "modeling_phi3.")
+"""The modules that Microsoft's checkpoints bring along; transformers has the same code and prefers its own."""
+
+
+def read_config(hf: HFConfig) -> HookedTransformerConfig:
+    """Returns our config for a ``Phi3Config``."""
+    hf.only(attention_bias=False, mlp_bias=False, lm_head_bias=False)
+    hf("original_max_position_embeddings", None)  # of long rope, which is refused
+    code = {key: str(name) for key, name in hf("auto_map", {}).items() if key != "AutoTokenizer"}
+    if not all(name.startswith(OWN_CODE) for name in code.values()):
+        raise hf.unsupported("auto_map", code, ", ".join(OWN_CODE))
+    window = read_window(hf, hf("sliding_window", None), [True] * hf("num_hidden_layers"))
+    cfg = read_decoder(hf, rotated=1.0, eps=1e-5, **window)
+    if cfg.use_NTK_by_parts_rope or cfg.rotary_scaling_factor != 1.0:
+        raise hf.unsupported("rope_scaling", hf("rope_parameters", hf("rope_scaling", None)), "none")
+    return cfg
+
+
+def write_config(cfg: HookedTransformerConfig, nonzero: frozenset[str]) -> dict[str, Any]:
+    """Returns the ``Phi3Config`` attributes of ``cfg``."""
+    return write_decoder(cfg) | {
+        "sliding_window": cfg.window_size,
+        "partial_rotary_factor": rotary_fraction(cfg),
+        "pad_token_id": None,
+    }
+
+
+def rows(hf: HFConfig) -> list[Row]:
+    """Returns the table: checkpoint tensor, its axes, our parameters."""
+    attention = [
+        Row(
+            f"{BLOCK}.self_attn.qkv_proj.weight",
+            "(n_heads+n_kv+n_kv d_head) d_model",
+            "blocks.{l}.attn.W_Q|W_K|W_V",
+        ),
+        Row(f"{BLOCK}.self_attn.o_proj.weight", "d_model (n_heads d_head)", "blocks.{l}.attn.W_O"),
+    ]
+    return decoder_rows(hf, attention, FUSED_MLP)
+
+
+PHI3 = Family(
+    architecture="Phi3ForCausalLM",
+    model_type="phi3",
+    read_config=read_config,
+    write_config=write_config,
+    rows=rows,
+    prefix="model.",
+    ignored=IGNORED,
+)

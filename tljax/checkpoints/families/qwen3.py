@@ -1,0 +1,43 @@
+"""Qwen 3 (``Qwen3ForCausalLM``): Qwen 2 with an RMS norm over each head's queries and keys instead of their biases."""
+
+from typing import Any
+
+from tljax.checkpoints.families import qwen2
+from tljax.checkpoints.families.llama import (
+    GATED_MLP,
+    IGNORED,
+    QK_NORM,
+    attention_rows,
+    decoder_rows,
+    read_decoder,
+)
+from tljax.checkpoints.hf_config import HFConfig, attention_bias
+from tljax.checkpoints.mapping import Family, Row
+from tljax.config import HookedTransformerConfig
+
+
+def read_config(hf: HFConfig) -> HookedTransformerConfig:
+    """Returns our config for a ``Qwen3Config``."""
+    return read_decoder(hf, kv_heads=32, d_head=128, use_qk_norm=True, **qwen2.read_switched_window(hf))
+
+
+def write_config(cfg: HookedTransformerConfig, nonzero: frozenset[str]) -> dict[str, Any]:
+    """Returns the ``Qwen3Config`` attributes of ``cfg``."""
+    return qwen2.write_config(cfg, nonzero) | {"attention_bias": attention_bias(nonzero)}
+
+
+def rows(hf: HFConfig) -> list[Row]:
+    """Returns the table: checkpoint tensor, its axes, our parameters."""
+    biased = hf("attention_bias", False)
+    return decoder_rows(hf, [*attention_rows(biased, biased), *QK_NORM], GATED_MLP)
+
+
+QWEN3 = Family(
+    architecture="Qwen3ForCausalLM",
+    model_type="qwen3",
+    read_config=read_config,
+    write_config=write_config,
+    rows=rows,
+    prefix="model.",
+    ignored=IGNORED,
+)

@@ -1,0 +1,46 @@
+"""Seed-OSS (``SeedOssForCausalLM``): Llama with query, key and value biases, and an output bias on its own switch."""
+
+from typing import Any
+
+from tljax.checkpoints.families.llama import (
+    GATED_MLP,
+    IGNORED,
+    attention_rows,
+    decoder_rows,
+    read_decoder,
+    write_decoder,
+)
+from tljax.checkpoints.hf_config import HFConfig, attention_bias
+from tljax.checkpoints.mapping import Family, Row
+from tljax.config import HookedTransformerConfig
+
+
+def read_config(hf: HFConfig) -> HookedTransformerConfig:
+    """Returns our config for a ``SeedOssConfig``."""
+    hf.only(mlp_bias=False)  # our gated MLP adds b_in after the product, Seed-OSS's before it
+    return read_decoder(hf, kv_heads=8, d_head=128, default_prepend_bos=False)
+
+
+def write_config(cfg: HookedTransformerConfig, nonzero: frozenset[str]) -> dict[str, Any]:
+    """Returns the ``SeedOssConfig`` attributes of ``cfg``."""
+    return write_decoder(cfg) | {
+        "attention_bias": attention_bias(nonzero - {"attn.b_O"}),
+        "attention_out_bias": "attn.b_O" in nonzero,
+    }
+
+
+def rows(hf: HFConfig) -> list[Row]:
+    """Returns the table: checkpoint tensor, its axes, our parameters."""
+    attention = attention_rows(hf("attention_bias", True), hf("attention_out_bias", False))
+    return decoder_rows(hf, attention, GATED_MLP)
+
+
+SEED_OSS = Family(
+    architecture="SeedOssForCausalLM",
+    model_type="seed_oss",
+    read_config=read_config,
+    write_config=write_config,
+    rows=rows,
+    prefix="model.",
+    ignored=IGNORED,
+)

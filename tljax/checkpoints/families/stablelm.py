@@ -1,0 +1,61 @@
+"""StableLM 3B and StableLM 2 (``StableLmForCausalLM``): Llama's blocks with layer norms and partial rotary."""
+
+from typing import Any
+
+from tljax.checkpoints.families.layers import head, layer_norm
+from tljax.checkpoints.families.llama import (
+    BLOCK,
+    GATED_MLP,
+    IGNORED,
+    attention_rows,
+    read_decoder,
+    write_decoder,
+)
+from tljax.checkpoints.hf_config import HFConfig, rotary_fraction
+from tljax.checkpoints.mapping import Family, Row
+from tljax.config import HookedTransformerConfig
+
+
+def read_config(hf: HFConfig) -> HookedTransformerConfig:
+    """Returns our config for a ``StableLmConfig``."""
+    hf.only(qk_layernorm=False, head_dim=hf("hidden_size") // hf("num_attention_heads"))
+    parallel = hf("use_parallel_residual", False)
+    cfg = read_decoder(hf, kv_heads=32, rotated=0.25, parallel_attn_mlp=parallel)
+    return cfg.replace(normalization_type="LN", eps=hf("layer_norm_eps", 1e-5))
+
+
+def write_config(cfg: HookedTransformerConfig, nonzero: frozenset[str]) -> dict[str, Any]:
+    """Returns the ``StableLmConfig`` attributes of ``cfg``."""
+    attributes = write_decoder(cfg)
+    return attributes | {
+        "layer_norm_eps": attributes.pop("rms_norm_eps"),
+        "use_parallel_residual": cfg.parallel_attn_mlp,
+        "partial_rotary_factor": rotary_fraction(cfg),
+        "use_qkv_bias": not nonzero.isdisjoint({"attn.b_Q", "attn.b_K", "attn.b_V"}),
+    }
+
+
+def rows(hf: HFConfig) -> list[Row]:
+    """Returns the table: checkpoint tensor, its axes, our parameters."""
+    embedding = "model.embed_tokens.weight"
+    after = "input_layernorm" if hf("use_parallel_residual", False) else "post_attention_layernorm"
+    return [
+        Row(embedding, "d_vocab d_model", "embed.W_E"),
+        *layer_norm(f"{BLOCK}.input_layernorm", "blocks.{l}.ln1"),
+        *attention_rows(qkv_bias=hf("use_qkv_bias", False), out_bias=False),
+        *layer_norm(f"{BLOCK}.{after}", "blocks.{l}.ln2"),
+        *GATED_MLP,
+        *layer_norm("model.norm", "ln_final"),
+        *head(embedding, tied=hf("tie_word_embeddings", False)),
+    ]
+
+
+STABLELM = Family(
+    architecture="StableLmForCausalLM",
+    model_type="stablelm",
+    read_config=read_config,
+    write_config=write_config,
+    rows=rows,
+    prefix="model.",
+    ignored=IGNORED,
+)
