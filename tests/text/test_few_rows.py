@@ -47,8 +47,8 @@ def test_layouts_hold_the_same_numbers(wide: tljax.HookedTransformer) -> None:
 def test_copies_are_made_only_where_they_pay(
     wide: tljax.HookedTransformer, monkeypatch: pytest.MonkeyPatch, rows: int, limit: int, free: int | None
 ) -> None:
-    monkeypatch.setattr(decoding, "free_bytes", lambda: free)
+    monkeypatch.setattr(decoding, "free_bytes", lambda device: free)
     decoder = decoding.Decoder(wide.cfg, wide.params, wide._hooks, None, limit)  # type: ignore[arg-type]
     assert decoder._lay_out(rows) is wide.params
-    monkeypatch.setattr(decoding, "free_bytes", lambda: 2**40)
+    monkeypatch.setattr(decoding, "free_bytes", lambda device: 2**40)
     assert decoding.Decoder(wide.cfg, wide.params, wide._hooks, None, 50)._lay_out(4) is not wide.params  # type: ignore[arg-type]

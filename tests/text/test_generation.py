@@ -15,7 +15,6 @@ import tljax
 from tljax import HookedTransformer
 from tljax.errors import HookError, InputError, InterventionError, TokenizerError
 from tljax.generating import GenerateOutput
-from tljax.modules.embedding import finish_logits
 
 KINDS = ["gpt2", "neox", "llama", "local", "soft_caps", "adjacent", "no_positions", "inverse_scale", "attn_only",
          "qk_norm", "layer_kinds", "unrotated", "multipliers", "sandwich"]  # fmt: skip
@@ -178,28 +177,29 @@ def test_python_hooks_see_each_step() -> None:
 
 @pytest.mark.parametrize("variant", list(HF_VARIANTS))
 def test_greedy_equals_hugging_face(variant: str, tmp_path: Path) -> None:
-    """Of an even batch and of one padded on the left; and steered, cached logits are those of one full run."""
+    """With one prompt padded on the left; and steered, cached logits are those of one full run."""
     import torch
 
     hf = make_hf_model(variant, tmp_path)
     model = HookedTransformer.from_pretrained_no_processing(tmp_path, tokenizer=None)
-    prompt, padded = np.random.default_rng(0).integers(2, 40, (2, 6)), np.array([[1] * 6, [0, 0, 1, 1, 1, 1]])
-    for mask in (np.ones((2, 6), int), padded):
-        with torch.no_grad():
-            theirs = hf.generate(
-                torch.tensor(prompt), attention_mask=torch.tensor(mask), max_new_tokens=12, do_sample=False,
-                pad_token_id=1, eos_token_id=1,
-            )  # fmt: skip
-        ours = model.generate(prompt, 12, do_sample=False, eos_token_id=1, attention_mask=mask, verbose=False)
-        np.testing.assert_array_equal(ours, theirs.numpy())
+    prompt, mask = np.random.default_rng(0).integers(2, 40, (2, 6)), np.array([[1] * 6, [0, 0, 1, 1, 1, 1]])
+    with torch.no_grad():
+        theirs = hf.generate(
+            torch.tensor(prompt), attention_mask=torch.tensor(mask), max_new_tokens=12, do_sample=False,
+            pad_token_id=1, eos_token_id=1,
+        )  # fmt: skip
 
-    options: dict[str, Any] = {
-        "do_sample": False, "stop_at_eos": False, "verbose": False, "attention_mask": padded,
-        "fwd_hooks": [("blocks.1.hook_resid_post", tljax.Add(0.5, pos="new"))],
-    }  # fmt: skip
-    steered = model.generate(prompt, 12, output_logits=True, **options)
-    _, cache = model.generate_with_cache(prompt, 12, names_filter="unembed.hook_out", **options)
-    logits = finish_logits(model.cfg, cache["unembed.hook_out"][:, 5:-1])
+    def options(strength: float) -> dict[str, Any]:
+        """For one program whatever the strength; at zero the model is as it is."""
+        hooks = [("blocks.1.hook_resid_post", tljax.Add(strength, pos="new"))]
+        return {"do_sample": False, "eos_token_id": 1, "verbose": False, "attention_mask": mask, "fwd_hooks": hooks,
+                "output_logits": True}  # fmt: skip
+
+    np.testing.assert_array_equal(model.generate(prompt, 12, **options(0.0)).sequences, theirs.numpy())
+    steered = model.generate(prompt, 12, **options(0.5))
+    whole = model.with_hooks([("blocks.1.hook_resid_post", tljax.Add(0.5, pos=slice(6, None)))])
+    seen = np.pad(mask, ((0, 0), (0, len(steered.logits))), constant_values=1)
+    logits = whole(steered.sequences, attention_mask=seen)[:, 5:-1]
     np.testing.assert_allclose(jnp.stack(steered.logits, axis=1), logits, atol=1e-4)
 
 

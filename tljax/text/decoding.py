@@ -147,7 +147,7 @@ class Decoder:
         """The parameters for steps of ``rows`` texts: with copies of the weights where these pay for themselves."""
         if rows < _ROWS_WORTH_COPIES or self.limit < _TOKENS_WORTH_COPIES or not _on_cpu(self.params):
             return self.params
-        free = free_bytes()
+        free = free_bytes(next(iter(self.params["embed"]["W_E"].devices())))
         return self.params if free is None or size_of_copies(self.params) > free / 4 else transposed(self.params)
 
     def _run_prompt(self, prompt: Any, mask: np.ndarray, capacity: int) -> tuple[jax.Array, KeyValueCache]:

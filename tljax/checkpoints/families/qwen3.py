@@ -18,7 +18,9 @@ from tljax.config import HookedTransformerConfig
 
 def read_config(hf: HFConfig) -> HookedTransformerConfig:
     """Returns our config for a ``Qwen3Config``."""
-    return read_decoder(hf, kv_heads=32, d_head=128, use_qk_norm=True, **qwen2.read_switched_window(hf))
+    return read_decoder(
+        hf, kv_heads=32, d_head=128, use_qk_norm=True, default_prepend_bos=False, **qwen2.read_switched_window(hf)
+    )
 
 
 def write_config(cfg: HookedTransformerConfig, nonzero: frozenset[str]) -> dict[str, Any]:
