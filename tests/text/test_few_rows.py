@@ -1,5 +1,6 @@
 """Generation on a CPU lays weights out for few rows; the numbers stay the same."""
 
+import gc
 from typing import Any
 
 import jax
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 
 import tljax
+from tljax.modules import few_rows
 from tljax.modules.few_rows import in_pieces, size_of_copies, transposed
 from tljax.text import decoding
 
@@ -52,3 +54,14 @@ def test_copies_are_made_only_where_they_pay(
     assert decoder._lay_out(rows) is wide.params
     monkeypatch.setattr(decoding, "free_bytes", lambda device: 2**40)
     assert decoding.Decoder(wide.cfg, wide.params, wide._hooks, None, 50)._lay_out(4) is not wide.params  # type: ignore[arg-type]
+
+
+def test_copies_live_as_long_as_their_weights() -> None:
+    weight = jax.device_put(np.random.default_rng(0).standard_normal((512, 512), np.float32))
+    before = len(few_rows._kept)
+    first, again = (transposed({"W_in": weight})["W_in_few_rows"] for _ in range(2))
+    assert first is again
+    assert len(few_rows._kept) == before + 1
+    del weight
+    gc.collect()
+    assert len(few_rows._kept) == before

@@ -6,6 +6,7 @@ parameter tree while a generation runs: in pieces along ``in`` (one row), and tr
 ``benchmarks/README.md`` has the figures.
 """
 
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -43,7 +44,7 @@ def in_pieces(params: Params) -> Params:
 
 
 def transposed(params: Params) -> Params:
-    """Parameters with their weights transposed ``[out, in]`` too, a copy of each."""
+    """Parameters with their weights transposed ``[out, in]`` too: copies, kept as long as the weights live."""
     return _beside(params, _TRANSPOSED, _transpose)
 
 
@@ -81,6 +82,19 @@ def _cut(matrix: jax.Array) -> jax.Array | None:
     return None if len(matrix) % _PIECES else matrix.reshape(_PIECES, -1, matrix.shape[1])
 
 
-@jax.jit
+_kept: dict[int, tuple[weakref.ref[jax.Array], jax.Array]] = {}
+"""The transposed copy of each weight that has one, by the weight's id, as long as the weight lives."""
+
+
 def _transpose(matrix: jax.Array) -> jax.Array:
+    key = id(matrix)
+    if key in _kept and _kept[key][0]() is matrix:
+        return _kept[key][1]
+    copy = _turn(matrix)
+    _kept[key] = weakref.ref(matrix, lambda _: _kept.pop(key, None)), copy
+    return copy
+
+
+@jax.jit
+def _turn(matrix: jax.Array) -> jax.Array:
     return matrix.T
