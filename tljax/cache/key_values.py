@@ -106,10 +106,9 @@ def past_names(cfg: HookedTransformerConfig) -> tuple[str, ...]:
 def _into_slots(prompt: jax.Array, old: jax.Array, length: jax.Array) -> jax.Array:
     n_slots, n_pos = old.shape[2], prompt.shape[1]
     by_head = prompt.swapaxes(1, 2)
-    if n_pos <= n_slots:
-        position = jnp.where(jnp.arange(n_slots) < length, jnp.arange(n_slots), -1)
+    position = slot_positions(length - 1, n_slots)
+    if n_pos <= n_slots:  # every position in the slot of its number: no gather
         taken = jnp.pad(by_head, ((0, 0), (0, 0), (0, n_slots - n_pos), (0, 0)))
     else:
-        position = slot_positions(length - 1, n_slots)
         taken = by_head[:, :, jnp.clip(position, 0, n_pos - 1)]
     return jnp.where((position >= 0)[None, None, :, None], taken, old).astype(old.dtype)

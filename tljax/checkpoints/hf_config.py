@@ -124,7 +124,7 @@ class HFConfig:
         *,
         theta: str = "rope_theta",
         fraction: str = "partial_rotary_factor",
-        default_fraction: float = 1.0,
+        default_fraction: float | None = None,
         default_theta: float = 10000.0,
         layer_type: str | None = None,
     ) -> dict[str, Any]:
@@ -134,7 +134,7 @@ class HFConfig:
             d_head: width of a head.
             theta: older name of the base.
             fraction: older name of the rotated fraction of a head.
-            default_fraction: that fraction when it is not given.
+            default_fraction: that fraction when it is not given; ``None``: the whole head, and nothing else will do.
             default_theta: the base when it is not given.
             layer_type: whose entry to read, where ``rope_parameters`` has one for each type of layer.
         """
@@ -143,7 +143,7 @@ class HFConfig:
             rope = dict(rope[layer_type])
         rope |= dict(self("rope_scaling", {}))
         base = self("rope_theta", default_theta, aka=(theta,))
-        part = self("partial_rotary_factor", default_fraction, aka=(fraction,))
+        part = self("partial_rotary_factor", 1.0 if default_fraction is None else default_fraction, aka=(fraction,))
         kind = rope.pop("rope_type", None) or rope.get("type") or "default"
         rope.pop("type", None)
         fields = {
@@ -151,6 +151,8 @@ class HFConfig:
             "rotary_base": float(rope.pop("rope_theta", base)),
             "rotary_dim": int(d_head * rope.pop("partial_rotary_factor", part)),
         }
+        if default_fraction is None and fields["rotary_dim"] != d_head:
+            raise self.unsupported("partial_rotary_factor", fields["rotary_dim"] / d_head, "1.0")
         try:
             if kind == "linear":
                 fields["rotary_scaling_factor"] = float(rope.pop("factor"))

@@ -33,8 +33,6 @@ def read_config(hf: HFConfig) -> HookedTransformerConfig:
     if code:
         raise hf.unsupported("auto_map", code, OWN_CODE.pattern)
     rotary = hf.rotary(d_head)
-    if rotary["rotary_dim"] != d_head:
-        raise hf.unsupported("partial_rotary_factor", rotary["rotary_dim"] / d_head, "1.0")
     return HookedTransformerConfig(
         d_model=d_model,
         n_layers=hf("num_hidden_layers"),

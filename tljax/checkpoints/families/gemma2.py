@@ -2,16 +2,8 @@
 
 from typing import Any
 
-from tljax.checkpoints.families import gemma
-from tljax.checkpoints.families.llama import (
-    BLOCK,
-    GATED_MLP,
-    IGNORED,
-    attention_rows,
-    decoder_rows,
-    read_window,
-    write_layer_types,
-)
+from tljax.checkpoints.families import gemma, llama
+from tljax.checkpoints.families.llama import BLOCK, IGNORED, read_window, write_layer_types
 from tljax.checkpoints.hf_config import HFConfig
 from tljax.checkpoints.mapping import Family, Row
 from tljax.config import HookedTransformerConfig
@@ -55,8 +47,7 @@ def write_config(cfg: HookedTransformerConfig, nonzero: frozenset[str]) -> dict[
 
 def rows(hf: HFConfig) -> list[Row]:
     """Returns the table: checkpoint tensor, its axes, our parameters."""
-    biased = hf("attention_bias", False)
-    return with_norms(decoder_rows(hf, attention_rows(biased, biased), GATED_MLP))
+    return with_norms(llama.rows(hf))
 
 
 def with_norms(table: list[Row]) -> list[Row]:

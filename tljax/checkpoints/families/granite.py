@@ -2,16 +2,10 @@
 
 from typing import Any
 
-from tljax.checkpoints.families.llama import (
-    GATED_MLP,
-    IGNORED,
-    attention_rows,
-    decoder_rows,
-    read_decoder,
-    write_decoder,
-)
+from tljax.checkpoints.families import llama
+from tljax.checkpoints.families.llama import IGNORED, read_decoder, write_decoder
 from tljax.checkpoints.hf_config import HFConfig, attention_bias
-from tljax.checkpoints.mapping import Family, Row
+from tljax.checkpoints.mapping import Family
 from tljax.config import HookedTransformerConfig
 
 
@@ -38,18 +32,12 @@ def write_config(cfg: HookedTransformerConfig, nonzero: frozenset[str]) -> dict[
     }
 
 
-def rows(hf: HFConfig) -> list[Row]:
-    """Returns the table: checkpoint tensor, its axes, our parameters."""
-    biased = hf("attention_bias", False)
-    return decoder_rows(hf, attention_rows(biased, biased), GATED_MLP)
-
-
 GRANITE = Family(
     architecture="GraniteForCausalLM",
     model_type="granite",
     read_config=read_config,
     write_config=write_config,
-    rows=rows,
+    rows=llama.rows,
     prefix="model.",
     ignored=IGNORED,
 )

@@ -59,9 +59,7 @@ def read_decoder(
     kv_heads = hf("num_key_value_heads", kv_heads or n_heads, null=n_heads)
     width = hf("hidden_size") // n_heads
     head_width: int = hf("head_dim", d_head or width, null=width)
-    rotary = hf.rotary(head_width, default_fraction=rotated or 1.0, default_theta=theta, layer_type=layer_type)
-    if rotated is None and rotary["rotary_dim"] != head_width:
-        raise hf.unsupported("partial_rotary_factor", rotary["rotary_dim"] / head_width, "1.0")
+    rotary = hf.rotary(head_width, default_fraction=rotated, default_theta=theta, layer_type=layer_type)
     fields = {"gated_mlp": True} | rotary | fields
     return HookedTransformerConfig(
         d_model=hf("hidden_size"),

@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from tljax.checkpoints.families import qwen2
-from tljax.checkpoints.families.llama import GATED_MLP, IGNORED, attention_rows, decoder_rows, read_decoder, read_window
+from tljax.checkpoints.families import llama, qwen2
+from tljax.checkpoints.families.llama import IGNORED, read_decoder, read_window
 from tljax.checkpoints.hf_config import HFConfig, attention_bias
-from tljax.checkpoints.mapping import Family, Row
+from tljax.checkpoints.mapping import Family
 from tljax.config import HookedTransformerConfig
 
 
@@ -32,18 +32,12 @@ def write_config(cfg: HookedTransformerConfig, nonzero: frozenset[str]) -> dict[
     }
 
 
-def rows(hf: HFConfig) -> list[Row]:
-    """Returns the table: checkpoint tensor, its axes, our parameters."""
-    biased = hf("attention_bias", False)
-    return decoder_rows(hf, attention_rows(biased, biased), GATED_MLP)
-
-
 SMOLLM3 = Family(
     architecture="SmolLM3ForCausalLM",
     model_type="smollm3",
     read_config=read_config,
     write_config=write_config,
-    rows=rows,
+    rows=llama.rows,
     prefix="model.",
     ignored=IGNORED,
 )

@@ -14,8 +14,6 @@ def read_config(hf: HFConfig) -> HookedTransformerConfig:
     n_layers, n_heads, kv_heads = hf("num_hidden_layers"), hf("num_attention_heads"), hf("num_key_value_heads", 2)
     d_head = hf("head_dim", hf("hidden_size") // n_heads)
     rotary = hf.rotary(d_head)
-    if rotary["rotary_dim"] != d_head:
-        raise hf.unsupported("partial_rotary_factor", rotary["rotary_dim"] / d_head, "1.0")
     window = hf("sliding_window", None)
     return HookedTransformerConfig(
         d_model=hf("hidden_size"),
