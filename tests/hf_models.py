@@ -5,10 +5,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import hf_dense_a
+import hf_dense_b
 import hf_gpt_like
+import hf_latent
 import hf_layer_kinds
 import hf_llama_like
+import hf_moe
 import hf_parallel
+import hf_rotary
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
@@ -58,9 +63,14 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     **hf_llama_like.VARIANTS,
+    **hf_dense_a.VARIANTS,
+    **hf_dense_b.VARIANTS,
     **hf_gpt_like.VARIANTS,
     **hf_parallel.VARIANTS,
     **hf_layer_kinds.VARIANTS,
+    **hf_moe.VARIANTS,
+    **hf_rotary.VARIANTS,
+    **hf_latent.VARIANTS,
 }
 
 
@@ -82,9 +92,13 @@ def make_hf_model(variant: str, directory: Path) -> Any:
     torch.set_num_threads(1)
     model = AutoModelForCausalLM.from_config(hf_config(variant)).eval()
     generator = torch.Generator().manual_seed(0)
+    has_offset = model.config.model_type.startswith(("gemma", "nemotron"))  # their gains are 1 + w
     for name, parameter in model.named_parameters():
-        is_gain = parameter.ndim == 1 and name.endswith("weight") and "gemma" not in variant  # Gemma's gain is 1 + w
+        is_gain = name.endswith("weight") and (parameter.ndim == 1 or "norm" in name) and not has_offset
         parameter.data = 0.3 * torch.randn(parameter.shape, generator=generator) + is_gain
+    for name, buffer in model.named_buffers():
+        if name.endswith("e_score_correction_bias"):
+            buffer.copy_(0.3 * torch.randn(buffer.shape, generator=generator))
     model.save_pretrained(directory)
     return model
 

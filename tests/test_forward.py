@@ -59,12 +59,24 @@ def test_full_cache_is_the_table(kind: str) -> None:
 
 def added(model: HookedTransformer, cache: ActivationCache, out: Any, layer: int, norm: str) -> Any:
     """What a sublayer's output adds to the residual stream: through its norm, if it has one, and its multiplier."""
-    if model.cfg.use_normalization_before_and_after:
+    if model.cfg.has_norms_after:
         scale, normalized = cache["scale", layer, norm], cache["normalized", layer, norm]
         close(np.sqrt((out**2).mean(-1, keepdims=True) + model.cfg.eps), scale)
         close(out / scale, normalized)
-        out = normalized * (1 + np.asarray(model.params["blocks"][layer][norm]["w"]))
+        out = normalized * (np.asarray(model.params["blocks"][layer][norm]["w"]) + model.cfg.rmsnorm_uses_offset)
     return out * model.cfg.residual_multiplier
+
+
+def after(model: HookedTransformer, cache: ActivationCache, residual: Any, layer: int, norm: str) -> Any:
+    """The residual stream after an addition: normalised, where its norms are on the stream itself."""
+    if not model.cfg.use_normalization_of_residual:
+        return residual
+    centred = residual - residual.mean(-1, keepdims=True)
+    scale, normalized = cache["scale", layer, norm], cache["normalized", layer, norm]
+    close(np.sqrt((centred**2).mean(-1, keepdims=True) + model.cfg.eps), scale)
+    close(centred / scale, normalized)
+    parameters = model.params["blocks"][layer][norm]
+    return normalized * np.asarray(parameters["w"]) + np.asarray(parameters["b"])
 
 
 @ALL
@@ -77,19 +89,20 @@ def test_identities(kind: str) -> None:
         close(cache["resid_pre", layer], residual)
         pattern, v = cache["pattern", layer], cache["v", layer]
         close(pattern.sum(-1), np.ones(pattern.shape[:3]))
+        v = v if cfg.clip_qkv is None else np.clip(v, -cfg.clip_qkv, cfg.clip_qkv)
         v = np.repeat(v, cfg.n_heads // cfg.kv_heads, axis=2)
         close(np.einsum("bhqk,bkhe->bqhe", pattern, v), cache["z", layer])
         W_O, b_O = np.asarray(model.W_O[layer]), np.asarray(model.b_O[layer])
         attn_out = np.einsum("bqhe,hed->bqd", cache["z", layer], W_O) + b_O
         close(added(model, cache, attn_out, layer, "ln1_post"), cache["attn_out", layer])
-        residual = residual + cache["attn_out", layer]
+        residual = after(model, cache, residual + cache["attn_out", layer], layer, "ln1")
         if not cfg.attn_only:
             if not cfg.parallel_attn_mlp:
                 close(cache["resid_mid", layer], residual)
             W_out, b_out = np.asarray(model.W_out[layer]), np.asarray(model.b_out[layer])
             mlp_out = cache["post", layer] @ W_out + b_out
             close(added(model, cache, mlp_out, layer, "ln2_post"), cache["mlp_out", layer])
-            residual = residual + cache["mlp_out", layer]
+            residual = after(model, cache, residual + cache["mlp_out", layer], layer, "ln2")
         close(cache["resid_post", layer], residual)
     W_U, b_U = np.asarray(model.W_U), np.asarray(model.b_U)
     close(cache["unembed.hook_in"] @ W_U + b_U, cache["unembed.hook_out"])
@@ -110,19 +123,29 @@ def test_norms_and_masks(kind: str) -> None:
         hidden = cache["attn_scores", layer] == -np.inf
         assert (hidden == ~seen[None, None]).all()
         q, k = (cache[f"rot_{n}" if "rot_q0" in cache else n, layer] for n in "qk")
+        if cfg.clip_qkv is not None and cfg.positional_embedding_type != "rotary":
+            q, k = (np.clip(x, -cfg.clip_qkv, cfg.clip_qkv) for x in (q, k))
+        if cfg.qk_norm_after_rotary:
+            norms = [build(kind).params["blocks"][layer]["attn"][f"{n}_norm"]["w"] for n in "qk"]
+            scales = [np.sqrt((x**2).mean(-1, keepdims=True) + cfg.eps) for x in (q, k)]
+            q, k = (x / scale * np.asarray(w) for x, scale, w in zip((q, k), scales, norms, strict=True))
         k = np.repeat(k, cfg.n_heads // cfg.kv_heads, axis=2)
         divisor = cfg.attn_scale * (layer + 1 if cfg.scale_attn_by_inverse_layer_idx else 1)
         scores = np.einsum("bqhe,bkhe->bhqk", q, k) / divisor
         if cfg.attn_scores_soft_cap > 0:
             scores = cfg.attn_scores_soft_cap * np.tanh(scores / cfg.attn_scores_soft_cap)
+        if cfg.positional_embedding_type == "alibi":
+            slopes = 2.0 ** -np.array({6: [2, 4, 6, 8, 1, 3], 4: [2, 4, 6, 8]}[cfg.n_heads])
+            bias = slopes[:, None, None] * (key / cfg.attn_scale if cfg.alibi_rounded else key - query)
+            scores = scores + bias
         close(np.where(seen, scores, -np.inf), cache["attn_scores", layer])
-        if cfg.normalization_type is not None:
+        if cfg.has_norms_before:
             x = cache["resid_pre", layer]
             x = x - x.mean(-1, keepdims=True) if cfg.normalization_type.startswith("LN") else x
             scale = np.sqrt((x**2).mean(-1, keepdims=True) + cfg.eps)
             close(cache["scale", layer, "ln1"], scale)
             close(cache["normalized", layer, "ln1"], x / scale)
-    if cfg.normalization_type is not None:
+    if cfg.has_final_norm:
         x = cache["resid_post", -1]
         centred = cfg.normalization_type.startswith("LN") and not cfg.final_rms
         x = x - x.mean(-1, keepdims=True) if centred else x

@@ -418,7 +418,6 @@ def test_leaked_tracers_are_explained(model: HookedTransformer, use: str) -> Non
         ([(Z1, Zero(pos=6))], InterventionError, "pos=6 is out of range at blocks.1.attn.hook_z: the axis has 6"),
         ([(Z1, Replace(np.ones(3)))], InterventionError, "does not fit"),
     ],
-    ids=str,
 )
 def test_hook_mistakes(model: HookedTransformer, hooks: Any, error: type, message: str) -> None:
     with pytest.raises(error, match=message):

@@ -45,7 +45,24 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "embedding_multiplier": 3.0, "residual_multiplier": 0.4, "logits_multiplier": 0.5,
     },
     "unrotated": {**ROTARY, "normalization_type": "RMS", "rotary_layers": (False, True)},
+    "post_norm_only": {
+        **ROTARY, "act_fn": "silu", "gated_mlp": True, "normalization_type": "RMS", "n_key_value_heads": 2,
+        "use_normalization_after_only": True, "use_qk_norm": True, "qk_norm_span": "joint",
+    },
+    "clipped": {**ROTARY, "normalization_type": "LNPre", "clip_qkv": 0.5},
+    "qk_after_rotary": {
+        **ROTARY, "act_fn": "xielu", "normalization_type": "RMS", "n_key_value_heads": 2, "use_qk_norm": True,
+        "qk_norm_after_rotary": True,
+    },
+    "latent": {
+        **ROTARY, "act_fn": "silu", "gated_mlp": True, "normalization_type": "RMS", "kv_lora_rank": 6, "q_lora_rank": 7,
+        "rotary_dim": 4, "d_value": 5, "rotary_adjacent_pairs": True,
+    },
+    "latent_keys": {**ROTARY, "kv_lora_rank": 6, "rotary_dim": 2, "d_value": 10},
     "inverse_scale": {"scale_attn_by_inverse_layer_idx": True},
+    "alibi": {"positional_embedding_type": "alibi", "n_heads": 6, "post_embedding_ln": True, "clip_qkv": 0.8},
+    "alibi_rounded": {"positional_embedding_type": "alibi", "alibi_rounded": True, "normalization_type": "RMS"},
+    "residual_norm": {"use_normalization_of_residual": True},
 }  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from tljax.cache.activation_cache import ActivationCache
 from tljax.cache.key_values import HookedTransformerKeyValueCache, KeyValueCache
 from tljax.cache.memory import LargeCacheWarning
 from tljax.config import HookedTransformerConfig
+from tljax.factored_matrix import FactoredMatrix
 from tljax.generating import GenerateOutput
 from tljax.hooked_transformer import HookedTransformer, UnusedHooksWarning
 from tljax.hooks.dictionary import HookDictionary
@@ -36,6 +37,7 @@ __all__ = [
     "Batch",
     "Chain",
     "DoubledBosWarning",
+    "FactoredMatrix",
     "GenerateOutput",
     "HookDictionary",
     "HookPoint",

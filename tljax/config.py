@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from tljax.errors import ConfigError, nearest
+from tljax.latent_checks import check_latent_attention
+from tljax.rotary_checks import check_rotary_scaling
 
 ACTIVATIONS = (
     "relu",
@@ -19,11 +21,14 @@ ACTIVATIONS = (
     "gelu_fast",
     "gelu_pytorch_tanh",
     "silu",
+    "quick_gelu",
     "solu",
     "solu_ln",
+    "xielu",
 )
 NORMALIZATIONS = ("LN", "LNPre", "RMS", "RMSPre", None)
-POSITIONAL_EMBEDDINGS = ("standard", "rotary", "none")
+POSITIONAL_EMBEDDINGS = ("standard", "rotary", "alibi", "none")
+QK_NORM_SPANS = ("shared", "per_head", "joint")
 INIT_MODES = (
     "gpt2", "xavier_uniform", "xavier_normal", "kaiming_uniform", "kaiming_normal", "muP",
 )  # fmt: skip
@@ -32,12 +37,18 @@ DTYPES = {
     "bfloat16": "bfloat16", "bf16": "bfloat16", "float64": "float64",
 }  # fmt: skip
 _SIZES = (
-    "d_model", "n_layers", "n_ctx", "d_head", "n_heads", "n_key_value_heads", "d_mlp", "d_vocab", "d_vocab_out",
-    "rotary_dim", "window_size",
+    "d_model", "n_layers", "n_ctx", "d_head", "n_heads", "n_key_value_heads", "d_value", "q_lora_rank", "kv_lora_rank",
+    "d_mlp", "d_vocab", "d_vocab_out",
+    "rotary_dim", "window_size", "num_experts", "experts_per_token", "d_expert", "d_shared_expert", "expert_groups",
+    "expert_groups_per_token", "yarn_original_max_position_embeddings", "longrope_original_max_position_embeddings",
+    "train_seq_length",
 )  # fmt: skip
 _DERIVED: dict[str, Any] = {
-    "d_mlp": None, "d_vocab_out": -1, "rotary_dim": None, "attn_scale": -1.0, "initializer_range": -1.0,
+    "d_mlp": None, "d_expert": None, "d_vocab_out": -1, "rotary_dim": None, "attn_scale": -1.0,
+    "initializer_range": -1.0,
 }  # fmt: skip
+_FITTED_TO_ROTARY_DIM = ("longrope_short_factor", "longrope_long_factor", "kv_lora_rank", "q_lora_rank")
+ROUTERS = ("softmax", "chosen_softmax", "sparsemixer", "sigmoid")
 PRECISIONS = ("highest", "high", "default")
 
 
@@ -80,24 +91,58 @@ class HookedTransformerConfig:
         d_head: width of one attention head.
         n_heads: query heads; ``-1`` means ``d_model // d_head``.
         n_key_value_heads: key/value heads for grouped or multi-query attention; ``None`` means ``n_heads``.
+        d_value: width of the values of a head, where not that of its queries and keys; ``None`` means ``d_head``.
+        kv_lora_rank: keys and values come from a latent of this width (multi-head latent attention, DeepSeek 2): there
+            are no ``W_K`` and ``W_V`` but their factors. The last ``rotary_dim`` dimensions of a head rotate
+            (DeepSeek's ``qk_rope_head_dim``), and those of a key are the same in all heads. ``None``: no latent.
+        q_lora_rank: queries come from a latent of their own, of this width; ``None``: they do not.
+        latent_norm_eps: ``eps`` of the latents' RMS norms.
         d_mlp: width of the MLP; ``None`` means ``4 * d_model``.
         d_vocab: number of token ids; ``-1`` means "take it from the tokenizer".
         d_vocab_out: number of output logits; ``-1`` means ``d_vocab``.
-        act_fn: the MLP's activation, one of ``ACTIVATIONS``.
+        act_fn: the MLP's activation, one of ``ACTIVATIONS``; ``"xielu"`` has parameters, ``mlp.act`` (Apertus).
         gated_mlp: ``act(x W_gate) * (x W_in)`` instead of ``act(x W_in)``.
+        num_experts: number of experts of a mixture, in place of the MLP; ``None``: no mixture.
+        experts_per_token: how many of them each token is sent to.
+        d_expert: width of one expert; ``None`` means ``d_mlp``.
+        moe_layers: for each layer, whether it has experts; ``None`` means all do. The others have an MLP.
+        router: how experts are chosen and weighed, from the router's scores. ``"softmax"``: a softmax over all experts,
+            of which the largest are taken (Mixtral); ``"chosen_softmax"``: the largest scores are taken, then a softmax
+            over them (Granite); ``"sparsemixer"``: two experts, one after the other, each weighed against those whose
+            score is close (Phi-3.5-MoE); ``"sigmoid"``: a sigmoid of each, to which a learned bias is added for the
+            choice alone (DeepSeek 3).
+        norm_topk_prob: under ``"softmax"`` and ``"sigmoid"``, the chosen experts' weights are divided by their sum.
+        router_jitter: under ``"sparsemixer"``, scores within twice this share of the largest are close.
+        routed_scaling_factor: multiplies the weights of chosen experts.
+        expert_groups: experts are chosen within the ``expert_groups_per_token`` best of so many equal groups
+            (DeepSeek); ``None``: among all. A group is as good as its best expert, under ``"sigmoid"`` as the sum of its best two.
+        d_shared_expert: width of an expert that every token goes through besides; ``None``: there is none.
+        gate_shared_expert: its output is multiplied by the sigmoid of one more projection of the token (Qwen 2).
+        expert_biases: experts and router have biases (gpt-oss).
+        swiglu_limit: in a gated expert the activation's input is cut above this, the linear branch to plus and minus
+            it, and one is added to the linear branch (gpt-oss).
         attn_only: blocks without an MLP.
         parallel_attn_mlp: attention and MLP both read ``resid_pre`` (GPT-NeoX).
         normalization_type: ``"LN"``, ``"RMS"``, their folded forms ``"LNPre"``, ``"RMSPre"``, or ``None``.
         final_rms: the final norm is an RMS norm even when the others are layer norms.
         use_normalization_before_and_after: norms on what attention and MLP put out too, before it is added to the
             residual stream (Gemma 2); they are not folded.
-        rmsnorm_uses_offset: an RMS norm multiplies by ``1 + w`` (Gemma).
+        use_normalization_after_only: such norms instead of those before (OLMo 2): attention and MLP read the residual
+            stream as it is. They are ``ln1_post`` and ``ln2_post``; TransformerLens calls them ``ln1`` and ``ln2``.
+        use_normalization_of_residual: the norms are on the residual stream itself, after each addition (GPT-1):
+            ``resid_mid = ln1(resid_pre + attn_out)``, ``resid_post = ln2(resid_mid + mlp_out)``. Attention and MLP read
+            the stream as it is, and there is no final norm.
+        rmsnorm_uses_offset: norms multiply by ``1 + w`` (Gemma, Nemotron).
         embedding_multiplier: multiplies the token embedding (Gemma, Granite); ``hook_embed`` comes after it.
         residual_multiplier: multiplies what attention and MLP add to the residual stream, before ``hook_attn_out`` and
             ``hook_mlp_out`` (Granite).
         logits_multiplier: multiplies the logits, after ``unembed.hook_out`` and before any soft cap.
         eps: added to the mean square inside the root of every norm.
-        positional_embedding_type: ``"standard"`` (learned), ``"rotary"`` or ``"none"``.
+        positional_embedding_type: ``"standard"`` (learned), ``"rotary"``, ``"alibi"`` or ``"none"``.
+        alibi_bias_max: under ``"alibi"``, the last of ``H`` heads has slope ``2 ** -alibi_bias_max``.
+        alibi_rounded: ALiBi as in Falcon-RW: what is added to the scores is ``slope * key``, both and their product
+            rounded to bfloat16, over ``attn_scale``.
+        post_embedding_ln: a layer norm on the token embedding, before ``hook_embed`` (Bloom); not folded.
         rotary_dim: leading dimensions of a head that rotate; ``None`` means all of ``d_head``.
         rotary_base: base of the rotary frequencies.
         rotary_scaling_factor: linear position scaling (positions are divided by it).
@@ -106,7 +151,22 @@ class HookedTransformerConfig:
         rotary_layers: for each layer, whether it rotates at all; ``None`` means all do (in SmolLM3 some do not).
         rotary_adjacent_pairs: rotate dimensions ``(0,1),(2,3),…`` (GPT-J) instead of first half with second half.
         use_NTK_by_parts_rope: Llama-3 frequency scaling, with the four ``NTK_*`` fields below it.
-        use_qk_norm: an RMS norm over each head's queries and keys, before rotation (Qwen 3).
+        use_yarn_rope: YaRN frequency scaling, with the ``yarn_*`` fields below it. ``yarn_attention_factor`` multiplies
+            cosines and sines; ``yarn_global_attn_only``: layers of local attention rotate unscaled (OLMo 3).
+        longrope_short_factor, longrope_long_factor: divisors of the frequency of each rotated pair (Phi-3's long rope):
+            the short ones for a text of up to ``longrope_original_max_position_embeddings`` tokens, the long ones for
+            all of a longer text; ``longrope_attention_factor`` multiplies cosines and sines of both. ``None``: no long
+            rope.
+        use_dynamic_ntk_rope: frequencies would change once a text passed ``train_seq_length`` tokens, which ``n_ctx``
+            may not; ``dynamic_ntk_factor`` is kept for export.
+        use_qk_norm: a norm over queries and keys, before rotation (Qwen 3).
+        qk_norm_type: ``"RMS"`` or ``"LN"``.
+        qk_norm_span: ``"shared"``: over each head, one weight for all heads; ``"per_head"``: over each head, a weight
+            for each (Cohere); ``"joint"``: over all heads together (OLMo 2).
+        qk_norm_after_rotary: that norm comes after rotation (HunYuan).
+        clip_qkv: queries, keys and values are clipped to ``[-clip_qkv, clip_qkv]`` after ``hook_q``, ``hook_k``,
+            ``hook_v`` and their norm, before rotation (OLMo, MPT); ``None``: not at all.
+        use_attention_sinks: each head has a learned score that takes attention and gives no value (gpt-oss).
         use_attn_scale: divide scores by ``attn_scale``; off means divide by one.
         attn_scale: the divisor; ``-1`` means ``sqrt(d_head)``.
         scale_attn_by_inverse_layer_idx: additionally divide layer ``l``'s scores by ``l + 1``.
@@ -124,6 +184,7 @@ class HookedTransformerConfig:
         tokenizer_name: a tokenizer to load with the model.
         default_prepend_bos: whether text gets a BOS token unless a call says otherwise.
         tokenizer_prepends_bos: whether the tokenizer adds BOS by itself (set when a tokenizer is attached).
+        weight_processing: which steps of weight processing the parameters went through.
         model_name, original_architecture: where the parameters came from.
     """
 
@@ -133,22 +194,45 @@ class HookedTransformerConfig:
     d_head: int = -1
     n_heads: int = -1
     n_key_value_heads: int | None = None
+    d_value: int | None = None
+    kv_lora_rank: int | None = None
+    q_lora_rank: int | None = None
+    latent_norm_eps: float = 1e-6
     d_mlp: int | None = None
     d_vocab: int = -1
     d_vocab_out: int = -1
     act_fn: str | None = "relu"
     gated_mlp: bool = False
+    num_experts: int | None = None
+    experts_per_token: int | None = None
+    d_expert: int | None = None
+    moe_layers: tuple[bool, ...] | None = None
+    router: Literal["softmax", "chosen_softmax", "sparsemixer", "sigmoid"] = "softmax"
+    norm_topk_prob: bool = False
+    router_jitter: float = 0.01
+    routed_scaling_factor: float = 1.0
+    expert_groups: int | None = None
+    expert_groups_per_token: int | None = None
+    d_shared_expert: int | None = None
+    gate_shared_expert: bool = False
+    expert_biases: bool = False
+    swiglu_limit: float | None = None
     attn_only: bool = False
     parallel_attn_mlp: bool = False
     normalization_type: Literal["LN", "LNPre", "RMS", "RMSPre"] | None = "LN"
     final_rms: bool = False
     use_normalization_before_and_after: bool = False
+    use_normalization_after_only: bool = False
+    use_normalization_of_residual: bool = False
     rmsnorm_uses_offset: bool = False
     embedding_multiplier: float = 1.0
     residual_multiplier: float = 1.0
     logits_multiplier: float = 1.0
     eps: float = 1e-5
-    positional_embedding_type: Literal["standard", "rotary", "none"] = "standard"
+    positional_embedding_type: Literal["standard", "rotary", "alibi", "none"] = "standard"
+    alibi_bias_max: float = 8.0
+    alibi_rounded: bool = False
+    post_embedding_ln: bool = False
     rotary_dim: int | None = None
     rotary_base: float = 10000.0
     rotary_scaling_factor: float = 1.0
@@ -160,7 +244,27 @@ class HookedTransformerConfig:
     NTK_by_parts_high_freq_factor: float = 4.0
     NTK_by_parts_factor: float = 8.0
     NTK_original_ctx_len: int = 8192
+    use_yarn_rope: bool = False
+    yarn_factor: float = 1.0
+    yarn_attention_factor: float = 1.0
+    yarn_beta_fast: float = 32.0
+    yarn_beta_slow: float = 1.0
+    yarn_original_max_position_embeddings: int = 4096
+    yarn_truncate: bool = True
+    yarn_global_attn_only: bool = False
+    longrope_short_factor: tuple[float, ...] | None = None
+    longrope_long_factor: tuple[float, ...] | None = None
+    longrope_attention_factor: float = 1.0
+    longrope_original_max_position_embeddings: int = 4096
+    use_dynamic_ntk_rope: bool = False
+    dynamic_ntk_factor: float = 1.0
+    train_seq_length: int | None = None
     use_qk_norm: bool = False
+    qk_norm_type: Literal["RMS", "LN"] = "RMS"
+    qk_norm_span: Literal["shared", "per_head", "joint"] = "shared"
+    qk_norm_after_rotary: bool = False
+    clip_qkv: float | None = None
+    use_attention_sinks: bool = False
     use_attn_scale: bool = True
     attn_scale: float = -1.0
     scale_attn_by_inverse_layer_idx: bool = False
@@ -184,6 +288,7 @@ class HookedTransformerConfig:
     tokenizer_name: str | None = None
     tokenizer_prepends_bos: bool | None = None
     default_prepend_bos: bool = True
+    weight_processing: tuple[str, ...] = ()
     model_name: str = "custom"
     original_architecture: str | None = None
 
@@ -217,6 +322,8 @@ class HookedTransformerConfig:
             self._set("n_heads", self.d_model // self.d_head)
         if self.d_mlp is None and not self.attn_only:
             self._set("d_mlp", 4 * self.d_model)
+        if self.d_expert is None and self.num_experts is not None:
+            self._set("d_expert", self.d_mlp)
         if self.d_vocab_out == -1:
             self._set("d_vocab_out", self.d_vocab)
         if self.rotary_dim is None and self.positional_embedding_type == "rotary":
@@ -227,7 +334,11 @@ class HookedTransformerConfig:
             self._set("attn_scale", float(np.sqrt(self.d_head)))
         if self.initializer_range < 0:
             self._set("initializer_range", 0.8 / float(np.sqrt(self.d_model)) if self.init_mode == "gpt2" else 1.0)
-        for name in ("attn_types", "rotary_layers"):
+        tuples = (
+            "attn_types", "rotary_layers", "moe_layers", "longrope_short_factor", "longrope_long_factor",
+            "weight_processing",
+        )  # fmt: skip
+        for name in tuples:
             if getattr(self, name) is not None:
                 self._set(name, tuple(getattr(self, name)))
         self._set("dtype", canonical_dtype(self.dtype))
@@ -241,7 +352,7 @@ class HookedTransformerConfig:
             if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < smallest:
                 raise ConfigError(f"{name} must be an integer of at least {smallest}, got {value!r}.")
             self._set(name, int(value))
-        for name in ("eps", "embedding_multiplier", "residual_multiplier", "logits_multiplier"):
+        for name in ("eps", "alibi_bias_max", "embedding_multiplier", "residual_multiplier", "logits_multiplier"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name} must be positive, got {getattr(self, name)}.")
 
@@ -252,6 +363,9 @@ class HookedTransformerConfig:
             "attention_dir": ("causal", "bidirectional"),
             "init_mode": INIT_MODES,
             "matmul_precision": PRECISIONS,
+            "qk_norm_type": ("RMS", "LN"),
+            "qk_norm_span": QK_NORM_SPANS,
+            "router": ROUTERS,
         }
         if not self.attn_only:
             choices["act_fn"] = ACTIVATIONS
@@ -271,33 +385,105 @@ class HookedTransformerConfig:
             raise ConfigError(f"rotary_dim={self.rotary_dim} must be even and at most d_head={self.d_head}.")
         if self.use_local_attn and (self.window_size is None or self.attn_types is None):
             raise ConfigError("use_local_attn needs window_size and attn_types ('global' or 'local' for each layer).")
-        for name in ("attn_types", "rotary_layers"):
+        for name in ("attn_types", "rotary_layers", "moe_layers"):
             value = getattr(self, name)
             if value is not None and len(value) != self.n_layers:
                 raise ConfigError(f"{name} has {len(value)} entries for n_layers={self.n_layers}.")
         rotates = self.positional_embedding_type == "rotary"
-        if not rotates and (self.rotary_layers is not None or self.rotary_base_local is not None or self.use_qk_norm):
+        if not rotates and (self.rotary_layers or self.rotary_base_local is not None or self.qk_norm_after_rotary):
             raise ConfigError(
-                "rotary_layers, rotary_base_local and use_qk_norm need positional_embedding_type='rotary', got "
-                f"{self.positional_embedding_type!r}."
+                "rotary_layers, rotary_base_local and qk_norm_after_rotary need positional_embedding_type='rotary', "
+                f"got {self.positional_embedding_type!r}."
             )
+        check_rotary_scaling(self)
+        check_latent_attention(self)
         if self.attn_types is not None and set(self.attn_types) - {"global", "local"}:
             raise ConfigError(f"attn_types may hold 'global' and 'local', got {sorted(set(self.attn_types))}.")
         if self.gated_mlp and self.act_fn is not None and self.act_fn.endswith("_ln"):
             raise ConfigError(f"act_fn={self.act_fn!r} normalises inside the MLP and has no gated form.")
+        self._check_experts()
         if self.attn_only and self.parallel_attn_mlp:
             raise ConfigError("attn_only has no MLP to run in parallel: set one of attn_only, parallel_attn_mlp.")
         if self.attn_only and self.use_hook_mlp_in:
             raise ConfigError("use_hook_mlp_in: an attention-only model has no MLP input.")
-        if self.use_normalization_before_and_after and self.normalization_type is None:
-            raise ConfigError("use_normalization_before_and_after needs a normalization_type, got None.")
+        if self.has_norms_after and self.normalization_type is None:
+            raise ConfigError(
+                "use_normalization_before_and_after and use_normalization_after_only need a normalization_type, "
+                "got None."
+            )
+        self._check_places_of_norms()
+        if self.alibi_rounded and self.positional_embedding_type != "alibi":
+            raise ConfigError(
+                f"alibi_rounded needs alibi, got {self.positional_embedding_type!r} positional embeddings."
+            )
+        if self.clip_qkv is not None and self.clip_qkv <= 0:
+            raise ConfigError(f"clip_qkv must be positive or None, got {self.clip_qkv}.")
         if self.use_attn_in and self.kv_heads != self.n_heads:
             raise ConfigError("use_attn_in needs as many key/value as query heads; use use_split_qkv_input.")
+
+    def _check_places_of_norms(self) -> None:
+        ways = ("use_normalization_before_and_after", "use_normalization_after_only", "use_normalization_of_residual")
+        if len(chosen := [name for name in ways if getattr(self, name)]) > 1:
+            raise ConfigError(f"Set one of {', '.join(ways)}, or none; got {', '.join(chosen)}.")
+        if self.use_normalization_of_residual and (self.normalization_type is None or self.parallel_attn_mlp):
+            raise ConfigError(
+                "use_normalization_of_residual needs a normalization_type and blocks in sequence, got "
+                f"normalization_type={self.normalization_type!r}, parallel_attn_mlp={self.parallel_attn_mlp}."
+            )
+
+    def _check_experts(self) -> None:
+        experts, chosen = self.num_experts, self.experts_per_token
+        if (experts is None) != (chosen is None):
+            raise ConfigError(
+                f"num_experts and experts_per_token go together, got {experts} and {chosen}: set both or neither."
+            )
+        if experts is None or chosen is None:
+            if self.moe_layers is not None or self.d_shared_expert is not None:
+                raise ConfigError("moe_layers and d_shared_expert need num_experts and experts_per_token.")
+            return
+        if self.attn_only or (self.act_fn or "").endswith(("_ln", "xielu")):
+            raise ConfigError(f"num_experts={experts} needs an activation without parameters (attn_only, act_fn).")
+        if chosen > experts:
+            raise ConfigError(f"experts_per_token={chosen} is more than num_experts={experts}.")
+        if self.router == "sparsemixer" and chosen != 2:
+            raise ConfigError(f"router='sparsemixer' chooses 2 experts, got experts_per_token={chosen}.")
+        groups, of_them = self.expert_groups or 1, self.expert_groups_per_token or 1
+        if experts % groups or of_them > groups or chosen > experts // groups * of_them:
+            raise ConfigError(
+                f"expert_groups={self.expert_groups}, expert_groups_per_token={self.expert_groups_per_token}: "
+                f"{experts} experts must fall into equal groups, of which the chosen ones hold at least {chosen}."
+            )
+
+    @property
+    def has_norms_before(self) -> bool:
+        """Whether attention and MLP read the residual stream through a norm."""
+        elsewhere = self.use_normalization_after_only or self.use_normalization_of_residual
+        return self.normalization_type is not None and not elsewhere
+
+    @property
+    def has_final_norm(self) -> bool:
+        """Whether the final residual stream is unembedded through a norm."""
+        return self.normalization_type is not None and not self.use_normalization_of_residual
+
+    @property
+    def has_norms_after(self) -> bool:
+        """Whether what attention and MLP put out goes through a norm."""
+        return self.use_normalization_before_and_after or self.use_normalization_after_only
+
+    @property
+    def uses_longrope(self) -> bool:
+        """Whether the rotary frequencies of a text depend on its length."""
+        return self.longrope_short_factor is not None or self.longrope_long_factor is not None
 
     @property
     def kv_heads(self) -> int:
         """Number of key/value heads: ``n_key_value_heads``, or ``n_heads`` without grouping."""
         return self.n_heads if self.n_key_value_heads is None else self.n_key_value_heads
+
+    @property
+    def value_width(self) -> int:
+        """Width of the values of a head: ``d_value``, or ``d_head`` where that is not set."""
+        return self.d_head if self.d_value is None else self.d_value
 
     @property
     def jnp_dtype(self) -> jnp.dtype:
@@ -310,17 +496,42 @@ class HookedTransformerConfig:
 
         Grouped key/value heads are counted as stored.
         """
-        attention = 2 * self.d_model * self.d_head * (self.n_heads + self.kv_heads)
-        mlp = 0 if self.d_mlp is None or self.attn_only else self.d_model * self.d_mlp * (3 if self.gated_mlp else 2)
-        return self.n_layers * (attention + mlp)
+        attention = self._attention_weights()
+        matrices = self.d_model * (3 if self.gated_mlp else 2)
+        dense = 0 if self.d_mlp is None or self.attn_only else matrices * self.d_mlp
+        experts = (self.num_experts or 0) * (matrices * (self.d_expert or 0) + self.d_model)
+        shared = matrices * (self.d_shared_expert or 0) + self.d_model * self.gate_shared_expert
+        n_mixtures = sum(map(self.has_experts, map(self.layer_kind, range(self.n_layers))))
+        n_dense = self.n_layers - n_mixtures
+        return self.n_layers * attention + n_dense * dense + n_mixtures * (experts + shared)
+
+    def _attention_weights(self) -> int:
+        """Weights of a layer's attention, without biases."""
+        heads, queries = self.n_heads, self.d_model * self.n_heads * self.d_head
+        if self.kv_lora_rank is None:
+            values = self.d_model * self.value_width
+            return queries + self.kv_heads * (self.d_model * self.d_head + values) + heads * values
+        if self.q_lora_rank is not None:
+            queries = self.q_lora_rank * (self.d_model + heads * self.d_head)
+        rotary_dim = self.rotary_dim or 0
+        up = heads * (self.d_head - rotary_dim + self.value_width)
+        down = self.d_model * (self.kv_lora_rank + rotary_dim)
+        return queries + down + self.kv_lora_rank * up + heads * self.value_width * self.d_model
 
     def layer_kind(self, layer: int) -> str:
-        """What a layer's compiled program must know of it: ``"global"`` or ``"local"``, and whether it rotates.
+        """What a layer's compiled program must know of it: ``"global"`` or ``"local"``, and what it lacks.
 
-        A layer of a rotary model that does not rotate is ``"global unrotated"`` or ``"local unrotated"``.
+        A layer of a rotary model that does not rotate is ``"global unrotated"`` or ``"local unrotated"``; where other
+        layers have experts, one with an MLP is ``"global dense"``.
         """
-        reach = self.attn_types[layer] if self.use_local_attn and self.attn_types is not None else "global"
-        return reach if self.rotary_layers is None or self.rotary_layers[layer] else f"{reach} unrotated"
+        kind = self.attn_types[layer] if self.use_local_attn and self.attn_types is not None else "global"
+        if self.moe_layers is not None and not self.moe_layers[layer]:
+            kind += " dense"
+        return kind if self.rotary_layers is None or self.rotary_layers[layer] else f"{kind} unrotated"
+
+    def has_experts(self, kind: str) -> bool:
+        """Whether layers of a kind have a mixture of experts."""
+        return self.num_experts is not None and "dense" not in kind
 
     def is_local(self, layer: int) -> bool:
         """Whether a layer's attention sees only the last ``window_size`` keys."""
@@ -332,7 +543,8 @@ class HookedTransformerConfig:
         Fields at their derived value (``d_mlp`` at ``4 * d_model``, ``attn_scale`` at ``sqrt(d_head)`` …) follow.
         """
         self._refuse_unknown(changes)
-        derived = dataclasses.replace(self, **_DERIVED)
+        fitted: dict[str, Any] = dict.fromkeys(_FITTED_TO_ROTARY_DIM)
+        derived = dataclasses.replace(self, **_DERIVED, **fitted)
         follow = {
             name: unset
             for name, unset in _DERIVED.items()

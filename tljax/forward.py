@@ -22,12 +22,14 @@ from tljax.hooks.interventions import Intervention, Replace
 from tljax.hooks.names import stage_of
 from tljax.hooks.point import HookPoint, HookSlot, apply_with_slots, is_compiled, leaked_tracer
 from tljax.hooks.points import AttentionInput, block_points, embedding_points, head_points
-from tljax.modules.attention import AttentionContext
 from tljax.modules.block import TransformerBlock
+from tljax.modules.context import AttentionContext
 from tljax.modules.embedding import EmbeddingStage, HeadStage
 from tljax.typing import Params
 
 _EMBEDDING, _HEAD = "embedding", "head"
+_SEVERAL_TIMES = ("ln1.", "attn.kv_latent_norm.", "attn.hook_kv_latent")
+"""How points start that fire more than once where queries, keys and values read apart."""
 
 
 @functools.lru_cache(maxsize=256)
@@ -111,9 +113,9 @@ def run_stage(stage: Stage, inputs: tuple[Any, ...], traced: bool) -> tuple[Any,
     slots = stage.slots
     python_forward = [name for name, slot in slots.items() if not all(map(is_compiled, slot.forward))]
     python_backward = any(not all(map(is_compiled, slot.backward)) for slot in slots.values())
-    ln1_runs_thrice = attention_input((*slots, *stage.captured)) == "split"
-    hooks_ln1 = any(name.startswith("ln1.") for name in python_forward)
-    if python_backward or (hooks_ln1 and ln1_runs_thrice) or (traced and python_forward):
+    heads_read_apart = attention_input((*slots, *stage.captured)) == "split"
+    fires_often = any(name.startswith(_SEVERAL_TIMES) for name in python_forward)
+    if python_backward or (fires_often and heads_read_apart) or (traced and python_forward):
         return _apply(stage.module, stage.captured, stage.params, slots, inputs)
     if python_forward:
         return _run_with_python_hooks(stage, python_forward, inputs)
@@ -207,7 +209,8 @@ def _make_slots(
     elif stage == _HEAD:
         specs, prefix = head_points(cfg), ""
     else:
-        specs, prefix = block_points(cfg, attention_input((*entries, *captured))), stage
+        kind = cfg.layer_kind(int(stage.split(".")[1]))
+        specs, prefix = block_points(cfg, kind, attention_input((*entries, *captured))), stage
     return {
         spec.name: make_slot(spec.name, spec, prefix + spec.name, entries[spec.name])
         for spec in specs

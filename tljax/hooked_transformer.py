@@ -20,11 +20,13 @@ from tljax.hooks.listing import HookPointList
 from tljax.hooks.names import select
 from tljax.hooks.points import point_table
 from tljax.module_views import ModuleView, block_view, end_view
+from tljax.modules.norm import stored_dtype
 from tljax.running import RunMethods
 from tljax.text.methods import TextMethods
 from tljax.text.tokenizer import Tokenizer, load_tokenizer, wrap_tokenizer
 from tljax.typing import HookList, PaddingSide, Params
 from tljax.weights.properties import WeightProperties
+from tljax.weights.steps import processing_report
 
 
 def _wrap(tokenizer: Any, default_padding_side: PaddingSide | None) -> Tokenizer | None:
@@ -180,6 +182,7 @@ class HookedTransformer(RunMethods, GenerationMethods, TextMethods, WeightProper
         center_unembed: bool = True,
         fold_value_biases: bool = True,
         *,
+        refactor_factored_attn_matrices: bool = False,
         tokenizer: Any = None,
         default_prepend_bos: bool | None = None,
         default_padding_side: PaddingSide | None = None,
@@ -190,7 +193,9 @@ class HookedTransformer(RunMethods, GenerationMethods, TextMethods, WeightProper
         Args:
             model_name: what to load; ``"tljax-tiny"`` is bundled.
             fold_ln, center_writing_weights, center_unembed, fold_value_biases: weight processing, on by default as in
-                TransformerLens; each is applied only where it leaves the model's function unchanged.
+                TransformerLens; each is applied only where it leaves the model's function unchanged, and
+                ``model.processing`` says which were.
+            refactor_factored_attn_matrices: as there; an error where it would change the function.
             tokenizer: a tokenizer to use instead of the checkpoint's.
             default_prepend_bos: overrides the family's default.
             default_padding_side: overrides the tokenizer's.
@@ -203,7 +208,8 @@ class HookedTransformer(RunMethods, GenerationMethods, TextMethods, WeightProper
         """
         loaded = load_checkpoint(
             model_name, fold_ln=fold_ln, center_writing_weights=center_writing_weights, center_unembed=center_unembed,
-            fold_value_biases=fold_value_biases, **options,
+            fold_value_biases=fold_value_biases, refactor_factored_attn_matrices=refactor_factored_attn_matrices,
+            **options,
         )  # fmt: skip
         if tokenizer is None and loaded.tokenizer_source is not None:
             tokenizer = load_tokenizer(loaded.tokenizer_source)
@@ -235,12 +241,19 @@ class HookedTransformer(RunMethods, GenerationMethods, TextMethods, WeightProper
         params, cfg = process_weights(self.params, self.cfg, **steps)
         return self.replace(params=params, cfg=cfg)
 
+    @property
+    def processing(self) -> dict[str, str]:
+        """Every step of weight processing: ``"applied"``, ``"not applied"``, or why it would not be exact here."""
+        return processing_report(self.cfg)
+
     def to(self, device_or_dtype: Any) -> "HookedTransformer":
         """Returns the model on another device (``"cpu"``, ``"gpu:0"``, a sharding) or in another dtype."""
         if names_device(device_or_dtype):
             return jax.device_put(self, resolve_device(device_or_dtype))
         dtype = available_dtype(device_or_dtype)
-        params = jax.tree.map(lambda leaf: leaf.astype(dtype), self.params)
+        params = jax.tree_util.tree_map_with_path(
+            lambda path, leaf: leaf.astype(stored_dtype(path[-1].key, jnp.dtype(dtype))), self.params
+        )
         return self.replace(params=params, cfg=self.cfg.replace(dtype=dtype))
 
     @property

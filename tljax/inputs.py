@@ -10,7 +10,7 @@ from jax.core import Tracer
 
 from tljax.config import HookedTransformerConfig
 from tljax.errors import InputError
-from tljax.modules.attention import AttentionContext
+from tljax.modules.context import AttentionContext
 from tljax.text.batch import Batch, count_positions
 from tljax.text.tokenizer import Tokenizer
 from tljax.text.tokens import get_attention_mask, to_tokens
@@ -95,7 +95,7 @@ def prepare(
         mask = get_attention_mask(tokenizer, ids, prepend_bos, side)
     if mask is not None and not is_traced(mask) and bool(np.all(np.asarray(mask))):
         mask = None
-    used = attention_mask is not None or side == "left" or cfg.attention_dir == "bidirectional"
+    used = attention_mask is not None or side == "left" or cfg.attention_dir == "bidirectional" or cfg.uses_longrope
     context = context_from_mask(mask if used else None)
     return ModelInput(ids, ids, context, None if mask is None else jnp.asarray(mask).astype(bool))
 

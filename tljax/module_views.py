@@ -10,11 +10,14 @@ import jax.numpy as jnp
 from tljax.config import HookedTransformerConfig
 from tljax.errors import ConfigError, FrozenModelError, nearest
 from tljax.forward import block_module, context_of_layer
-from tljax.modules.attention import Attention, AttentionContext
+from tljax.modules.block import make_attention
+from tljax.modules.context import AttentionContext
 from tljax.modules.embedding import Embed, PosEmbed, Unembed, final_norm
 from tljax.modules.mlp import MLP
-from tljax.modules.norm import make_norm, post_norm_kind
+from tljax.modules.moe import Experts, MoE
+from tljax.modules.norm import make_norm, post_norm_kind, pre_norm_kind
 from tljax.typing import Params
+from tljax.weights.circuits import CIRCUITS, head_circuit
 from tljax.weights.properties import public_shape
 
 
@@ -23,6 +26,7 @@ class ModuleView:
 
     Attributes read parameters in TransformerLens's shapes and submodules as further views; calling it applies the
     module to arrays, without hooks. Grouped key/value heads are repeated (``attn.W_K``); ``attn._W_K`` is as stored.
+    An attention also has ``QK`` and ``OV``, ``[head, d_model, d_model]``.
     """
 
     def __init__(
@@ -50,6 +54,8 @@ class ModuleView:
             return jnp.repeat(public, self._group, axis=0) if self._group > 1 and name[2] in "KV" else public
         if name.startswith("_") and name[1:] in self._params:
             return public_shape(name[1:], self._params[name[1:]])
+        if name in CIRCUITS and "W_O" in self._params:
+            return head_circuit(self, self._module.cfg, name)
         known = dir(self)
         raise AttributeError(
             f"{self.name} has no parameter or part {name!r}.{nearest(name, known)} It has {', '.join(known)}."
@@ -75,23 +81,35 @@ def block_view(cfg: HookedTransformerConfig, params: Params, layer: int) -> Modu
     own, name = params["blocks"][layer], f"blocks.{layer}"
     context = context_of_layer(cfg, AttentionContext(), layer)
     modules: dict[str, nn.Module] = {
-        "ln1": make_norm(cfg, cfg.normalization_type),
-        "attn": Attention(cfg, cfg.layer_kind(layer)),
+        "ln1": make_norm(cfg, pre_norm_kind(cfg)),
+        "attn": make_attention(cfg, cfg.layer_kind(layer)),
     }
     if not cfg.attn_only:
-        modules |= {"ln2": make_norm(cfg, cfg.normalization_type), "mlp": MLP(cfg)}
-    if cfg.use_normalization_before_and_after:
+        mlp = MoE(cfg) if cfg.has_experts(cfg.layer_kind(layer)) else MLP(cfg)
+        modules |= {"ln2": make_norm(cfg, pre_norm_kind(cfg)), "mlp": mlp}
+    if cfg.has_norms_after:
         posts = ("ln1_post",) if cfg.attn_only else ("ln1_post", "ln2_post")
         modules |= {name: make_norm(cfg, post_norm_kind(cfg)) for name in posts}
     parts = {
         key: ModuleView(
             f"{name}.{key}", module, own.get(key, {}), cfg.matmul_precision,
+            children=_parts_of_mixture(cfg, own["mlp"], name) if isinstance(module, MoE) else {},
             extra_inputs=(context,) if key == "attn" else (), group=cfg.n_heads // cfg.kv_heads if key == "attn" else 1,
         )
         for key, module in modules.items()
     }  # fmt: skip
     module = block_module(cfg, cfg.layer_kind(layer))
     return ModuleView(name, module, own, cfg.matmul_precision, parts, (context,))
+
+
+def _parts_of_mixture(cfg: HookedTransformerConfig, own: Params, block: str) -> dict[str, ModuleView]:
+    """Views of the experts, ``[expert, …]`` each weight, and of the one that all tokens share."""
+    modules: dict[str, nn.Module] = {"experts": Experts(cfg)}
+    if cfg.d_shared_expert is not None:
+        modules["shared"] = MLP(cfg, cfg.d_shared_expert)
+    return {
+        key: ModuleView(f"{block}.mlp.{key}", module, own[key], cfg.matmul_precision) for key, module in modules.items()
+    }
 
 
 def end_view(cfg: HookedTransformerConfig, params: Params, name: str) -> ModuleView:

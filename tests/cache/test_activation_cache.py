@@ -275,6 +275,14 @@ def test_accumulated_resid_mistakes(model: HookedTransformer, cache: ActivationC
         doubled.accumulated_resid(apply_ln=True)
 
 
+@pytest.mark.parametrize("layer", [None, 1])
+def test_norms_of_the_residual_stream_itself_apply_to_no_part_of_it(layer: int | None) -> None:
+    _, cache = build("residual_norm").run_with_cache(TOKENS)
+    close(cache.accumulated_resid(layer=layer)[1], cache["resid_pre", 1])
+    with pytest.raises(InputError, match="no norm to apply to a part of the stream"):
+        cache.accumulated_resid(layer=layer, apply_ln=True)
+
+
 # files
 
 

@@ -34,7 +34,7 @@ def same(cache: ActivationCache, alone: ActivationCache) -> None:
 
 
 @pytest.mark.parametrize("side", SIDES)
-@pytest.mark.parametrize("kind", ["gpt2", "llama", "neox", "local", "bidirectional"])
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "neox", "local", "bidirectional", "alibi", "alibi_rounded"])
 @pytest.mark.parametrize("every", [True, False], ids=["every point", "default"])
 def test_unpadded_prompts_equal_single_runs(kind: str, side: Any, every: bool) -> None:
     model = build(kind)

@@ -9,7 +9,7 @@ from tljax import HookedTransformerConfig
 from tljax.checkpoints.families import family_of
 from tljax.checkpoints.hf_config import HFConfig
 from tljax.checkpoints.layout import flatten, parameter_axes, parameter_shapes, stages_of, unflatten
-from tljax.checkpoints.mapping import Row, TensorInfo, is_bias, match
+from tljax.checkpoints.mapping import Row, TensorInfo, bind, match, may_be_absent
 from tljax.errors import CheckpointError, UnsupportedModelError
 from tljax.forward import init_params
 
@@ -66,6 +66,51 @@ def test_rows_that_a_model_never_uses_are_skipped() -> None:
     written = row.write((ours,), ("n_ctx", "d_model"), sizes)
     np.testing.assert_array_equal(written[2:], array[2:])
     assert not written[:2].any()
+
+
+def test_heads_stored_one_by_one_are_stacked() -> None:
+    sizes, ours = SIZES | {"n_kv": 2}, ("n_kv", "d_head")
+    (entry,) = bind([Row("k_norm.{k}.weight", "n_kv d_head", "attn.k_norm.w")], 1)
+    assert entry.keys(sizes) == ("k_norm.0.weight", "k_norm.1.weight")
+    assert entry.shape(sizes) == (2,)
+    stored = {"k_norm.0.weight": np.array([1.0, 2.0]), "k_norm.1.weight": np.array([3.0, 4.0])}
+    (whole,) = entry.read(stored.__getitem__, ours, sizes)
+    np.testing.assert_array_equal(whole, [[1, 2], [3, 4]])
+    for key, part in stored.items():
+        np.testing.assert_array_equal(entry.write(key, [whole], ours, sizes), part)
+
+
+def test_a_number_is_read_and_written() -> None:
+    row = Row("act.beta", "", "mlp.act.beta")
+    assert row.shape(SIZES) == ()
+    (ours,) = row.read(np.array(0.5), (), SIZES)
+    assert ours.shape == row.write([ours], (), SIZES).shape == ()
+
+
+def test_each_key_head_is_fused_with_its_group_of_query_heads() -> None:
+    sizes = SIZES | {"n_heads": 6, "n_kv": 2}
+    array = np.arange(20 * 4).reshape(20, 4)
+    row = Row("qkv.weight", "(n_kv n_heads/n_kv+one+one d_head) d_model", "attn.W_Q|W_K|W_V")
+    sizes["one"], ours = 1, ("d_model", "n_heads", "d_head")
+    q, k, v = row.read(array, ours, sizes)
+    by_head = array.reshape(2, 5, 2, 4).transpose(3, 0, 1, 2)  # d_model, group, one of it, d_head
+    np.testing.assert_array_equal(q, by_head[:, :, :3].reshape(4, 6, 2))
+    np.testing.assert_array_equal(k, by_head[:, :, 3])
+    np.testing.assert_array_equal(v, by_head[:, :, 4])
+    assert row.shape(sizes) == (20, 4)
+    np.testing.assert_array_equal(row.write((q, k, v), ours, sizes), array)
+
+
+def test_heads_are_fused_in_runs() -> None:
+    sizes = SIZES | {"n_heads": 4}
+    array = np.arange(24 * 4).reshape(24, 4)
+    row = Row("qkv.weight", "(2 3 n_heads/2 d_head) d_model", "attn.W_Q|W_V|W_K")
+    ours = ("d_model", "n_heads", "d_head")
+    parts = row.read(array, ours, sizes)
+    by_run = array.reshape(2, 3, 2, 2, 4)  # run, q/v/k, head in it, d_head, d_model
+    for which, part in enumerate(parts):
+        np.testing.assert_array_equal(part, by_run[:, which].reshape(4, 2, 4).transpose(2, 0, 1))
+    np.testing.assert_array_equal(row.write(parts, ours, sizes), array)
 
 
 @pytest.mark.parametrize(
@@ -127,11 +172,13 @@ def test_quantized_tensors_are_refused(dtype: str) -> None:
 
 def test_a_table_that_forgets_a_weight_is_a_programming_error_but_absent_biases_are_zero() -> None:
     tensors = stored()
-    del tensors["unembed.b_U"]
-    match([row for row in rows() if row.key != "unembed.b_U"], CFG, tensors)
-    del tensors["ln_final.b"]
-    with pytest.raises(ValueError, match=r"fills no \['ln_final.b'\]"):
-        match([row for row in rows() if row.key not in ("unembed.b_U", "ln_final.b")], CFG, tensors)
+    biases = ("unembed.b_U", "ln_final.b", "blocks.0.ln1.b")
+    for bias in biases:
+        del tensors[bias]
+    match([row for row in rows() if row.key not in biases], CFG, tensors)
+    del tensors["ln_final.w"]
+    with pytest.raises(ValueError, match=r"fills no \['ln_final.w'\]"):
+        match([row for row in rows() if row.key not in (*biases, "ln_final.w")], CFG, tensors)
 
 
 @pytest.mark.parametrize(
@@ -159,6 +206,10 @@ def test_layout_is_the_model_s_own(changes: dict) -> None:
 def test_every_weight_has_a_row(variant: str) -> None:
     hf = HFConfig(hf_config(variant).to_dict())
     family = family_of(hf_config(variant).to_dict())
-    cfg = family.read_config(hf).replace(n_layers=1, attn_types=None, use_local_attn=False, rotary_layers=None)
-    filled = {path for row in family.rows(hf) for path in row.targets(0)}
-    assert {path for path in parameter_axes(cfg) if not is_bias(path)} <= filled <= set(parameter_axes(cfg))
+    cfg = family.read_config(hf)
+    filled = {path for entry in bind(family.rows(hf), cfg.n_layers) for path in entry.targets}
+    assert (
+        {path for path in parameter_axes(cfg) if not may_be_absent(path)} - set(family.computed(cfg))
+        <= filled
+        <= set(parameter_axes(cfg))
+    )

@@ -145,6 +145,12 @@ gpt2-stanford-medium-d
 stanford-crfm/eowyn-gpt2-medium-x777 stanford-gpt2-medium-e eowyn-gpt2-medium-x777 gpt2-medium-small-e \
 gpt2-stanford-medium-e
 stanford-crfm/expanse-gpt2-small-x777 stanford-gpt2-small-e expanse-gpt2-small-x777 gpt2-mistral-small-e
+bigcode/gpt_bigcode-santacoder santacoder bigcode/santacoder
+bigscience/bloom-1b1 bloom-1b1
+bigscience/bloom-1b7 bloom-1b7
+bigscience/bloom-3b bloom-3b
+bigscience/bloom-560m bloom-560m
+bigscience/bloom-7b1 bloom-7b1
 facebook/opt-1.3b opt-1.3b opt-medium
 facebook/opt-125m opt-125m opt-small opt
 facebook/opt-13b opt-13b opt-xxl
@@ -182,6 +188,22 @@ microsoft/phi-2 phi-2
 microsoft/Phi-3-mini-4k-instruct phi-3
 microsoft/phi-4 phi-4
 EleutherAI/gpt-j-6B gpt-j-6B gpt-j gptj
+mistralai/Mixtral-8x7B-Instruct-v0.1 mixtral-instruct mixtral-8x7b-instruct
+mistralai/Mixtral-8x7B-v0.1 mixtral mixtral-8x7b
+allenai/OLMoE-1B-7B-0924 olmoe
+allenai/OLMo-1B-hf olmo-1b
+allenai/OLMo-7B-hf olmo-7b
+allenai/OLMo-2-0425-1B olmo-2-1b
+allenai/OLMo-2-1124-7B olmo-2-7b
+allenai/Olmo-3-1025-7B olmo-3-1025-7b
+allenai/Olmo-3-1125-32B olmo-3-1125-32b
+allenai/Olmo-3-32B-Think olmo-3-32b-think
+allenai/Olmo-3-7B-Instruct olmo-3-7b-instruct
+allenai/Olmo-3-7B-Think olmo-3-7b-think
+allenai/Olmo-3.1-32B-Instruct olmo-3.1-32b-instruct
+allenai/Olmo-3.1-32B-Think olmo-3.1-32b-think
+swiss-ai/Apertus-8B-2509 apertus-8b apertus
+swiss-ai/Apertus-8B-Instruct-2509 apertus-8b-instruct apertus-instruct
 """
 """Hub id and then its aliases; the five names without an owner are those that the hub moved to one."""
 
@@ -189,7 +211,7 @@ PUBLISHED = [line.split() for line in OFFICIAL.split("\n") if line]
 
 
 def test_every_name_and_alias_leads_to_its_repository() -> None:
-    assert len(PUBLISHED) == 168
+    assert len(PUBLISHED) == 190
     wrong = {name: hub_id(name) for repo, *names in PUBLISHED for name in (repo, *names) if hub_id(name) != repo}
     assert not wrong
 
@@ -243,7 +265,8 @@ def test_llama_1_has_no_repository(name: str) -> None:
 def test_every_listed_architecture_is_implemented() -> None:
     wanted = (
         "GPT2LMHeadModel GPTNeoXForCausalLM LlamaForCausalLM Qwen2ForCausalLM MistralForCausalLM "
-        "GPTNeoForCausalLM GPTJForCausalLM OPTForCausalLM PhiForCausalLM Phi3ForCausalLM"
+        "GPTNeoForCausalLM GPTJForCausalLM OPTForCausalLM PhiForCausalLM Phi3ForCausalLM OlmoForCausalLM "
+        "Olmo2ForCausalLM Olmo3ForCausalLM ApertusForCausalLM MixtralForCausalLM OlmoeForCausalLM"
     ).split()
     assert {family_of({"architectures": [name]}).architecture for name in wanted} == set(wanted)
     assert len({family.architecture for family in FAMILIES}) == len(FAMILIES)

@@ -67,12 +67,11 @@ def test_starcoder2_attributes_of_old_checkpoints() -> None:
         ("gpt_bigcode_mha_untied", "add_cross_attention", True),
         ("starcoder2", "mlp_type", "gated"),
         ("starcoder2", "norm_type", "rms_norm"),
-        ("starcoder2", "rope_type", "yarn"),
+        ("starcoder2", "rope_type", "proportional"),
         ("starcoder2", "partial_rotary_factor", 0.5),
         ("opt", "do_layer_norm_before", False),
         ("opt", "_remove_final_layer_norm", True),
         ("opt", "word_embed_proj_dim", 16),
-        ("opt", "layer_norm_elementwise_affine", False),
     ],
 )
 def test_refused_attributes(variant: str, attribute: str, value: Any) -> None:

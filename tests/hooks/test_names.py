@@ -127,7 +127,6 @@ def test_a_hook_point_names_itself() -> None:
         (lambda name: False, "The filter matches no hook point"),
         (["hook_embed", "hook_embedd"], "Did you mean 'hook_embed'"),
     ],
-    ids=str,
 )
 def test_unknown_names(name: Any, message: str) -> None:
     with pytest.raises(UnknownHookError, match=message):

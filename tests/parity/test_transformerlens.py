@@ -6,7 +6,8 @@
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ TOKENS_SHAPE = (2, 7)
 CASES = sorted(path.stem.removeprefix("transformerlens_") for path in GOLDEN.glob("transformerlens_*.safetensors"))
 OPTIONAL_LEAVES = {
     "hook_tokens", "hook_attn_in", "hook_q_input", "hook_k_input", "hook_v_input", "hook_result",
-    "hook_mlp_in", "hook_in",
+    "hook_mlp_in", "hook_in", "hook_router_scores",
 }  # fmt: skip
 
 
@@ -44,7 +45,9 @@ class Golden:
 
     def run(self, name: str) -> dict[str, np.ndarray]:
         """Hook name to activation, in TransformerLens's firing order."""
-        return {hook: unflattened(hook, self[f"{name}/{hook}"]) for hook in self.record["runs"][name]["order"]}
+        order = self.record["runs"][name]["order"]
+        values = {hook: unflattened(hook, self[f"{name}/{hook}"]) for hook in order}
+        return {ours: value for hook in order for ours, value in of_experts(hook, values)}
 
     @property
     def cfg(self) -> HookedTransformerConfig:
@@ -82,12 +85,39 @@ def unflattened(name: str, value: np.ndarray) -> np.ndarray:
     return value.reshape(*TOKENS_SHAPE, -1, value.shape[-1]) if is_qk_norm else value
 
 
+def of_experts(name: str, values: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
+    """What tljax has for a point: experts' activations by token and choice, all experts' at the place of the first's.
+
+    TransformerLens flattens batch and position, and gives each expert's activations apart, for the tokens that chose
+    it: those that did so as their first choice, then the others, in the order of the tokens.
+    """
+    match = re.fullmatch(r"(.*\.mlp\.)(experts\.(\d+)\.)?(\w+)", name)
+    if match is None or f"{match[1]}hook_expert_indices" not in values:
+        yield name, values[name]
+    elif match[2] is None:
+        yield name, values[name].reshape(*TOKENS_SHAPE, -1)
+    elif match[3] == "0":
+        indices = values[f"{match[1]}hook_expert_indices"]
+        out = np.full((*indices.shape, values[name].shape[-1]), np.nan, np.float32)
+        for expert in range(indices.max() + 1):
+            choice, token = np.nonzero(np.equal(indices.T, expert))
+            out[token, choice] = values[f"{match[1]}experts.{expert}.{match[4]}"]
+        ours = {"hook_gate": "hook_pre", "hook_pre": "hook_pre_linear", "hook_post": "hook_post"}[match[4]]
+        yield f"{match[1]}experts.{ours}", out.reshape(*TOKENS_SHAPE, *out.shape[1:])
+
+
+def also_there(names: Iterable[str]) -> list[str]:
+    """Names of points that TransformerLens has too: it has none for a router's scores."""
+    return [name for name in names if not name.endswith("hook_router_scores")]
+
+
 def stored_layout(state: Mapping[str, np.ndarray], n_layers: int) -> dict[str, Any]:
     """Turns TransformerLens's names and shapes into tljax's parameter tree.
 
     Attention weights move from ``[n_heads, d_model, d_head]`` to ``[d_model, n_heads, d_head]``; grouped key
-    and value weights lose their underscore.
+    and value weights lose their underscore. Experts' matrices are stacked, and contracted along their first axis.
     """
+    state = stacked_experts(state)
     tree: dict[str, Any] = {"blocks": tuple({} for _ in range(n_layers))}
     for name, value in state.items():
         *path, leaf = name.split(".")
@@ -98,6 +128,19 @@ def stored_layout(state: Mapping[str, np.ndarray], n_layers: int) -> dict[str, A
             node = node[int(part)] if part.isdigit() else node.setdefault(part, {})
         node[leaf] = jnp.asarray(value)
     return tree
+
+
+def stacked_experts(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The parameters with each layer's experts ``[expert, in, out]`` together, and the router under its own name."""
+    stacked: dict[str, Any] = {}
+    for name, value in state.items():
+        if name.endswith("mlp.W_gate.weight"):
+            stacked[name.replace("W_gate.weight", "W_router")] = value.T
+        elif match := re.fullmatch(r"(.*\.experts\.)\d+\.(\w+)\.weight", name):
+            stacked.setdefault(match[1] + match[2], []).append(value.T)
+        else:
+            stacked[name] = value
+    return {name: np.stack(value) if isinstance(value, list) else value for name, value in stacked.items()}
 
 
 def assert_close(got: Mapping[str, Any], expected: Mapping[str, np.ndarray], relative: bool = False) -> None:
@@ -146,7 +189,7 @@ def test_every_hook_agrees(case: str, run: str) -> None:
     model = file.model(**file.record["runs"][run]["switches"])
     both, cache = model.run_with_cache(file["tokens"], return_type="both")
     expected = file.run(run)
-    assert list(cache.keys()) == list(expected)
+    assert also_there(cache) == list(expected)
     assert_close({**cache, **outputs(both)}, {**expected, **expected_outputs(file, run)})
 
 
@@ -189,7 +232,7 @@ def test_processed_weights_give_the_same_cache(case: str, run: str) -> None:
         assert_close(flatten(params), expected_params)
     both, cache = HookedTransformer(cfg, params=params).run_with_cache(file["tokens"], return_type="both")
     expected = file.run(run)
-    assert list(cache.keys()) == list(expected)
+    assert also_there(cache) == list(expected)
     assert_close({**cache, **outputs(both)}, {**expected, **expected_outputs(file, run)})
 
 
@@ -214,7 +257,7 @@ def test_padding(case: str, run: str) -> None:
     tokens, mask = file[f"{run}:tokens"], file[f"{run}:attention_mask"]
     both, cache = file.model().run_with_cache(tokens, attention_mask=mask, return_type="both")
     expected = file.run(run)
-    assert list(cache.keys()) == list(expected)
+    assert also_there(cache) == list(expected)
     assert_close({**cache, **outputs(both)}, {**expected, **expected_outputs(file, run)})
 
 

@@ -54,13 +54,19 @@ def by_hand(model: HookedTransformer, source: tuple[int, int], letter: str, rece
         ("neox", "k"),
         ("multipliers", "k"),
         ("sandwich", "q"),
+        ("post_norm_only", "q"),
+        ("clipped", "v"),
+        ("qk_after_rotary", "k"),
         ("bidirectional", "q"),
+        ("latent", "q"),
+        ("latent", "v"),
+        ("latent_keys", "k"),
     ],
 )
 def test_direct_paths(kind: str, letter: Any) -> None:
     model = build(kind, n_layers=LAYERS)
     _, cache = model.run_with_cache(CLEAN)
-    heads = 2 if kind == "llama" and letter != "q" else 4
+    heads = 4 if letter == "q" else model.cfg.kv_heads
     every = get_act_patch_direct_path_all_sources(model, CORRUPTED, cache, cache, metric, letter, verbose=False)
     assert every.shape == (LAYERS, 4, LAYERS, heads)
     for layer in range(LAYERS):

@@ -16,7 +16,7 @@ from tljax import HookedTransformer
 from tljax.errors import InputError
 from tljax.forward import run_forward
 from tljax.hooks.dictionary import HookDictionary
-from tljax.modules.attention import AttentionContext
+from tljax.modules.context import AttentionContext
 from tljax.patching import lazy_logits
 from tljax.patching.lazy_logits import LazyLogits
 from tljax.patching.reads import PositionNotKept, Reads, unembed

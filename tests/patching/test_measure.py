@@ -14,7 +14,7 @@ from variants import build
 from tljax.errors import InputError
 from tljax.forward import run_forward
 from tljax.hooks.dictionary import HookDictionary
-from tljax.modules.attention import AttentionContext
+from tljax.modules.context import AttentionContext
 from tljax.patching import measure as measure_module
 from tljax.patching.measure import Measure, PositionNotKept
 from tljax.patching.metrics import KL, Logit, LogitDiff, LogProb, Loss, Normalized

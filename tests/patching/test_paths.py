@@ -76,7 +76,9 @@ def check(got: Any, model: HookedTransformer, receivers: Any, sender: str, freez
 CASES = [
     ("gpt2", "logits", True), ("gpt2", "several", False), ("gpt2", "mixed", True), ("llama", "several", True),
     ("llama", "mixed", False), ("neox", "mixed", False), ("bidirectional", "mixed", True),
-    ("multipliers", "mixed", False), ("sandwich", "mixed", False),
+    ("multipliers", "mixed", False), ("sandwich", "mixed", False), ("alibi", "mixed", False),
+    ("post_norm_only", "several", False), ("post_norm_only", "mixed", True), ("clipped", "mixed", False),
+    ("qk_after_rotary", "mixed", False), ("latent", "mixed", True), ("latent_keys", "several", False),
 ]  # fmt: skip
 
 
@@ -84,7 +86,7 @@ CASES = [
 def test_heads(kind: str, name: str, freeze: bool) -> None:
     model, receivers = build(kind, n_layers=LAYERS), RECEIVERS[name]
     got = path_patch(model, PROMPT, SOURCE, METRIC, receivers, freeze_mlps=freeze, reduce="none")
-    assert got.shape == (LAYERS, 4, 2)
+    assert got.shape == (LAYERS, model.cfg.n_heads, 2)
     assert np.abs(got.effect()).max() > 1e-4
     check(got.values[:, 2], model, receivers, "z", freeze, head=2)
     np.testing.assert_allclose(got.baseline, METRIC(model(PROMPT)), atol=1e-5)
@@ -95,6 +97,9 @@ SENT = [
     ("gpt2", "mlp_out", False), ("gpt2", "attn_out", True), ("gpt2", "embed", False), ("llama", "result", False),
     ("neox", "attn_out", False), ("neox", "mlp_out", True), ("multipliers", "result", True),
     ("multipliers", "mlp_out", False), ("sandwich", "result", True), ("sandwich", "attn_out", False),
+    ("alibi", "embed", False), ("post_norm_only", "result", False), ("post_norm_only", "mlp_out", True),
+    ("clipped", "result", False), ("qk_after_rotary", "attn_out", False),
+    ("latent", "result", False),
 ]  # fmt: skip
 
 
@@ -265,6 +270,8 @@ def test_other_mistakes(model: HookedTransformer) -> None:
         path_patch(build("llama"), PROMPT, SOURCE, METRIC, [("k", 1, 2)])
     with pytest.raises(InputError, match=r"added to the residual stream: one of .*; got 'attn.hook_pattern'"):
         path_patch(model, PROMPT, SOURCE, METRIC, "logits", "pattern")
+    with pytest.raises(InputError, match="normalises the whole stream after each addition"):
+        path_patch(build("residual_norm"), PROMPT, SOURCE, METRIC, "logits")
     with pytest.raises(InputError, match="must have equally many"):
         path_patch(model, PROMPT, SOURCE[:, :3], METRIC, "logits")
     with pytest.raises(InputError, match="cannot go along 'head'"):

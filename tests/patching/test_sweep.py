@@ -108,16 +108,45 @@ def test_sweep_equals_the_loop(kind: str, activation: str, axes: tuple[str, ...]
 @pytest.mark.parametrize(
     "kind",
     ["bidirectional", "local", "soft_caps", "attn_only", "inverse_scale", "adjacent", "qk_norm", "layer_kinds",
-     "unrotated", "multipliers", "sandwich"],
+     "unrotated", "multipliers", "sandwich", "alibi", "alibi_rounded", "residual_norm",
+     "post_norm_only", "clipped", "qk_after_rotary", "latent", "latent_keys"],
 )  # fmt: skip
 def test_other_kinds_of_models(kind: str, activation: str, axes: tuple[str, ...]) -> None:
     check(build(kind), CLEAN, CORRUPTED, METRIC, activation, axes)
 
 
+@pytest.mark.parametrize(
+    "activation", ["mlp_out", "resid_mid", "blocks.1.ln1.hook_normalized", "blocks.1.ln2.hook_scale"]
+)
+def test_norms_of_the_residual_stream_itself(activation: str) -> None:
+    check(build("residual_norm"), CLEAN, CORRUPTED, METRIC, activation, ("pos",), most=8)
+
+
 @pytest.mark.parametrize("activation", ["k", "k_norm.hook_normalized", "q_norm.hook_scale", "rot_k"])
-def test_normalised_queries_and_keys(activation: str) -> None:
+@pytest.mark.parametrize("kind", ["qk_norm", "qk_after_rotary"])
+def test_normalised_queries_and_keys(kind: str, activation: str) -> None:
     name = f"blocks.1.attn.{activation}" if "norm" in activation else activation
-    check(build("qk_norm"), CLEAN, CORRUPTED, METRIC, name, ("pos", "head"))
+    check(build(kind), CLEAN, CORRUPTED, METRIC, name, ("pos", "head"))
+
+
+@pytest.mark.parametrize(("activation", "axes"), [("q", ("head",)), ("k_norm.hook_normalized", ("pos",))])
+def test_queries_and_keys_normalised_together(activation: str, axes: tuple[str, ...]) -> None:
+    name = f"blocks.1.attn.{activation}" if "norm" in activation else activation
+    check(build("post_norm_only"), CLEAN, CORRUPTED, METRIC, name, axes)
+
+
+LATENT = ["q", "k", "v", "rot_k", "q_latent", "kv_latent", "blocks.1.attn.kv_latent_norm.hook_normalized"]
+
+
+@pytest.mark.parametrize("activation", LATENT)
+def test_latent_attention(activation: str) -> None:
+    axes = ("pos",) if "latent" in activation else ("pos", "head")
+    check(build("latent"), CLEAN, CORRUPTED, METRIC, activation, axes)
+
+
+@pytest.mark.parametrize("activation", ["q", "v", "rot_k"])
+def test_clipped_queries_keys_and_values(activation: str) -> None:
+    check(build("clipped"), CLEAN, CORRUPTED, METRIC, activation, ("pos", "head"))
 
 
 METRICS = {

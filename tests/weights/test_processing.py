@@ -10,7 +10,9 @@ import pytest
 
 from tljax import HookedTransformer, HookedTransformerConfig
 from tljax.checkpoints.layout import flatten, parameter_shapes, unflatten
+from tljax.errors import ConfigError
 from tljax.weights import process_weights
+from tljax.weights.factors import product_svd
 
 BASE = {"d_model": 12, "n_layers": 2, "n_heads": 4, "d_head": 4, "n_ctx": 8, "d_vocab": 11, "act_fn": "gelu"}
 CASES: dict[str, dict[str, Any]] = {
@@ -32,6 +34,18 @@ CASES: dict[str, dict[str, Any]] = {
         "logits_multiplier": 0.3, "positional_embedding_type": "rotary", "use_qk_norm": True,
     },
     "ln_sandwich": {"use_normalization_before_and_after": True},
+    "ln_after_only": {"use_normalization_after_only": True},
+    "rms_after_only_joint_qk": {
+        "normalization_type": "RMS", "gated_mlp": True, "act_fn": "silu", "use_normalization_after_only": True,
+        "positional_embedding_type": "rotary", "use_qk_norm": True, "qk_norm_span": "joint",
+    },
+    "ln_offset_qk_ln": {
+        "rmsnorm_uses_offset": True, "positional_embedding_type": "rotary", "use_qk_norm": True, "qk_norm_type": "LN",
+        "qk_norm_span": "per_head",
+    },
+    "ln_sinks": {"use_attention_sinks": True},
+    "ln_clipped": {"clip_qkv": 0.5},
+    "ln_alibi_embedding_norm": {"positional_embedding_type": "alibi", "post_embedding_ln": True},
 }  # fmt: skip
 TOKENS = np.random.default_rng(0).integers(0, 11, (2, 8))
 FLAGS = ("fold_ln", "center_writing_weights", "center_unembed", "fold_value_biases")
@@ -105,7 +119,7 @@ def means(params: dict[str, Any], path: str, axis: int) -> float:
 def test_what_each_step_achieves() -> None:
     cfg, params = make("ln_solu")
     new, new_cfg = process_weights(params, cfg)
-    assert new_cfg == dataclasses.replace(cfg, normalization_type="LNPre")
+    assert new_cfg == dataclasses.replace(cfg, normalization_type="LNPre", weight_processing=FLAGS)
     assert not [path for path in flatten(new) if ".ln" in path or path.startswith("ln_")]
     for name in ("attn.W_Q", "attn.W_K", "attn.W_V", "mlp.W_in"):  # read the norm's output
         assert means(new, f"blocks.1.{name}", 0) < 1e-6
@@ -125,12 +139,16 @@ def test_what_each_step_achieves() -> None:
         ("rms_gqa_gated", ["embed.W_E", "pos_embed.W_pos", "blocks.0.attn.W_O", "blocks.0.mlp.W_out"]),
         ("ln_final_rms", ["embed.W_E", "blocks.0.attn.W_O", "blocks.0.mlp.b_out"]),
         ("ln_gated", ["blocks.0.ln1.w", "blocks.0.mlp.W_in", "blocks.0.mlp.W_gate", "blocks.0.attn.W_Q", "ln_final.b"]),
+        ("ln_after_only", ["embed.W_E", "blocks.0.ln1_post.w", "blocks.0.attn.W_Q", "blocks.0.mlp.W_in"]),
+        ("ln_sinks", ["blocks.0.attn.b_V"]),
+        ("ln_clipped", ["blocks.0.attn.b_V"]),
+        ("ln_alibi_embedding_norm", ["embed.ln.w", "embed.ln.b"]),
         ("no_norm", ["embed.W_E", "blocks.0.attn.W_Q", "blocks.0.mlp.W_in", "blocks.0.attn.W_O"]),
     ],
 )
 def test_steps_that_are_not_exact_are_skipped(case: str, untouched: list[str]) -> None:
     cfg, params = make(case)
-    new, _ = process_weights(params, cfg)
+    new, _ = process_weights(params, cfg, fold_ln=case not in ("ln_sinks", "ln_clipped"))
     for path in untouched:
         np.testing.assert_array_equal(flatten(new)[path], flatten(params)[path], err_msg=path)
 
@@ -166,3 +184,71 @@ def test_processing_can_be_compiled_and_differentiated() -> None:
 
     gradient = jax.jit(jax.grad(norm_of_queries))(params)
     assert bool(jnp.any(gradient["blocks"][0]["ln1"]["w"] != 0))
+
+
+def test_a_model_says_what_was_processed_and_why_the_rest_was_not() -> None:
+    cfg, params = make("rms_offset_sandwich")
+    model = HookedTransformer(cfg, params=params)
+    assert model.processing["fold_ln"] == model.processing["center_unembed"] == "not applied"
+    processed = model.process_weights(center_unembed=False)
+    assert processed.processing["fold_ln"] == processed.processing["fold_value_biases"] == "applied"
+    assert processed.processing["center_unembed"] == "not applied"
+    assert "not layer norms" in processed.processing["center_writing_weights"]
+    assert "rotated" in processed.processing["refactor_factored_attn_matrices"]
+    assert processed.process_weights().processing["center_unembed"] == "applied"
+
+
+@pytest.mark.parametrize(
+    ("case", "step", "reason"),
+    [
+        ("ln_gated", "fold_ln", "gate has no bias"),
+        ("ln_pre", "fold_ln", "no parameters"),
+        ("no_norm", "fold_ln", "no norms"),
+        ("ln_final_rms", "center_writing_weights", "final norm is an RMS norm"),
+        ("ln_after_only", "center_writing_weights", "between the weights and the residual stream"),
+        ("ln_soft_caps", "center_unembed", "soft cap"),
+        ("ln_sinks", "fold_value_biases", "sinks"),
+        ("ln_clipped", "fold_value_biases", "clipped"),
+        ("ln_mqa", "refactor_factored_attn_matrices", "share one"),
+        ("ln_sinks", "refactor_factored_attn_matrices", "sinks"),
+    ],
+)
+def test_why_a_step_is_not_exact(case: str, step: str, reason: str) -> None:
+    cfg, params = make(case)
+    assert reason in HookedTransformer(cfg, params=params).process_weights().processing[step]
+
+
+@pytest.mark.parametrize("case", ["ln", "ln_alibi_embedding_norm", "no_norm"])
+def test_refactored_heads_compute_the_same_with_orthogonal_factors(case: str) -> None:
+    cfg, params = make(case)
+    new, new_cfg = process_weights(params, cfg, refactor_factored_attn_matrices=True)
+    np.testing.assert_allclose(log_probs(new_cfg, new), log_probs(cfg, params), atol=2e-5, rtol=0)
+    attn = new["blocks"][0]["attn"]
+    for weight, bias in (("W_Q", "b_Q"), ("W_K", "b_K")):
+        factor = np.concatenate([np.asarray(attn[weight])[:, 1], np.asarray(attn[bias])[1][None]])
+        gram = factor.T @ factor
+        np.testing.assert_allclose(gram, np.diag(np.diag(gram)), atol=1e-5)
+        assert (np.diff(np.diag(gram)) <= 1e-5).all()
+    np.testing.assert_allclose(np.asarray(attn["W_O"])[2] @ np.asarray(attn["W_O"])[2].T, np.eye(4), atol=1e-5)
+    assert not np.any(np.asarray(attn["b_V"]))
+
+
+def test_refactoring_a_head_wider_than_the_model() -> None:
+    a, b = (jnp.asarray(np.random.default_rng(n).standard_normal((3, 5)), jnp.float32) for n in range(2))
+    left, singular, right = product_svd(a, b)
+    assert left.shape == right.shape == (3, 5)
+    np.testing.assert_allclose((left * singular[None]) @ right.T, a @ b.T, atol=1e-5)
+
+
+def test_refactoring_is_refused_where_it_is_not_exact() -> None:
+    cfg, params = make("ln_rotary_parallel")
+    with pytest.raises(ConfigError, match="rotated between W_Q and W_K"):
+        process_weights(params, cfg, refactor_factored_attn_matrices=True)
+
+
+def test_float64_parameters_stay_float64() -> None:
+    with jax.enable_x64(True):
+        cfg, params = make("ln", "float64")
+        new, new_cfg = process_weights(params, cfg, refactor_factored_attn_matrices=True)
+        assert {leaf.dtype.name for leaf in jax.tree.leaves(new)} == {"float64"}
+        np.testing.assert_allclose(log_probs(new_cfg, new), log_probs(cfg, params), atol=1e-12, rtol=0)

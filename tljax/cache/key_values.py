@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from tljax.config import HookedTransformerConfig
 from tljax.hooks.point import Window
-from tljax.modules.attention import AttentionContext
+from tljax.modules.context import AttentionContext
 from tljax.modules.past import PAST, Past, slot_positions
 
 
@@ -22,7 +22,8 @@ class KeyValueCache:
     one for each key-value head. A layer that sees only a window of the text keeps that window.
 
     Attributes:
-        keys, values: a layer each, ``[batch, kv_head, slot, d_head]``; position ``p`` stands in slot ``p % slot``.
+        keys, values: a layer each, ``[batch, kv_head, slot, d_head]``, values ``d_value`` wide; position ``p`` stands
+            in slot ``p % slot``.
         mask: ``[batch, pos]`` boolean, which positions hold a token that may be seen; ``pos`` is the capacity.
         length: how many positions are filled, an int32 scalar.
     """
@@ -45,11 +46,11 @@ class KeyValueCache:
             whole_text: keep every position even in layers that see only a window.
         """
         capacity = cfg.n_ctx if capacity is None else capacity
-        shapes = [
-            (batch_size, cfg.kv_heads, capacity if whole_text else slots(cfg, layer, capacity), cfg.d_head)
-            for layer in range(cfg.n_layers)
-        ]
-        keys, values = (tuple(jnp.zeros(shape, cfg.jnp_dtype) for shape in shapes) for _ in range(2))
+        n_slots = [capacity if whole_text else slots(cfg, layer, capacity) for layer in range(cfg.n_layers)]
+        keys, values = (
+            tuple(jnp.zeros((batch_size, cfg.kv_heads, n, width), cfg.jnp_dtype) for n in n_slots)
+            for width in (cfg.d_head, cfg.value_width)
+        )
         return cls(keys, values, jnp.zeros((batch_size, capacity), bool), jnp.zeros((), jnp.int32))
 
     @property

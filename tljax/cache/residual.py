@@ -1,24 +1,20 @@
-"""Reading the residual stream out of a cache: its value at each depth, and the norm that reads it."""
+"""Reading the residual stream out of a cache: its value at each depth, what was added to it, the norm that reads it."""
 
+import functools
 from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 
-from tljax.cache.slices import SliceInput, apply_slice
+from tljax.cache import access
+from tljax.cache.slices import Cut, SliceInput, apply_slice, cut
+from tljax.cache.writers import Rows, read_parts
 from tljax.errors import CacheError
 
 if TYPE_CHECKING:
     from tljax.cache.activation_cache import ActivationCache
 
-
-def _bounded_layer(cache: "ActivationCache", layer: int | None) -> int:
-    n_layers = cache.cfg.n_layers
-    if layer is None or layer == -1:
-        return n_layers
-    if not 0 <= layer <= n_layers:
-        raise CacheError(f"layer={layer} is out of range: the model has {n_layers} layers (None means all of them).")
-    return layer
+MODES = ("all", "attn", "mlp")
 
 
 def accumulated_resid(
@@ -31,61 +27,146 @@ def accumulated_resid(
     return_labels: bool,
 ) -> Any:
     """See :meth:`ActivationCache.accumulated_resid`."""
-    last = _bounded_layer(cache, layer)
-    has_mid = not (cache.cfg.attn_only or cache.cfg.parallel_attn_mlp)
-    rows: list[tuple[str, Any]] = []
+    cfg = cache.cfg
+    last = access.bounded_layer(cfg, layer, mlp_input)
+    has_mid = not (cfg.attn_only or cfg.parallel_attn_mlp)
+    rows: list[tuple[str, str]] = []
     for n in range(last + 1):
-        if n == cache.cfg.n_layers:
-            rows.append(("final_post", ("resid_post", n - 1)))
+        if n == cfg.n_layers:
+            rows.append(("final_post", f"blocks.{n - 1}.hook_resid_post"))
             continue
-        rows.append((f"{n}_pre", ("resid_pre", n)))
+        rows.append((f"{n}_pre", f"blocks.{n}.hook_resid_pre"))
         if has_mid and ((incl_mid and n < last) or (mlp_input and n == last)):
-            rows.append((f"{n}_mid", ("resid_mid", n)))
-    stack = jnp.stack([apply_slice(cache[key], pos_slice, -2) for _, key in rows])
+            rows.append((f"{n}_mid", f"blocks.{n}.hook_resid_mid"))
+    names = [name for _, name in rows]
+    access.require(cache, names, "accumulated_resid")
+    stack = jnp.stack([apply_slice(cache[name], pos_slice, -2) for name in names])
     if apply_ln:
-        at_end = last == cache.cfg.n_layers
-        stack = apply_ln_to_stack(cache, stack, last, mlp_input, pos_slice, None, recompute_ln=at_end)
+        at_end = last == cfg.n_layers
+        stack = apply_ln_to_stack(cache, stack, last, mlp_input, pos_slice, recompute_ln=at_end)
+    return (stack, [label for label, _ in rows]) if return_labels else stack
+
+
+def layer_outputs(cfg: Any, last: int, mlp_input: bool, mode: str) -> list[tuple[str, str]]:
+    """Label and name of what attention and MLPs add to the stream before a layer (or its MLP)."""
+    rows = []
+    for n in range(last):
+        if mode != "mlp":
+            rows.append((f"{n}_attn_out", f"blocks.{n}.hook_attn_out"))
+        if mode != "attn" and not cfg.attn_only:
+            rows.append((f"{n}_mlp_out", f"blocks.{n}.hook_mlp_out"))
+    if mlp_input and mode != "mlp" and not cfg.parallel_attn_mlp:
+        rows.append((f"{last}_attn_out", f"blocks.{last}.hook_attn_out"))
+    return rows
+
+
+def embeddings(cfg: Any) -> list[tuple[str, str]]:
+    """Label and name of what starts the stream."""
+    rows = [("embed", "hook_embed")]
+    return [*rows, ("pos_embed", "hook_pos_embed")] if cfg.positional_embedding_type == "standard" else rows
+
+
+def decompose_resid(
+    cache: "ActivationCache",
+    layer: int | None,
+    mlp_input: bool,
+    mode: str,
+    apply_ln: bool,
+    pos_slice: SliceInput,
+    incl_embeds: bool,
+    return_labels: bool,
+) -> Any:
+    """See :meth:`ActivationCache.decompose_resid`."""
+    cfg = cache.cfg
+    access.refuse_norms_of_the_stream(cfg, "decompose_resid")
+    mode = "all" if mode == "full" else mode
+    if mode not in MODES:
+        raise CacheError(f"mode={mode!r} is not one of {', '.join(map(repr, MODES))}.")
+    last = access.bounded_layer(cfg, layer, mlp_input)
+    rows = embeddings(cfg) if incl_embeds else []
+    rows += layer_outputs(cfg, last, mlp_input, mode)
+    if not rows:
+        raise CacheError(
+            f"decompose_resid(layer={layer}, mode={mode!r}, incl_embeds=False) of this model "
+            f"({cfg.n_layers} layers{', attention-only' if cfg.attn_only else ''}) has no parts: include the embeddings."
+        )
+    names = [name for _, name in rows]
+    scale = access.scale_name(cfg, last, mlp_input) if apply_ln else None
+    access.require(cache, names if scale is None else [*names, scale], "decompose_resid")
+    reader = access.reader_of(cache, last, mlp_input, apply_ln)
+    values = tuple(cache[name] for name in names)
+    taken = access.position_cut(pos_slice, values[0])
+    centred = apply_ln and access.centres(cfg, last)
+    stack = read_parts((Rows(values),), reader, taken, None, cfg=cfg, centred=centred)
     return (stack, [label for label, _ in rows]) if return_labels else stack
 
 
 def apply_ln_to_stack(
     cache: "ActivationCache",
     residual_stack: jax.Array,
-    layer: int | None,
-    mlp_input: bool,
+    layer: int | None = None,
+    mlp_input: bool = False,
+    pos_slice: SliceInput = None,
+    batch_slice: SliceInput = None,
+    has_batch_dim: bool = True,
+    recompute_ln: bool = False,
+) -> jax.Array:
+    """See :meth:`ActivationCache.apply_ln_to_stack`."""
+    cfg = cache.cfg
+    last = access.bounded_layer(cfg, layer, mlp_input)
+    name = access.scale_name(cfg, last, mlp_input)
+    if name is None:
+        return residual_stack
+    if last == cfg.n_layers and recompute_ln:
+        if batch_slice is not None and access.has_batch_axis(cache) and has_batch_dim:
+            residual_stack = apply_slice(residual_stack, batch_slice, 1)
+        return cache.model.ln_final(residual_stack)
+    access.require(cache, [name], "apply_ln_to_stack")
+    stack, scale = aligned(cache, residual_stack, access.norm_scale(cache, name), pos_slice, batch_slice, has_batch_dim)
+    return _normalised(stack, scale, access.centres(cfg, last))
+
+
+def aligned(
+    cache: "ActivationCache",
+    stack: jax.Array,
+    scale: jax.Array,
     pos_slice: SliceInput,
     batch_slice: SliceInput,
-    recompute_ln: bool,
-) -> jax.Array:
-    """Normalises a stack of residual-stream pieces.
+    has_batch_dim: bool = True,
+) -> tuple[jax.Array, jax.Array]:
+    """A stack ``[component, batch, pos, d_model]`` and the scale ``[batch, pos, 1]`` of its norm, sliced alike.
 
-    Args:
-        cache: where the scales are.
-        residual_stack: ``[component, ..., d_model]``.
-        layer: the norm before this layer; ``None``, ``-1`` or ``n_layers`` means ``ln_final``.
-        mlp_input: use ``ln2`` of that layer instead of ``ln1``.
-        pos_slice, batch_slice: what was sliced out of the stack, to slice the scales alike.
-        recompute_ln: normalise each row by its own scale through the model's ``ln_final`` (weights included), instead
-            of dividing by the cached scale, which is linear in the stack. Only for the final layer.
+    Positions were sliced out of the stack already; its batch is sliced here unless it was too.
 
-    Returns:
-        The normalised stack, same shape.
+    Raises:
+        CacheError: their shapes do not go together.
     """
-    cfg = cache.cfg
-    if cfg.normalization_type is None:
-        return residual_stack
-    last = _bounded_layer(cache, layer)
-    if last == cfg.n_layers and recompute_ln:
-        return cache.model.ln_final(residual_stack)
-    kind = cfg.normalization_type
-    centred = kind.startswith("LN") and not (last == cfg.n_layers and cfg.final_rms)
+    stack = jnp.asarray(stack)
+    batch = cut(batch_slice, scale.shape[0], "the cache has {} prompts") if access.has_batch_axis(cache) else None
+    taken = access.position_cut(pos_slice, scale)
+    if batch is not None:
+        whole_ndim = 1 + scale.ndim - (taken is not None and taken.drops_axis)
+        if has_batch_dim and stack.ndim == whole_ndim and stack.shape[1] == scale.shape[0]:
+            stack = batch(stack, 1)
+        scale = batch(scale, 0)
+    scale = _sliced(scale, taken)
+    fits = stack.ndim == scale.ndim + 1 and stack.shape[-1] == cache.cfg.d_model
+    if not fits or any(n not in (1, m) for n, m in zip(stack.shape[1:-1], scale.shape[:-1], strict=True)):
+        wanted = ", ".join(map(str, (*scale.shape[:-1], cache.cfg.d_model)))
+        raise CacheError(
+            f"The stack has shape {stack.shape}, but this cache, with pos_slice={pos_slice!r} and "
+            f"batch_slice={batch_slice!r}, takes [component, {wanted}]. Pass the slices that the stack was made with; a "
+            "single piece is stack[None]."
+        )
+    return stack, scale
+
+
+def _sliced(array: jax.Array, taken: Cut | None) -> jax.Array:
+    return array if taken is None else taken(array, -2)
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _normalised(stack: jax.Array, scale: jax.Array, centred: bool) -> jax.Array:
     if centred:
-        residual_stack = residual_stack - residual_stack.mean(axis=-1, keepdims=True)
-    name = "ln_final.hook_scale" if last == cfg.n_layers else ("scale", last, "ln2" if mlp_input else "ln1")
-    scale = cache[name]
-    if cache.has_batch_dim:
-        scale = apply_slice(scale, batch_slice, 0)
-    if name != "ln_final.hook_scale" and scale.ndim == 3 + cache.has_batch_dim:
-        scale = scale[..., 0, :]  # a per-head norm: every head reads the same stream
-    scale = apply_slice(scale, pos_slice, -2)
-    return residual_stack / scale[None].astype(residual_stack.dtype)
+        stack = stack - stack.mean(axis=-1, keepdims=True)
+    return stack / scale[None].astype(stack.dtype)

@@ -1,5 +1,6 @@
 """Slices of one axis, in the forms TransformerLens takes: a number, ``(start, stop[, step])``, a list, an array."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,19 +13,99 @@ from tljax.errors import CacheError
 SliceInput = int | slice | tuple[int | None, ...] | Sequence[int] | np.ndarray | jax.Array | None
 
 
-def _index(slice_input: Any) -> Any:
-    if slice_input is None:
-        return slice(None)
-    if isinstance(slice_input, tuple):
-        return slice(*slice_input)
-    return jnp.asarray(slice_input) if isinstance(slice_input, list) else slice_input
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Cut:
+    """A checked slice, as an argument of a compiled function: numbers are data, so that they never recompile.
+
+    Attributes:
+        index: a number (the axis goes) or a row of them, none of them negative.
+        bounds: start, stop and step instead.
+    """
+
+    index: jax.Array | None
+    bounds: tuple[int | None, int | None, int | None] = dataclasses.field(metadata={"static": True})
+
+    @property
+    def drops_axis(self) -> bool:
+        """Whether the slice is one number."""
+        return self.index is not None and self.index.ndim == 0
+
+    def __call__(self, array: jax.Array, axis: int) -> jax.Array:
+        """Cuts one axis of an array."""
+        if self.index is None:
+            return array[(slice(None),) * (axis % array.ndim) + (slice(*self.bounds),)]
+        return jnp.take(array, self.index, axis=axis)
+
+
+def cut(slice_input: SliceInput, length: int, what: str = "the axis has {} entries") -> Cut | None:
+    """Checks a slice of an axis of ``length`` entries.
+
+    Args:
+        slice_input: the slice.
+        length: of the axis.
+        what: how an error says the length.
+
+    Returns:
+        The slice, or ``None`` where everything stays.
+
+    Raises:
+        CacheError: an index is out of range, nothing would be left, or the slice is of no known form.
+    """
+    if is_full(slice_input):
+        return None
+    if isinstance(slice_input, slice | tuple):
+        return _bounded(slice_input, length, what)
+    if isinstance(slice_input, str | bytes | bool | np.bool_ | float | np.floating):
+        raise CacheError(_unknown_form(slice_input))
+    try:
+        index = slice_input if isinstance(slice_input, jax.core.Tracer) else np.asarray(slice_input)
+    except ValueError as error:
+        raise CacheError(_unknown_form(slice_input)) from error
+    if index.dtype == bool and index.shape == (length,) and isinstance(index, np.ndarray):
+        index = np.flatnonzero(index)
+    if index.ndim > 1 or (index.size and not jnp.issubdtype(index.dtype, jnp.integer)):
+        raise CacheError(_unknown_form(slice_input))
+    if isinstance(index, np.ndarray):
+        _check(index, slice_input, length, what)
+        return Cut(jnp.asarray(index % length, jnp.int32), (None, None, None))
+    return Cut(jnp.where(index < 0, index + length, index), (None, None, None))
+
+
+def _bounded(slice_input: slice | tuple[int | None, ...], length: int, what: str) -> Cut:
+    try:
+        bounds = slice_input if isinstance(slice_input, slice) else slice(*slice_input)
+        kept = len(range(*bounds.indices(length)))
+    except (TypeError, ValueError) as error:
+        raise CacheError(_unknown_form(slice_input)) from error
+    if not kept:
+        raise CacheError(f"{slice_input!r} keeps nothing: {what.format(length)}.")
+    return Cut(None, (bounds.start, bounds.stop, bounds.step))
+
+
+def _check(index: np.ndarray, slice_input: Any, length: int, what: str) -> None:
+    if not index.size:
+        raise CacheError(f"{slice_input!r} keeps nothing: {what.format(length)}.")
+    outside = index[(index < -length) | (index >= length)]
+    if outside.size:
+        raise CacheError(f"Index {outside[0]} is out of range: {what.format(length)}.")
+
+
+def _unknown_form(slice_input: Any) -> str:
+    return (
+        f"{slice_input!r} is no slice: give a number, (start, stop), a list or array of numbers, a slice, or None for "
+        "everything."
+    )
 
 
 def apply_slice(array: jax.Array, slice_input: SliceInput, axis: int) -> jax.Array:
-    """Slices one axis; a number drops it."""
-    if isinstance(slice_input, int | np.integer) and not -array.shape[axis] <= slice_input < array.shape[axis]:
-        raise CacheError(f"Index {slice_input} is out of range: the axis has {array.shape[axis]} entries.")
-    return array[(slice(None),) * (axis % array.ndim) + (_index(slice_input),)]
+    """Slices one axis; a number drops it.
+
+    Raises:
+        CacheError: see :func:`cut`.
+    """
+    taken = cut(slice_input, array.shape[axis])
+    return array if taken is None else taken(array, axis)
 
 
 def is_full(slice_input: SliceInput) -> bool:

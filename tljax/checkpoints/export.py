@@ -5,13 +5,12 @@ import os
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from tljax.checkpoints.families import FAMILIES
 from tljax.checkpoints.hf_config import HFConfig
 from tljax.checkpoints.layout import axis_sizes, flatten, parameter_axes
-from tljax.checkpoints.mapping import Entry, Family, bind, is_bias
+from tljax.checkpoints.mapping import Entry, Family, bind, is_bias, may_be_absent
 from tljax.checkpoints.native import write_side_files
 from tljax.checkpoints.reader import SINGLE
 from tljax.checkpoints.writer import write_safetensors
@@ -22,7 +21,7 @@ from tljax.typing import Params
 _NOT_THE_FUNCTION = """
     dtype matmul_precision init_mode initializer_range init_weights seed tokenizer_name tokenizer_prepends_bos
     default_prepend_bos model_name original_architecture use_attn_result use_split_qkv_input use_attn_in
-    use_hook_mlp_in use_hook_tokens
+    use_hook_mlp_in use_hook_tokens weight_processing
 """
 
 
@@ -41,40 +40,45 @@ def save_hf(
         UnsupportedModelError: the norms are folded, no family can express the config, or a bias that the
             architecture does not have is not zero.
     """
-    if cfg.normalization_type in ("LNPre", "RMSPre"):
-        raise UnsupportedModelError(
-            f"normalization_type={cfg.normalization_type!r}: the norms of this model were folded into its "
-            "weights, and a Hugging Face model needs them apart. To export, load it with "
-            "from_pretrained_no_processing."
-        )
     flat = flatten(params)
-    nonzero = {path for path in flat if is_bias(path) and bool((flat[path] != 0).any())}
+    nonzero = {path for path in flat if may_be_absent(path) and bool((flat[path] != 0).any())}
     tied = flat["embed.W_E"].shape == flat["unembed.W_U"].shape[::-1] and bool(
         (flat["embed.W_E"] == flat["unembed.W_U"].T).all()
     )
-    family, attributes = _fitting_family(cfg, frozenset(_without_layer(path) for path in nonzero), tied)
-    entries = [entry for entry in bind(family.rows(HFConfig(attributes)), cfg.n_layers) if not entry.row.tied_to]
+    biases = frozenset(_without_layer(path) for path in nonzero if is_bias(path))
+    family, attributes = _fitting_family(cfg, biases, tied)
+    rows = [row for row in family.rows(HFConfig(attributes)) if not row.tied_to and not row.other]
+    entries = bind(rows, cfg.n_layers)
     if lost := sorted(nonzero - {path for entry in entries for path in entry.targets}):
         raise UnsupportedModelError(
             f"{', '.join(lost[:8])} not zero, but {family.architecture} has no such bias. It may come from "
             "weight processing: to export, load the model with from_pretrained_no_processing."
         )
+    _check_computed(flat, cfg, family)
     sizes, axes = axis_sizes(cfg), parameter_axes(cfg)
     by_key: dict[str, Entry] = {}
     for entry in entries:
-        _check_shared(by_key.setdefault(entry.key, entry), entry, flat, family)
+        for key in entry.keys(sizes):
+            _check_shared(by_key.setdefault(key, entry), entry, flat, family)
 
     def tensor(key: str) -> np.ndarray:
         entry: Entry = by_key[key]
-        return entry.row.write(
-            [np.asarray(jax.device_get(flat[path])) for path in entry.targets], axes[entry.targets[0]], sizes
-        )
+        return entry.write(key, [flat[path] for path in entry.targets], axes[entry.targets[0]], sizes)
 
-    headers = {key: (np.dtype(flat[entry.targets[0]].dtype), entry.row.shape(sizes)) for key, entry in by_key.items()}
+    headers = {key: (np.dtype(flat[entry.targets[0]].dtype), entry.shape(sizes)) for key, entry in by_key.items()}
     target = Path(directory)
     target.mkdir(parents=True, exist_ok=True)
     write_safetensors(target / SINGLE, headers, tensor)
     write_side_files(target, attributes, tokenizer)
+
+
+def _check_computed(flat: dict[str, Any], cfg: HookedTransformerConfig, family: Family) -> None:
+    """Refuses parameters that are not what the architecture computes in their place."""
+    for path, values in family.computed(cfg).items():
+        if bool((flat[path] != values.astype(flat[path].dtype)).any()):
+            raise UnsupportedModelError(
+                f"{path} is not what {family.architecture} computes in its place, and it stores no such tensor."
+            )
 
 
 def _check_shared(one: Entry, other: Entry, flat: dict[str, Any], family: Family) -> None:
@@ -111,6 +115,12 @@ def _fitting_family(cfg: HookedTransformerConfig, nonzero: frozenset[str], tied:
             return family, attributes
         reasons.append(
             f"{family.architecture} cannot express " + ", ".join(f"{name}={getattr(cfg, name)!r}" for name in differing)
+        )
+    if cfg.normalization_type in ("LNPre", "RMSPre"):
+        raise UnsupportedModelError(
+            f"normalization_type={cfg.normalization_type!r}: the norms of this model were folded into its "
+            "weights, and a Hugging Face model needs them apart. To export, load it with "
+            "from_pretrained_no_processing."
         )
     if not reasons:
         reasons = [f"{cfg.original_architecture} is not one of {[family.architecture for family in FAMILIES]}"]

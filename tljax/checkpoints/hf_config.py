@@ -5,7 +5,7 @@
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from tljax.config import HookedTransformerConfig
@@ -54,6 +54,7 @@ ACTIVATIONS = {
     "gelu_python_tanh": "gelu_pytorch_tanh",
     "silu": "silu",
     "swish": "silu",
+    "quick_gelu": "quick_gelu",
 }
 """Hugging Face activation name → ours."""
 
@@ -105,6 +106,12 @@ class HFConfig:
             raise CheckpointError(f"{self.origin} contradicts itself: {found}.")
         return value
 
+    def changed(self, **attributes: Any) -> "HFConfig":
+        """Returns the config with other attributes; what is read of it counts as read of this one."""
+        changed = HFConfig({**self._attributes, **attributes}, self.origin)
+        changed._read = self._read
+        return changed
+
     def only(self, **allowed: Any) -> None:
         """Refuses the model unless each attribute is absent, null or exactly the value given here."""
         for name, value in allowed.items():
@@ -136,16 +143,18 @@ class HFConfig:
             fraction: older name of the rotated fraction of a head.
             default_fraction: that fraction when it is not given; ``None``: the whole head, and nothing else will do.
             default_theta: the base when it is not given.
-            layer_type: whose entry to read, where ``rope_parameters`` has one for each type of layer.
+            layer_type: whose entry to read, where ``rope_parameters`` has one for each type of layer. YaRN is then
+                taken to be that type's own (``yarn_global_attn_only``).
         """
         rope = dict(self("rope_parameters", {}))
         if layer_type in rope:
             rope = dict(rope[layer_type])
-        rope |= dict(self("rope_scaling", {}))
+        rope = {key: value for key, value in (rope | dict(self("rope_scaling", {}))).items() if value is not None}
         base = self("rope_theta", default_theta, aka=(theta,))
         part = self("partial_rotary_factor", 1.0 if default_fraction is None else default_fraction, aka=(fraction,))
-        kind = rope.pop("rope_type", None) or rope.get("type") or "default"
-        rope.pop("type", None)
+        old_kind = rope.pop("type", "default")
+        kind = rope.pop("rope_type", old_kind)
+        kind = "longrope" if kind == "su" else kind
         fields = {
             "positional_embedding_type": "rotary",
             "rotary_base": float(rope.pop("rope_theta", base)),
@@ -153,24 +162,18 @@ class HFConfig:
         }
         if default_fraction is None and fields["rotary_dim"] != d_head:
             raise self.unsupported("partial_rotary_factor", fields["rotary_dim"] / d_head, "1.0")
+        if kind not in _SCALINGS:
+            raise self.unsupported("rope_type", kind, ", ".join(_SCALINGS))
         try:
-            if kind == "linear":
-                fields["rotary_scaling_factor"] = float(rope.pop("factor"))
-            elif kind == "llama3":
-                original = rope.pop("original_max_position_embeddings", None) or self("max_position_embeddings")
-                fields |= {
-                    "use_NTK_by_parts_rope": True,
-                    "NTK_original_ctx_len": int(original),
-                    "NTK_by_parts_factor": float(rope.pop("factor")),
-                    "NTK_by_parts_low_freq_factor": float(rope.pop("low_freq_factor")),
-                    "NTK_by_parts_high_freq_factor": float(rope.pop("high_freq_factor")),
-                }
-            elif kind != "default":
-                raise self.unsupported("rope_type", kind, "default, linear, llama3")
+            fields |= _SCALINGS[kind](self, rope)
         except KeyError as error:
             raise CheckpointError(f"{self.origin} asks for rope_type={kind!r} without giving {error}.") from None
-        if left := {key: value for key, value in rope.items() if value is not None}:
-            raise self.unsupported(f"(rope_type {kind!r}) rope_parameters", left, "none of these")
+        if rope:
+            raise self.unsupported(f"(rope_type {kind!r}) rope_parameters", rope, "none of these")
+        if kind == "yarn" and layer_type is not None:
+            if not fields["yarn_truncate"]:  # transformers does not look for it in the entry of one type
+                raise self.unsupported(f"rope_parameters[{layer_type!r}] truncate", False, "True")
+            fields["yarn_global_attn_only"] = True
         return fields
 
     def refuse_unread(self) -> None:
@@ -196,6 +199,78 @@ class HFConfig:
         )
 
 
+def _original_length(hf: HFConfig, rope: dict[str, Any]) -> int:
+    """Context length before stretching; like transformers, an attribute of the whole config goes first."""
+    own = rope.pop("original_max_position_embeddings", None)
+    length = hf("original_max_position_embeddings", own)
+    return int(hf("max_position_embeddings") if length is None else length)
+
+
+def _read_linear(hf: HFConfig, rope: dict[str, Any]) -> dict[str, Any]:
+    return {"rotary_scaling_factor": float(rope.pop("factor"))}
+
+
+def _read_dynamic(hf: HFConfig, rope: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "use_dynamic_ntk_rope": True,
+        "dynamic_ntk_factor": float(rope.pop("factor")),
+        "train_seq_length": hf("max_position_embeddings"),
+    }
+
+
+def _read_llama3(hf: HFConfig, rope: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "use_NTK_by_parts_rope": True,
+        "NTK_original_ctx_len": _original_length(hf, rope),
+        "NTK_by_parts_factor": float(rope.pop("factor")),
+        "NTK_by_parts_low_freq_factor": float(rope.pop("low_freq_factor")),
+        "NTK_by_parts_high_freq_factor": float(rope.pop("high_freq_factor")),
+    }
+
+
+def _read_yarn(hf: HFConfig, rope: dict[str, Any]) -> dict[str, Any]:
+    factor = float(rope.pop("factor"))
+    above, below = rope.pop("mscale", None), rope.pop("mscale_all_dim", None)
+    inferred = yarn_mscale(factor, above) / yarn_mscale(factor, below) if above and below else yarn_mscale(factor)
+    return {
+        "use_yarn_rope": True,
+        "yarn_factor": factor,
+        "yarn_attention_factor": float(rope.pop("attention_factor", inferred)),
+        "yarn_beta_fast": float(rope.pop("beta_fast", 32.0)),
+        "yarn_beta_slow": float(rope.pop("beta_slow", 1.0)),
+        "yarn_original_max_position_embeddings": _original_length(hf, rope),
+        "yarn_truncate": bool(rope.pop("truncate", True)),
+    }
+
+
+def _read_longrope(hf: HFConfig, rope: dict[str, Any]) -> dict[str, Any]:
+    original = _original_length(hf, rope)
+    factor = float(rope.pop("factor", hf("max_position_embeddings") / original))
+    inferred = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
+    return {
+        "longrope_short_factor": tuple(map(float, rope.pop("short_factor"))),
+        "longrope_long_factor": tuple(map(float, rope.pop("long_factor"))),
+        "longrope_attention_factor": float(rope.pop("attention_factor", inferred)),
+        "longrope_original_max_position_embeddings": original,
+    }
+
+
+_SCALINGS: dict[str, Callable[[HFConfig, dict[str, Any]], dict[str, Any]]] = {
+    "default": lambda hf, rope: {},
+    "linear": _read_linear,
+    "dynamic": _read_dynamic,
+    "yarn": _read_yarn,
+    "longrope": _read_longrope,
+    "llama3": _read_llama3,
+}
+"""By ``rope_type``: takes what it knows out of ``rope_parameters`` and returns our fields."""
+
+
+def yarn_mscale(factor: float, weight: float = 1.0) -> float:
+    """How much YaRN sharpens attention over a context stretched by ``factor`` (its ``mscale`` weighs that)."""
+    return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+
 def attention_bias(nonzero: frozenset[str]) -> bool:
     """Whether any of the attention's four biases is in use."""
     return not nonzero.isdisjoint({"attn.b_Q", "attn.b_K", "attn.b_V", "attn.b_O"})
@@ -218,6 +293,26 @@ def rope_scaling(cfg: HookedTransformerConfig) -> dict[str, Any] | None:
             "high_freq_factor": cfg.NTK_by_parts_high_freq_factor,
             "original_max_position_embeddings": cfg.NTK_original_ctx_len,
         }
+    if cfg.use_yarn_rope:
+        return {
+            "rope_type": "yarn",
+            "factor": cfg.yarn_factor,
+            "attention_factor": cfg.yarn_attention_factor,
+            "beta_fast": cfg.yarn_beta_fast,
+            "beta_slow": cfg.yarn_beta_slow,
+            "original_max_position_embeddings": cfg.yarn_original_max_position_embeddings,
+            "truncate": cfg.yarn_truncate,
+        }
+    if cfg.longrope_short_factor is not None and cfg.longrope_long_factor is not None:
+        return {
+            "rope_type": "longrope",
+            "short_factor": list(cfg.longrope_short_factor),
+            "long_factor": list(cfg.longrope_long_factor),
+            "attention_factor": cfg.longrope_attention_factor,
+            "original_max_position_embeddings": cfg.longrope_original_max_position_embeddings,
+        }
+    if cfg.use_dynamic_ntk_rope:
+        return {"rope_type": "dynamic", "factor": cfg.dynamic_ntk_factor}
     if cfg.rotary_scaling_factor != 1.0:
         return {"rope_type": "linear", "factor": cfg.rotary_scaling_factor}
     return None

@@ -26,7 +26,8 @@ from tljax.checkpoints.reader import CONFIG, Tensors, open_tensors, read_json
 from tljax.config import HookedTransformerConfig, available_dtype
 from tljax.errors import CheckpointError, ConfigError, UnsupportedModelError
 from tljax.typing import DeviceLike, Params
-from tljax.weights.processing import Steps, process_stage
+from tljax.weights.processing import process_stage
+from tljax.weights.steps import Steps
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,6 +53,7 @@ class _Description:
     rows: list[mapping.Row]
     prefix: str = ""
     ignored: tuple[str, ...] = ()
+    computed: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
 def load_checkpoint(
@@ -68,6 +70,7 @@ def load_checkpoint(
     center_writing_weights: bool = True,
     center_unembed: bool = True,
     fold_value_biases: bool = True,
+    refactor_factored_attn_matrices: bool = False,
     checkpoint_value: int | None = None,
     checkpoint_index: int | None = None,
 ) -> Loaded:
@@ -89,6 +92,7 @@ def load_checkpoint(
         center_writing_weights: as above.
         center_unembed: as above.
         fold_value_biases: as above.
+        refactor_factored_attn_matrices: as above.
         checkpoint_value: training step of a published checkpoint (Pythia, Stanford GPT-2).
         checkpoint_index: the same, by its position in the list of checkpoints.
 
@@ -113,6 +117,7 @@ def load_checkpoint(
         center_writing_weights=center_writing_weights,
         center_unembed=center_unembed,
         fold_value_biases=fold_value_biases,
+        refactor_factored_attn_matrices=refactor_factored_attn_matrices,
     )
     tensors = open_tensors(location.directory)
     entries = mapping.match(
@@ -121,9 +126,10 @@ def load_checkpoint(
         tensors.info,
         prefix=described.prefix,
         ignored=described.ignored,
+        computed=described.computed.keys(),
         origin=str(location.directory),
     )
-    params = _read(entries, tensors, described.cfg, cfg, steps, placer(device))
+    params = _read(entries, tensors, described, cfg, steps, placer(device))
     return Loaded(cfg=steps.config_after(cfg), params=params, tokenizer_source=_tokenizer_source(location))
 
 
@@ -140,11 +146,12 @@ def describe(directory: Path) -> _Description:
         cfg = family.read_config(hf).replace(original_architecture=family.architecture)
         rows = list(family.rows(hf))
         hf.refuse_unread()
+        computed = family.computed(cfg)
     except (CheckpointError, UnsupportedModelError):
         raise
     except (ValueError, TypeError, ArithmeticError) as error:
         raise CheckpointError(f"{origin} does not describe a model: {error}") from error
-    return _Description(cfg, rows, family.prefix, family.ignored)
+    return _Description(cfg, rows, family.prefix, family.ignored, computed)
 
 
 def _requested(
@@ -165,6 +172,7 @@ def _requested(
         n_layers=layers,
         attn_types=cfg.attn_types[:layers] if cfg.attn_types else None,
         rotary_layers=cfg.rotary_layers[:layers] if cfg.rotary_layers else None,
+        moe_layers=cfg.moe_layers[:layers] if cfg.moe_layers else None,
         n_ctx=cfg.n_ctx if n_ctx is None else n_ctx,
         dtype=name,
         model_name=location.model_name if cfg.model_name == "custom" else cfg.model_name,
@@ -180,20 +188,23 @@ def _tokenizer_source(location: hub.Location) -> Path | None:
 def _read(
     entries: Mapping[str, list[mapping.Entry]],
     tensors: Tensors,
-    stored: HookedTransformerConfig,
+    stored: _Description,
     cfg: HookedTransformerConfig,
     steps: Steps,
     place: Placer,
 ) -> Params:
-    """Reads the stages of ``cfg`` one after another; ``stored`` is the config the files were written with."""
-    sizes, axes, shapes = axis_sizes(stored), parameter_axes(cfg), parameter_shapes(cfg)
+    """Reads the stages of ``cfg`` one after another; ``stored`` describes the files."""
+    sizes, axes, shapes = axis_sizes(stored.cfg), parameter_axes(cfg), parameter_shapes(cfg)
 
     def read_stage(paths: list[str], stage: str, prefix: str) -> Params:
         raw = {}
         for entry in entries[stage]:
-            parts = entry.row.read(tensors.read(entry.key), axes[entry.targets[0]], sizes)
+            parts = entry.read(tensors.read, axes[entry.targets[0]], sizes)
             for path, part in zip(entry.targets, parts, strict=True):
-                raw[path] = place(path, part[: shapes[path][0]])  # cuts positions past n_ctx
+                raw[path] = place(path, part[: shapes[path][0]] if part.ndim else part)  # cuts positions past n_ctx
+        raw |= {
+            path: place(path, stored.computed[path][: shapes[path][0]]) for path in paths if path in stored.computed
+        }
         raw |= {path: place(path, np.zeros(shapes[path], cfg.dtype)) for path in paths if path not in raw}
         return unflatten({path.removeprefix(prefix): array for path, array in raw.items()})
 

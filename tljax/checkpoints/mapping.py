@@ -6,15 +6,17 @@ rearrangement between them, its inverse (for export), the split of a fused tenso
     Row("transformer.h.{l}.attn.c_attn.weight", "d_model (3 n_heads d_head)", "blocks.{l}.attn.W_Q|W_K|W_V")
 
 Parentheses group axes that are stored as one; a number is the axis along which parameters of equal shape are
-fused, and a sum such as ``n_heads+n_kv+n_kv`` joins the axis of one parameter to those of the next. Two rows may
-name one tensor: a norm that two of our modules share.
+fused, and a sum such as ``n_heads+n_kv+n_kv`` joins the axis of one parameter to those of the next. ``n_heads/n_kv``
+is what is left of ``n_heads`` next to an axis ``n_kv``: the heads are cut into so many runs. Two rows may name one
+tensor: a norm that two of our modules share. Where experts are stored one by one, the key holds ``{e}`` and the axes
+are those of all of them stacked, ``n_experts`` first; likewise ``{q}`` for query heads, ``{k}`` for key heads.
 """
 
 import dataclasses
 import functools
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,6 +28,8 @@ from tljax.errors import CheckpointError, UnsupportedModelError
 
 FLOATS = ("F64", "F32", "F16", "BF16")
 SHOWN = 12
+_EACH = {"{e}": "n_experts", "{q}": "n_heads", "{k}": "n_kv"}
+"""What a key holds that stands for several tensors, and the axis they are stacked along."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +42,7 @@ class TensorInfo:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One tensor of a checkpoint (one a layer when the key holds ``{l}``) and the parameters it fills.
+    """One tensor of a checkpoint (one a layer if the key holds ``{l}``, one an expert with ``{e}``) and what it fills.
 
     Attributes:
         key: the tensor's name; ``{l}`` stands for the layer.
@@ -47,6 +51,8 @@ class Row:
         aka: another name older checkpoints use for the same tensor.
         tied_to: the tensor to read instead when this one is not stored.
         skip: leading rows of the tensor that the model never uses.
+        layers: the layers that have it; ``None``: all.
+        other: a second way to store what other rows fill, used where it is found, and never written.
     """
 
     key: str
@@ -55,6 +61,8 @@ class Row:
     aka: str | None = None
     tied_to: str | None = None
     skip: int = 0
+    layers: tuple[int, ...] | None = None
+    other: bool = False
 
     def targets(self, layer: int | None) -> tuple[str, ...]:
         """Returns the full paths this row fills in ``layer``."""
@@ -63,8 +71,8 @@ class Row:
 
     def shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
         """Returns the shape the checkpoint's tensor must have."""
-        first, *rest = (math.prod(_size(axis, sizes) for axis in group) for group in _parse(self.axes))
-        return (first + self.skip, *rest)
+        shape = [math.prod(_size(axis, sizes) for axis in group) for group in _parse(self.axes)]
+        return (shape[0] + self.skip, *shape[1:]) if shape else ()
 
     def read(self, array: np.ndarray, ours: Sequence[str], sizes: Mapping[str, int]) -> tuple[np.ndarray, ...]:
         """Returns views of a checkpoint tensor in our layout, one for each target.
@@ -75,31 +83,38 @@ class Row:
             sizes: axis lengths.
         """
         stored = self._stored()
-        whole = array[self.skip :].reshape([_size(axis, sizes) for axis in stored])
+        whole = (array[self.skip :] if self.skip else array).reshape([_size(axis, sizes) for axis in stored])
         joined = self._joined()
         if joined is None:
-            order = self._order(stored, ours)
-            parts = whole.transpose(order)
-            return tuple(parts) if len(order) > len(ours) else (parts,)
-        ends = np.cumsum([sizes[name] for name in joined])[:-1]
-        pieces = np.split(whole, ends, axis=stored.index("+".join(joined)))
-        order = self._order(self._stored(joined[0]), ours)
-        return tuple(piece.transpose(order) for piece in pieces)
+            axes = _cut_axes(stored, ours)
+            order = self._order(stored, axes)
+            turned = whole.transpose(order)
+            parts = tuple(turned) if len(order) > len(axes) else (turned,)
+        else:
+            ends = np.cumsum([_size(name, sizes) for name in joined])[:-1]
+            pieces = np.split(whole, ends, axis=stored.index("+".join(joined)))
+            axes = _cut_axes(self._stored(joined[0]), ours)
+            parts = [piece.transpose(self._order(self._stored(joined[0]), axes)) for piece in pieces]
+        return tuple(_merge(part, axes, ours) for part in parts)
 
     def write(self, parts: Sequence[np.ndarray], ours: Sequence[str], sizes: Mapping[str, int]) -> np.ndarray:
         """Returns the checkpoint tensor that :meth:`read` would split into ``parts``; rows it skips are zeros."""
         joined = self._joined()
+        stored = self._stored(joined[0] if joined else None)
+        axes = _cut_axes(stored, ours)
+        order = self._order(stored, axes)
+        back = np.argsort(order)
+        parts = [_cut(part, axes, ours, sizes) for part in parts]
         if joined is None:
-            order = self._order(self._stored(), ours)
-            whole = np.stack(parts) if len(order) > len(ours) else parts[0]
-            whole = whole.transpose(np.argsort(order))
+            whole = (np.stack(parts) if len(order) > len(axes) else parts[0]).transpose(back)
         else:
-            back = np.argsort(self._order(self._stored(joined[0]), ours))
             axis = self._stored().index("+".join(joined))
             whole = np.concatenate([part.transpose(back) for part in parts], axis=axis)
         shape = self.shape(sizes)
+        if not self.skip:
+            return np.asarray(whole.reshape(shape), order="C")
         whole = whole.reshape(shape[0] - self.skip, *shape[1:])
-        return np.ascontiguousarray(np.pad(whole, [(self.skip, 0)] + [(0, 0)] * (whole.ndim - 1)))
+        return np.pad(whole, [(self.skip, 0)] + [(0, 0)] * (whole.ndim - 1))
 
     def _joined(self) -> list[str] | None:
         """The axes of the parts, where they are joined along one."""
@@ -110,10 +125,10 @@ class Row:
         axes = [axis for group in _parse(self.axes) for axis in group]
         return [part if part and "+" in axis else axis for axis in axes]
 
-    def _order(self, stored: list[str], ours: Sequence[str]) -> list[int]:
-        wanted = [axis for axis in stored if axis.isdigit()] + list(ours)
+    def _order(self, stored: list[str], axes: list[str]) -> list[int]:
+        wanted = [axis for axis in stored if axis.isdigit() and axis not in axes] + axes
         if sorted(stored) != sorted(wanted):
-            raise ValueError(f"Row {self.key!r} stores {self.axes!r}, but {self.paths!r} has axes {list(ours)}.")
+            raise ValueError(f"Row {self.key!r} stores {self.axes!r}, but {self.paths!r} has axes {axes}.")
         return [stored.index(axis) for axis in wanted]
 
 
@@ -123,12 +138,14 @@ class Family:
 
     Attributes:
         architecture: class name in config.json's ``architectures``.
+        aka: another name for it in checkpoints that were published with code of their own.
         model_type: ``model_type`` in config.json.
         read_config: HF config → ours; it must read every attribute that changes the function.
         write_config: our config, and which biases are not all zero (such as ``"attn.b_Q"``) → HF config.
         rows: HF config → the table.
         prefix: may be missing from a checkpoint's keys (checkpoints of the bare model without its head).
         ignored: patterns of stored buffers that are not parameters.
+        computed: our config → parameters that follow from a formula and are not stored, by path.
     """
 
     architecture: str
@@ -138,6 +155,8 @@ class Family:
     rows: Callable[[HFConfig], Sequence[Row]]
     prefix: str = ""
     ignored: tuple[str, ...] = ()
+    computed: Callable[[HookedTransformerConfig], Mapping[str, np.ndarray]] = lambda cfg: {}
+    aka: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,13 +167,38 @@ class Entry:
     key: str
     targets: tuple[str, ...]
 
+    def keys(self, sizes: Mapping[str, int]) -> tuple[str, ...]:
+        """Returns the names of its tensors: one, or one for each expert or head."""
+        return keys_of(self.key, sizes)
+
+    def shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
+        """Returns the shape of each of its tensors."""
+        return self.row.shape(sizes)[1 if _each(self.key) else 0 :]
+
+    def read(
+        self, read: Callable[[str], np.ndarray], ours: Sequence[str], sizes: Mapping[str, int]
+    ) -> tuple[np.ndarray, ...]:
+        """Returns the parameters it fills, reading its tensors with ``read``."""
+        stored = [read(key) for key in self.keys(sizes)]
+        return self.row.read(np.stack(stored) if _each(self.key) else stored[0], ours, sizes)
+
+    def write(self, key: str, parts: Sequence[Any], ours: Sequence[str], sizes: Mapping[str, int]) -> np.ndarray:
+        """Returns the tensor named ``key``, one of its own, of the parameters it fills (on any device)."""
+        if (each := _each(self.key)) is None:
+            return self.row.write([np.asarray(part) for part in parts], ours, sizes)
+        index = self.keys(sizes).index(key)
+        alone = [np.asarray(part[index : index + 1]) for part in parts]
+        return self.row.write(alone, ours, {**sizes, _EACH[each]: 1})[0]
+
 
 def bind(rows: Iterable[Row], n_layers: int) -> list[Entry]:
     """Returns one entry for each tensor that ``rows`` expect of a model with ``n_layers`` layers."""
     entries = []
     for row in rows:
-        for layer in range(n_layers) if "{l}" in row.key else (None,):
-            entries.append(Entry(row, at_layer(row.key, layer), row.targets(layer)))
+        layers = range(n_layers) if row.layers is None else row.layers
+        for layer in layers if "{l}" in row.key else (None,):
+            own = dataclasses.replace(row, aka=at_layer(row.aka, layer)) if row.aka else row
+            entries.append(Entry(own, at_layer(row.key, layer), row.targets(layer)))
     return entries
 
 
@@ -165,6 +209,7 @@ def match(
     *,
     prefix: str = "",
     ignored: Sequence[str] = (),
+    computed: Collection[str] = (),
     origin: str = "The checkpoint",
 ) -> dict[str, list[Entry]]:
     """Pairs the table with what is stored, both ways, before anything is read.
@@ -175,6 +220,7 @@ def match(
         tensors: name → dtype and shape of every stored tensor.
         prefix: may be missing from stored names.
         ignored: patterns of stored names that are not parameters.
+        computed: paths of parameters that are not stored.
         origin: named in the error.
 
     Returns:
@@ -187,26 +233,28 @@ def match(
     sizes, axes = axis_sizes(cfg), parameter_axes(cfg)
     stages: dict[str, list[Entry]] = {}
     missing, misshapen, used = [], [], set()
-    for entry in bind(rows, cfg.n_layers):
-        expected = entry.row.shape(sizes)
-        key = _stored_name(entry, prefix, tensors)
-        if key is None:
-            missing.append(f"{entry.key} {list(expected)}")
-            continue
-        used.add(key)
-        if tensors[key].dtype not in FLOATS:
-            raise UnsupportedModelError(
-                f"{origin} stores {key} as {tensors[key].dtype}. tljax reads {', '.join(FLOATS)}: dequantize "
-                "the checkpoint first, or load its full-precision original."
-            )
-        if tensors[key].shape != expected:
-            misshapen.append(f"{key} is {list(tensors[key].shape)}, config.json says {list(expected)}")
-        stages.setdefault(stage_of(entry.targets[0]), []).append(dataclasses.replace(entry, key=key))
+    for entry in _as_stored(bind(rows, cfg.n_layers), sizes, prefix, tensors):
+        expected = entry.shape(sizes)
+        for key in entry.keys(sizes):
+            if key not in tensors:
+                missing.append(f"{key} {list(expected)}")
+                continue
+            used.add(key)
+            if tensors[key].dtype not in FLOATS:
+                raise UnsupportedModelError(
+                    f"{origin} stores {key} as {tensors[key].dtype}. tljax reads {', '.join(FLOATS)}: dequantize "
+                    "the checkpoint first, or load its full-precision original."
+                )
+            if tensors[key].shape != expected:
+                misshapen.append(f"{key} is {list(tensors[key].shape)}, config.json says {list(expected)}")
+        stages.setdefault(stage_of(entry.targets[0]), []).append(entry)
     skip = re.compile("|".join(f"(?:{pattern})" for pattern in ignored) or r"(?!)")
     extra = [f"{key} {list(tensors[key].shape)}" for key in tensors if key not in used and not skip.fullmatch(key)]
     _report(origin, {"missing": missing, "unexpected": extra, "of another shape": misshapen})
-    unfilled = set(axes) - {path for entries in stages.values() for entry in entries for path in entry.targets}
-    if weights := sorted(path for path in unfilled if not is_bias(path)):
+    unfilled = (
+        set(axes) - set(computed) - {path for entries in stages.values() for entry in entries for path in entry.targets}
+    )
+    if weights := sorted(path for path in unfilled if not may_be_absent(path)):
         raise ValueError(f"The table fills no {weights}: every weight needs a row.")
     return stages
 
@@ -217,14 +265,42 @@ def at_layer(template: str, layer: int | None) -> str:
 
 
 def is_bias(path: str) -> bool:
-    """Whether a parameter is zero where an architecture lacks it: ``b_Q``, ``b_U``, … but no norm's ``b``."""
+    """Whether a parameter is the bias of a matrix: ``b_Q``, ``b_U``, …"""
     return path.rpartition(".")[2].startswith("b_")
 
 
-def _stored_name(entry: Entry, prefix: str, tensors: Mapping[str, TensorInfo]) -> str | None:
+def may_be_absent(path: str) -> bool:
+    """Whether a parameter is zero where an architecture lacks it: a bias, also that of a layer norm (``b``)."""
+    return is_bias(path) or path.endswith(".b")
+
+
+def keys_of(key: str, sizes: Mapping[str, int]) -> tuple[str, ...]:
+    """Returns the names that ``key`` stands for: itself, or one for each expert or head."""
+    each = _each(key)
+    return (key,) if each is None else tuple(key.replace(each, str(index)) for index in range(sizes[_EACH[each]]))
+
+
+def _each(key: str) -> str | None:
+    return next((each for each in _EACH if each in key), None)
+
+
+def _as_stored(
+    entries: Sequence[Entry], sizes: Mapping[str, int], prefix: str, tensors: Mapping[str, TensorInfo]
+) -> list[Entry]:
+    """Entries under their stored names (their own, where nothing is stored), of two ways to store one the one found."""
+    found = {id(entry): name for entry in entries if (name := _stored_name(entry, sizes, prefix, tensors)) is not None}
+    filled = {path for entry in entries if entry.row.other and id(entry) in found for path in entry.targets}
+    return [
+        dataclasses.replace(entry, key=found.get(id(entry), entry.key))
+        for entry in entries
+        if (id(entry) in found if entry.row.other else not filled.issuperset(entry.targets))
+    ]
+
+
+def _stored_name(entry: Entry, sizes: Mapping[str, int], prefix: str, tensors: Mapping[str, TensorInfo]) -> str | None:
     for name in (entry.key, entry.row.aka, entry.row.tied_to):
         for candidate in (name, name.removeprefix(prefix)) if name else ():
-            if candidate in tensors:
+            if any(key in tensors for key in keys_of(candidate, sizes)):
                 return candidate
     return None
 
@@ -248,4 +324,30 @@ def _parse(axes: str) -> tuple[tuple[str, ...], ...]:
 
 
 def _size(axis: str, sizes: Mapping[str, int]) -> int:
-    return int(axis) if axis.isdigit() else sum(sizes[name] for name in axis.split("+"))
+    if "+" in axis:
+        return sum(_size(name, sizes) for name in axis.split("+"))
+    name, _, runs = axis.partition("/")
+    whole = int(name) if name.isdigit() else sizes[name]
+    return whole // _size(runs, sizes) if runs else whole
+
+
+def _cut_axes(stored: list[str], ours: Sequence[str]) -> list[str]:
+    """Our axes, each that is stored in runs as two: the runs, and what is left (``n_heads/n_kv``)."""
+    cut = {axis.partition("/")[0]: axis for axis in stored if "/" in axis}
+    pairs = ([cut[axis].partition("/")[2], cut[axis]] if axis in cut else [axis] for axis in ours)
+    return [axis for pair in pairs for axis in pair]
+
+
+def _cut(part: np.ndarray, axes: list[str], ours: Sequence[str], sizes: Mapping[str, int]) -> np.ndarray:
+    """``part`` with ``axes`` instead of ``ours``."""
+    lengths: list[int] = []
+    for axis, length in zip(ours, part.shape, strict=True):
+        runs = 1 if axis in axes else _size(axes[len(lengths)], sizes)
+        lengths += [length] if axis in axes else [runs, length // runs]
+    return part.reshape(lengths)
+
+
+def _merge(part: np.ndarray, axes: list[str], ours: Sequence[str]) -> np.ndarray:
+    """The inverse of :func:`_cut`; copies only where an axis was cut."""
+    lengths = iter(part.shape)
+    return part.reshape([next(lengths) * (1 if axis in axes else next(lengths)) for axis in ours])

@@ -25,6 +25,13 @@ _REGULAR = (
     ("roneneldan/TinyStories-{}{}", "1M 3M 8M 28M 33M 1Layer-21M 2Layers-33M", ("",)),
     ("roneneldan/TinyStories-Instruct-{}{}", "1M 3M 8M 28M 33M 2Layers-33M", ("",)),
     ("microsoft/phi-{}{}", "1 1_5 2 4", ("",)),
+    ("bigscience/bloom-{}{}", "560m 1b1 1b7 3b 7b1", ("",)),
+    ("allenai/OLMo-{}{}-hf", "1B 7B", ("",)),
+    ("allenai/OLMo-2-{}{}", "0425-1B 1124-7B", ("",)),
+    ("allenai/Olmo-3-{}{}", "1025-7B 1125-32B", ("",)),
+    ("allenai/Olmo-3-{}{}", "7B 32B", ("-Think",)),
+    ("allenai/Olmo-3-{}{}", "7B", ("-Instruct",)),
+    ("allenai/Olmo-3.1-{}{}", "32B", ("-Instruct", "-Think")),
 )
 """Hub ids by pattern, sizes and suffixes; their short names follow by rule."""
 
@@ -40,6 +47,7 @@ _OTHERS = {
     "EleutherAI/gpt-neo-2.7B": "gpt-neo-large neo-large",
     "EleutherAI/gpt-j-6B": "gpt-j gptj",
     "EleutherAI/gpt-neox-20b": "gpt-neox neox",
+    "bigcode/gpt_bigcode-santacoder": "santacoder bigcode/santacoder",  # the latter needs code of its own
     "facebook/opt-125m": "opt-small opt",
     "facebook/opt-1.3b": "opt-medium",
     "facebook/opt-2.7b": "opt-large",
@@ -58,7 +66,14 @@ _OTHERS = {
     "mistralai/Mistral-7B-Instruct-v0.1": "mistral-7b-instruct",
     "mistralai/Mistral-Nemo-Base-2407": "",
     "mistralai/Mistral-Small-24B-Base-2501": "",
+    "mistralai/Mixtral-8x7B-v0.1": "mixtral mixtral-8x7b",
+    "mistralai/Mixtral-8x7B-Instruct-v0.1": "mixtral-instruct mixtral-8x7b-instruct",
+    "allenai/OLMoE-1B-7B-0924": "olmoe",
     "microsoft/Phi-3-mini-4k-instruct": "phi-3",
+    "allenai/OLMo-2-0425-1B": "olmo-2-1b",
+    "allenai/OLMo-2-1124-7B": "olmo-2-7b",
+    "swiss-ai/Apertus-8B-2509": "apertus-8b apertus",
+    "swiss-ai/Apertus-8B-Instruct-2509": "apertus-8b-instruct apertus-instruct",
     "roneneldan/TinyStories-Instuct-1Layer-21M": "",  # the id lacks an r
 }
 """Hub id → short names that no rule gives."""

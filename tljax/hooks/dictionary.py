@@ -7,9 +7,9 @@ from typing import Any, Literal
 import jax
 
 from tljax.errors import HookError, UnknownHookError
-from tljax.hooks.interventions import Intervention
+from tljax.hooks.interventions import Intervention, Replace
 from tljax.hooks.names import select
-from tljax.hooks.point import HookPoint, HookSlot
+from tljax.hooks.point import HookPoint, HookSlot, check_numbers
 from tljax.hooks.points import HookPointSpec
 
 Direction = Literal["fwd", "bwd"]
@@ -110,6 +110,8 @@ class HookDictionary:
             if isinstance(entry.function, Intervention):
                 spec = table[entry.name]
                 entry.function.check_shape(HookPoint(entry.name, spec.axes), spec.shape(batch, pos))
+                if isinstance(entry.function, Replace):
+                    check_numbers(entry.function.value, entry.name, spec.below)
 
 
 def _pair(item: Any) -> tuple[Any, Callable[..., Any]]:
@@ -137,7 +139,7 @@ def make_slot(relative: str, spec: HookPointSpec, full_name: str, entries: Seque
     other callable is told the full name.
     """
     anonymous = all(isinstance(entry.function, Intervention) for entry in entries)
-    point = HookPoint(relative if anonymous else full_name, spec.axes)
+    point = HookPoint(relative if anonymous else full_name, spec.axes, below=spec.below)
     return HookSlot(
         point,
         tuple(entry.function for entry in entries if entry.direction == "fwd"),

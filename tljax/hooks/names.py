@@ -12,7 +12,7 @@ _ACTIVATION_ALIASES = {
     "mlp_pre": "pre", "mlp_mid": "mid", "mlp_post": "post",
 }  # fmt: skip
 _LAYER_TYPE_ALIASES = {"a": "attn", "m": "mlp", "b": "", "block": "", "blocks": "", "attention": "attn"}
-_ATTENTION_NAMES = ("k", "v", "q", "z", "rot_k", "rot_q", "result", "pattern", "attn_scores")
+_ATTENTION_NAMES = ("k", "v", "q", "z", "rot_k", "rot_q", "result", "pattern", "attn_scores", "q_latent", "kv_latent")
 _MLP_NAMES = ("pre", "post", "mid", "pre_linear")
 _NORM_NAMES = ("scale", "normalized")
 

@@ -7,6 +7,8 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 
 from tljax.errors import HookError
 
@@ -45,11 +47,13 @@ class HookPoint:
             ``"attn.hook_z"``: a block does not know its index, so that layers share one executable.
         axes: one axis name for each dimension, such as ``("batch", "pos", "head", "d_head")``; empty when unknown.
         window: the part of the text that the activation holds; ``None`` means all of it.
+        below: where the activation holds numbers of things (experts), how many things there are.
     """
 
     name: str
     axes: tuple[str, ...] = ()
     window: Window | None = dataclasses.field(default=None, compare=False)
+    below: int | None = None
 
     @property
     def layer(self) -> LayerIndex | None:
@@ -184,7 +188,20 @@ def check_result(result: Any, value: Any, point: HookPoint) -> Any:
     same_kind = jnp.issubdtype(result.dtype, jnp.floating) == jnp.issubdtype(value.dtype, jnp.floating)
     if not same_kind:
         raise HookError(f"The hook at {point.name} returned dtype {result.dtype}; the activation is {value.dtype}.")
+    check_numbers(result, point.name, point.below)
     return result.astype(value.dtype)
+
+
+def check_numbers(numbers: Any, name: str, below: int | None) -> None:
+    """Raises HookError if a value for a point that holds numbers of things has one that no thing has.
+
+    Under trace there is nothing to look at: what such a number leads to is then NaN.
+    """
+    if below is None or isinstance(numbers, Tracer):
+        return
+    found = np.asarray(numbers)
+    if len(wrong := found[(found < 0) | (found >= below)]):
+        raise HookError(f"A hook at {name} puts {wrong[0]} there: its numbers run from 0 to {below - 1}.")
 
 
 def attach_backward(value: Any, functions: tuple[Callable[..., Any], ...], point: HookPoint) -> Any:

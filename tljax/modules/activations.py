@@ -23,9 +23,25 @@ def gelu_exact(x: jax.Array) -> jax.Array:
     return jax.nn.gelu(x, approximate=False)
 
 
+def quick_gelu(x: jax.Array) -> jax.Array:
+    """``x * sigmoid(1.702 x)``, an approximation of GELU (Hendrycks and Gimpel 2016)."""
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
 def relu2(x: jax.Array) -> jax.Array:
     """Squared ReLU."""
     return jnp.square(jax.nn.relu(x))
+
+
+def xielu(x: jax.Array, alpha_p: jax.Array, alpha_n: jax.Array, beta: jax.Array, eps: jax.Array) -> jax.Array:
+    """``a x² + b x`` above zero and ``c (exp(x) - 1 - x) + b x`` below it (Huang and Schlag 2024, xIELU).
+
+    Here ``a = softplus(alpha_p)``, ``b = beta`` and ``c = beta + softplus(alpha_n)``; ``eps``, just below zero, is the
+    largest number whose exponential is taken.
+    """
+    above = jax.nn.softplus(alpha_p) * x * x
+    below = (beta + jax.nn.softplus(alpha_n)) * (jnp.expm1(jnp.minimum(x, eps)) - x)
+    return jnp.where(x > 0, above, below) + beta * x
 
 
 _FUNCTIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -36,10 +52,11 @@ _FUNCTIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu_fast": gelu_tanh,
     "gelu_pytorch_tanh": gelu_tanh,
     "silu": jax.nn.silu,
+    "quick_gelu": quick_gelu,
     "solu": solu,
     "solu_ln": solu,
 }
-assert set(_FUNCTIONS) == set(ACTIVATIONS)
+assert set(_FUNCTIONS) == set(ACTIVATIONS) - {"xielu"}, "xIELU has parameters: a module applies it"
 
 
 def activation(name: str) -> Callable[[jax.Array], jax.Array]:

@@ -7,9 +7,12 @@ import jax.numpy as jnp
 from tljax.config import HookedTransformerConfig
 from tljax.hooks.point import hook, is_hooked
 from tljax.modules.activations import scaled
-from tljax.modules.attention import Attention, AttentionContext
+from tljax.modules.attention import Attention
+from tljax.modules.context import AttentionContext
+from tljax.modules.latent_attention import LatentAttention
 from tljax.modules.mlp import MLP
-from tljax.modules.norm import make_norm, post_norm_kind
+from tljax.modules.moe import MoE
+from tljax.modules.norm import block_norm_kind, make_norm, post_norm_kind
 
 
 class TransformerBlock(nn.Module):
@@ -25,12 +28,12 @@ class TransformerBlock(nn.Module):
 
     def setup(self) -> None:
         cfg = self.cfg
-        self.ln1 = make_norm(cfg, cfg.normalization_type)
-        self.attn = Attention(cfg, self.kind)
+        self.ln1 = make_norm(cfg, block_norm_kind(cfg))
+        self.attn = make_attention(cfg, self.kind)
         self.ln1_post = make_norm(cfg, post_norm_kind(cfg))
         if not cfg.attn_only:
-            self.ln2 = make_norm(cfg, cfg.normalization_type)
-            self.mlp = MLP(cfg)
+            self.ln2 = make_norm(cfg, block_norm_kind(cfg))
+            self.mlp = MoE(cfg) if cfg.has_experts(self.kind) else MLP(cfg)
             self.ln2_post = make_norm(cfg, post_norm_kind(cfg))
 
     def __call__(self, resid_pre: jax.Array, context: AttentionContext) -> jax.Array:
@@ -41,22 +44,30 @@ class TransformerBlock(nn.Module):
         attn_out = hook(self, "hook_attn_out", attn_out)
         resid_pre = context.computed(resid_pre)
         if self.cfg.attn_only:
-            return hook(self, "hook_resid_post", resid_pre + attn_out)
+            return hook(self, "hook_resid_post", self._after(self.ln1, resid_pre + attn_out))
         if self.cfg.parallel_attn_mlp:
             return hook(self, "hook_resid_post", resid_pre + attn_out + self._mlp_out(resid_pre))
-        resid_mid = hook(self, "hook_resid_mid", resid_pre + attn_out)
-        return hook(self, "hook_resid_post", resid_mid + self._mlp_out(resid_mid))
+        resid_mid = hook(self, "hook_resid_mid", self._after(self.ln1, resid_pre + attn_out))
+        return hook(self, "hook_resid_post", self._after(self.ln2, resid_mid + self._mlp_out(resid_mid)))
 
     def read_heads(self, resid_pre: jax.Array, letter: str) -> jax.Array:
         """Queries, keys or values (``letter`` ``"q"``, ``"k"`` or ``"v"``) of a residual stream entering the block."""
-        return self.attn.read(self.ln1(resid_pre), letter)
+        return self.attn.read(self._before(self.ln1, resid_pre), letter)
 
     def attention_output(self, combined: jax.Array) -> jax.Array:
         """What is added to the residual stream, of attention's combined heads ``[..., d_model]``."""
         return scaled(self.ln1_post(combined), self.cfg.residual_multiplier)
 
+    def _before(self, norm: nn.Module, resid: jax.Array) -> jax.Array:
+        """What attention or MLP reads of the residual stream."""
+        return resid if self.cfg.use_normalization_of_residual else norm(resid)
+
+    def _after(self, norm: nn.Module, resid: jax.Array) -> jax.Array:
+        """The residual stream once attention or MLP was added to it."""
+        return norm(resid) if self.cfg.use_normalization_of_residual else resid
+
     def _mlp_out(self, resid: jax.Array) -> jax.Array:
-        mlp_out = self.ln2_post(self.mlp(self.ln2(hook(self, "hook_mlp_in", resid))))
+        mlp_out = self.ln2_post(self.mlp(self._before(self.ln2, hook(self, "hook_mlp_in", resid))))
         return hook(self, "hook_mlp_out", scaled(mlp_out, self.cfg.residual_multiplier))
 
     def _attention_inputs(self, resid_pre: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -66,10 +77,10 @@ class TransformerBlock(nn.Module):
         if is_hooked(self, "hook_attn_in"):
             attn_in = hook(self, "hook_attn_in", _per_head(resid_pre, cfg.n_heads))
         if not is_hooked(self, "hook_q_input", "hook_k_input", "hook_v_input"):
-            normalized = self.ln1(attn_in)
+            normalized = self._before(self.ln1, attn_in)
             return normalized, normalized, normalized
         query, key, value = (
-            self.ln1(hook(self, name, attn_in if attn_in.ndim == 4 else _per_head(resid_pre, heads)))
+            self._before(self.ln1, hook(self, name, attn_in if attn_in.ndim == 4 else _per_head(resid_pre, heads)))
             for name, heads in (
                 ("hook_q_input", cfg.n_heads),
                 ("hook_k_input", cfg.kv_heads),
@@ -77,6 +88,11 @@ class TransformerBlock(nn.Module):
             )
         )
         return query, key, value
+
+
+def make_attention(cfg: HookedTransformerConfig, kind: str) -> Attention:
+    """Returns the attention of layers of a kind."""
+    return Attention(cfg, kind) if cfg.kv_lora_rank is None else LatentAttention(cfg, kind)
 
 
 def _per_head(x: jax.Array, heads: int) -> jax.Array:

@@ -8,23 +8,25 @@ from tljax.config import HookedTransformerConfig
 from tljax.hooks.point import hook
 from tljax.modules import initializers
 from tljax.modules.activations import scaled, soft_cap
-from tljax.modules.attention import AttentionContext
+from tljax.modules.context import AttentionContext
 from tljax.modules.few_rows import product
-from tljax.modules.norm import make_norm
+from tljax.modules.norm import final_norm_kind, make_norm
 
 
 class Embed(nn.Module):
-    """Token embedding: rows of ``W_E``, times ``embedding_multiplier``."""
+    """Token embedding: rows of ``W_E``, times ``embedding_multiplier``, through a layer norm where there is one."""
 
     cfg: HookedTransformerConfig
 
-    @nn.compact
-    def __call__(self, tokens: jax.Array) -> jax.Array:
-        """``[batch, pos]`` token ids to ``[batch, pos, d_model]``."""
+    def setup(self) -> None:
         cfg = self.cfg
         initializer = initializers.weight(cfg, cfg.d_vocab, cfg.d_model, embedding=True)
-        rows = self.param("W_E", initializer, (cfg.d_vocab, cfg.d_model), cfg.jnp_dtype)[tokens]
-        return scaled(rows, cfg.embedding_multiplier)
+        self.W_E = self.param("W_E", initializer, (cfg.d_vocab, cfg.d_model), cfg.jnp_dtype)
+        self.ln = make_norm(cfg, "LN" if cfg.post_embedding_ln else None)
+
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        """``[batch, pos]`` token ids to ``[batch, pos, d_model]``."""
+        return self.ln(scaled(self.W_E[tokens], self.cfg.embedding_multiplier))
 
 
 class PosEmbed(nn.Module):
@@ -81,11 +83,8 @@ class Unembed(nn.Module):
 
 
 def final_norm(cfg: HookedTransformerConfig) -> nn.Module:
-    """The norm before the unembedding: RMS under ``final_rms`` whatever the blocks use."""
-    kind = cfg.normalization_type
-    if kind is not None and cfg.final_rms:
-        kind = "RMSPre" if kind.endswith("Pre") else "RMS"
-    return make_norm(cfg, kind)
+    """The norm before the unembedding."""
+    return make_norm(cfg, final_norm_kind(cfg))
 
 
 class HeadStage(nn.Module):

@@ -61,7 +61,7 @@ def _beside(node: Any, names: Sequence[str], lay_out: Callable[[jax.Array], Any]
         return tuple(_beside(child, names, lay_out) for child in node)
     if not isinstance(node, dict):
         return node
-    tree = {name: _beside(child, names, lay_out) for name, child in node.items()}
+    tree = {name: child if name == "experts" else _beside(child, names, lay_out) for name, child in node.items()}
     for name in names:
         weight = node.get(name)
         if weight is not None and weight.size >= _SMALLEST and weight.dtype == jnp.float32:

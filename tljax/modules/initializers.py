@@ -39,6 +39,11 @@ def zeros(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
     return jnp.zeros(shape, dtype)
 
 
+def constant(value: float) -> Initializer:
+    """Returns the initializer of a parameter that starts at ``value``."""
+    return lambda key, shape, dtype: jnp.full(shape, value, dtype)
+
+
 def ones(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
     """Initializer of norm weights."""
     return jnp.ones(shape, dtype)

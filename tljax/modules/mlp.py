@@ -1,12 +1,14 @@
 """The MLP: plain, gated, and SoLU with its inner layer norm."""
 
+import math
+
 import flax.linen as nn
 import jax
 
 from tljax.config import HookedTransformerConfig
 from tljax.hooks.point import hook
 from tljax.modules import initializers
-from tljax.modules.activations import activation
+from tljax.modules.activations import activation, xielu
 from tljax.modules.few_rows import product
 from tljax.modules.norm import make_norm
 
@@ -15,9 +17,11 @@ class MLP(nn.Module):
     """``act(x W_in + b_in) W_out + b_out``, or gated ``(act(x W_gate) * (x W_in) + b_in) W_out + b_out``."""
 
     cfg: HookedTransformerConfig
+    width: int | None = None
+    """How many neurons; ``None``: ``cfg.d_mlp``."""
 
     def setup(self) -> None:
-        cfg, dtype, width = self.cfg, self.cfg.jnp_dtype, self.cfg.d_mlp
+        cfg, dtype, width = self.cfg, self.cfg.jnp_dtype, self.width or self.cfg.d_mlp
         assert width is not None
         inward = initializers.weight(cfg, cfg.d_model, width)
         self.W_in = self.param("W_in", inward, (cfg.d_model, width), dtype)
@@ -28,6 +32,7 @@ class MLP(nn.Module):
         self.b_out = self.param("b_out", initializers.zeros, (cfg.d_model,), dtype)
         if cfg.act_fn == "solu_ln":
             self.ln = make_norm(cfg, "LN" if cfg.normalization_type == "LN" else "LNPre", width)
+        self.act = XIELU(cfg) if cfg.act_fn == "xielu" else activation(cfg.act_fn or "")
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """``[batch, pos, d_model]`` to the same shape."""
@@ -36,13 +41,31 @@ class MLP(nn.Module):
         return product(self, "W_out", post, self.W_out) + self.b_out[None, None]
 
     def _plain(self, x: jax.Array) -> jax.Array:
-        assert self.cfg.act_fn is not None
         pre = hook(self, "hook_pre", product(self, "W_in", x, self.W_in) + self.b_in[None, None])
-        post = activation(self.cfg.act_fn)(pre)
+        post = self.act(pre)
         return self.ln(hook(self, "hook_mid", post)) if self.cfg.act_fn == "solu_ln" else post
 
     def _gated(self, x: jax.Array) -> jax.Array:
-        assert self.cfg.act_fn is not None
         gate = hook(self, "hook_pre", product(self, "W_gate", x, self.W_gate))
         linear = hook(self, "hook_pre_linear", product(self, "W_in", x, self.W_in))
-        return activation(self.cfg.act_fn)(gate) * linear + self.b_in[None, None]
+        return self.act(gate) * linear + self.b_in[None, None]
+
+
+class XIELU(nn.Module):
+    """The activation of Apertus, with two learned numbers a layer; ``beta`` and ``eps`` are stored but not learned."""
+
+    cfg: HookedTransformerConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """An array of any shape to the same shape."""
+        dtype = self.cfg.jnp_dtype
+        alpha_p, alpha_n = (
+            self.param(name, initializers.constant(math.log(math.expm1(start))), (1,), dtype).reshape([1] * x.ndim)
+            for name, start in (("alpha_p", 0.8), ("alpha_n", 0.3))
+        )
+        beta, eps = (
+            jax.lax.stop_gradient(self.param(name, initializers.constant(value), (), dtype))
+            for name, value in (("beta", 0.5), ("eps", -1e-6))
+        )
+        return xielu(x, alpha_p, alpha_n, beta, eps)

@@ -12,9 +12,9 @@ import numpy as np
 
 from tljax.forward import run_forward
 from tljax.hooked_transformer import HookedTransformer
-from tljax.hooks.points import keys_and_values
 from tljax.inputs import ModelInput
-from tljax.modules.attention import AttentionContext
+from tljax.modules.attention import KEYS_AND_VALUES
+from tljax.modules.context import AttentionContext
 from tljax.sizes import frame_length
 
 
@@ -67,7 +67,7 @@ def run_base(model: HookedTransformer, prepared: ModelInput, names: Sequence[str
     mask = np.ones((batch, length), bool) if given.token_mask is None else np.asarray(given.token_mask)
     positions = np.broadcast_to(positions, (batch, length))
     context = AttentionContext(*jax.device_put((_padded(positions, frame), _padded(mask, frame))))
-    needed = ("hook_resid_pre", *keys_and_values(cfg))
+    needed = ("hook_resid_pre", *KEYS_AND_VALUES)
     kept = dict.fromkeys([*names, *(f"blocks.{layer}.{part}" for layer in range(cfg.n_layers) for part in needed)])
     final, activations = run_forward(
         cfg, model.params, tokens, context, hooks=model._hooks, names=tuple(kept), stop=cfg.n_layers

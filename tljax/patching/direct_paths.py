@@ -11,7 +11,7 @@ from tljax.errors import InputError
 from tljax.hooked_transformer import HookedTransformer
 from tljax.patching.base_run import BaseRun
 from tljax.patching.measured import measure_sites
-from tljax.patching.paths import added_by_attention, read_heads, refuse_hooks
+from tljax.patching.paths import added_by_attention, read_heads, refuse_paths
 from tljax.patching.sites import Sites, grid
 from tljax.patching.sources import read_source, rounding
 from tljax.patching.sweep import Setup, prepare_sweep
@@ -103,7 +103,7 @@ def _direct_paths(
     if component not in ("q", "k", "v"):
         raise InputError(f'component={component!r} is not one of "q", "k" and "v".')
     receivers = tuple(f"blocks.{layer}.attn.hook_{component}" for layer in range(cfg.n_layers))
-    refuse_hooks(model)
+    refuse_paths(model)
     setup = prepare_sweep(model, corrupted, "z", sorted({layer for layer, _ in senders}), extra=receivers)
     heads = cfg.n_heads if component == "q" else cfg.kv_heads
     paths = np.zeros((len(senders), cfg.n_layers, heads), np.float32)

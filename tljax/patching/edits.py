@@ -17,7 +17,8 @@ ENTRY = "hook_resid_pre"
 
 BEFORE_QUERIES = ("hook_resid_pre", "hook_attn_in", "hook_q_input", "hook_k_input", "hook_v_input", "ln1.hook_scale",
                   "ln1.hook_normalized", "attn.hook_k", "attn.hook_v", "attn.k_norm.hook_scale",
-                  "attn.k_norm.hook_normalized", "attn.hook_rot_k")  # fmt: skip
+                  "attn.k_norm.hook_normalized", "attn.hook_rot_k", "attn.kv_latent_norm.hook_scale",
+                  "attn.kv_latent_norm.hook_normalized", "attn.hook_kv_latent")  # fmt: skip
 """Points that hold every packed token even where the block computes only some tokens' outputs."""
 
 
@@ -101,6 +102,7 @@ class GridEdits:
         variant: ``[site]``, which variant of the values it takes.
         chosen: for each axis along which sites are told apart, the entry of each site ``[site]``.
         allowed: for each axis along which part of the entries is patched, a mask of its entries.
+        every_token: the point holds every packed token even where the block computes only some tokens' outputs.
     """
 
     spec: HookPointSpec
@@ -109,6 +111,7 @@ class GridEdits:
     variant: np.ndarray
     chosen: Mapping[str, np.ndarray]
     allowed: Mapping[str, np.ndarray]
+    every_token: bool
 
     @property
     def signature(self) -> Hashable:
@@ -134,7 +137,7 @@ class GridEdits:
         layout: PageLayout,
         queries: np.ndarray | None,
     ) -> TakeRows:
-        tokens = slice(None) if queries is None or self.spec.name in BEFORE_QUERIES else layout.last
+        tokens = slice(None) if queries is None or self.every_token else layout.last
         site = site[layout.row[tokens]]
         on = here[layout.row[tokens]] & layout.is_real[tokens] & picks(self, "pos", site, layout.pos[tokens])
         factors = [expand(on[None], (0, 1), table.ndim - 1)]

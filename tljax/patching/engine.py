@@ -13,8 +13,9 @@ from tljax.config import HookedTransformerConfig
 from tljax.forward import Stage, block_module, context_of_layer, run_stage
 from tljax.hooked_transformer import HookedTransformer
 from tljax.hooks.point import HookPoint, HookSlot
-from tljax.hooks.points import block_points, keys_and_values
-from tljax.modules.attention import AttentionContext
+from tljax.hooks.points import block_points
+from tljax.modules.attention import KEYS_AND_VALUES
+from tljax.modules.context import AttentionContext
 from tljax.modules.packing import Packing
 from tljax.patching.base_run import BaseRun
 from tljax.patching.edits import ENTRY, Edits, TakeRows
@@ -182,11 +183,13 @@ class Engine:
     ) -> jax.Array:
         cfg = self.cfg
         indices = self._indices(layout, queries)
-        axes = {spec.name: spec.axes for spec in block_points(cfg)}
+        axes = {spec.name: spec.axes for spec in block_points(cfg, cfg.layer_kind(layer))}
         slots = {name: HookSlot(HookPoint(name, axes[name]), written) for name, written in edits.items()}
-        k, v = (self.base.activations[f"blocks.{layer}.{name}"] for name in keys_and_values(cfg))
+        k, v = (self.base.activations[f"blocks.{layer}.{name}"] for name in KEYS_AND_VALUES)
         packing = Packing(past_k=k, past_v=v, **indices["packing"])
-        context = AttentionContext(indices["positions"], indices["token_mask"], packing=packing)
+        context = AttentionContext(
+            indices["positions"], indices["token_mask"], lengths=indices["lengths"], packing=packing
+        )
         module = block_module(cfg, cfg.layer_kind(layer))
         stage = Stage(module, self.params["blocks"][layer], f"blocks.{layer}.", (), slots)
         computed = layout.n_tokens if queries is None else layout.n_rows
@@ -206,8 +209,10 @@ class Engine:
             "computed": None if whole else layout.last,
         }
         positions, mask = np.asarray(base.positions), np.asarray(base.token_mask)
-        positions = positions.reshape(-1)[layout.source][None]
-        return jax.device_put({"packing": packing, "positions": positions, "token_mask": mask[layout.prompt]})
+        lengths = np.broadcast_to(positions.max(axis=1, keepdims=True) + np.int32(1), positions.shape)
+        positions, lengths = (array.reshape(-1)[layout.source][None] for array in (positions, lengths))
+        tokens = {"positions": positions, "lengths": lengths, "token_mask": mask[layout.prompt]}
+        return jax.device_put({"packing": packing, **tokens})
 
     def _floor(self, rows: Rows) -> float:
         skipped = 1 if self.reach.only is not None else 0

@@ -79,7 +79,7 @@ def path_patch(
     Raises:
         InputError: a receiver that does not exist, a sender that is not added to the residual stream.
     """
-    refuse_hooks(model)
+    refuse_paths(model)
     wanted = read_receivers(model.cfg, receivers)
     setup = prepare_sweep(model, prompt, sender, layers, extra=_frozen_names(model.cfg))
     if setup.point not in SENDERS:
@@ -101,8 +101,14 @@ def path_patch(
     return _joined(parts).as_result(senders.sizes, senders.names, reduce, f"path from {sender}", senders.labels)
 
 
-def refuse_hooks(model: HookedTransformer) -> None:
-    """Raises InputError if the model carries hooks."""
+def refuse_paths(model: HookedTransformer) -> None:
+    """Raises InputError if the model carries hooks, or if there are no paths in it to follow."""
+    if model.cfg.use_normalization_of_residual:
+        raise InputError(
+            "Path patching follows what heads and MLPs add to the residual stream from layer to layer, and this model "
+            "normalises the whole stream after each addition (use_normalization_of_residual), so that nothing added "
+            "is found again in later layers. Patch activations with sweep instead."
+        )
     if model._hooks.entries:
         raise InputError(
             "This model carries hooks, and path patching runs the model without them: pass model.reset_hooks(). (Only "
@@ -288,7 +294,7 @@ def added_by_attention(
         change: ``[change, batch, pos, d_model]``, of the combined heads.
     """
     module, params = block_module(model.cfg, model.cfg.layer_kind(layer)), model.params["blocks"][layer]
-    if not model.cfg.use_normalization_before_and_after:
+    if not model.cfg.has_norms_after:
         return scaled(change, model.cfg.residual_multiplier)
     return _added(module, point == "attn.hook_z", params, heads, change)
 

@@ -59,14 +59,26 @@ def block_flops_per_token(cfg: HookedTransformerConfig) -> int:
 
 
 def _query_flops(cfg: HookedTransformerConfig) -> int:
-    attention = 4 * cfg.d_model * cfg.n_heads * cfg.d_head
+    attention = 2 * cfg.d_model * cfg.n_heads * (cfg.d_head + cfg.value_width)
     if cfg.attn_only:
         return attention
-    return attention + (6 if cfg.gated_mlp else 4) * cfg.d_model * (cfg.d_mlp or 0)
+    return attention + int(2 * cfg.d_model * _mlp_columns(cfg))
+
+
+def _mlp_columns(cfg: HookedTransformerConfig) -> float:
+    """Weights that a token meets in an MLP or a mixture of experts, over ``d_model``: the mean over layers."""
+    matrices = 3 if cfg.gated_mlp else 2
+    dense = matrices * (cfg.d_mlp or 0)
+    if cfg.num_experts is None or not cfg.n_layers:
+        return dense
+    chosen = (cfg.experts_per_token or 0) * (cfg.d_expert or 0) + (cfg.d_shared_expert or 0)
+    mixture = matrices * chosen + cfg.num_experts + cfg.gate_shared_expert
+    part = sum(cfg.has_experts(cfg.layer_kind(layer)) for layer in range(cfg.n_layers)) / cfg.n_layers
+    return part * mixture + (1 - part) * dense
 
 
 def _key_value_flops(cfg: HookedTransformerConfig) -> int:
-    return 4 * cfg.d_model * cfg.kv_heads * cfg.d_head
+    return 2 * cfg.d_model * cfg.kv_heads * (cfg.d_head + cfg.value_width)
 
 
 def block_flops(cfg: HookedTransformerConfig, tokens: int, queries: int, rows: int, query_pos: int, keys: int) -> int:
@@ -78,7 +90,7 @@ def block_flops(cfg: HookedTransformerConfig, tokens: int, queries: int, rows: i
         queries: tokens whose output is computed.
         rows, query_pos, keys: shape of the attention scores besides heads.
     """
-    scores = 4 * cfg.n_heads * cfg.d_head * rows * query_pos * keys
+    scores = 2 * cfg.n_heads * (cfg.d_head + cfg.value_width) * rows * query_pos * keys
     return tokens * _key_value_flops(cfg) + queries * _query_flops(cfg) + scores
 
 

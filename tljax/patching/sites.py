@@ -11,7 +11,7 @@ import numpy as np
 from tljax.config import HookedTransformerConfig
 from tljax.hooks.points import HookPointSpec, block_points
 from tljax.patching.base_run import BaseRun
-from tljax.patching.edits import ENTRY, GridEdits
+from tljax.patching.edits import BEFORE_QUERIES, ENTRY, GridEdits
 from tljax.patching.pages import Rows
 
 EMBEDDING = ("hook_embed", "hook_pos_embed")
@@ -67,8 +67,12 @@ class Sites:
 def point_of(cfg: HookedTransformerConfig, point: str) -> HookPointSpec:
     """The table's row of a site's point, by relative name."""
     if point in EMBEDDING:
-        return dataclasses.replace(block_points(cfg)[0], name=point)
-    return next(spec for spec in block_points(cfg) if spec.name == point)
+        point, name = ENTRY, point
+    else:
+        name = point
+    kinds = dict.fromkeys(cfg.layer_kind(layer) for layer in range(cfg.n_layers))
+    found = next(spec for kind in kinds for spec in block_points(cfg, kind) if spec.name == point)
+    return dataclasses.replace(found, name=name)
 
 
 def find_rows(cfg: HookedTransformerConfig, base: BaseRun, sites: Sites, end: int) -> Rows:
@@ -133,6 +137,8 @@ def _first_position(changed: np.ndarray, axes: Sequence[str], sites: Sites, at: 
 
 def _enters_above(cfg: HookedTransformerConfig, point: str) -> int:
     """One if a change at the point is a known change of the residual stream entering the next layer, else zero."""
+    if cfg.use_normalization_of_residual:
+        return int(point == "hook_resid_post")
     added = cfg.attn_only or cfg.parallel_attn_mlp
     return int(point in ("hook_resid_post", "hook_mlp_out") or (point == "hook_attn_out" and added))
 
@@ -149,7 +155,9 @@ def place(cfg: HookedTransformerConfig, base: BaseRun, sites: Sites) -> GridEdit
         for layer, values in sites.values.items():
             old = base.activations[sites.full_name(layer)]
             tables[layer + above] = base.residual(layer + above)[None] + (values - old[None])
-    return GridEdits(spec, tables, sites.layer + above, sites.variant, sites.chosen, sites.allowed)
+    after = cfg.use_normalization_of_residual and spec.name.startswith("ln1.")
+    every_token = spec.name in BEFORE_QUERIES and not after
+    return GridEdits(spec, tables, sites.layer + above, sites.variant, sites.chosen, sites.allowed, every_token)
 
 
 def grid(sizes: Mapping[str, Sequence[int] | np.ndarray]) -> dict[str, np.ndarray]:

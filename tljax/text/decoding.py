@@ -19,8 +19,8 @@ from tljax.config import HookedTransformerConfig
 from tljax.forward import run_forward
 from tljax.hooks.dictionary import HookDictionary
 from tljax.hooks.point import Window, is_compiled
-from tljax.hooks.points import keys_and_values
-from tljax.modules.attention import AttentionContext
+from tljax.modules.attention import KEYS_AND_VALUES
+from tljax.modules.context import AttentionContext
 from tljax.modules.few_rows import in_pieces, size_of_copies, transposed
 from tljax.sizes import frame_length, power_of_two
 from tljax.text.batch import count_positions
@@ -157,7 +157,7 @@ class Decoder:
         extra = ((0, 0), (0, framed - length))
         seen = np.pad(mask, extra)
         context = AttentionContext(*jax.device_put((count_positions(seen), seen)), window=Window(np.int32(0), capacity))
-        names = tuple(f"blocks.{n}.{name}" for name in keys_and_values(cfg) for n in range(cfg.n_layers))
+        names = tuple(f"blocks.{n}.{name}" for name in KEYS_AND_VALUES for n in range(cfg.n_layers))
         embedded = np.ndim(prompt) == 3
         value = jnp.pad(prompt, (*extra, (0, 0))) if embedded else np.pad(np.asarray(prompt), extra)
         final, recorded = run_forward(

@@ -12,7 +12,7 @@ from tljax.hooks.points import point_table
 from tljax.sizes import power_of_two
 from tljax.text.decoding import Decoder, Rules, room
 from tljax.text.placing import TextSize, place_hooks
-from tljax.text.prompts import Ends, Prompts, check_room
+from tljax.text.prompts import Ends, Prompts, check_room, check_switch
 from tljax.text.sampling import read_sampling
 
 if TYPE_CHECKING:
@@ -48,6 +48,8 @@ class Generation:
     ) -> None:
         cfg = model.cfg
         check_room(cfg, prompts, max_new_tokens)
+        if use_cache:
+            check_switch(cfg, prompts, max_new_tokens)
         length = prompts.shape[1]
         if prompts.kind == "embeds" and not use_cache:
             raise InputError("Embeddings cannot run again without their cache: leave use_past_kv_cache=True.")

@@ -199,6 +199,22 @@ def _is_nested(eos: Any) -> bool:
     return isinstance(eos, list | tuple) and len(eos) > 0 and np.ndim(eos[0]) == 1
 
 
+def check_switch(cfg: HookedTransformerConfig, prompts: Prompts, max_new_tokens: int) -> None:
+    """Raises InputError if a text of a long-rope model would outgrow its short factors while its keys are kept."""
+    if not cfg.uses_longrope:
+        return
+    switch, lengths = cfg.longrope_original_max_position_embeddings, prompts.mask.sum(axis=1)
+    room = switch - lengths + 1  # the last new token never runs
+    crossing = (lengths <= switch) & (max_new_tokens > room)
+    if crossing.any():
+        row = int(np.flatnonzero(crossing)[0])
+        raise InputError(
+            f"Prompt {row} has {lengths[row]} tokens and max_new_tokens={max_new_tokens}: beyond {switch} tokens this "
+            "model rotates the whole text by other frequencies, and the keys in the cache would be those of before. "
+            f"Ask for at most {int(room[crossing].min())}, or pass use_past_kv_cache=False."
+        )
+
+
 def check_room(cfg: HookedTransformerConfig, prompts: Prompts, max_new_tokens: int) -> None:
     """Raises InputError unless ``max_new_tokens`` is a positive number and the text fits into the model's context."""
     if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int | np.integer) or max_new_tokens < 1:

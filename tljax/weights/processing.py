@@ -1,23 +1,25 @@
 """Weight processing: folding and centring that leave the function of a model alone and its weights readable.
 
-Four steps, TransformerLens's, each a pure function of parameters and applied only where it is exact:
+TransformerLens's steps, each a pure function of parameters and applied only where it is exact
+(:func:`tljax.weights.steps.why_not`):
 
 - ``fold_ln``: a norm's gain and bias move into the matrices that read it, which are then centred along
   ``d_model`` (a layer norm's output has no mean, so that part of them is never used). Not with layer norms
-  and gated MLPs: the gate has no bias of its own that could take the norm's.
+  and gated MLPs or experts: a gate and a router have no bias of their own that could take the norm's.
 - ``center_writing_weights``: whatever writes to the residual stream loses its mean along ``d_model``. Only
   when every reader is a layer norm, which subtracts that mean anyway; never with RMS norms, with ``final_rms`` or
   with norms on what attention and MLP put out.
 - ``center_unembed``: ``W_U`` and ``b_U`` lose their mean over the vocabulary: logits shift together,
   probabilities stay. Not under an output soft cap, which does not commute with the shift.
 - ``fold_value_biases``: attention patterns sum to one, so ``b_V`` reaches the output as a constant and moves
-  to ``b_O``.
+  to ``b_O``. Not with attention sinks (patterns sum to less than one) or clipped values.
+- ``refactor_factored_attn_matrices``, only when asked for: each head's query-key and output-value matrices are
+  factored by their singular value decomposition.
 
 A step that does not apply is skipped. Arithmetic is in float32 (or wider), results return to their own dtype.
 Applying the steps a second time changes no bit: a row whose mean is rounding noise is left as it is.
 """
 
-import dataclasses
 import functools
 from typing import Any
 
@@ -26,59 +28,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from tljax.config import HookedTransformerConfig
+from tljax.modules.norm import stored_dtype
 from tljax.typing import Params
+from tljax.weights.factors import refactor_heads
+from tljax.weights.steps import Steps
 
 Stage = dict[str, Any]
 HEAD = ("ln_final", "unembed")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Steps:
-    """The processing that applies to one config; hashable, so that it can be a static argument.
-
-    Attributes:
-        fold_ln: fold the norms.
-        center_writing: centre what writes to the residual stream.
-        center_unembed: centre the unembedding over the vocabulary.
-        fold_value_biases: move ``b_V`` into ``b_O``.
-        offset: the norms to fold multiply by ``1 + w``.
-    """
-
-    fold_ln: bool = False
-    center_writing: bool = False
-    center_unembed: bool = False
-    fold_value_biases: bool = False
-    offset: bool = False
-
-    @classmethod
-    def for_config(
-        cls,
-        cfg: HookedTransformerConfig,
-        *,
-        fold_ln: bool = True,
-        center_writing_weights: bool = True,
-        center_unembed: bool = True,
-        fold_value_biases: bool = True,
-    ) -> "Steps":
-        """Returns the requested steps that are exact for ``cfg``."""
-        norm = cfg.normalization_type
-        folds = fold_ln and (norm == "RMS" or (norm == "LN" and not cfg.gated_mlp))
-        return cls(
-            fold_ln=folds,
-            offset=folds and cfg.rmsnorm_uses_offset,
-            center_writing=center_writing_weights
-            and norm in ("LN", "LNPre")
-            and not (cfg.final_rms or cfg.use_normalization_before_and_after),
-            center_unembed=center_unembed and cfg.output_logits_soft_cap <= 0,
-            fold_value_biases=fold_value_biases,
-        )
-
-    def config_after(self, cfg: HookedTransformerConfig) -> HookedTransformerConfig:
-        """Returns ``cfg`` as it is once the steps have run."""
-        return cfg.replace(normalization_type=f"{cfg.normalization_type}Pre") if self.fold_ln else cfg
-
-    def __bool__(self) -> bool:
-        return self != Steps()
+_READERS = ("Q", "K", "V", "Q_down", "KV_down", "K_rot")
+"""What in an attention reads ln1: under latent attention the projections to the latents, whose norms are not folded."""
 
 
 def process_weights(
@@ -89,6 +47,7 @@ def process_weights(
     center_writing_weights: bool = True,
     center_unembed: bool = True,
     fold_value_biases: bool = True,
+    refactor_factored_attn_matrices: bool = False,
 ) -> tuple[Params, HookedTransformerConfig]:
     """Returns processed parameters and the config that goes with them; log-probabilities are unchanged.
 
@@ -99,9 +58,14 @@ def process_weights(
         center_writing_weights: centre everything that writes to the residual stream.
         center_unembed: centre the unembedding over the vocabulary.
         fold_value_biases: move value biases into the output bias.
+        refactor_factored_attn_matrices: factor each head's query-key and output-value matrices anew.
 
     Returns:
-        ``(params, cfg)``, in the dtypes and on the devices they came with.
+        ``(params, cfg)``, in the dtypes and on the devices they came with; ``cfg.weight_processing`` names what was
+        done (:func:`tljax.weights.steps.processing_report` says why the rest was not).
+
+    Raises:
+        ConfigError: ``refactor_factored_attn_matrices`` was asked for where it is not exact.
     """
     steps = Steps.for_config(
         cfg,
@@ -109,6 +73,7 @@ def process_weights(
         center_writing_weights=center_writing_weights,
         center_unembed=center_unembed,
         fold_value_biases=fold_value_biases,
+        refactor_factored_attn_matrices=refactor_factored_attn_matrices,
     )
     embed = {name: part for name, part in params.items() if name not in (*HEAD, "blocks")}
     head = {name: part for name, part in params.items() if name in HEAD}
@@ -129,7 +94,7 @@ def process_stage(params: Stage, steps: Steps, dtype: str | None = None) -> Stag
         dtype: dtype of the result; ``None`` keeps that of each parameter.
     """
     leaves = jax.tree_util.tree_leaves_with_path(params)
-    stored = {path: jnp.dtype(dtype or leaf.dtype) for path, leaf in leaves}
+    stored = {path: stored_dtype(path[-1].key, jnp.dtype(dtype or leaf.dtype)) for path, leaf in leaves}
     wide = jax.tree.map(lambda leaf: leaf.astype("float64" if leaf.dtype == "float64" else "float32"), params)
     coarsest = max(stored.values(), key=lambda kind: float(jnp.finfo(kind).eps))
     process = process_block if "attn" in params else process_head if "unembed" in params else process_embed
@@ -140,35 +105,64 @@ def process_stage(params: Stage, steps: Steps, dtype: str | None = None) -> Stag
 
 def process_embed(params: Stage, steps: Steps, stored: jnp.dtype) -> Stage:
     """Processes ``{"embed": ..., "pos_embed": ...}``; ``stored`` is the dtype the result will have."""
-    if not steps.center_writing:
+    if not steps.center_writing_weights:
         return params
-    return jax.tree.map(lambda table: _center(table, 1, stored), params)
+    tables = {("embed", "W_E"), ("pos_embed", "W_pos")}
+    return {
+        part: {name: _center(leaf, 1, stored) if (part, name) in tables else leaf for name, leaf in leaves.items()}
+        for part, leaves in params.items()
+    }
 
 
 def process_block(params: Stage, steps: Steps, stored: jnp.dtype) -> Stage:
     """Processes one block: folds its norms, moves its value bias, centres what it writes."""
     block = {name: dict(part) for name, part in params.items()}
     attn, mlp = block["attn"], block.get("mlp")
-    if steps.fold_ln:
+    if steps.fold_ln and "ln1" in block:
         norm = _whole_gain(block.pop("ln1"), steps)
-        for x in "QKV":
-            attn[f"W_{x}"], attn[f"b_{x}"] = _fold(norm, attn[f"W_{x}"], attn[f"b_{x}"], stored)
+        for x in _READERS:
+            if f"b_{x}" in attn:
+                attn[f"W_{x}"], attn[f"b_{x}"] = _fold(norm, attn[f"W_{x}"], attn[f"b_{x}"], stored)
         if mlp:
             norm = _whole_gain(block.pop("ln2"), steps)
-            mlp["W_in"], mlp["b_in"] = _fold(norm, mlp["W_in"], mlp["b_in"], stored)
-            if "W_gate" in mlp:
-                mlp["W_gate"] = _scale(mlp["W_gate"], norm["w"])
-            if "ln" in mlp:
-                mlp["W_out"], mlp["b_out"] = _fold(mlp.pop("ln"), mlp["W_out"], mlp["b_out"], stored)
+            mlp = _fold_experts(norm, mlp, stored) if "experts" in mlp else _fold_mlp(norm, mlp, stored)
     if steps.fold_value_biases:
         values = jnp.repeat(attn["b_V"], attn["W_O"].shape[0] // attn["b_V"].shape[0], axis=0)
         attn["b_O"] += jnp.einsum("nh,nhm->m", values, attn["W_O"], precision="highest")
         attn["b_V"] = jnp.zeros_like(attn["b_V"])
-    if steps.center_writing:
+    if steps.center_writing_weights:
         attn |= {name: _center(attn[name], -1, stored) for name in ("W_O", "b_O")}
         if mlp:
-            mlp |= {name: _center(mlp[name], -1, stored) for name in ("W_out", "b_out")}
-    return block
+            parts = {name: _center_output(mlp[name], stored) for name in ("experts", "shared") if name in mlp}
+            mlp = mlp | parts if parts else _center_output(mlp, stored)
+    if steps.refactor_factored_attn_matrices:
+        block["attn"] = refactor_heads(attn)
+    return block if mlp is None else block | {"mlp": mlp}
+
+
+def _fold_mlp(norm: Stage, mlp: Stage, stored: jnp.dtype) -> Stage:
+    mlp = dict(mlp)
+    mlp["W_in"], mlp["b_in"] = _fold(norm, mlp["W_in"], mlp["b_in"], stored)
+    if "W_gate" in mlp:
+        mlp["W_gate"] = _scale(mlp["W_gate"], norm["w"])
+    if "ln" in mlp:
+        mlp["W_out"], mlp["b_out"] = _fold(mlp.pop("ln"), mlp["W_out"], mlp["b_out"], stored)
+    return mlp
+
+
+def _fold_experts(norm: Stage, moe: Stage, stored: jnp.dtype) -> Stage:
+    """Moves an RMS norm's gain into the router, every expert, the shared expert and its gate."""
+    read = {name: _scale(moe[name], norm["w"]) for name in ("W_router", "W_shared_gate") if name in moe}
+    experts = {
+        name: jax.vmap(_scale, (0, None))(part, norm["w"]) if name in ("W_in", "W_gate") else part
+        for name, part in moe["experts"].items()
+    }
+    shared = {"shared": _fold_mlp(norm, moe["shared"], stored)} if "shared" in moe else {}
+    return moe | read | {"experts": experts} | shared
+
+
+def _center_output(mlp: Stage, stored: jnp.dtype) -> Stage:
+    return mlp | {name: _center(mlp[name], -1, stored) for name in ("W_out", "b_out") if name in mlp}
 
 
 def process_head(params: Stage, steps: Steps, stored: jnp.dtype) -> Stage:

@@ -6,17 +6,37 @@ import jax
 import jax.numpy as jnp
 
 from tljax.errors import ConfigError
+from tljax.factored_matrix import FactoredMatrix
 from tljax.modules.activations import scaled
+from tljax.weights import circuits
 
 if TYPE_CHECKING:
     from tljax.config import HookedTransformerConfig
 
-_HEADS_SECOND = ("W_Q", "W_K", "W_V")
+_HEADS_SECOND = ("W_Q", "W_K", "W_V", "W_Q_up", "W_K_up", "W_V_up")
 
 
 def public_shape(name: str, weight: jax.Array) -> jax.Array:
     """A stored parameter in TransformerLens's layout: ``W_Q``, ``W_K``, ``W_V`` are ``[head, d_model, d_head]``."""
     return jnp.moveaxis(weight, 1, 0) if name in _HEADS_SECOND else weight
+
+
+def _refuse_latent(cfg: "HookedTransformerConfig", name: str) -> None:
+    """Refuses weights that latent attention has only as factors, with a norm between them."""
+    letter = name[2]
+    if letter == "O" or (letter == "Q" and cfg.q_lora_rank is None):
+        return
+    if letter == "Q":
+        parts = "W_Q_down [d_model, q_lora_rank], b_Q_down, q_latent_norm's w, W_Q_up [head, q_lora_rank, d_head]"
+    else:
+        parts = "W_KV_down [d_model, kv_lora_rank], b_KV_down, kv_latent_norm's w, "
+        parts += f"W_{letter}_up [head, kv_lora_rank, …]"
+        parts += ", and W_K_rot [d_model, rotary_dim] for what rotates" if letter == "K" else ""
+    raise ConfigError(
+        f"This model has no {name}: a normalised latent (kv_lora_rank={cfg.kv_lora_rank}, "
+        f"q_lora_rank={cfg.q_lora_rank}) stands between the residual stream and the heads, so that they are not linear "
+        f"in it. Read the factors from model.blocks[layer].attn: {parts}."
+    )
 
 
 class WeightProperties:
@@ -29,6 +49,13 @@ class WeightProperties:
         cfg = self.cfg
         if part == "mlp" and cfg.attn_only:
             raise ConfigError(f"This model is attention-only: it has no {name}.")
+        if part == "mlp" and cfg.num_experts is not None:
+            raise ConfigError(
+                f"This model has experts, so no {name} that all layers share: read "
+                f"model.blocks[layer].mlp.experts.{name}, [expert, …], or model.params['blocks'][layer]['mlp']."
+            )
+        if part == "attn" and cfg.kv_lora_rank is not None:
+            _refuse_latent(cfg, name)
         weights = [public_shape(name, block[part][name]) for block in self.params["blocks"]]
         if not weights:
             raise ConfigError(f"This model has no layers, so no {name}.")
@@ -130,6 +157,55 @@ class WeightProperties:
     def b_out(self) -> jax.Array:
         """MLP output biases ``[L, d_model]``."""
         return self._block_weight("mlp", "b_out")
+
+    @property
+    def QK(self) -> FactoredMatrix:
+        """What each head attends to: ``W_Q W_K^T``, ``[L, H, d_model, d_model]``; query side first.
+
+        Without biases, and with rotary positions as if query and key stood at one place.
+        """
+        return circuits.head_circuit(self, self.cfg, "QK")
+
+    @property
+    def OV(self) -> FactoredMatrix:
+        """What each head moves: ``W_V W_O``, ``[L, H, d_model, d_model]``; source side first."""
+        return circuits.head_circuit(self, self.cfg, "OV")
+
+    def all_composition_scores(self, mode: str) -> jax.Array:
+        """How strongly each head's output reaches what each later head reads (Elhage et al. 2021).
+
+        Meaningful on processed weights: biases and the gains of norms are not in it.
+
+        Args:
+            mode: ``"Q"``, ``"K"`` or ``"V"``: through which input the later head reads.
+
+        Returns:
+            ``[L, H, L, H]``, ``|OV · M| / (|OV| |M|)`` with ``M`` the later head's ``QK``, ``QK^T`` or ``OV``; 0 unless
+            the first head's layer comes before the second's.
+
+        Raises:
+            InputError: another mode.
+            ConfigError: the heads have no such matrices.
+        """
+        return circuits.all_composition_scores(self, mode)
+
+    def accumulated_bias(self, layer: int, mlp_input: bool = False, include_mlp_biases: bool = True) -> jax.Array:
+        """What the biases of attention and MLPs have added to the residual stream at the input of a layer.
+
+        Args:
+            layer: 0 (nothing) to ``n_layers`` (everything).
+            mlp_input: at the input of this layer's MLP instead, so with its ``b_O`` (not in parallel blocks, whose MLP
+                reads what attention reads).
+            include_mlp_biases: with the ``b_out`` of MLPs; an attention-only model has none.
+
+        Returns:
+            ``[d_model]``, times ``cfg.residual_multiplier``.
+
+        Raises:
+            InputError: no such layer, or no MLP there.
+            ConfigError: what the biases add depends on the input (norms after attention and MLP, experts).
+        """
+        return circuits.accumulated_bias(self.cfg, self.params, layer, mlp_input, include_mlp_biases)
 
     @property
     def n_params_total(self) -> int:

@@ -3,29 +3,52 @@
 from collections.abc import Mapping
 from typing import Any
 
+from tljax.checkpoints.families.apertus import APERTUS
 from tljax.checkpoints.families.arcee import ARCEE
+from tljax.checkpoints.families.bloom import BLOOM
+from tljax.checkpoints.families.codegen import CODEGEN
+from tljax.checkpoints.families.cohere import COHERE
+from tljax.checkpoints.families.cohere2 import COHERE2
+from tljax.checkpoints.families.deepseek import DEEPSEEK_V2, DEEPSEEK_V3
+from tljax.checkpoints.families.exaone4 import EXAONE4
 from tljax.checkpoints.families.falcon import FALCON
 from tljax.checkpoints.families.gemma import GEMMA
 from tljax.checkpoints.families.gemma2 import GEMMA2
 from tljax.checkpoints.families.gemma3 import GEMMA3
 from tljax.checkpoints.families.glm import GLM
+from tljax.checkpoints.families.glm4 import GLM4
+from tljax.checkpoints.families.glm4_moe_lite import GLM4_MOE_LITE
 from tljax.checkpoints.families.gpt2 import GPT2
 from tljax.checkpoints.families.gpt_bigcode import GPT_BIGCODE
 from tljax.checkpoints.families.gpt_neo import GPT_NEO
+from tljax.checkpoints.families.gpt_oss import GPT_OSS
 from tljax.checkpoints.families.gptj import GPTJ
 from tljax.checkpoints.families.granite import GRANITE
+from tljax.checkpoints.families.granitemoe import GRANITE_MOE
+from tljax.checkpoints.families.hunyuan import HUNYUAN
 from tljax.checkpoints.families.llama import LLAMA
 from tljax.checkpoints.families.mistral import MINISTRAL, MISTRAL
+from tljax.checkpoints.families.mixtral import MIXTRAL
+from tljax.checkpoints.families.mpt import MPT
+from tljax.checkpoints.families.nemotron import NEMOTRON
 from tljax.checkpoints.families.neox import NEOX
+from tljax.checkpoints.families.olmo import OLMO
+from tljax.checkpoints.families.olmo2 import OLMO2
+from tljax.checkpoints.families.olmo3 import OLMO3
+from tljax.checkpoints.families.olmoe import OLMOE
+from tljax.checkpoints.families.openai_gpt import OPENAI_GPT
 from tljax.checkpoints.families.opt import OPT
 from tljax.checkpoints.families.phi import PHI
 from tljax.checkpoints.families.phi3 import PHI3
+from tljax.checkpoints.families.phimoe import PHIMOE
 from tljax.checkpoints.families.qwen2 import QWEN2
 from tljax.checkpoints.families.qwen3 import QWEN3
+from tljax.checkpoints.families.qwen_moe import QWEN2_MOE, QWEN3_MOE
 from tljax.checkpoints.families.seed_oss import SEED_OSS
 from tljax.checkpoints.families.smollm3 import SMOLLM3
 from tljax.checkpoints.families.stablelm import STABLELM
 from tljax.checkpoints.families.starcoder2 import STARCODER2
+from tljax.checkpoints.families.xglm import XGLM
 from tljax.checkpoints.mapping import Family
 from tljax.errors import UnsupportedModelError, nearest
 
@@ -54,6 +77,31 @@ FAMILIES: tuple[Family, ...] = (
     OPT,
     GPT_BIGCODE,
     STARCODER2,
+    OLMO2,
+    COHERE,
+    COHERE2,
+    OLMO,
+    GLM4,
+    NEMOTRON,
+    EXAONE4,
+    HUNYUAN,
+    APERTUS,
+    OLMO3,
+    BLOOM,
+    MPT,
+    CODEGEN,
+    XGLM,
+    OPENAI_GPT,
+    MIXTRAL,
+    GPT_OSS,
+    QWEN2_MOE,
+    QWEN3_MOE,
+    GRANITE_MOE,
+    PHIMOE,
+    OLMOE,
+    DEEPSEEK_V2,
+    DEEPSEEK_V3,
+    GLM4_MOE_LITE,
 )
 
 
@@ -65,7 +113,7 @@ def family_of(attributes: Mapping[str, Any], origin: str = "config.json") -> Fam
     """
     architectures = attributes.get("architectures") or []
     for family in FAMILIES:
-        if family.architecture in architectures or (
+        if {family.architecture, family.aka} & set(architectures) or (
             not architectures and family.model_type == attributes.get("model_type")
         ):
             return family

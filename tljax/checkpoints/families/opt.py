@@ -1,4 +1,4 @@
-"""OPT (``OPTForCausalLM``): pre-norm blocks with ReLU; the first two of its position embeddings are unused."""
+"""OPT and Galactica (``OPTForCausalLM``): pre-norm blocks; the first two of the position embeddings are unused."""
 
 from typing import Any
 
@@ -11,9 +11,9 @@ from tljax.config import HookedTransformerConfig
 def read_config(hf: HFConfig) -> HookedTransformerConfig:
     """Returns our config for an ``OPTConfig``."""
     width = hf("hidden_size")
-    # opt-350m has its norms after each sublayer, and narrower embeddings; Galactica's norms have no parameters
-    hf.only(do_layer_norm_before=True, word_embed_proj_dim=width, layer_norm_elementwise_affine=True)
-    hf.only(_remove_final_layer_norm=False)
+    # opt-350m has its norms after each sublayer, and narrower embeddings
+    hf.only(do_layer_norm_before=True, word_embed_proj_dim=width, _remove_final_layer_norm=False)
+    hf.only(learned_embeddings=True, scale_embeddings=False)  # Galactica's
     return HookedTransformerConfig(
         d_model=width,
         n_layers=hf("num_hidden_layers"),
@@ -23,7 +23,7 @@ def read_config(hf: HFConfig) -> HookedTransformerConfig:
         d_mlp=hf("ffn_dim"),
         act_fn=hf.activation("activation_function", "relu"),
         eps=1e-5,
-        normalization_type="LN",
+        normalization_type="LN" if hf("layer_norm_elementwise_affine", True) else "LNPre",
         positional_embedding_type="standard",
     )
 
@@ -40,6 +40,7 @@ def write_config(cfg: HookedTransformerConfig, nonzero: frozenset[str]) -> dict[
         "activation_function": cfg.act_fn,
         "word_embed_proj_dim": cfg.d_model,
         "enable_bias": bool(nonzero - {"unembed.b_U"}),
+        "layer_norm_elementwise_affine": cfg.normalization_type == "LN",
     }
 
 
@@ -47,7 +48,7 @@ def rows(hf: HFConfig) -> list[Row]:
     """Returns the table: checkpoint tensor, its axes, our parameters."""
     embedding, block = "model.decoder.embed_tokens.weight", "model.decoder.layers.{l}"
     biased = hf("enable_bias", True)
-    return [
+    table = [
         Row(embedding, "d_vocab d_model", "embed.W_E"),
         Row("model.decoder.embed_positions.weight", "n_ctx d_model", "pos_embed.W_pos", skip=2),
         *layer_norm(f"{block}.self_attn_layer_norm", "blocks.{l}.ln1"),
@@ -57,6 +58,8 @@ def rows(hf: HFConfig) -> list[Row]:
         *layer_norm("model.decoder.final_layer_norm", "ln_final"),
         *head(embedding, tied=hf("tie_word_embeddings", True)),
     ]
+    affine = hf("layer_norm_elementwise_affine", True)
+    return table if affine else [row for row in table if "layer_norm" not in row.key]
 
 
 OPT = Family(

@@ -8,12 +8,19 @@ from tljax.checkpoints.hf_config import HFConfig, rotary_fraction
 from tljax.checkpoints.mapping import Family, Row
 from tljax.config import HookedTransformerConfig
 
+QK_NORM = tuple(
+    Row(f"{BLOCK}.self_attn.{letter}_layernorm.{stored}", "d_head", f"blocks.{{l}}.attn.{letter}_norm.{our}")
+    for letter in "qk"
+    for stored, our in (("weight", "w"), ("bias", "b"))
+)
+
 
 def read_config(hf: HFConfig) -> HookedTransformerConfig:
     """Returns our config for a ``PhiConfig``."""
-    hf.only(qk_layernorm=False)
-    parallel: dict[str, Any] = {"parallel_attn_mlp": True, "gated_mlp": False, "default_prepend_bos": False}
-    cfg = read_decoder(hf, rotated=0.5, act_fn="gelu_new", **parallel)
+    fields: dict[str, Any] = {"parallel_attn_mlp": True, "gated_mlp": False, "default_prepend_bos": False}
+    if hf("qk_layernorm", False):
+        fields |= {"use_qk_norm": True, "qk_norm_type": "LN"}
+    cfg = read_decoder(hf, rotated=0.5, act_fn="gelu_new", **fields)
     return cfg.replace(normalization_type="LN", eps=hf("layer_norm_eps", 1e-5))
 
 
@@ -23,6 +30,7 @@ def write_config(cfg: HookedTransformerConfig, nonzero: frozenset[str]) -> dict[
     return attributes | {
         "layer_norm_eps": attributes.pop("rms_norm_eps"),
         "partial_rotary_factor": rotary_fraction(cfg),
+        "qk_layernorm": cfg.use_qk_norm,
     }
 
 
@@ -33,6 +41,7 @@ def rows(hf: HFConfig) -> list[Row]:
         Row(embedding, "d_vocab d_model", "embed.W_E"),
         *layer_norm(f"{BLOCK}.input_layernorm", "blocks.{l}.ln1", "blocks.{l}.ln2"),
         *attention(f"{BLOCK}.self_attn", "dense", biased=True, out_biased=True),
+        *(QK_NORM if hf("qk_layernorm", False) else ()),
         *mlp(f"{BLOCK}.mlp.fc1", f"{BLOCK}.mlp.fc2"),
         *layer_norm("model.final_layernorm", "ln_final"),
         *head(embedding, tied=hf("tie_word_embeddings", False), biased=True),

@@ -11,7 +11,7 @@ from tljax.checkpoints.families.llama import (
     read_window,
     write_decoder,
 )
-from tljax.checkpoints.hf_config import HFConfig, rotary_fraction
+from tljax.checkpoints.hf_config import HFConfig, rope_scaling, rotary_fraction
 from tljax.checkpoints.mapping import Family, Row
 from tljax.config import HookedTransformerConfig
 
@@ -22,24 +22,30 @@ OWN_CODE = ("configuration_phi3.", "modeling_phi3.")
 def read_config(hf: HFConfig) -> HookedTransformerConfig:
     """Returns our config for a ``Phi3Config``."""
     hf.only(attention_bias=False, mlp_bias=False, lm_head_bias=False)
-    hf("original_max_position_embeddings", None)  # of long rope, which is refused
+    hf("original_max_position_embeddings", None)  # of long rope, without which it says nothing
     code = {key: str(name) for key, name in hf("auto_map", {}).items() if key != "AutoTokenizer"}
     if not all(name.startswith(OWN_CODE) for name in code.values()):
         raise hf.unsupported("auto_map", code, ", ".join(OWN_CODE))
     window = read_window(hf, hf("sliding_window", None), [True] * hf("num_hidden_layers"))
     cfg = read_decoder(hf, rotated=1.0, eps=1e-5, **window)
-    if cfg.use_NTK_by_parts_rope or cfg.rotary_scaling_factor != 1.0:
-        raise hf.unsupported("rope_scaling", hf("rope_parameters", hf("rope_scaling", None)), "none")
+    scaling = rope_scaling(cfg)
+    if scaling is not None and not cfg.uses_longrope:
+        raise hf.unsupported("rope_type", scaling["rope_type"], "default, longrope")
+    if cfg.uses_longrope:
+        hf("original_max_position_embeddings")  # only there does transformers look for it
     return cfg
 
 
 def write_config(cfg: HookedTransformerConfig, nonzero: frozenset[str]) -> dict[str, Any]:
     """Returns the ``Phi3Config`` attributes of ``cfg``."""
-    return write_decoder(cfg) | {
+    attributes = write_decoder(cfg) | {
         "sliding_window": cfg.window_size,
         "partial_rotary_factor": rotary_fraction(cfg),
         "pad_token_id": None,
     }
+    if cfg.uses_longrope:
+        attributes["original_max_position_embeddings"] = cfg.longrope_original_max_position_embeddings
+    return attributes
 
 
 def rows(hf: HFConfig) -> list[Row]:

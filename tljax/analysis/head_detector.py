@@ -1,0 +1,233 @@
+"""Finds heads whose attention looks like a pattern: TransformerLens's ``detect_head``."""
+
+import functools
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from tljax.cache.activation_cache import ActivationCache
+from tljax.errors import InputError, nearest
+from tljax.hooked_transformer import HookedTransformer
+
+ERROR_MEASURES = ("mul", "abs")
+
+
+class PatternValuesWarning(UserWarning):
+    """A detection pattern with other values than 0 and 1, under a measure that asks what share of attention it marks."""
+
+
+def get_previous_token_head_detection_pattern(tokens: Any) -> Float[np.ndarray, "pos pos"]:
+    """1 from every token to the one before it. ``tokens`` are ids ``[pos]`` or ``[1, pos]``."""
+    return np.eye(_row(tokens).size, k=-1, dtype=np.float32)
+
+
+def get_duplicate_token_head_detection_pattern(tokens: Any) -> Float[np.ndarray, "pos pos"]:
+    """1 from every token to each earlier one that is the same."""
+    row = _row(tokens)
+    return np.tril(row[:, None] == row[None], k=-1).astype(np.float32)
+
+
+def get_induction_head_detection_pattern(tokens: Any) -> Float[np.ndarray, "pos pos"]:
+    """1 from every token to what followed each earlier one that is the same."""
+    same = get_duplicate_token_head_detection_pattern(tokens)
+    return np.tril(np.pad(same, ((0, 0), (1, 0)))[:, :-1])
+
+
+PATTERNS = {
+    "previous_token_head": get_previous_token_head_detection_pattern,
+    "duplicate_token_head": get_duplicate_token_head_detection_pattern,
+    "induction_head": get_induction_head_detection_pattern,
+}
+HEAD_NAMES = tuple(PATTERNS)
+
+
+def get_supported_heads() -> None:
+    """Prints the names of the patterns."""
+    print(f"Supported heads: {HEAD_NAMES}")
+
+
+def detect_head(
+    model: HookedTransformer,
+    seq: Any,
+    detection_pattern: Any,
+    heads: Sequence[tuple[int, int]] | Mapping[int, Sequence[int]] | None = None,
+    cache: ActivationCache | None = None,
+    *,
+    exclude_bos: bool = False,
+    exclude_current_token: bool = False,
+    error_measure: str = "mul",
+) -> Float[Array, "layer head"]:
+    """Scores how much the attention of every head looks like a pattern.
+
+    Args:
+        model: the model.
+        seq: a text, or token ids ``[pos]`` or ``[1, pos]``; or a list of texts, or ids ``[batch, pos]``, whose scores
+            are averaged.
+        detection_pattern: ``"previous_token_head"``, ``"duplicate_token_head"``, ``"induction_head"``, or a lower
+            triangular matrix ``[pos, pos]``, query first.
+        heads: ``(layer, head)`` pairs, or layer to heads; the others get -1.
+        cache: activations of a run of ``seq``, with or without its batch axis, instead of a new run. One prompt only.
+        exclude_bos: leave out attention to the first token.
+        exclude_current_token: leave out attention of tokens to themselves.
+        error_measure: ``"mul"``: the share of attention where the pattern is 1 (each entry weighted by the pattern).
+            ``"abs"``: 1 minus the absolute difference, summed over keys and averaged over queries; between -1 and 1,
+            rounded to three decimals as in TransformerLens.
+
+    Returns:
+        ``[layer, head]``; 0 under ``"mul"`` where the exclusions leave no attention.
+
+    Raises:
+        InputError: an unknown pattern or measure, a pattern of another size or not lower triangular, heads that the
+            model does not have, one cache for several prompts.
+        TokenizerError: text, and a model without a tokenizer.
+    """
+    _check_measure(error_measure)
+    prompts = _prompts(model, seq)
+    if cache is not None and len(prompts) > 1:
+        raise InputError(f"One cache holds one prompt, and these are {len(prompts)}: leave cache out, or pass one prompt.")
+    wanted = [_pattern(detection_pattern, row, error_measure) for row in prompts]
+    chosen = _chosen(model, heads)
+    scores = [
+        _scores(_attention(model, row, cache), pattern, exclude_bos, exclude_current_token, error_measure)
+        for row, pattern in zip(prompts, wanted, strict=True)
+    ]
+    mean = scores[0] if len(scores) == 1 else jnp.stack(scores).mean(axis=0)
+    return mean if chosen is None else jnp.where(chosen, mean, -1)
+
+
+def compute_head_attention_similarity_score(
+    attention_pattern: Any,
+    detection_pattern: Any,
+    *,
+    exclude_bos: bool,
+    exclude_current_token: bool,
+    error_measure: str,
+) -> jax.Array:
+    """The score of :func:`detect_head` for attention ``[..., pos, pos]``: ``[...]``."""
+    _check_measure(error_measure)
+    attention = jnp.asarray(attention_pattern)
+    if attention.ndim < 2 or attention.shape[-1] != attention.shape[-2]:
+        raise InputError(f"An attention pattern is square, [..., pos, pos]; got shape {attention.shape}.")
+    wanted = _checked(detection_pattern, attention.shape[-1])
+    return _similarity(attention, jnp.asarray(wanted), exclude_bos, exclude_current_token, error_measure)
+
+
+@functools.partial(jax.jit, static_argnames=("exclude_bos", "exclude_current_token", "error_measure"))
+def _scores(
+    patterns: list[jax.Array], wanted: Any, exclude_bos: bool, exclude_current_token: bool, error_measure: str
+) -> Float[Array, "layer head"]:
+    return _similarity(jnp.stack(patterns), wanted, exclude_bos, exclude_current_token, error_measure)
+
+
+def _similarity(attention: Any, wanted: Any, exclude_bos: bool, exclude_current_token: bool, measure: str) -> jax.Array:
+    size = attention.shape[-1]
+    counts = jnp.ones((size, size), bool)
+    if exclude_bos:
+        counts = counts.at[:, 0].set(False)
+    if exclude_current_token:
+        counts &= ~jnp.eye(size, dtype=bool)
+    attention = attention.astype(jnp.float32)
+    if measure == "mul":
+        attention = jnp.where(counts, attention, 0)
+        marked, whole = jnp.einsum("...qk,qk->...", attention, wanted), attention.sum((-2, -1))
+        return jnp.where(whole > 0, marked / jnp.where(whole > 0, whole, 1), 0)
+    difference = jnp.where(counts, jnp.abs(attention - jnp.broadcast_to(wanted, attention.shape)), 0)
+    return 1 - jnp.round(difference.sum((-2, -1)) / size, 3)
+
+
+def _attention(model: HookedTransformer, row: np.ndarray, cache: ActivationCache | None) -> list[jax.Array]:
+    """One pattern a layer, ``[head, pos, pos]``."""
+    if cache is None:
+        _, cache = model.run_with_cache(
+            row[None], return_type=None, names_filter=lambda name: name.endswith("hook_pattern")
+        )
+    if cache.has_batch_dim:
+        cache = cache.remove_batch_dim()
+    patterns = [cache["pattern", layer] for layer in range(model.cfg.n_layers)]
+    if patterns[0].shape[-2:] != (row.size, row.size):
+        raise InputError(
+            f"The cache holds attention of shape {patterns[0].shape[-2:]}, and the prompt has {row.size} tokens: pass "
+            "the cache of a run of this prompt, with all its positions."
+        )
+    return patterns
+
+
+def _prompts(model: HookedTransformer, seq: Any) -> list[np.ndarray]:
+    if not isinstance(seq, str) and len(seq) == 0:
+        raise InputError("detect_head needs a prompt; got none.")
+    batch = model.to_batch(seq)
+    rows = [np.asarray(batch.row(index)) for index in range(len(batch))]
+    if short := [index for index, row in enumerate(rows) if row.size < 2]:
+        raise InputError(f"Prompt {short[0]} has {rows[short[0]].size} token: attention patterns need two or more.")
+    return rows
+
+
+def _pattern(detection_pattern: Any, row: np.ndarray, error_measure: str) -> np.ndarray:
+    if isinstance(detection_pattern, str):
+        if detection_pattern not in PATTERNS:
+            raise InputError(
+                f"{detection_pattern!r} is not a detection pattern.{nearest(detection_pattern, PATTERNS)} The names "
+                f"are {', '.join(map(repr, PATTERNS))}; or pass a lower triangular matrix [pos, pos]."
+            )
+        return PATTERNS[detection_pattern](row)
+    wanted = _checked(detection_pattern, row.size)
+    if error_measure == "mul" and not np.isin(wanted, (0, 1)).all():
+        warnings.warn(
+            "The detection pattern has values other than 0 and 1: 'mul' weights attention by them, which is no share of "
+            "attention. 'abs' compares values.",
+            PatternValuesWarning,
+            stacklevel=3,
+        )
+    return wanted
+
+
+def _checked(detection_pattern: Any, size: int) -> Float[np.ndarray, "pos pos"]:
+    wanted = np.asarray(detection_pattern, np.float32)
+    if wanted.shape != (size, size):
+        raise InputError(
+            f"The detection pattern must be [pos, pos] = [{size}, {size}], as the prompt has {size} tokens (BOS among "
+            f"them); got shape {wanted.shape}."
+        )
+    above = np.argwhere(np.triu(wanted, k=1) != 0)
+    if len(above):
+        query, key = above[0]
+        raise InputError(
+            f"The detection pattern must be lower triangular: no token attends to later ones, and entry "
+            f"[{query}, {key}] is {wanted[query, key]:g}. Use np.tril(pattern)."
+        )
+    return wanted
+
+
+def _chosen(model: HookedTransformer, heads: Any) -> Any:
+    """A mask ``[layer, head]`` of the heads asked for, or ``None`` for all."""
+    if heads is None:
+        return None
+    pairs = [(layer, head) for layer, of in heads.items() for head in of] if isinstance(heads, Mapping) else heads
+    mask = np.zeros((model.cfg.n_layers, model.cfg.n_heads), bool)
+    for layer, head in pairs:
+        if not (0 <= layer < mask.shape[0] and 0 <= head < mask.shape[1]):
+            raise InputError(
+                f"There is no head ({layer}, {head}): layers are 0 to {mask.shape[0] - 1}, heads 0 to "
+                f"{mask.shape[1] - 1}."
+            )
+        mask[layer, head] = True
+    return mask
+
+
+def _check_measure(error_measure: str) -> None:
+    if error_measure not in ERROR_MEASURES:
+        raise InputError(
+            f"error_measure is 'mul' or 'abs'; got {error_measure!r}.{nearest(error_measure, ERROR_MEASURES)}"
+        )
+
+
+def _row(tokens: Any) -> np.ndarray:
+    row = np.asarray(tokens)
+    if row.ndim not in (1, 2) or (row.ndim == 2 and row.shape[0] != 1):
+        raise InputError(f"A pattern is made for one prompt, ids [pos] or [1, pos]; got shape {row.shape}.")
+    return row.reshape(-1)

@@ -1,0 +1,166 @@
+"""What the analyses of a cache share: layers, needed activations, positions, and the norm that reads the stream."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tljax.cache.slices import Cut, SliceInput, cut
+from tljax.cache.writers import Reader
+from tljax.config import HookedTransformerConfig
+from tljax.errors import CacheError, InputError, UnknownHookError
+from tljax.hooks.names import stage_of
+from tljax.hooks.points import point_table
+
+if TYPE_CHECKING:
+    from tljax.cache.activation_cache import ActivationCache
+
+
+def bounded_layer(cfg: HookedTransformerConfig, layer: int | None, mlp_input: bool = False) -> int:
+    """The layer up to whose input an analysis goes; ``None`` and ``-1`` mean all layers.
+
+    Raises:
+        CacheError: there is no such layer, or ``mlp_input`` asks for an MLP that is not there.
+    """
+    last = cfg.n_layers if layer is None or layer == -1 else layer
+    if isinstance(last, bool) or not isinstance(last, int | np.integer) or not 0 <= last <= cfg.n_layers:
+        raise CacheError(f"layer={layer!r} is out of range: the model has {cfg.n_layers} layers (None means all of them).")
+    if mlp_input and (cfg.attn_only or last == cfg.n_layers):
+        lacks = "this model is attention-only" if cfg.attn_only else f"layer={layer!r} means the end of the model"
+        raise CacheError(
+            f"mlp_input=True asks for what the MLP of a layer reads, but {lacks}. Leave it off, or give a layer that "
+            "has one."
+        )
+    return int(last)
+
+
+def one_layer(cfg: HookedTransformerConfig, layer: int) -> int:
+    """A layer by its number, negative ones from the end.
+
+    Raises:
+        CacheError: there is none.
+    """
+    if isinstance(layer, bool) or not isinstance(layer, int | np.integer) or not -cfg.n_layers <= layer < cfg.n_layers:
+        raise CacheError(f"layer={layer!r} is out of range: the model has layers 0 to {cfg.n_layers - 1}.")
+    return int(layer) % cfg.n_layers
+
+
+def refuse_norms_of_the_stream(cfg: HookedTransformerConfig, what: str) -> None:
+    """Refuses to take apart a residual stream that is normalised as it goes.
+
+    Raises:
+        InputError: it is.
+    """
+    if cfg.use_normalization_of_residual:
+        raise InputError(
+            f"{what} takes the residual stream for a sum, but this model normalises the stream itself after each "
+            "addition (use_normalization_of_residual), so that no part stays what it was. Read single activations, "
+            "cache['attn_out', layer], or change them and see: model.run_with_hooks, tljax.patching."
+        )
+
+
+def require(cache: "ActivationCache", names: Sequence[str], what: str) -> None:
+    """Checks that a cache has all that an analysis needs.
+
+    Raises:
+        UnknownHookError: some are missing; says which, and the ``names_filter`` that keeps them.
+    """
+    missing = [name for name in names if name not in cache.cache_dict]
+    if missing:
+        others = f" and {len(missing) - 1} more activations" if len(missing) > 1 else ""
+        ends = tuple(sorted({stage_of(name)[1] for name in names}))
+        wanted = f"name.endswith({ends})" if len(ends) > 1 else f"name.endswith({ends[0]!r})"
+        raise UnknownHookError(
+            f"{what} needs {missing[0]!r}{others}, which this cache does not have. Keep them: "
+            f"run_with_cache(..., names_filter=lambda name: {wanted})."
+        )
+
+
+def stream_name(cache: "ActivationCache", layer: int, mlp_input: bool = False) -> str:
+    """The name of the residual stream that enters a layer (or its MLP), ``n_layers`` meaning its end."""
+    cfg = cache.cfg
+    if mlp_input and not cfg.parallel_attn_mlp:
+        return f"blocks.{layer}.hook_resid_mid"
+    before, after = f"blocks.{layer}.hook_resid_pre", f"blocks.{layer - 1}.hook_resid_post"
+    return after if layer == cfg.n_layers or (before not in cache.cache_dict and after in cache.cache_dict) else before
+
+
+def scale_name(cfg: HookedTransformerConfig, layer: int, mlp_input: bool = False) -> str | None:
+    """The name of what the norm before a layer (or its MLP) divided by; ``None`` without norms.
+
+    Raises:
+        InputError: the model has norms, but none there.
+    """
+    if cfg.normalization_type is None:
+        return None
+    if cfg.use_normalization_of_residual:
+        raise InputError(
+            "This model has norms on the residual stream itself (use_normalization_of_residual) and none between it "
+            "and what reads it, so there is no norm to apply to a part of the stream. Pass apply_ln=False."
+        )
+    if layer == cfg.n_layers:
+        return "ln_final.hook_scale"
+    if not cfg.has_norms_before:
+        raise InputError(
+            f"Layer {layer} of this model reads the residual stream as it is (use_normalization_after_only): there is "
+            "no norm to apply. Pass apply_ln=False, or layer=None for the final norm."
+        )
+    return f"blocks.{layer}.{'ln2' if mlp_input else 'ln1'}.hook_scale"
+
+
+def norm_scale(cache: "ActivationCache", name: str) -> jax.Array:
+    """What a norm divided by, ``[batch, pos, 1]``; where heads read apart, they read the same stream."""
+    scale = cache[name]
+    return scale[..., 0, :] if scale.ndim == 3 + has_batch_axis(cache) else scale
+
+
+def centres(cfg: HookedTransformerConfig, layer: int) -> bool:
+    """Whether the norm before a layer, ``n_layers`` meaning the final one, subtracts the mean first."""
+    kind = cfg.normalization_type or ""
+    return kind.startswith("LN") and not (layer == cfg.n_layers and cfg.final_rms)
+
+
+def has_batch_axis(cache: "ActivationCache") -> bool:
+    """Whether the arrays have a batch axis now: inside ``jax.vmap`` over prompts they do not."""
+    table = point_table(cache.cfg)
+    for name, value in cache.items():
+        if name in table and ".ln1." not in name and "latent" not in name:
+            return value.ndim == len(table[name].axes)
+    return cache.has_batch_dim
+
+
+def reader_of(
+    cache: "ActivationCache", layer: int, mlp_input: bool, apply_ln: bool, projection: jax.Array | None = None
+) -> Reader:
+    """What reads the stream at a layer: its norm, if asked for, then a projection."""
+    name = scale_name(cache.cfg, layer, mlp_input) if apply_ln else None
+    return Reader(None if name is None else norm_scale(cache, name), projection)
+
+
+def position_cut(slice_input: SliceInput, like: jax.Array) -> Cut | None:
+    """A checked slice of the position axis, the last but one of ``like``."""
+    return cut(slice_input, like.shape[-2], "the cache has {} positions")
+
+
+def directions(cfg: HookedTransformerConfig, project_output_onto: Any) -> jax.Array | None:
+    """Directions as columns ``[d_model, direction]``.
+
+    Raises:
+        CacheError: they are no vector and no matrix of ``d_model`` rows.
+    """
+    if project_output_onto is None:
+        return None
+    given = jnp.asarray(project_output_onto)
+    if given.ndim not in (1, 2) or given.shape[0] != cfg.d_model or not jnp.issubdtype(given.dtype, jnp.floating):
+        raise CacheError(
+            f"project_output_onto has shape {given.shape} and dtype {given.dtype}: give one direction "
+            f"[d_model={cfg.d_model}] or several as columns [{cfg.d_model}, n], such as model.W_U[:, tokens]."
+        )
+    return given.astype(cfg.jnp_dtype).reshape(cfg.d_model, -1)
+
+
+def unprojected_axis(rows: jax.Array, project_output_onto: Any) -> jax.Array:
+    """Without the axis of directions where there was one direction."""
+    return rows[..., 0] if project_output_onto is not None and jnp.ndim(project_output_onto) == 1 else rows

@@ -1,0 +1,74 @@
+"""HunYuan, dense (``HunYuanDenseV1ForCausalLM``): Llama whose queries and keys are normalised after rotation."""
+
+from typing import Any
+
+from tljax.checkpoints.families import llama
+from tljax.checkpoints.families.llama import (
+    BLOCK,
+    GATED_MLP,
+    IGNORED,
+    attention_rows,
+    decoder_rows,
+    read_decoder,
+)
+from tljax.checkpoints.hf_config import HFConfig
+from tljax.checkpoints.mapping import Family, Row
+from tljax.config import HookedTransformerConfig
+
+QK_NORM = (
+    Row(f"{BLOCK}.self_attn.query_layernorm.weight", "d_head", "blocks.{l}.attn.q_norm.w"),
+    Row(f"{BLOCK}.self_attn.key_layernorm.weight", "d_head", "blocks.{l}.attn.k_norm.w"),
+)
+_UNUSED = ("type", "rope_type", "alpha", "factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim")
+
+
+def read_config(hf: HFConfig) -> HookedTransformerConfig:
+    """Returns our config for a ``HunYuanDenseV1Config``."""
+    hf.only(use_qk_norm=True, use_cla=False, mlp_bias=False, num_experts=1)
+    hf("eod_token_id", None)
+    cfg = read_decoder(_without_alpha(hf), eps=1e-5, use_qk_norm=True, qk_norm_after_rotary=True)
+    alpha = _alpha(hf)
+    return cfg if alpha is None else cfg.replace(rotary_base=cfg.rotary_base * alpha ** (cfg.d_head / (cfg.d_head - 2)))
+
+
+def _rope(hf: HFConfig) -> dict[str, Any]:
+    return dict(hf("rope_parameters", {})) | dict(hf("rope_scaling", {}))
+
+
+def _alpha(hf: HFConfig) -> float | None:
+    """What stretches the base once and for all, under a type that is called dynamic; ``None`` if nothing does."""
+    rope = _rope(hf)
+    kind = rope.get("rope_type", rope.get("type"))
+    return float(rope["alpha"]) if kind == "dynamic" and rope.get("alpha") else None
+
+
+def _without_alpha(hf: HFConfig) -> HFConfig:
+    """The config with the rotation it would have but for its ``alpha``."""
+    if _alpha(hf) is None:
+        return hf
+    left = {key: value for key, value in _rope(hf).items() if key not in _UNUSED}
+    return hf.changed(rope_parameters=left, rope_scaling=None)
+
+
+def write_config(cfg: HookedTransformerConfig, nonzero: frozenset[str]) -> dict[str, Any]:
+    """Returns the ``HunYuanDenseV1Config`` attributes of ``cfg``."""
+    return llama.write_config(cfg, nonzero) | {
+        "pad_token_id": None,  # transformers' default may lie outside a smaller vocabulary
+    }
+
+
+def rows(hf: HFConfig) -> list[Row]:
+    """Returns the table: checkpoint tensor, its axes, our parameters."""
+    biased = hf("attention_bias", False)
+    return decoder_rows(hf, [*attention_rows(biased, biased), *QK_NORM], GATED_MLP)
+
+
+HUNYUAN = Family(
+    architecture="HunYuanDenseV1ForCausalLM",
+    model_type="hunyuan_v1_dense",
+    read_config=read_config,
+    write_config=write_config,
+    rows=rows,
+    prefix="model.",
+    ignored=IGNORED,
+)

@@ -1,0 +1,85 @@
+"""XGLM (``XGLMForCausalLM``): OPT's block; positions are sines and cosines, computed and not stored."""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from tljax.checkpoints.families.layers import attention, head, layer_norm, mlp
+from tljax.checkpoints.hf_config import HFConfig
+from tljax.checkpoints.mapping import Family, Row
+from tljax.config import HookedTransformerConfig
+
+OFFSET = 2
+"""The position of the first token."""
+
+
+def read_config(hf: HFConfig) -> HookedTransformerConfig:
+    """Returns our config for an ``XGLMConfig``."""
+    width = hf("d_model", aka=("hidden_size",))
+    return HookedTransformerConfig(
+        d_model=width,
+        n_layers=hf("num_layers", aka=("num_hidden_layers",)),
+        n_heads=hf("attention_heads", aka=("num_attention_heads",)),
+        n_ctx=hf("max_position_embeddings", 2048),
+        d_vocab=hf("vocab_size"),
+        d_mlp=hf("ffn_dim"),
+        act_fn=hf.activation("activation_function", "gelu"),
+        eps=1e-5,
+        embedding_multiplier=math.sqrt(width) if hf("scale_embedding", True) else 1.0,
+        normalization_type="LN",
+        positional_embedding_type="standard",
+    )
+
+
+def write_config(cfg: HookedTransformerConfig, nonzero: frozenset[str]) -> dict[str, Any]:
+    """Returns the ``XGLMConfig`` attributes of ``cfg``."""
+    return {
+        "d_model": cfg.d_model,
+        "num_layers": cfg.n_layers,
+        "attention_heads": cfg.n_heads,
+        "max_position_embeddings": cfg.n_ctx,
+        "vocab_size": cfg.d_vocab,
+        "ffn_dim": cfg.d_mlp,
+        "activation_function": cfg.act_fn,
+        "scale_embedding": cfg.embedding_multiplier != 1.0,
+    }
+
+
+def rows(hf: HFConfig) -> list[Row]:
+    """Returns the table: checkpoint tensor, its axes, our parameters."""
+    embedding, block = "model.embed_tokens.weight", "model.layers.{l}"
+    return [
+        Row(embedding, "d_vocab d_model", "embed.W_E"),
+        *layer_norm(f"{block}.self_attn_layer_norm", "blocks.{l}.ln1"),
+        *attention(f"{block}.self_attn", biased=True, out_biased=True),
+        *layer_norm(f"{block}.final_layer_norm", "blocks.{l}.ln2"),
+        *mlp(f"{block}.fc1", f"{block}.fc2"),
+        *layer_norm("model.layer_norm", "ln_final"),
+        *head(embedding, tied=hf("tie_word_embeddings", True)),
+    ]
+
+
+def positions(cfg: HookedTransformerConfig) -> dict[str, np.ndarray]:
+    """Returns the position embedding: sines in the first half of its width, cosines of the same angles in the second.
+
+    Source: Vaswani et al. 2017, "Attention Is All You Need", section 3.5; in float32 throughout, as in the original.
+    """
+    half = cfg.d_model // 2
+    slowing = np.float32(math.log(10000.0) / max(half - 1, 1))
+    speeds = np.exp(-slowing * np.arange(half, dtype=np.float32))
+    angles = np.arange(OFFSET, cfg.n_ctx + OFFSET, dtype=np.float32)[:, None] * speeds
+    table = np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
+    return {"pos_embed.W_pos": np.pad(table, ((0, 0), (0, cfg.d_model - 2 * half)))}
+
+
+XGLM = Family(
+    architecture="XGLMForCausalLM",
+    model_type="xglm",
+    read_config=read_config,
+    write_config=write_config,
+    rows=rows,
+    prefix="model.",
+    ignored=(r"(model\.)?embed_positions\.weights",),
+    computed=positions,
+)

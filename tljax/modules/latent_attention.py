@@ -1,0 +1,94 @@
+"""Attention whose keys and values come from a latent that all heads share (DeepSeek-AI 2024, DeepSeek-V2)."""
+
+import jax
+import jax.numpy as jnp
+
+from tljax.hooks.point import hook
+from tljax.modules import initializers
+from tljax.modules.attention import Attention
+from tljax.modules.norm import Norm
+
+
+class LatentAttention(Attention):
+    """Multi-head latent attention: from queries, keys and values on it is :class:`Attention`.
+
+    ``W_KV_down`` takes the residual stream to a latent, which is normalised; ``W_K_up`` and ``W_V_up`` make every
+    head's values of it, and its keys but for their last ``rotary_dim`` dimensions. Those, which alone rotate, are
+    ``W_K_rot``'s and the same in all heads. Queries go through a latent of their own (``W_Q_down``, ``W_Q_up``), or
+    with ``q_lora_rank=None`` straight through ``W_Q``.
+
+    ``hook_q_latent`` and ``hook_kv_latent`` are the latents as the up-projections read them: normalised, the norm's
+    weight included. Where keys and values read apart (``hook_k_input``, ``hook_v_input``) each has its latent: the
+    point then fires twice, first for the keys, and a run records the values'.
+
+    Generation keeps the keys and values of every head, not the latent.
+    """
+
+    def set_up_readers(self) -> None:
+        cfg = self.cfg
+        assert cfg.kv_lora_rank is not None
+        assert cfg.rotary_dim is not None
+        if cfg.q_lora_rank is None:
+            self.projection_q = self.make_projection("Q", cfg.n_heads, cfg.d_head)
+        else:
+            self.down_q = self._make_down("Q_down", cfg.q_lora_rank)
+            self.q_latent_norm = Norm(cfg, "RMS", cfg.q_lora_rank, eps=cfg.latent_norm_eps)
+            self.W_Q_up = self._make_up("W_Q_up", cfg.q_lora_rank, cfg.d_head)
+        self.down_kv = self._make_down("KV_down", cfg.kv_lora_rank)
+        self.rotary_k = self._make_down("K_rot", cfg.rotary_dim)
+        self.kv_latent_norm = Norm(cfg, "RMS", cfg.kv_lora_rank, eps=cfg.latent_norm_eps)
+        self.W_K_up = self._make_up("W_K_up", cfg.kv_lora_rank, cfg.d_head - cfg.rotary_dim)
+        self.W_V_up = self._make_up("W_V_up", cfg.kv_lora_rank, cfg.value_width)
+
+    def read_all(
+        self, query_input: jax.Array, key_input: jax.Array, value_input: jax.Array
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        q = hook(self, "hook_q", self.read(query_input, "q"))
+        latent = self._kv_latent(key_input)
+        k = hook(self, "hook_k", self._keys(key_input, latent))
+        if value_input is not key_input:
+            latent = self._kv_latent(value_input)
+        return q, k, hook(self, "hook_v", _up(latent, self.W_V_up))
+
+    def read(self, normalized: jax.Array, letter: str) -> jax.Array:
+        if letter == "q":
+            if self.cfg.q_lora_rank is None:
+                return super().read(normalized, "q")
+            latent = self.q_latent_norm(_down(normalized, *self.down_q))
+            return _up(hook(self, "hook_q_latent", latent), self.W_Q_up)
+        latent = self._kv_latent(normalized)
+        return self._keys(normalized, latent) if letter == "k" else _up(latent, self.W_V_up)
+
+    def _kv_latent(self, normalized: jax.Array) -> jax.Array:
+        """``[batch, pos, kv_lora_rank]``, with a head axis before the last where heads read apart."""
+        return hook(self, "hook_kv_latent", self.kv_latent_norm(_down(normalized, *self.down_kv)))
+
+    def _keys(self, normalized: jax.Array, latent: jax.Array) -> jax.Array:
+        own = _up(latent, self.W_K_up)
+        rotating = _down(normalized, *self.rotary_k)
+        if rotating.ndim == 3:
+            rotating = jnp.broadcast_to(rotating[:, :, None], (*own.shape[:3], rotating.shape[-1]))
+        return jnp.concatenate([own, rotating], axis=-1)
+
+    def _make_down(self, name: str, width: int) -> tuple[jax.Array, jax.Array]:
+        """Weight ``[d_model, width]`` and bias ``[width]``."""
+        cfg = self.cfg
+        inward = initializers.weight(cfg, cfg.d_model, width)
+        weight = self.param(f"W_{name}", inward, (cfg.d_model, width), cfg.jnp_dtype)
+        return weight, self.param(f"b_{name}", initializers.zeros, (width,), cfg.jnp_dtype)
+
+    def _make_up(self, name: str, rank: int, width: int) -> jax.Array:
+        """Weight ``[rank, head, width]``."""
+        cfg = self.cfg
+        outward = initializers.weight(cfg, rank, cfg.n_heads * width)
+        return self.param(name, outward, (rank, cfg.n_heads, width), cfg.jnp_dtype)
+
+
+def _down(x: jax.Array, weight: jax.Array, bias: jax.Array) -> jax.Array:
+    """``[batch, pos, width]`` of a residual stream, ``[batch, pos, head, width]`` where heads read apart."""
+    return jnp.einsum("...d,dr->...r", x, weight) + bias.reshape((1,) * (x.ndim - 1) + bias.shape)
+
+
+def _up(latent: jax.Array, weight: jax.Array) -> jax.Array:
+    """``[batch, pos, head, width]`` of a latent, which has a head axis where heads read apart."""
+    return jnp.einsum("bphr,rhe->bphe" if latent.ndim == 4 else "bpr,rhe->bphe", latent, weight)
