@@ -9,29 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tljax.config_checks import ACTIVATIONS as ACTIVATIONS
+from tljax.config_checks import check
 from tljax.errors import ConfigError, nearest
-from tljax.latent_checks import check_latent_attention
-from tljax.rotary_checks import check_rotary_scaling
 
-ACTIVATIONS = (
-    "relu",
-    "relu2",
-    "gelu",
-    "gelu_new",
-    "gelu_fast",
-    "gelu_pytorch_tanh",
-    "silu",
-    "quick_gelu",
-    "solu",
-    "solu_ln",
-    "xielu",
-)
-NORMALIZATIONS = ("LN", "LNPre", "RMS", "RMSPre", None)
-POSITIONAL_EMBEDDINGS = ("standard", "rotary", "alibi", "none")
-QK_NORM_SPANS = ("shared", "per_head", "joint")
-INIT_MODES = (
-    "gpt2", "xavier_uniform", "xavier_normal", "kaiming_uniform", "kaiming_normal", "muP",
-)  # fmt: skip
 DTYPES = {
     "float32": "float32", "fp32": "float32", "float16": "float16", "fp16": "float16",
     "bfloat16": "bfloat16", "bf16": "bfloat16", "float64": "float64",
@@ -48,8 +29,6 @@ _DERIVED: dict[str, Any] = {
     "initializer_range": -1.0,
 }  # fmt: skip
 _FITTED_TO_ROTARY_DIM = ("longrope_short_factor", "longrope_long_factor", "kv_lora_rank", "q_lora_rank")
-ROUTERS = ("softmax", "chosen_softmax", "sparsemixer", "sigmoid")
-PRECISIONS = ("highest", "high", "default")
 
 
 def canonical_dtype(dtype: Any) -> str:
@@ -115,7 +94,8 @@ class HookedTransformerConfig:
         router_jitter: under ``"sparsemixer"``, scores within twice this share of the largest are close.
         routed_scaling_factor: multiplies the weights of chosen experts.
         expert_groups: experts are chosen within the ``expert_groups_per_token`` best of so many equal groups
-            (DeepSeek); ``None``: among all. A group is as good as its best expert, under ``"sigmoid"`` as the sum of its best two.
+            (DeepSeek); ``None``: among all. A group is as good as its best expert, under ``"sigmoid"`` as the sum of its
+            best two.
         d_shared_expert: width of an expert that every token goes through besides; ``None``: there is none.
         gate_shared_expert: its output is multiplied by the sigmoid of one more projection of the token (Qwen 2).
         expert_biases: experts and router have biases (gpt-oss).
@@ -295,8 +275,7 @@ class HookedTransformerConfig:
     def __post_init__(self) -> None:
         self._check_sizes()
         self._fill_derived()
-        self._check_choices()
-        self._check_combinations()
+        check(self)
 
     def __hash__(self) -> int:
         return self._hash
@@ -355,104 +334,6 @@ class HookedTransformerConfig:
         for name in ("eps", "alibi_bias_max", "embedding_multiplier", "residual_multiplier", "logits_multiplier"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name} must be positive, got {getattr(self, name)}.")
-
-    def _check_choices(self) -> None:
-        choices = {
-            "normalization_type": NORMALIZATIONS,
-            "positional_embedding_type": POSITIONAL_EMBEDDINGS,
-            "attention_dir": ("causal", "bidirectional"),
-            "init_mode": INIT_MODES,
-            "matmul_precision": PRECISIONS,
-            "qk_norm_type": ("RMS", "LN"),
-            "qk_norm_span": QK_NORM_SPANS,
-            "router": ROUTERS,
-        }
-        if not self.attn_only:
-            choices["act_fn"] = ACTIVATIONS
-        for name, allowed in choices.items():
-            value = getattr(self, name)
-            if value not in allowed:
-                known = [option for option in allowed if option is not None]
-                raise ConfigError(f"{name}={value!r} is not one of {known}.{nearest(str(value), known)}")
-
-    def _check_combinations(self) -> None:
-        if self.n_heads % self.kv_heads:
-            raise ConfigError(
-                f"n_heads={self.n_heads} is not a multiple of n_key_value_heads={self.n_key_value_heads}: "
-                "each key/value head serves a whole group of query heads."
-            )
-        if self.rotary_dim is not None and (self.rotary_dim % 2 or self.rotary_dim > self.d_head):
-            raise ConfigError(f"rotary_dim={self.rotary_dim} must be even and at most d_head={self.d_head}.")
-        if self.use_local_attn and (self.window_size is None or self.attn_types is None):
-            raise ConfigError("use_local_attn needs window_size and attn_types ('global' or 'local' for each layer).")
-        for name in ("attn_types", "rotary_layers", "moe_layers"):
-            value = getattr(self, name)
-            if value is not None and len(value) != self.n_layers:
-                raise ConfigError(f"{name} has {len(value)} entries for n_layers={self.n_layers}.")
-        rotates = self.positional_embedding_type == "rotary"
-        if not rotates and (self.rotary_layers or self.rotary_base_local is not None or self.qk_norm_after_rotary):
-            raise ConfigError(
-                "rotary_layers, rotary_base_local and qk_norm_after_rotary need positional_embedding_type='rotary', "
-                f"got {self.positional_embedding_type!r}."
-            )
-        check_rotary_scaling(self)
-        check_latent_attention(self)
-        if self.attn_types is not None and set(self.attn_types) - {"global", "local"}:
-            raise ConfigError(f"attn_types may hold 'global' and 'local', got {sorted(set(self.attn_types))}.")
-        if self.gated_mlp and self.act_fn is not None and self.act_fn.endswith("_ln"):
-            raise ConfigError(f"act_fn={self.act_fn!r} normalises inside the MLP and has no gated form.")
-        self._check_experts()
-        if self.attn_only and self.parallel_attn_mlp:
-            raise ConfigError("attn_only has no MLP to run in parallel: set one of attn_only, parallel_attn_mlp.")
-        if self.attn_only and self.use_hook_mlp_in:
-            raise ConfigError("use_hook_mlp_in: an attention-only model has no MLP input.")
-        if self.has_norms_after and self.normalization_type is None:
-            raise ConfigError(
-                "use_normalization_before_and_after and use_normalization_after_only need a normalization_type, "
-                "got None."
-            )
-        self._check_places_of_norms()
-        if self.alibi_rounded and self.positional_embedding_type != "alibi":
-            raise ConfigError(
-                f"alibi_rounded needs alibi, got {self.positional_embedding_type!r} positional embeddings."
-            )
-        if self.clip_qkv is not None and self.clip_qkv <= 0:
-            raise ConfigError(f"clip_qkv must be positive or None, got {self.clip_qkv}.")
-        if self.use_attn_in and self.kv_heads != self.n_heads:
-            raise ConfigError("use_attn_in needs as many key/value as query heads; use use_split_qkv_input.")
-
-    def _check_places_of_norms(self) -> None:
-        ways = ("use_normalization_before_and_after", "use_normalization_after_only", "use_normalization_of_residual")
-        if len(chosen := [name for name in ways if getattr(self, name)]) > 1:
-            raise ConfigError(f"Set one of {', '.join(ways)}, or none; got {', '.join(chosen)}.")
-        if self.use_normalization_of_residual and (self.normalization_type is None or self.parallel_attn_mlp):
-            raise ConfigError(
-                "use_normalization_of_residual needs a normalization_type and blocks in sequence, got "
-                f"normalization_type={self.normalization_type!r}, parallel_attn_mlp={self.parallel_attn_mlp}."
-            )
-
-    def _check_experts(self) -> None:
-        experts, chosen = self.num_experts, self.experts_per_token
-        if (experts is None) != (chosen is None):
-            raise ConfigError(
-                f"num_experts and experts_per_token go together, got {experts} and {chosen}: set both or neither."
-            )
-        if experts is None or chosen is None:
-            if self.moe_layers is not None or self.d_shared_expert is not None:
-                raise ConfigError("moe_layers and d_shared_expert need num_experts and experts_per_token.")
-            return
-        if self.attn_only or (self.act_fn or "").endswith(("_ln", "xielu")):
-            raise ConfigError(f"num_experts={experts} needs an activation without parameters (attn_only, act_fn).")
-        if chosen > experts:
-            raise ConfigError(f"experts_per_token={chosen} is more than num_experts={experts}.")
-        if self.router == "sparsemixer" and chosen != 2:
-            raise ConfigError(f"router='sparsemixer' chooses 2 experts, got experts_per_token={chosen}.")
-        groups, of_them = self.expert_groups or 1, self.expert_groups_per_token or 1
-        if experts % groups or of_them > groups or chosen > experts // groups * of_them:
-            raise ConfigError(
-                f"expert_groups={self.expert_groups}, expert_groups_per_token={self.expert_groups_per_token}: "
-                f"{experts} experts must fall into equal groups, of which the chosen ones hold at least {chosen}."
-            )
 
     @property
     def has_norms_before(self) -> bool:

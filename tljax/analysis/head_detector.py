@@ -18,7 +18,7 @@ ERROR_MEASURES = ("mul", "abs")
 
 
 class PatternValuesWarning(UserWarning):
-    """A detection pattern with other values than 0 and 1, under a measure that asks what share of attention it marks."""
+    """A detection pattern with other values than 0 and 1, where the share of attention that it marks was asked for."""
 
 
 def get_previous_token_head_detection_pattern(tokens: Any) -> Float[np.ndarray, "pos pos"]:
@@ -89,14 +89,18 @@ def detect_head(
     _check_measure(error_measure)
     prompts = _prompts(model, seq)
     if cache is not None and len(prompts) > 1:
-        raise InputError(f"One cache holds one prompt, and these are {len(prompts)}: leave cache out, or pass one prompt.")
+        raise InputError(
+            f"One cache holds one prompt, and these are {len(prompts)}: leave cache out, or pass one prompt."
+        )
     wanted = [_pattern(detection_pattern, row, error_measure) for row in prompts]
     chosen = _chosen(model, heads)
-    scores = [
-        _scores(_attention(model, row, cache), pattern, exclude_bos, exclude_current_token, error_measure)
-        for row, pattern in zip(prompts, wanted, strict=True)
-    ]
-    mean = scores[0] if len(scores) == 1 else jnp.stack(scores).mean(axis=0)
+    total: Any = 0
+    for size in sorted({row.size for row in prompts}):  # prompts of one length run together
+        alike = [index for index, row in enumerate(prompts) if row.size == size]
+        attention = _attention(model, np.stack([prompts[index] for index in alike]), cache)
+        patterns = np.stack([wanted[index] for index in alike])
+        total += _scores(attention, patterns, exclude_bos, exclude_current_token, error_measure)
+    mean = total / len(prompts)
     return mean if chosen is None else jnp.where(chosen, mean, -1)
 
 
@@ -119,9 +123,13 @@ def compute_head_attention_similarity_score(
 
 @functools.partial(jax.jit, static_argnames=("exclude_bos", "exclude_current_token", "error_measure"))
 def _scores(
-    patterns: list[jax.Array], wanted: Any, exclude_bos: bool, exclude_current_token: bool, error_measure: str
+    attention: list[jax.Array], wanted: Any, exclude_bos: bool, exclude_current_token: bool, error_measure: str
 ) -> Float[Array, "layer head"]:
-    return _similarity(jnp.stack(patterns), wanted, exclude_bos, exclude_current_token, error_measure)
+    """The sum over prompts, of attention ``[prompt, head, pos, pos]`` a layer and patterns ``[prompt, pos, pos]``."""
+    scores = jax.vmap(
+        lambda one, pattern: _similarity(one, pattern, exclude_bos, exclude_current_token, error_measure), (1, 0)
+    )(jnp.stack(attention), wanted)
+    return scores.sum(axis=0)
 
 
 def _similarity(attention: Any, wanted: Any, exclude_bos: bool, exclude_current_token: bool, measure: str) -> jax.Array:
@@ -140,19 +148,17 @@ def _similarity(attention: Any, wanted: Any, exclude_bos: bool, exclude_current_
     return 1 - jnp.round(difference.sum((-2, -1)) / size, 3)
 
 
-def _attention(model: HookedTransformer, row: np.ndarray, cache: ActivationCache | None) -> list[jax.Array]:
-    """One pattern a layer, ``[head, pos, pos]``."""
+def _attention(model: HookedTransformer, rows: np.ndarray, cache: ActivationCache | None) -> list[jax.Array]:
+    """One array a layer, ``[prompt, head, pos, pos]``."""
     if cache is None:
-        _, cache = model.run_with_cache(
-            row[None], return_type=None, names_filter=lambda name: name.endswith("hook_pattern")
-        )
-    if cache.has_batch_dim:
-        cache = cache.remove_batch_dim()
+        _, cache = model.run_with_cache(rows, return_type=None, names_filter=lambda name: name.endswith("hook_pattern"))
     patterns = [cache["pattern", layer] for layer in range(model.cfg.n_layers)]
-    if patterns[0].shape[-2:] != (row.size, row.size):
+    patterns = patterns if cache.has_batch_dim else [pattern[None] for pattern in patterns]
+    found, size = patterns[0].shape, rows.shape[1]
+    if (found[0], *found[2:]) != (len(rows), size, size):
         raise InputError(
-            f"The cache holds attention of shape {patterns[0].shape[-2:]}, and the prompt has {row.size} tokens: pass "
-            "the cache of a run of this prompt, with all its positions."
+            f"The cache holds attention [batch, head, pos, pos] of shape {found}, and the prompt has {size} tokens: "
+            "pass the cache of a run of this one prompt, with all its positions."
         )
     return patterns
 
@@ -178,8 +184,8 @@ def _pattern(detection_pattern: Any, row: np.ndarray, error_measure: str) -> np.
     wanted = _checked(detection_pattern, row.size)
     if error_measure == "mul" and not np.isin(wanted, (0, 1)).all():
         warnings.warn(
-            "The detection pattern has values other than 0 and 1: 'mul' weights attention by them, which is no share of "
-            "attention. 'abs' compares values.",
+            "The detection pattern has values other than 0 and 1: 'mul' weights attention by them, which is no share "
+            "of attention. 'abs' compares values.",
             PatternValuesWarning,
             stacklevel=3,
         )

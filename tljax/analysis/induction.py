@@ -1,5 +1,6 @@
 """Induction heads: heads that, at a token seen before, attend to what followed it (Olsson et al. 2022)."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -62,12 +63,48 @@ def induction_scores(
         Mean attention ``[layer, head]``, between 0 and 1.
     """
     ids = repeated_random_tokens(model, length, batch, seed) if tokens is None else np.asarray(tokens)
+    queries = second_copy(ids, length)
+    return mean_attention(model, ids, {"induction": (queries, queries - length + 1)})["induction"]
+
+
+def second_copy(ids: np.ndarray, length: int) -> np.ndarray:
+    """Positions of the last ``length`` tokens of ids ``[batch, pos]`` that end in two copies of as many.
+
+    Raises:
+        InputError: they do not.
+    """
+    if ids.ndim != 2 or length < 1 or ids.shape[1] < 2 * length:
+        raise InputError(
+            f"Two copies of length={length} tokens are needed at the end of ids [batch, pos]; got shape {ids.shape}."
+        )
+    if (ids[:, -length:] != ids[:, -2 * length : -length]).any():
+        raise InputError(f"The last {length} tokens do not repeat the {length} before them: give the length of a copy.")
+    return np.arange(ids.shape[1] - length, ids.shape[1])
+
+
+def mean_attention(
+    model: HookedTransformer, ids: np.ndarray, pairs: Mapping[str, tuple[np.ndarray, np.ndarray]]
+) -> dict[str, Float[Array, "layer head"]]:
+    """Mean attention of every head over chosen pairs of positions, for several choices from one run.
+
+    Args:
+        model: the model.
+        ids: token ids ``[batch, pos]``.
+        pairs: name to query positions and key positions, each ``[pair]``.
+
+    Returns:
+        Name to ``[layer, head]``.
+    """
     _, cache = model.run_with_cache(ids, return_type=None, names_filter=lambda name: name.endswith("hook_pattern"))
-    queries = np.arange(ids.shape[1] - length, ids.shape[1])
-    keys = queries - length + 1
-    return jnp.stack(
-        [cache["pattern", layer][:, :, queries, keys].mean(axis=(0, 2)) for layer in range(model.cfg.n_layers)]
-    )
+    return _mean_attention([cache["pattern", layer] for layer in range(model.cfg.n_layers)], dict(pairs))
+
+
+@jax.jit
+def _mean_attention(patterns: list[jax.Array], pairs: dict[str, tuple[Any, Any]]) -> dict[str, jax.Array]:
+    return {
+        name: jnp.stack([pattern[:, :, queries, keys].mean(axis=(0, 2)) for pattern in patterns])
+        for name, (queries, keys) in pairs.items()
+    }
 
 
 def top_heads(scores: jax.Array, threshold: float = 0.3) -> list[tuple[int, int, float]]:

@@ -74,9 +74,8 @@ class SVDInterpreter:
 
     def _w_in(self, layer: int) -> jax.Array:
         read = self._mlp(layer).W_in.T
-        block = self.model.params["blocks"][layer]
-        norm = block.get("ln2") or (block.get("ln1") if self.cfg.parallel_attn_mlp else None) or {}
-        if "w" not in norm:
+        norm = self.model.params["blocks"][layer].get("ln2", {})
+        if "w" not in norm or not self.cfg.has_norms_before:
             return read
         return read * (norm["w"] + self.cfg.rmsnorm_uses_offset).astype(read.dtype)[None]
 

@@ -26,7 +26,9 @@ def bounded_layer(cfg: HookedTransformerConfig, layer: int | None, mlp_input: bo
     """
     last = cfg.n_layers if layer is None or layer == -1 else layer
     if isinstance(last, bool) or not isinstance(last, int | np.integer) or not 0 <= last <= cfg.n_layers:
-        raise CacheError(f"layer={layer!r} is out of range: the model has {cfg.n_layers} layers (None means all of them).")
+        raise CacheError(
+            f"layer={layer!r} is out of range: the model has {cfg.n_layers} layers (None means all of them)."
+        )
     if mlp_input and (cfg.attn_only or last == cfg.n_layers):
         lacks = "this model is attention-only" if cfg.attn_only else f"layer={layer!r} means the end of the model"
         raise CacheError(
@@ -67,11 +69,10 @@ def require(cache: "ActivationCache", names: Sequence[str], what: str) -> None:
     Raises:
         UnknownHookError: some are missing; says which, and the ``names_filter`` that keeps them.
     """
-    missing = [name for name in names if name not in cache.cache_dict]
-    if missing:
+    if missing := [name for name in names if name not in cache.cache_dict]:
         others = f" and {len(missing) - 1} more activations" if len(missing) > 1 else ""
-        ends = tuple(sorted({stage_of(name)[1] for name in names}))
-        wanted = f"name.endswith({ends})" if len(ends) > 1 else f"name.endswith({ends[0]!r})"
+        ends = sorted({stage_of(name)[1] for name in names})
+        wanted = f"name.endswith({tuple(ends)})" if len(ends) > 1 else f"name.endswith({stage_of(missing[0])[1]!r})"
         raise UnknownHookError(
             f"{what} needs {missing[0]!r}{others}, which this cache does not have. Keep them: "
             f"run_with_cache(..., names_filter=lambda name: {wanted})."
@@ -139,9 +140,9 @@ def reader_of(
     return Reader(None if name is None else norm_scale(cache, name), projection)
 
 
-def position_cut(slice_input: SliceInput, like: jax.Array) -> Cut | None:
-    """A checked slice of the position axis, the last but one of ``like``."""
-    return cut(slice_input, like.shape[-2], "the cache has {} positions")
+def position_cut(slice_input: SliceInput, like: jax.Array, axis: int = -2) -> Cut | None:
+    """A checked slice of the position axis, which is ``axis`` of ``like``."""
+    return cut(slice_input, like.shape[axis], "the cache has {} positions")
 
 
 def directions(cfg: HookedTransformerConfig, project_output_onto: Any) -> jax.Array | None:

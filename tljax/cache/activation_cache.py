@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from tljax.cache import io, padding, residual
+from tljax.cache import io, padding
+from tljax.cache.analyses import CacheAnalyses
 from tljax.cache.slices import SliceInput, apply_slice
 from tljax.config import HookedTransformerConfig
 from tljax.devices import resolve_device
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @jax.tree_util.register_pytree_with_keys_class
-class ActivationCache(Mapping[str, jax.Array]):
+class ActivationCache(CacheAnalyses, Mapping[str, jax.Array]):
     """An immutable mapping from hook name to activation, and a pytree whose leaves are the activations.
 
     ``cache["blocks.5.hook_resid_post"]``, ``cache["resid_post", 5]``, ``cache["pattern", -1]``, ``cache["q0"]`` and
@@ -114,6 +114,12 @@ class ActivationCache(Mapping[str, jax.Array]):
         tokens, keys = self._padding
         return padding.to_mask(tokens if keys is None else keys)
 
+    def with_activations(self, cache_dict: Mapping[str, jax.Array]) -> "ActivationCache":
+        """Returns a cache of other activations of the same run."""
+        cache = ActivationCache(cache_dict, self._model, self.has_batch_dim, self.cfg)
+        cache._padding = self._padding
+        return cache
+
     def without_padding(self, cache_dict: Mapping[str, jax.Array]) -> "ActivationCache":
         """Returns a cache of other, unpadded activations of the same model."""
         return ActivationCache(cache_dict, self._model, self.has_batch_dim, self.cfg)
@@ -176,6 +182,16 @@ class ActivationCache(Mapping[str, jax.Array]):
         return f"ActivationCache with keys {list(self.cache_dict)}"
 
     @property
+    def has_embed(self) -> bool:
+        """Whether the token embedding was kept."""
+        return "hook_embed" in self.cache_dict
+
+    @property
+    def has_pos_embed(self) -> bool:
+        """Whether a learned position embedding was kept."""
+        return "hook_pos_embed" in self.cache_dict
+
+    @property
     def nbytes(self) -> int:
         """Size of the activations in bytes."""
         return sum(value.nbytes for value in self.cache_dict.values())
@@ -206,60 +222,6 @@ class ActivationCache(Mapping[str, jax.Array]):
             raise CacheError("This cache has no batch axis left to slice.")
         one = isinstance(batch_slice, int | np.integer)
         return self._map(lambda value: apply_slice(value, batch_slice, 0), has_batch_dim=not one)
-
-    def stack_activation(self, activation_name: str, layer: int = -1, sublayer_type: str | None = None) -> jax.Array:
-        """Stacks one activation over layers.
-
-        Args:
-            activation_name: short name, such as ``"resid_post"`` or ``"z"``.
-            layer: stop before this layer; ``-1`` stacks every layer.
-            sublayer_type: ``"ln1"``, ``"ln2"``, ``"attn"`` or ``"mlp"`` where the name alone is ambiguous.
-
-        Returns:
-            ``[layer, ...]``.
-        """
-        last = self.cfg.n_layers if layer in (-1, None) else layer
-        if not 1 <= last <= self.cfg.n_layers:
-            raise CacheError(f"layer={layer} stacks nothing: give 1 to {self.cfg.n_layers}, or -1 for all.")
-        keys = [(activation_name, n, sublayer_type) if sublayer_type else (activation_name, n) for n in range(last)]
-        return jnp.stack([self[key] for key in keys])
-
-    def accumulated_resid(
-        self,
-        layer: int | None = None,
-        incl_mid: bool = False,
-        apply_ln: bool = False,
-        pos_slice: SliceInput = None,
-        mlp_input: bool = False,
-        return_labels: bool = False,
-    ) -> Any:
-        """The residual stream at each depth: times ``W_U``, the logit lens (nostalgebraist 2020).
-
-        Args:
-            layer: up to the input of this layer; ``None`` or ``-1`` means the final residual stream too.
-            incl_mid: also the stream between attention and MLP.
-            apply_ln: normalise as the reader of the last row would: for the final layer each row goes through
-                ``ln_final`` itself, otherwise the cached scale of that layer's norm is used for all rows.
-            pos_slice: positions to keep; a number drops the axis.
-            mlp_input: with ``layer``, also include the stream that enters its MLP.
-            return_labels: also return ``["0_pre", "0_mid", …, "final_post"]``.
-
-        Returns:
-            ``[component, batch, pos, d_model]``, and the labels if asked for.
-        """
-        return residual.accumulated_resid(self, layer, incl_mid, apply_ln, pos_slice, mlp_input, return_labels)
-
-    def apply_ln_to_stack(
-        self,
-        residual_stack: jax.Array,
-        layer: int | None = None,
-        mlp_input: bool = False,
-        pos_slice: SliceInput = None,
-        batch_slice: SliceInput = None,
-        recompute_ln: bool = False,
-    ) -> jax.Array:
-        """Normalises residual-stream pieces as the norm before ``layer`` did: see ``residual.apply_ln_to_stack``."""
-        return residual.apply_ln_to_stack(self, residual_stack, layer, mlp_input, pos_slice, batch_slice, recompute_ln)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the cache as one safetensors file that records the model's config."""

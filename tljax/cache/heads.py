@@ -7,7 +7,8 @@ import jax.numpy as jnp
 
 from tljax.cache import access
 from tljax.cache.slices import SliceInput
-from tljax.cache.writers import After, Heads, Part, Results, Rows, read_parts
+from tljax.cache.stacking import stack_units
+from tljax.cache.writers import After, Heads, Part, Results
 
 if TYPE_CHECKING:
     from tljax.cache.activation_cache import ActivationCache
@@ -58,17 +59,15 @@ def head_labels(cache: "ActivationCache", last: int) -> list[str]:
 
 def compute_head_results(cache: "ActivationCache") -> "ActivationCache":
     """See :meth:`ActivationCache.compute_head_results`."""
-    cfg = cache.cfg
-    names = [f"blocks.{layer}.attn.hook_result" for layer in range(cfg.n_layers)]
-    if all(name in cache.cache_dict for name in names):
-        return cache
-    access.require(cache, [name.replace("hook_result", "hook_z") for name in names], "compute_head_results")
-    results = {}
+    cfg, results = cache.cfg, {}
+    points = {layer: f"blocks.{layer}.attn.hook_z" for layer in range(cfg.n_layers)}
+    points = {layer: z for layer, z in points.items() if z.replace("hook_z", "hook_result") not in cache.cache_dict}
+    access.require(cache, list(points.values()), "compute_head_results")
     with jax.default_matmul_precision(cfg.matmul_precision):
-        for name, block in zip(names, cache.model.params["blocks"], strict=True):
-            z = cache[name.replace("hook_result", "hook_z")]
-            results[name] = jnp.einsum("...he,hed->...hd", z, block["attn"]["W_O"])
-    return cache.with_activations(results | cache.cache_dict)
+        for layer, z in points.items():
+            weight = cache.model.params["blocks"][layer]["attn"]["W_O"]
+            results[z.replace("hook_z", "hook_result")] = jnp.einsum("...he,hed->...hd", cache[z], weight)
+    return cache.with_activations(cache.cache_dict | results) if results else cache
 
 
 def stack_head_results(
@@ -80,19 +79,9 @@ def stack_head_results(
     apply_ln: bool,
 ) -> Any:
     """See :meth:`ActivationCache.stack_head_results`."""
-    cfg = cache.cfg
-    access.refuse_norms_of_the_stream(cfg, "stack_head_results")
-    last = access.bounded_layer(cfg, layer)
-    names, scale = head_names(cache, last), access.scale_name(cfg, last) if apply_ln else None
-    stream = access.stream_name(cache, last) if incl_remainder or not names else None
-    needed = [*names, *([] if scale is None else [scale]), *([] if stream is None else [stream])]
-    access.require(cache, needed, "stack_head_results")
-    labels = head_labels(cache, last) + ["remainder"] * incl_remainder
-    parts: list[Part] = head_parts(cache, last) or [Rows((cache[stream],))]  # without heads, for the shape
-    reader = access.reader_of(cache, last, False, apply_ln)
-    like = cache[names[0]][..., 0, :] if names and parts else cache[stream]
-    taken = access.position_cut(pos_slice, like)
-    remainder_of = cache[stream] if incl_remainder and names else None
-    stack = read_parts(parts, reader, taken, remainder_of, cfg=cfg, centred=apply_ln and access.centres(cfg, last))
-    stack = stack if names or incl_remainder else stack[:0]
-    return (stack, labels) if return_labels else stack
+    last = access.bounded_layer(cache.cfg, layer)
+    stack = stack_units(
+        cache, "stack_head_results", head_names(cache, last), lambda: head_parts(cache, last), last,
+        pos_axis=-3, incl_remainder=incl_remainder, pos_slice=pos_slice, apply_ln=apply_ln,
+    )  # fmt: skip
+    return (stack, head_labels(cache, last) + ["remainder"] * incl_remainder) if return_labels else stack

@@ -1,15 +1,18 @@
 """Each neuron's share of the residual stream."""
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from tljax.cache import access
 from tljax.cache.heads import after_names, after_of
 from tljax.cache.slices import Cut, SliceInput, cut
-from tljax.cache.writers import Neurons, Part, Rows, read_parts
+from tljax.cache.stacking import stack_units
+from tljax.cache.writers import Neurons, Part, read_parts
 from tljax.config import HookedTransformerConfig
 from tljax.errors import CacheError, InputError
 
@@ -56,7 +59,7 @@ def neuron_parts(cache: "ActivationCache", layers: range, chosen: Cut | None = N
     return parts
 
 
-def neuron_labels(layers: range, chosen: np.ndarray) -> list[str]:
+def neuron_labels(layers: range, chosen: Iterable[int]) -> list[str]:
     """``["L0N0", "L0N1", …]``."""
     return [f"L{layer}N{neuron}" for layer in layers for neuron in chosen]
 
@@ -69,7 +72,7 @@ def _choose(cfg: HookedTransformerConfig, neuron_slice: SliceInput) -> tuple[Cut
     chosen = cut(neuron_slice, width, "an MLP has {} neurons")
     if chosen is None:
         return None, np.arange(width)
-    if isinstance(chosen.index, jax.core.Tracer):
+    if isinstance(chosen.index, Tracer):
         raise CacheError("neuron_slice says how many neurons there will be: give numbers, not an array under trace.")
     return chosen, np.arange(width)[slice(*chosen.bounds) if chosen.index is None else np.asarray(chosen.index)]
 
@@ -79,7 +82,6 @@ def get_neuron_results(
 ) -> jax.Array:
     """See :meth:`ActivationCache.get_neuron_results`."""
     cfg = cache.cfg
-    access.refuse_norms_of_the_stream(cfg, "get_neuron_results")
     layer = access.one_layer(cfg, layer)
     layers = range(layer, layer + 1)
     refuse_without_neurons(cfg, layers, "get_neuron_results")
@@ -105,21 +107,14 @@ def stack_neuron_results(
 ) -> Any:
     """See :meth:`ActivationCache.stack_neuron_results`."""
     cfg = cache.cfg
-    access.refuse_norms_of_the_stream(cfg, "stack_neuron_results")
     last = access.bounded_layer(cfg, layer)
     layers = range(last)
     refuse_without_neurons(cfg, layers, "stack_neuron_results")
-    names, scale = neuron_names(cache, layers), access.scale_name(cfg, last) if apply_ln else None
-    stream = access.stream_name(cache, last) if incl_remainder or not names else None
-    needed = [*names, *([] if scale is None else [scale]), *([] if stream is None else [stream])]
-    access.require(cache, needed, "stack_neuron_results")
     chosen, numbers = _choose(cfg, neuron_slice)
-    labels = neuron_labels(layers, numbers) + ["remainder"] * incl_remainder
-    parts: list[Part] = neuron_parts(cache, layers, chosen) or [Rows((cache[stream],))]  # for the shape
-    reader = access.reader_of(cache, last, False, apply_ln, access.directions(cfg, project_output_onto))
-    taken = access.position_cut(pos_slice, cache[(names or [stream])[0]])
-    remainder_of = cache[stream] if incl_remainder and names else None
-    centred = apply_ln and access.centres(cfg, last)
-    stack = read_parts(parts, reader, taken, remainder_of, cfg=cfg, centred=centred)
-    stack = access.unprojected_axis(stack if names or incl_remainder else stack[:0], project_output_onto)
-    return (stack, labels) if return_labels else stack
+    stack = stack_units(
+        cache, "stack_neuron_results", neuron_names(cache, layers), lambda: neuron_parts(cache, layers, chosen), last,
+        pos_axis=-2, incl_remainder=incl_remainder, pos_slice=pos_slice, apply_ln=apply_ln,
+        projection=access.directions(cfg, project_output_onto),
+    )  # fmt: skip
+    stack = access.unprojected_axis(stack, project_output_onto)
+    return (stack, neuron_labels(layers, numbers) + ["remainder"] * incl_remainder) if return_labels else stack

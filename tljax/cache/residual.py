@@ -87,8 +87,8 @@ def decompose_resid(
     rows += layer_outputs(cfg, last, mlp_input, mode)
     if not rows:
         raise CacheError(
-            f"decompose_resid(layer={layer}, mode={mode!r}, incl_embeds=False) of this model "
-            f"({cfg.n_layers} layers{', attention-only' if cfg.attn_only else ''}) has no parts: include the embeddings."
+            f"decompose_resid(layer={layer}, mode={mode!r}, incl_embeds=False) has no parts in this model of "
+            f"{cfg.n_layers} layers{', attention-only' if cfg.attn_only else ''}: include the embeddings."
         )
     names = [name for _, name in rows]
     scale = access.scale_name(cfg, last, mlp_input) if apply_ln else None
@@ -155,8 +155,8 @@ def aligned(
         wanted = ", ".join(map(str, (*scale.shape[:-1], cache.cfg.d_model)))
         raise CacheError(
             f"The stack has shape {stack.shape}, but this cache, with pos_slice={pos_slice!r} and "
-            f"batch_slice={batch_slice!r}, takes [component, {wanted}]. Pass the slices that the stack was made with; a "
-            "single piece is stack[None]."
+            f"batch_slice={batch_slice!r}, takes [component, {wanted}]. Pass the slices that the stack was made with; "
+            "a single piece is stack[None]."
         )
     return stack, scale
 

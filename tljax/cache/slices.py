@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from tljax.errors import CacheError
 
@@ -58,8 +59,9 @@ def cut(slice_input: SliceInput, length: int, what: str = "the axis has {} entri
         return _bounded(slice_input, length, what)
     if isinstance(slice_input, str | bytes | bool | np.bool_ | float | np.floating):
         raise CacheError(_unknown_form(slice_input))
+    index: Any
     try:
-        index = slice_input if isinstance(slice_input, jax.core.Tracer) else np.asarray(slice_input)
+        index = slice_input if isinstance(slice_input, Tracer) else np.asarray(slice_input)
     except ValueError as error:
         raise CacheError(_unknown_form(slice_input)) from error
     if index.dtype == bool and index.shape == (length,) and isinstance(index, np.ndarray):

@@ -82,7 +82,7 @@ class Reader(NamedTuple):
 
     Attributes:
         scale: what its norm divided by, ``[..., 1]``; ``None`` without norm.
-        projection: directions ``[d_model, direction]`` onto which what is read is projected; ``None`` for no projection.
+        projection: directions ``[d_model, direction]`` onto which what is read is projected; ``None``: it is not.
     """
 
     scale: jax.Array | None = None
@@ -169,7 +169,7 @@ class _Through:
         return wide.astype(array.dtype)
 
     def _written(self, weight: jax.Array, after: After | None) -> jax.Array:
-        """What is read of ``[..., d_model]`` that a layer puts out, but for the scales: ``[..., d_model or direction]``.
+        """What is read of a layer's output ``[..., d_model]``, but for the scales: as it is, or projected.
 
         A projection takes the maps on before it meets the weights: each is its own transpose.
         """
