@@ -37,6 +37,14 @@ class CompileCounter:
         return _count - self._start
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keeps the tests of a file on one worker, where they share fixtures and programs, unless they say otherwise."""
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(str(item.path)))
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _drop_programs() -> Iterator[None]:
     """Drops a module's compiled programs: thousands in one process use up its memory maps, and XLA crashes."""

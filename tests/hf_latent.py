@@ -1,8 +1,8 @@
-"""Tiny checkpoints with latent attention, dense and with mixtures of experts."""
+"""Tiny checkpoints with latent attention, dense and with mixtures of experts, and others with such experts."""
 
 from typing import Any
 
-from hf_llama_like import SIZES
+from hf_llama_like import GQA, SIZES
 
 LATENT = SIZES | {
     "num_key_value_heads": 4, "kv_lora_rank": 12, "q_lora_rank": 14, "qk_nope_head_dim": 6, "qk_rope_head_dim": 4,
@@ -38,6 +38,14 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         LATENT | EXPERTS | {"q_lora_rank": None, "attention_bias": True, "n_group": 4, "topk_group": 3,
                             "norm_topk_prob": False, "rope_interleave": False, "tie_word_embeddings": True,
                             "qk_rope_head_dim": 8, "rope_parameters": YARN},
+    ),
+    "glm4_moe_gqa": (
+        "glm4_moe", GQA | EXPERTS | {"use_qk_norm": True, "n_group": 2, "topk_group": 1, "head_dim": 8}
+    ),
+    "glm4_moe_bias": (
+        "glm4_moe",
+        SIZES | EXPERTS | {"attention_bias": True, "head_dim": 12, "n_group": 1, "topk_group": 1,
+                           "routed_scaling_factor": 1.5, "norm_topk_prob": False, "first_k_dense_replace": 0},
     ),
     "glm4_moe_lite": (
         "glm4_moe_lite",

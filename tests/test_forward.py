@@ -99,9 +99,10 @@ def test_identities(kind: str) -> None:
         if not cfg.attn_only:
             if not cfg.parallel_attn_mlp:
                 close(cache["resid_mid", layer], residual)
-            W_out, b_out = np.asarray(model.W_out[layer]), np.asarray(model.b_out[layer])
-            mlp_out = cache["post", layer] @ W_out + b_out
-            close(added(model, cache, mlp_out, layer, "ln2_post"), cache["mlp_out", layer])
+            mlp = model.params["blocks"][layer]["mlp"]
+            if "experts" not in mlp:
+                mlp_out = cache["post", layer] @ np.asarray(mlp["W_out"]) + np.asarray(mlp["b_out"])
+                close(added(model, cache, mlp_out, layer, "ln2_post"), cache["mlp_out", layer])
             residual = after(model, cache, residual + cache["mlp_out", layer], layer, "ln2")
         close(cache["resid_post", layer], residual)
     W_U, b_U = np.asarray(model.W_U), np.asarray(model.b_U)

@@ -12,6 +12,7 @@ from variants import TOKENS, build, randomised_params
 from tljax import HookedTransformer, HookedTransformerConfig, Replace, Scale, Zero
 from tljax.errors import ConfigError, HookError
 from tljax.modules.grouped import Times, grouped, tile_height
+from tljax.patching import LogitDiff, sweep
 from tljax.weights.processing import process_weights
 
 N_GROUPS, WIDTH, INNER = 5, 6, 7
@@ -326,3 +327,34 @@ def test_parameters_are_counted_as_transformerlens_counts_them() -> None:
     cfg = model_of("softmax", d_expert=None, d_mlp=12).cfg
     assert cfg.d_expert == 12
     assert cfg.n_params == 2 * (16 * 8 * 4 * 4 + (16 * 12 * 3 + 16) * 5)
+
+
+@pytest.mark.filterwarnings("ignore::tljax.patching.sweep.NoEffectWarning")
+@pytest.mark.parametrize(
+    ("activation", "axes"),
+    [
+        ("blocks.0.mlp.experts.hook_post", ("pos",)),
+        ("blocks.2.mlp.experts.hook_pre", ("choice",)),
+        ("blocks.0.mlp.hook_expert_weights", ("pos", "expert")),
+        ("blocks.2.mlp.hook_expert_indices", ("pos",)),
+        ("blocks.1.mlp.hook_post", ("pos",)),
+        ("mlp_out", ("pos",)),
+    ],
+)
+def test_sweeps_where_only_some_layers_have_the_point(activation: str, axes: tuple[str, ...]) -> None:
+    model = model_of("unnormalised")
+    clean, corrupted = jnp.asarray(TOKENS[:, :5]), jnp.asarray(TOKENS[:, :5]).at[:, 2].set(jnp.asarray([11, 7]))
+    metric = LogitDiff(answer=1, wrong=2)
+    result = sweep(model, clean=clean, corrupted=corrupted, activation=activation, axes=axes, metric=metric)
+    names = [activation] if "." in activation else [f"blocks.{layer}.hook_{activation}" for layer in range(3)]
+    _, cache = model.run_with_cache(clean, names_filter=names)
+    sizes = dict(
+        zip(next(p for p in model.hook_points() if p.name == names[0]).axes, cache[names[0]].shape, strict=True)
+    )
+    expected = [
+        metric(model.run_with_hooks(corrupted, fwd_hooks=[(name, Replace(cache[name], **at))]))
+        for name in names
+        for at in [dict(zip(axes, index, strict=True)) for index in np.ndindex(*(sizes[axis] for axis in axes))]
+    ]
+    values = np.asarray(result.values).reshape(len(expected), -1)
+    np.testing.assert_allclose(values.mean(1), [np.mean(one) for one in expected], atol=1e-4)

@@ -63,6 +63,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "alibi": {"positional_embedding_type": "alibi", "n_heads": 6, "post_embedding_ln": True, "clip_qkv": 0.8},
     "alibi_rounded": {"positional_embedding_type": "alibi", "alibi_rounded": True, "normalization_type": "RMS"},
     "residual_norm": {"use_normalization_of_residual": True},
+    "moe": {
+        **ROTARY, "act_fn": "silu", "gated_mlp": True, "normalization_type": "RMS", "num_experts": 5,
+        "experts_per_token": 2, "d_expert": 9, "d_shared_expert": 6, "gate_shared_expert": True,
+        "moe_layers": (False, True),
+    },
 }  # fmt: skip
 
 

@@ -29,7 +29,27 @@ MODELS = {
     "Parallel attention and MLP (Pythia)": HookedTransformerConfig(
         **COMMON, positional_embedding_type="rotary", rotary_dim=2, parallel_attn_mlp=True, act_fn="gelu"
     ),
+    "A mixture of experts, one of them shared (Qwen 2 MoE)": HookedTransformerConfig(
+        **COMMON, positional_embedding_type="rotary", gated_mlp=True, act_fn="silu", normalization_type="RMS",
+        num_experts=8, experts_per_token=2, d_expert=24, d_shared_expert=32, gate_shared_expert=True,
+    ),
 }  # fmt: skip
+EXPERTS = """
+Here 8 experts of width 24, 2 for each token, and a shared one of width 32. How a token is routed:
+
+- `mlp.hook_expert_weights` is what the chosen experts' weights are taken from (and divided by their sum, under
+  `norm_topk_prob`). Under `router="softmax"` (Mixtral, Qwen, OLMoE) and `"sigmoid"` (DeepSeek 3) it covers all experts
+  and decides the choice, so an edit changes both. Under `"chosen_softmax"` (Granite, gpt-oss) and `"sparsemixer"`
+  (Phi-3.5-MoE) the choice is made on `mlp.hook_router_scores`; then `mlp.hook_expert_indices` fires before
+  `mlp.hook_expert_weights`, which is zero for experts that were not chosen.
+- Other numbers put into `mlp.hook_expert_indices` are the experts that run, each with its own weight. (TransformerLens
+  keeps the weights of the experts chosen before.) A number that no expert has is an error; under your own `jax.jit`,
+  where nobody can look at it, the token's activations become NaN.
+- `mlp.experts.*` have an axis `choice` in the order of `mlp.hook_expert_indices`. TransformerLens has `hook_gate`,
+  `hook_pre` and `hook_post` at `mlp.experts.{e}.`, each `[tokens that chose e, d_mlp]`; they are `hook_pre`,
+  `hook_pre_linear` and `hook_post` here, as in a gated MLP. What expert 3 did is where
+  `cache["blocks.0.mlp.hook_expert_indices"] == 3` in `cache["blocks.0.mlp.experts.hook_post"]`.
+"""
 
 
 def page() -> str:
@@ -38,7 +58,7 @@ def page() -> str:
         + HookPointList(point_table(cfg).values()).to_markdown()
         for title, cfg in MODELS.items()
     ]
-    return INTRO + "\n".join(sections)
+    return INTRO + "\n".join(sections) + EXPERTS
 
 
 def test_the_page_is_the_table() -> None:

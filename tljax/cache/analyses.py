@@ -1,13 +1,11 @@
 """The analyses that ``ActivationCache`` offers as methods; each is a function of its own in a module of this room."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import jax
-import jax.numpy as jnp
 
 from tljax.cache import attribution, decomposition, heads, neurons, residual
 from tljax.cache.slices import SliceInput
-from tljax.errors import CacheError
 
 if TYPE_CHECKING:
     from tljax.cache.activation_cache import ActivationCache
@@ -20,9 +18,7 @@ class CacheAnalyses:
     both as arguments: ``jax.jit(lambda model, cache: cache.with_model(model).stack_head_results())(model, cache)``.
     """
 
-    def stack_activation(
-        self: "ActivationCache", activation_name: str, layer: int = -1, sublayer_type: str | None = None
-    ) -> jax.Array:
+    def stack_activation(self, activation_name: str, layer: int = -1, sublayer_type: str | None = None) -> jax.Array:
         """Stacks one activation over layers.
 
         Args:
@@ -33,14 +29,10 @@ class CacheAnalyses:
         Returns:
             ``[layer, ...]``.
         """
-        last = self.cfg.n_layers if layer in (-1, None) else layer
-        if not 1 <= last <= self.cfg.n_layers:
-            raise CacheError(f"layer={layer} stacks nothing: give 1 to {self.cfg.n_layers}, or -1 for all.")
-        keys = [(activation_name, n, sublayer_type) if sublayer_type else (activation_name, n) for n in range(last)]
-        return jnp.stack([self[key] for key in keys])
+        return residual.stack_activation(_cache(self), activation_name, layer, sublayer_type)
 
     def accumulated_resid(
-        self: "ActivationCache",
+        self,
         layer: int | None = None,
         incl_mid: bool = False,
         apply_ln: bool = False,
@@ -62,10 +54,10 @@ class CacheAnalyses:
         Returns:
             ``[component, batch, pos, d_model]``, and the labels if asked for.
         """
-        return residual.accumulated_resid(self, layer, incl_mid, apply_ln, pos_slice, mlp_input, return_labels)
+        return residual.accumulated_resid(_cache(self), layer, incl_mid, apply_ln, pos_slice, mlp_input, return_labels)
 
     def decompose_resid(
-        self: "ActivationCache",
+        self,
         layer: int | None = None,
         mlp_input: bool = False,
         mode: str = "all",
@@ -90,19 +82,19 @@ class CacheAnalyses:
             ``[component, batch, pos, d_model]``, and the labels if asked for.
         """
         return residual.decompose_resid(
-            self, layer, mlp_input, mode, apply_ln, pos_slice, incl_embeds, return_labels
+            _cache(self), layer, mlp_input, mode, apply_ln, pos_slice, incl_embeds, return_labels
         )  # fmt: skip
 
-    def compute_head_results(self: "ActivationCache") -> "ActivationCache":
+    def compute_head_results(self) -> "ActivationCache":
         """Returns the cache with every ``attn.hook_result`` ``[batch, pos, head, d_model]``: ``z`` times ``W_O``.
 
         A cache does not change: keep what is returned (TransformerLens adds to the cache itself). The stacks below need
         no such call, and are cheaper without: they need not hold every layer's results twice.
         """
-        return heads.compute_head_results(self)
+        return heads.compute_head_results(_cache(self))
 
     def stack_head_results(
-        self: "ActivationCache",
+        self,
         layer: int | None = -1,
         return_labels: bool = False,
         incl_remainder: bool = False,
@@ -125,10 +117,10 @@ class CacheAnalyses:
         Returns:
             ``[layer * head, batch, pos, d_model]``, and the labels if asked for.
         """
-        return heads.stack_head_results(self, layer, return_labels, incl_remainder, pos_slice, apply_ln)
+        return heads.stack_head_results(_cache(self), layer, return_labels, incl_remainder, pos_slice, apply_ln)
 
     def get_neuron_results(
-        self: "ActivationCache",
+        self,
         layer: int,
         neuron_slice: SliceInput = None,
         pos_slice: SliceInput = None,
@@ -148,10 +140,10 @@ class CacheAnalyses:
         Returns:
             ``[batch, pos, neuron, d_model]``; projected ``[batch, pos, neuron]``, or with an axis ``direction``.
         """
-        return neurons.get_neuron_results(self, layer, neuron_slice, pos_slice, project_output_onto)
+        return neurons.get_neuron_results(_cache(self), layer, neuron_slice, pos_slice, project_output_onto)
 
     def stack_neuron_results(
-        self: "ActivationCache",
+        self,
         layer: int | None,
         pos_slice: SliceInput = None,
         neuron_slice: SliceInput = None,
@@ -176,11 +168,11 @@ class CacheAnalyses:
             the labels if asked for. Without projection or ``pos_slice`` that is large.
         """
         return neurons.stack_neuron_results(
-            self, layer, pos_slice, neuron_slice, return_labels, incl_remainder, apply_ln, project_output_onto
+            _cache(self), layer, pos_slice, neuron_slice, return_labels, incl_remainder, apply_ln, project_output_onto
         )
 
     def get_full_resid_decomposition(
-        self: "ActivationCache",
+        self,
         layer: int | None = None,
         mlp_input: bool = False,
         expand_neurons: bool = True,
@@ -207,11 +199,11 @@ class CacheAnalyses:
             labels if asked for.
         """
         return decomposition.get_full_resid_decomposition(
-            self, layer, mlp_input, expand_neurons, apply_ln, pos_slice, return_labels, project_output_onto
+            _cache(self), layer, mlp_input, expand_neurons, apply_ln, pos_slice, return_labels, project_output_onto
         )
 
     def logit_attrs(
-        self: "ActivationCache",
+        self,
         residual_stack: Any,
         tokens: Any,
         incorrect_tokens: Any = None,
@@ -240,19 +232,26 @@ class CacheAnalyses:
             ``[component, batch, pos]``.
         """
         return attribution.logit_attrs(
-            self, residual_stack, tokens, incorrect_tokens, pos_slice, batch_slice, has_batch_dim, final_norm_weight
+            _cache(self),
+            residual_stack,
+            tokens,
+            incorrect_tokens,
+            pos_slice,
+            batch_slice,
+            has_batch_dim,
+            final_norm_weight,
         )
 
-    def logit_bias(self: "ActivationCache", tokens: Any, incorrect_tokens: Any = None) -> jax.Array:
+    def logit_bias(self, tokens: Any, incorrect_tokens: Any = None) -> jax.Array:
         """The part of a logit, or of a difference of two, that no part of the residual stream makes.
 
         Returns:
             ``logits_multiplier * (b_U + ln_final.b @ W_U)`` at the tokens, in their shape.
         """
-        return attribution.logit_bias(self, tokens, incorrect_tokens)
+        return attribution.logit_bias(_cache(self), tokens, incorrect_tokens)
 
     def logit_lens(
-        self: "ActivationCache",
+        self,
         layer: int | None = None,
         incl_mid: bool = False,
         pos_slice: SliceInput = None,
@@ -270,10 +269,10 @@ class CacheAnalyses:
         Returns:
             ``[component, batch, pos, d_vocab_out]``, and the labels if asked for.
         """
-        return attribution.logit_lens(self, layer, incl_mid, pos_slice, mlp_input, return_labels)
+        return attribution.logit_lens(_cache(self), layer, incl_mid, pos_slice, mlp_input, return_labels)
 
     def apply_ln_to_stack(
-        self: "ActivationCache",
+        self,
         residual_stack: jax.Array,
         layer: int | None = None,
         mlp_input: bool = False,
@@ -298,5 +297,9 @@ class CacheAnalyses:
             The stack, centred under a layer norm and divided; no weight and no bias is applied.
         """
         return residual.apply_ln_to_stack(
-            self, residual_stack, layer, mlp_input, pos_slice, batch_slice, has_batch_dim, recompute_ln
+            _cache(self), residual_stack, layer, mlp_input, pos_slice, batch_slice, has_batch_dim, recompute_ln
         )
+
+
+def _cache(self: CacheAnalyses) -> "ActivationCache":
+    return cast("ActivationCache", self)

@@ -17,6 +17,17 @@ if TYPE_CHECKING:
 MODES = ("all", "attn", "mlp")
 
 
+def stack_activation(
+    cache: "ActivationCache", activation_name: str, layer: int, sublayer_type: str | None
+) -> jax.Array:
+    """See :meth:`ActivationCache.stack_activation`."""
+    last = access.bounded_layer(cache.cfg, layer)
+    if not last:
+        raise CacheError(f"layer={layer} stacks nothing: give 1 to {cache.cfg.n_layers}, or -1 for all.")
+    keys = [(activation_name, n, sublayer_type) if sublayer_type else (activation_name, n) for n in range(last)]
+    return jnp.stack([cache[key] for key in keys])
+
+
 def accumulated_resid(
     cache: "ActivationCache",
     layer: int | None,

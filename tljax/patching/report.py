@@ -68,7 +68,7 @@ def _query_flops(cfg: HookedTransformerConfig) -> int:
 def _mlp_columns(cfg: HookedTransformerConfig) -> float:
     """Weights that a token meets in an MLP or a mixture of experts, over ``d_model``: the mean over layers."""
     matrices = 3 if cfg.gated_mlp else 2
-    dense = matrices * (cfg.d_mlp or 0)
+    dense = float(matrices * (cfg.d_mlp or 0))
     if cfg.num_experts is None or not cfg.n_layers:
         return dense
     chosen = (cfg.experts_per_token or 0) * (cfg.d_expert or 0) + (cfg.d_shared_expert or 0)

@@ -16,7 +16,7 @@ from tljax.patching import views
 from tljax.patching.sweep import SITE_AXES, Setup
 
 AXIS_NAMES = ("layer", "pos", "head_index", "head", "src_pos", "dest_pos", "query_pos", "key_pos", "neuron", "d_model",
-              "d_head")  # fmt: skip
+              "d_head", "expert", "choice")  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)

@@ -27,7 +27,7 @@ from tljax.patching.result import PatchingResult
 from tljax.patching.sites import Sites, grid
 from tljax.patching.sources import read_source
 
-SITE_AXES = ("pos", "head", "neuron", "query_pos", "key_pos", "d_model", "d_head")
+SITE_AXES = ("pos", "head", "neuron", "query_pos", "key_pos", "d_model", "d_head", "expert", "choice")
 
 
 class NoEffectWarning(UserWarning):

@@ -17,6 +17,7 @@ from tljax.checkpoints.families.gemma2 import GEMMA2
 from tljax.checkpoints.families.gemma3 import GEMMA3
 from tljax.checkpoints.families.glm import GLM
 from tljax.checkpoints.families.glm4 import GLM4
+from tljax.checkpoints.families.glm4_moe import GLM4_MOE
 from tljax.checkpoints.families.glm4_moe_lite import GLM4_MOE_LITE
 from tljax.checkpoints.families.gpt2 import GPT2
 from tljax.checkpoints.families.gpt_bigcode import GPT_BIGCODE
@@ -101,6 +102,7 @@ FAMILIES: tuple[Family, ...] = (
     OLMOE,
     DEEPSEEK_V2,
     DEEPSEEK_V3,
+    GLM4_MOE,
     GLM4_MOE_LITE,
 )
 

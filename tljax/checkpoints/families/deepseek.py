@@ -6,6 +6,7 @@ DeepSeek 2 chooses experts by a softmax, DeepSeek 3 by a sigmoid and a bias; bot
 from typing import Any
 
 from tljax.checkpoints.families.latent import (
+    count_dense,
     latent_rows,
     leading_dense,
     read_experts,
@@ -75,8 +76,7 @@ def rows_3(hf: HFConfig) -> list[Row]:
 
 
 def _write(cfg: HookedTransformerConfig, nonzero: frozenset[str]) -> dict[str, Any]:
-    dense = sum(not cfg.has_experts(cfg.layer_kind(layer)) for layer in range(cfg.n_layers))
-    return write_latent(cfg, nonzero) | {"first_k_dense_replace": dense}
+    return write_latent(cfg, nonzero) | {"first_k_dense_replace": count_dense(cfg)}
 
 
 DEEPSEEK_V2 = Family(

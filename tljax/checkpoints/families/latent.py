@@ -113,6 +113,16 @@ def write_latent(cfg: HookedTransformerConfig, nonzero: frozenset[str]) -> dict[
         "kv_lora_rank": cfg.kv_lora_rank,
         "q_lora_rank": cfg.q_lora_rank,
         "attention_bias": not nonzero.isdisjoint(_BIASES),
+    }
+    attributes |= write_experts(cfg)
+    if cfg.use_yarn_rope:
+        attributes["rope_scaling"]["mscale_all_dim"] = _mscale_all_dim(cfg)
+    return attributes
+
+
+def write_experts(cfg: HookedTransformerConfig) -> dict[str, Any]:
+    """Returns the attributes that :func:`read_experts` and :func:`read_groups` read back."""
+    return {
         "n_routed_experts": cfg.num_experts,
         "num_experts_per_tok": cfg.experts_per_token,
         "moe_intermediate_size": cfg.d_expert,
@@ -122,9 +132,11 @@ def write_latent(cfg: HookedTransformerConfig, nonzero: frozenset[str]) -> dict[
         "n_group": cfg.expert_groups or 1,
         "topk_group": cfg.expert_groups_per_token or 1,
     }
-    if cfg.use_yarn_rope:
-        attributes["rope_scaling"]["mscale_all_dim"] = _mscale_all_dim(cfg)
-    return attributes
+
+
+def count_dense(cfg: HookedTransformerConfig) -> int:
+    """Returns how many layers have no experts: ``first_k_dense_replace``, where they are the first ones."""
+    return sum(not cfg.has_experts(cfg.layer_kind(layer)) for layer in range(cfg.n_layers))
 
 
 def latent_rows(hf: HFConfig, sparse: tuple[bool, ...], *, chooses_by_bias: bool) -> list[Row]:
@@ -135,6 +147,11 @@ def latent_rows(hf: HFConfig, sparse: tuple[bool, ...], *, chooses_by_bias: bool
         sparse: which layers have experts.
         chooses_by_bias: whether the router has a bias for the choice.
     """
+    return decoder_rows(hf, _attention_rows(hf), mlp_rows(sparse, chooses_by_bias=chooses_by_bias))
+
+
+def mlp_rows(sparse: tuple[bool, ...], *, chooses_by_bias: bool) -> list[Row]:
+    """Returns the rows of mixtures of experts, and of MLPs in the layers without."""
     key = f"{BLOCK}.mlp"
     mixture = [
         experts.router(f"{key}.gate.weight"),
@@ -143,7 +160,7 @@ def latent_rows(hf: HFConfig, sparse: tuple[bool, ...], *, chooses_by_bias: bool
     ]
     if chooses_by_bias:
         mixture.append(Row(f"{key}.gate.e_score_correction_bias", "n_experts", f"{experts.MLP}.b_choice"))
-    return decoder_rows(hf, _attention_rows(hf), experts.by_layer(sparse, mixture, GATED_MLP))
+    return experts.by_layer(sparse, mixture, GATED_MLP)
 
 
 def _attention_rows(hf: HFConfig) -> list[Row]:
