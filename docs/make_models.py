@@ -21,7 +21,16 @@ DOCS = Path(__file__).parent
 FIGURES = DOCS / "models.json"
 TABLE = DOCS / "models.md"
 
-NOT_SUPPORTED: dict[str, str] = {}
+NOT_SUPPORTED: dict[str, str] = {
+    "OPTForCausalLM (350m)": "embeddings narrower than the residual stream, which its projections widen; the "
+    "normalised residual stream it also has is there (GPT-1)",
+    "GPT2LMHeadCustomModel": "SantaCoder's own code; the same weights are in `bigcode/gpt_bigcode-santacoder`, which "
+    "the name `santacoder` leads to",
+    "QWenLMHeadModel": "Qwen 1 runs code of its own, which transformers does not have",
+    "Gemma3ForConditionalGeneration": "Gemma 3 with images; the text-only checkpoints are read",
+    "BertForMaskedLM": "an encoder: tljax has decoders",
+    "T5ForConditionalGeneration": "an encoder and a decoder: tljax has decoders",
+}
 """Architecture → why."""
 
 STEPS = {
@@ -48,7 +57,8 @@ every parameter random, in several variants (grouped heads, tied embeddings, bia
 
 Every variant also passes: batches padded left and right equal single prompts; greedy text equals transformers'; cached
 generation equals full runs, steered or not; patterns times values are `z`, and what is written sums to the residual
-stream; runs in two parts equal whole ones; activation-patching sweeps equal the loop.
+stream; runs in two parts equal whole ones. For one variant of each architecture, activation-patching sweeps equal the
+loop.
 
 """
 

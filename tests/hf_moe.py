@@ -39,7 +39,9 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         "phimoe",
         SIZES | LOCAL | {"attention_bias": True, "lm_head_bias": True, "sliding_window": 6},
     ),
-    "gpt_oss_gqa": ("gpt_oss", GQA | LOCAL | {"sliding_window": 6, "head_dim": 12, "swiglu_limit": 1.5}),
+    "gpt_oss_gqa": (
+        "gpt_oss", GQA | LOCAL | {"intermediate_size": 32, "sliding_window": 6, "head_dim": 12, "swiglu_limit": 1.5}
+    ),
     "gpt_oss_no_bias_tied": (
         "gpt_oss",
         MQA_TIED | LOCAL | {"attention_bias": False, "head_dim": 8, "num_experts_per_tok": 3, "layer_types": MIXED,

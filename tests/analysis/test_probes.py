@@ -112,12 +112,12 @@ def test_scores() -> None:
 
 
 def test_a_probe_on_a_cache_reads_which_token_it_stands_on(tiny: HookedTransformer) -> None:
-    tokens = np.random.default_rng(0).integers(300, 310, (24, 8))
+    tokens = np.random.default_rng(0).integers(300, 310, (64, 8))
     _, cache = tiny.run_with_cache(tokens)
-    activations, labels = cache["resid_post", 1], (tokens >= 305).astype(np.int32)
-    probe = logistic_probe(activations[:16], labels[:16])
+    activations, labels = cache["resid_post", 0], (tokens >= 305).astype(np.int32)
+    probe = logistic_probe(activations[:48], labels[:48])
     assert probe(activations).shape == tokens.shape
-    assert probe.evaluate(activations[16:], labels[16:])["accuracy"] > 0.9
+    assert probe.evaluate(activations[48:], labels[48:])["accuracy"] > 0.9
 
 
 def test_probes_run_under_jit_and_vmap(concept: Any) -> None:
@@ -140,7 +140,7 @@ def test_constant_features_are_ignored(concept: Any) -> None:
         (lambda x, y: logistic_probe(x, y * 0), r"examples of both; got \[0.0\]"),
         (lambda x, y: logistic_probe(x, y[:-1]), r"got shapes \(600, 20\) and \(599,\)"),
         (lambda x, y: logistic_probe(x[0], y[0]), "one label for each example"),
-        (lambda x, y: logistic_probe(x, y, l2=-1), "l2=-1 must be 0 or more"),
+        (lambda x, y: logistic_probe(x, y, l2=-1.0), "l2=-1.0 must be 0 or more"),
         (lambda x, y: ridge_probe(np.where(x > 9, np.nan, x), y), "not finite"),
         (lambda x, y: sparse_probe(x, y, 21), "k=21 is out of range: there are 20 features"),
         (lambda x, y: sparse_probe(x, y, 2, method="best"), "'mean_difference', 'l1'; got 'best'"),

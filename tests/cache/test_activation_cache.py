@@ -268,7 +268,7 @@ def test_accumulated_resid_mistakes(model: HookedTransformer, cache: ActivationC
     with pytest.raises(CacheError, match="layer=3 is out of range: the model has 2 layers"):
         cache.accumulated_resid(layer=3)
     _, partial = model.run_with_cache(TOKENS, names_filter=lambda name: "resid" in name)
-    with pytest.raises(UnknownHookError, match=r"needs 'blocks.1.ln1.hook_scale', which was not kept"):
+    with pytest.raises(UnknownHookError, match=r"needs 'blocks.1.ln1.hook_scale', not kept in this cache"):
         partial.accumulated_resid(layer=1, apply_ln=True)
     doubled = jax.tree.map(lambda x: 2 * x, cache)
     with pytest.raises(CacheError, match="with_model"):

@@ -14,18 +14,23 @@ from hf_models import VARIANTS
 KEPT = 8
 """Variants after which programs are dropped: fewer would recompile what variants share."""
 _count = itertools.count(1)
+ONLY = {
+    "one_variant_a_layout": frozenset(ONE_A_LAYOUT),
+    "one_variant_a_family": frozenset({kind: name for name, (kind, _) in reversed(VARIANTS.items())}.values()),
+}
+"""Marker of costly tests → the variants they run for."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "one_variant_a_layout: run only for the variants of ONE_A_LAYOUT")
+    for name in ONLY:
+        config.addinivalue_line("markers", f"{name}: run only for these variants")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items[:] = [
-        item
-        for item in items
-        if item.get_closest_marker("one_variant_a_layout") is None or item.callspec.params["case"] in ONE_A_LAYOUT
-    ]
+    for name, variants in ONLY.items():
+        items[:] = [
+            item for item in items if not item.get_closest_marker(name) or item.callspec.params["case"] in variants
+        ]
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -15,6 +15,7 @@ CORRUPTED = np.where(np.arange(LENGTH) == CHANGED, (PROMPT + 1) % 40, PROMPT)[No
 METRIC = LogitDiff(1, 2)
 
 
+@pytest.mark.one_variant_a_family
 @pytest.mark.parametrize("activation", SITES)
 def test_a_sweep_equals_the_loop(case: FamilyCase, activation: str) -> None:
     axis, entries = SITES[activation]

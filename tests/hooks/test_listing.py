@@ -29,6 +29,10 @@ MODELS = {
     "Parallel attention and MLP (Pythia)": HookedTransformerConfig(
         **COMMON, positional_embedding_type="rotary", rotary_dim=2, parallel_attn_mlp=True, act_fn="gelu"
     ),
+    "Keys and values from a latent (DeepSeek 2)": HookedTransformerConfig(
+        **COMMON, d_head=6, d_value=5, kv_lora_rank=8, q_lora_rank=9, positional_embedding_type="rotary", rotary_dim=2,
+        gated_mlp=True, act_fn="silu", normalization_type="RMS",
+    ),
     "A mixture of experts, one of them shared (Qwen 2 MoE)": HookedTransformerConfig(
         **COMMON, positional_embedding_type="rotary", gated_mlp=True, act_fn="silu", normalization_type="RMS",
         num_experts=8, experts_per_token=2, d_expert=24, d_shared_expert=32, gate_shared_expert=True,
@@ -51,6 +55,30 @@ Here 8 experts of width 24, 2 for each token, and a shared one of width 32. How 
   `cache["blocks.0.mlp.hook_expert_indices"] == 3` in `cache["blocks.0.mlp.experts.hook_post"]`.
 """
 
+BY_ARCHITECTURE = """
+## What the points mean where a block is built in another way
+
+- **`hook_attn_out` and `hook_mlp_out` are what is added to the residual stream**, in every architecture but GPT-1:
+  after the norms that Gemma 2 and 3, GLM-4-0414, OLMo 2 and 3 and EXAONE 4 have there (`ln1_post`, `ln2_post`), after
+  Granite's multiplier. BLOOM's hold no residual stream either. So `hook_embed` (with `hook_pos_embed`) and all of them
+  sum to `hook_resid_post` and to the final residual stream.
+- **Norms after attention and MLP only** (OLMo 2 and 3, EXAONE 4): there is no `ln1` and `ln2`; the norms are called
+  `ln1_post` and `ln2_post`, as where a model has both. TransformerLens calls these two `ln1` and `ln2`.
+- **GPT-1 normalises the residual stream itself**: `ln1` and `ln2` fire after what attention and the MLP put out was
+  added, and `hook_resid_mid` and `hook_resid_post` follow them. There is no sum of outputs, and no `ln_final`; path
+  patching and decompositions refuse such a model, sweeps take it.
+- **`hook_embed` is what enters the first block**: after Gemma's and Granite's multiplier, and after BLOOM's layer norm,
+  whose own points are `embed.ln.hook_scale` and `embed.ln.hook_normalized`.
+- **`attn.hook_q`, `hook_k`, `hook_v` come first**: before norms over queries and keys, before clipping (OLMo 1, OLMoE,
+  MPT), before rotation. `pattern @ v` is `z` with `v` clipped likewise. A norm over all heads together (OLMo 2, OLMoE)
+  has `q_norm.hook_normalized` of shape [batch, pos, heads * d_head]; HunYuan's norms come after `hook_rot_q`.
+- **Attention sinks** (gpt-oss): rows of `attn.hook_pattern` sum to less than one; the rest went to the sink, which is
+  not in `attn.hook_attn_scores`.
+- **ALiBi** (BLOOM, MPT, Falcon-RW) is in `attn.hook_attn_scores`.
+- **Latent attention**: `hook_q_latent` and `hook_kv_latent` are the latents as the up-projections read them, weight of
+  their norm included; the last `rotary_dim` dimensions of `hook_k` are the same for every head.
+"""
+
 
 def page() -> str:
     sections = [
@@ -58,7 +86,7 @@ def page() -> str:
         + HookPointList(point_table(cfg).values()).to_markdown()
         for title, cfg in MODELS.items()
     ]
-    return INTRO + "\n".join(sections) + EXPERTS
+    return INTRO + "\n".join(sections) + EXPERTS + BY_ARCHITECTURE
 
 
 def test_the_page_is_the_table() -> None:

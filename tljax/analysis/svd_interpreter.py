@@ -77,7 +77,7 @@ class SVDInterpreter:
         norm = self.model.params["blocks"][layer].get("ln2", {})
         if "w" not in norm or not self.cfg.has_norms_before:
             return read
-        return read * (norm["w"] + self.cfg.rmsnorm_uses_offset).astype(read.dtype)[None]
+        return read * (norm["w"] + int(self.cfg.rmsnorm_uses_offset)).astype(read.dtype)[None]
 
 
 def _check_index(name: str, index: int, size: int) -> None:

@@ -74,7 +74,7 @@ def require(cache: "ActivationCache", names: Sequence[str], what: str) -> None:
         ends = sorted({stage_of(name)[1] for name in names})
         wanted = f"name.endswith({tuple(ends)})" if len(ends) > 1 else f"name.endswith({stage_of(missing[0])[1]!r})"
         raise UnknownHookError(
-            f"{what} needs {missing[0]!r}{others}, which was not kept in this cache. Keep them: "
+            f"{what} needs {missing[0]!r}{others}, not kept in this cache. Keep what it needs: "
             f"run_with_cache(..., names_filter=lambda name: {wanted})."
         )
 

@@ -21,6 +21,7 @@ from tljax.checkpoints.layout import (
     stages_of,
     unflatten,
 )
+from tljax.checkpoints.mxfp4 import unpacked
 from tljax.checkpoints.placement import Placer, ShardingRule, placer
 from tljax.checkpoints.reader import CONFIG, Tensors, open_tensors, read_json
 from tljax.config import HookedTransformerConfig, available_dtype
@@ -119,7 +120,7 @@ def load_checkpoint(
         fold_value_biases=fold_value_biases,
         refactor_factored_attn_matrices=refactor_factored_attn_matrices,
     )
-    tensors = open_tensors(location.directory)
+    tensors = unpacked(open_tensors(location.directory))
     entries = mapping.match(
         described.rows,
         described.cfg,

@@ -69,6 +69,8 @@ _OTHERS = {
     "mistralai/Mixtral-8x7B-v0.1": "mixtral mixtral-8x7b",
     "mistralai/Mixtral-8x7B-Instruct-v0.1": "mixtral-instruct mixtral-8x7b-instruct",
     "allenai/OLMoE-1B-7B-0924": "olmoe",
+    "openai/gpt-oss-20b": "gpt-oss",
+    "openai/gpt-oss-120b": "",
     "microsoft/Phi-3-mini-4k-instruct": "phi-3",
     "allenai/OLMo-2-0425-1B": "olmo-2-1b",
     "allenai/OLMo-2-1124-7B": "olmo-2-7b",

@@ -59,7 +59,7 @@ class EmbeddingStage(nn.Module):
 
     def __call__(self, tokens: jax.Array, context: AttentionContext) -> jax.Array:
         """``[batch, pos]`` to ``[batch, pos, d_model]``."""
-        tokens = hook(self, "hook_tokens", tokens)
+        tokens = hook(self, "hook_tokens", jnp.asarray(tokens))
         residual = hook(self, "hook_embed", self.embed(tokens))
         if self.cfg.positional_embedding_type == "standard":
             residual = residual + hook(self, "hook_pos_embed", self.pos_embed(tokens, context))

@@ -184,7 +184,9 @@ class Engine:
         cfg = self.cfg
         indices = self._indices(layout, queries)
         axes = {spec.name: spec.axes for spec in block_points(cfg, cfg.layer_kind(layer))}
-        slots = {name: HookSlot(HookPoint(name, axes[name]), written) for name, written in edits.items() if name in axes}
+        slots = {
+            name: HookSlot(HookPoint(name, axes[name]), written) for name, written in edits.items() if name in axes
+        }
         k, v = (self.base.activations[f"blocks.{layer}.{name}"] for name in KEYS_AND_VALUES)
         packing = Packing(past_k=k, past_v=v, **indices["packing"])
         context = AttentionContext(

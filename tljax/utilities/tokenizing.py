@@ -97,7 +97,7 @@ def get_input_with_manually_prepended_bos(bos_token: str | None, input: str | li
 
 
 def get_tokens_with_bos_removed(tokenizer: Any, tokens: Any, padding_side: Any = None) -> Any:
-    """Ids ``[..., pos - 1]`` without each row's BOS: its first token, under left padding the last of the leading ones."""
+    """Ids ``[..., pos - 1]`` without each row's BOS: its first token, or the last one of padding on the left."""
     if tokenizer.bos_token_id is None:
         return tokens
     ids = np.asarray(tokens)
