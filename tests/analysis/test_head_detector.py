@@ -158,14 +158,14 @@ def test_refusals(tiny: HookedTransformer, arguments: Any, options: Any, message
 
 def test_caches_that_do_not_fit(tiny: HookedTransformer) -> None:
     cache: ActivationCache = tiny.run_with_cache("John gave Mary a book.")[1]
-    with pytest.raises(InputError, match="One cache holds one prompt, these are 2"):
+    with pytest.raises(InputError, match="One cache holds one prompt, and these are 2"):
         detect_head(tiny, [TEXT, TEXT], "induction_head", cache=cache)
     with pytest.raises(InputError, match="the prompt has 17 tokens: pass the cache of a run of this one prompt"):
         detect_head(tiny, TEXT, "induction_head", cache=cache)
 
 
 def test_text_without_a_tokenizer() -> None:
-    with pytest.raises(TokenizerError, match="no tokenizer. Attach one"):
+    with pytest.raises(TokenizerError, match=r"no tokenizer\. Attach one"):
         detect_head(build("gpt2"), TEXT, "induction_head")
     assert detect_head(build("gpt2"), [3, 4, 3, 4], "induction_head").shape == (2, 4)
 

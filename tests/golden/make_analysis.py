@@ -1,4 +1,4 @@
-"""Makes the golden file of TransformerLens 3.9's analysis tools: see ``tests/analysis/test_transformerlens_analysis.py``.
+"""Makes the golden file that ``tests/analysis/test_transformerlens_analysis.py`` reads: TransformerLens 3.9's answers.
 
 Run it where ``transformer-lens<4`` and torch are installed. It downloads nothing and always writes the same::
 

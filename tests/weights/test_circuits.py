@@ -1,4 +1,4 @@
-"""QK, OV, composition scores and accumulated biases of every kind of model: what they are, and where they are refused."""
+"""QK, OV, composition scores and accumulated biases: what they are, and which models are refused them."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ def close(got: Any, expected: Any) -> None:
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "neox", "alibi", "sandwich"])
 def test_circuits_are_products_of_weights(kind: str) -> None:
-    model = build(kind)
+    model = build(kind, clip_qkv=None)
     QK, OV = model.QK, model.OV
     shape = (model.cfg.n_layers, model.cfg.n_heads, model.cfg.d_model, model.cfg.d_model)
     assert QK.shape == OV.shape == shape
@@ -134,7 +134,7 @@ def test_biases_of_experts() -> None:
     model = build("llama", **options)
     close(model.accumulated_bias(2), model.b_O.sum(axis=0))
     biased = build("llama", **options, expert_biases=True)
-    with pytest.raises(ConfigError, match="depends on the token.*include_mlp_biases=False"):
+    with pytest.raises(ConfigError, match=r"depends on the token.*include_mlp_biases=False"):
         biased.accumulated_bias(2)
     close(biased.accumulated_bias(2, include_mlp_biases=False), biased.b_O.sum(axis=0))
 

@@ -8,6 +8,7 @@ import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from tljax.errors import InputError, TokenizerError
@@ -70,7 +71,7 @@ def induction_loss(
         repeated = np.asarray(tokens)
         if repeated.ndim != 2 or repeated.shape[1] < 4 or repeated.shape[1] % 2:
             raise InputError(f"tokens must be [batch, 2 * subseq_len]; got shape {repeated.shape}.")
-    losses = lm_cross_entropy_loss(model(repeated), repeated, per_token=True)
+    losses = lm_cross_entropy_loss(model(repeated), jnp.asarray(repeated), per_token=True)
     return losses[:, repeated.shape[1] // 2 + 1 :].mean()
 
 

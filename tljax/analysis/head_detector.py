@@ -150,10 +150,9 @@ def _similarity(attention: Any, wanted: Any, exclude_bos: bool, exclude_current_
 
 def _attention(model: HookedTransformer, rows: np.ndarray, cache: ActivationCache | None) -> list[jax.Array]:
     """One array a layer, ``[prompt, head, pos, pos]``."""
-    if cache is None:
-        _, cache = model.run_with_cache(rows, return_type=None, names_filter=lambda name: name.endswith("hook_pattern"))
-    patterns = [cache["pattern", layer] for layer in range(model.cfg.n_layers)]
-    patterns = patterns if cache.has_batch_dim else [pattern[None] for pattern in patterns]
+    ran: ActivationCache = cache if cache is not None else _run(model, rows)
+    patterns = [ran["pattern", layer] for layer in range(model.cfg.n_layers)]
+    patterns = patterns if ran.has_batch_dim else [pattern[None] for pattern in patterns]
     found, size = patterns[0].shape, rows.shape[1]
     if (found[0], *found[2:]) != (len(rows), size, size):
         raise InputError(
@@ -161,6 +160,10 @@ def _attention(model: HookedTransformer, rows: np.ndarray, cache: ActivationCach
             "pass the cache of a run of this one prompt, with all its positions."
         )
     return patterns
+
+
+def _run(model: HookedTransformer, rows: np.ndarray) -> ActivationCache:
+    return model.run_with_cache(rows, return_type=None, names_filter=lambda name: name.endswith("hook_pattern"))[1]
 
 
 def _prompts(model: HookedTransformer, seq: Any) -> list[np.ndarray]:

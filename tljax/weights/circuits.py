@@ -1,7 +1,7 @@
 """Circuits of heads as matrices: what a head attends to (QK), what it moves (OV), how heads feed each other."""
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,24 +15,11 @@ from tljax.factored_matrix import FactoredMatrix, composition_scores
 CIRCUITS = ("QK", "OV")
 
 
-class HasHeads(Protocol):
-    """What circuits are made of: a model's weights, or one block's."""
-
-    @property
-    def W_Q(self) -> Any: ...
-    @property
-    def W_K(self) -> Any: ...
-    @property
-    def W_V(self) -> Any: ...
-    @property
-    def W_O(self) -> Any: ...
-
-
 def head_circuit(weights: Any, cfg: HookedTransformerConfig, name: str) -> FactoredMatrix:
     """``QK`` or ``OV`` of weights with heads, ``[..., head, d_model, d_model]``.
 
     Args:
-        weights: a :class:`HasHeads`, a model or a view of one block's attention.
+        weights: what has ``W_Q``, ``W_K``, ``W_V``, ``W_O``: a model, or a view of one block's attention.
         cfg: the model's config.
         name: one of :data:`CIRCUITS`.
 
@@ -48,8 +35,7 @@ def head_circuit(weights: Any, cfg: HookedTransformerConfig, name: str) -> Facto
 
 def why_no_matrix(cfg: HookedTransformerConfig, name: str) -> str | None:
     """The reason why a head's ``QK`` or ``OV`` is not one matrix, or ``None``."""
-    latent = cfg.kv_lora_rank is not None
-    if latent:
+    if cfg.kv_lora_rank is not None:
         return (
             f"a normalised latent (kv_lora_rank={cfg.kv_lora_rank}) stands between the residual stream and its "
             "keys and values. Their factors are in model.blocks[layer].attn"
