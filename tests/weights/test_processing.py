@@ -35,6 +35,7 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "ln_sandwich": {"use_normalization_before_and_after": True},
     "ln_after_only": {"use_normalization_after_only": True},
+    "ln_after_only_solu": {"use_normalization_after_only": True, "act_fn": "solu_ln"},
     "rms_after_only_joint_qk": {
         "normalization_type": "RMS", "gated_mlp": True, "act_fn": "silu", "use_normalization_after_only": True,
         "positional_embedding_type": "rotary", "use_qk_norm": True, "qk_norm_span": "joint",

@@ -126,6 +126,10 @@ def process_block(params: Stage, steps: Steps, stored: jnp.dtype) -> Stage:
         if mlp:
             norm = _whole_gain(block.pop("ln2"), steps)
             mlp = _fold_experts(norm, mlp, stored) if "experts" in mlp else _fold_mlp(norm, mlp, stored)
+    if steps.fold_ln and mlp and "ln" in mlp:
+        inner = {name: part for name, part in mlp.items() if name != "ln"}
+        inner["W_out"], inner["b_out"] = _fold(mlp["ln"], mlp["W_out"], mlp["b_out"], stored)
+        mlp = inner
     if steps.fold_value_biases:
         values = jnp.repeat(attn["b_V"], attn["W_O"].shape[0] // attn["b_V"].shape[0], axis=0)
         attn["b_O"] += jnp.einsum("nh,nhm->m", values, attn["W_O"], precision="highest")
@@ -145,8 +149,6 @@ def _fold_mlp(norm: Stage, mlp: Stage, stored: jnp.dtype) -> Stage:
     mlp["W_in"], mlp["b_in"] = _fold(norm, mlp["W_in"], mlp["b_in"], stored)
     if "W_gate" in mlp:
         mlp["W_gate"] = _scale(mlp["W_gate"], norm["w"])
-    if "ln" in mlp:
-        mlp["W_out"], mlp["b_out"] = _fold(mlp.pop("ln"), mlp["W_out"], mlp["b_out"], stored)
     return mlp
 
 
