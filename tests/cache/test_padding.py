@@ -33,9 +33,22 @@ def same(cache: ActivationCache, alone: ActivationCache) -> None:
         close(cache[name], value)
 
 
-@pytest.mark.parametrize("side", SIDES)
-@pytest.mark.parametrize("kind", ["gpt2", "llama", "neox", "local", "bidirectional", "alibi", "alibi_rounded"])
-@pytest.mark.parametrize("every", [True, False], ids=["every point", "default"])
+@pytest.mark.parametrize(
+    ("kind", "side", "every"),
+    [
+        ("gpt2", "left", True),
+        ("local", "right", True),
+        ("gpt2", "right", False),
+        ("local", "left", False),
+        ("llama", "left", False),
+        ("neox", "right", False),
+        ("bidirectional", "left", False),
+        ("bidirectional", "right", False),
+        ("alibi", "left", False),
+        ("alibi_rounded", "left", False),
+        ("alibi_rounded", "right", False),
+    ],
+)
 def test_unpadded_prompts_equal_single_runs(kind: str, side: Any, every: bool) -> None:
     model = build(kind)
     names = [point.name for point in model.hook_points()] if every else None

@@ -132,9 +132,7 @@ def test_another_number_of_experts_than_the_config_says(hf_checkpoint: Callable[
 
     source = hf_checkpoint("mixtral_gqa")
     more = rewrite(source, tmp_path / "more", config=claim(7))
-    with pytest.raises(
-        CheckpointError, match=r"(?s)missing: .*experts\.6\.w1\.weight.*another shape: .*gate\.weight"
-    ):
+    with pytest.raises(CheckpointError, match=r"(?s)missing: .*experts\.6\.w1\.weight.*another shape: .*gate\.weight"):
         load_checkpoint(more)
     fewer = rewrite(source, tmp_path / "fewer", config=claim(5))
     with pytest.raises(CheckpointError, match=r"unexpected: .*experts\.5\.w1\.weight"):

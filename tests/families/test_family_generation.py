@@ -26,6 +26,7 @@ def steering(strength: float) -> list[Any]:
     return [(f"blocks.{STEERED_LAYER}.hook_resid_post", tljax.Add(strength, pos="new"))]
 
 
+@pytest.mark.one_variant_a_family
 def test_greedy_text_is_that_of_transformers(case: FamilyCase, options: dict[str, Any]) -> None:
     """Next to a prompt padded on the left."""
     import torch
@@ -40,6 +41,7 @@ def test_greedy_text_is_that_of_transformers(case: FamilyCase, options: dict[str
     np.testing.assert_array_equal(ours.sequences, theirs.numpy())
 
 
+@pytest.mark.one_variant_a_family
 def test_cached_logits_are_those_of_a_full_run(case: FamilyCase, options: dict[str, Any]) -> None:
     """Steered while it writes; the full run is done in two parts with the steering between them."""
     steered = case.raw.generate(PROMPTS, LENGTH - N_PROMPT, fwd_hooks=steering(0.5), **options)

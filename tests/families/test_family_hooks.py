@@ -14,7 +14,7 @@ from tljax.checkpoints.hf_config import HFConfig
 from tljax.hooks.names import layer_of, stage_of
 from tljax.hooks.points import point_table
 
-SAME, CHANGED = 2e-5, 1e-4
+SAME, CHANGED, TOLERANCE = 2e-5, 1e-4, 5e-5
 
 
 def test_patterns_weigh_values(case: FamilyCase) -> None:
@@ -52,6 +52,7 @@ def normalised(case: FamilyCase, layer: int, norm: str, stream: np.ndarray) -> n
     return centred / scale * parameters["w"] + parameters["b"]
 
 
+@pytest.mark.one_variant_a_family
 def test_a_run_in_two_parts_is_the_whole(case: FamilyCase) -> None:
     logits, cache = case.run
     for layer in (1, 2):
@@ -66,6 +67,7 @@ def changes(values: dict[str, np.ndarray], rows: int, base: int) -> np.ndarray:
     return np.array([[largest(value[row], value[base]) for value in values.values()] for row in range(rows)])
 
 
+@pytest.mark.one_variant_a_family
 def test_zeroing_any_point_changes_what_follows_and_nothing_before(case: FamilyCase) -> None:
     """One run: row ``n`` has a zero at point ``n``; what divides something is doubled at every other position."""
     logits, cache = case.hooked
@@ -129,6 +131,7 @@ def layouts(variant: str) -> set[frozenset[str]]:
     return {frozenset(points) for points in stages.values()}
 
 
+@pytest.mark.one_variant_a_family
 def test_zeroing_what_queries_keys_and_values_read(case: FamilyCase) -> None:
     """The optional points where heads read apart: each changes its own reader and the logits, and no other reader."""
     names = case.split_points
@@ -137,7 +140,7 @@ def test_zeroing_what_queries_keys_and_values_read(case: FamilyCase) -> None:
     logits, cache = model.run_with_cache(case.rows(), attention_mask=case.mask(), names_filter=[*names, *readers])
     logits, base = np.asarray(logits), len(case.points)
     plain, known = case.hooked
-    assert largest(logits[base], plain[base]) < SAME
+    assert largest(logits[base], plain[base]) < TOLERANCE
     for row, name in enumerate(names):
         assert not np.asarray(cache[name])[row].any()
         assert largest(logits[row], logits[base]) > CHANGED, f"{name} changed nothing"

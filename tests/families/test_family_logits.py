@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from family_case import PROMPT, SHORT, TOKENS, FamilyCase, hf_logits, largest, log_softmax
 
 from tljax import HookedTransformer
@@ -31,6 +32,7 @@ def test_processed_log_probabilities(case: FamilyCase) -> None:
     np.testing.assert_allclose(got, expected, atol=TOLERANCE, rtol=0)
 
 
+@pytest.mark.one_variant_a_family
 def test_bfloat16(case: FamilyCase) -> None:
     """Both in bfloat16: root mean square difference over that of the logits.
 
@@ -68,6 +70,7 @@ def bfloat16_model(case: FamilyCase) -> Any:
     return model
 
 
+@pytest.mark.one_variant_a_family
 def test_padded_prompts_equal_single_ones(case: FamilyCase) -> None:
     """On either side, next to a prompt of full length."""
     logits, _ = case.hooked
