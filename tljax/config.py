@@ -94,8 +94,8 @@ class HookedTransformerConfig:
         router_jitter: under ``"sparsemixer"``, scores within twice this share of the largest are close.
         routed_scaling_factor: multiplies the weights of chosen experts.
         expert_groups: experts are chosen within the ``expert_groups_per_token`` best of so many equal groups
-            (DeepSeek); ``None``: among all. A group is as good as its best expert, under ``"sigmoid"`` as the sum of its
-            best two.
+            (DeepSeek); ``None``: among all. A group is as good as its best expert, under ``"sigmoid"`` as the sum of
+            its best two.
         d_shared_expert: width of an expert that every token goes through besides; ``None``: there is none.
         gate_shared_expert: its output is multiplied by the sigmoid of one more projection of the token (Qwen 2).
         expert_biases: experts and router have biases (gpt-oss).

@@ -102,7 +102,7 @@ def test_llama3_scaling_is_read(read: Describe) -> None:
     ("base", "change", "message"),
     [
         (GPT2, {"add_cross_attention": True}, r"add_cross_attention=True"),
-        (GPT2, {"activation_function": "mish"}, r"activation_function='quick_gelu'.*gelu_new"),
+        (GPT2, {"activation_function": "mish"}, r"activation_function='mish'.*gelu_new"),
         (GPT2, {"is_encoder_decoder": True}, r"is_encoder_decoder=True"),
         (NEOX, {"hidden_act": "mish"}, r"hidden_act='mish'"),
         (NEOX, {"rope_scaling": {"type": "mrope"}}, r"rope_type='mrope'.*default, linear, dynamic"),

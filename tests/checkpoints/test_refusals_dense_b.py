@@ -53,7 +53,7 @@ def read_attributes(attributes: dict[str, Any]) -> HookedTransformerConfig:
         ("falcon_new_decoder", {"parallel_attn": False}, r"parallel_attn=False"),
         ("codegen", {"n_head": 2}, r"n_head=2.*multiples of 4"),
         ("xglm", {"add_cross_attention": True}, r"add_cross_attention=True"),
-        ("xglm", {"activation_function": "mish"}, r"activation_function='quick_gelu'"),
+        ("xglm", {"activation_function": "mish"}, r"activation_function='mish'"),
         ("galactica", {"learned_embeddings": False}, r"learned_embeddings=False"),
         ("galactica", {"scale_embeddings": True}, r"scale_embeddings=True"),
         ("opt", NARROW, r"do_layer_norm_before=False"),

@@ -32,7 +32,7 @@ def read(variant: str, **changes: Any) -> HookedTransformerConfig:
     ("variant", "changes", "message"),
     [
         ("phi", {"rope_parameters": None, "rope_scaling": MULTIMODAL}, r"rope_type='mrope'"),
-        ("phi", {"hidden_act": "mish"}, r"hidden_act='quick_gelu'"),
+        ("phi", {"hidden_act": "mish"}, r"hidden_act='mish'"),
         ("stablelm", {"head_dim": 4}, r"head_dim=4.*supported: 8"),
         ("stablelm", {"norm_eps": 1e-6}, r"norm_eps=1e-06"),
         ("falcon_mqa", {"auto_map": {"AutoModel": "modeling_mine.Falcon"}}, r"auto_map=.*code of its own"),
