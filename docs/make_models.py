@@ -22,8 +22,6 @@ FIGURES = DOCS / "models.json"
 TABLE = DOCS / "models.md"
 
 NOT_SUPPORTED: dict[str, str] = {
-    "OPTForCausalLM (350m)": "embeddings narrower than the residual stream, which its projections widen; the "
-    "normalised residual stream it also has is there (GPT-1)",
     "GPT2LMHeadCustomModel": "SantaCoder's own code; the same weights are in `bigcode/gpt_bigcode-santacoder`, which "
     "the name `santacoder` leads to",
     "QWenLMHeadModel": "Qwen 1 runs code of its own, which transformers does not have",

@@ -39,6 +39,10 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         GPTJ | {"tie_word_embeddings": True, "rotary_dim": 8, "n_inner": 20, "activation_function": "relu"},
     ),
     "opt": ("opt", OPT),
+    "opt_narrow_embedding": (
+        "opt",
+        OPT | {"do_layer_norm_before": False, "word_embed_proj_dim": 20, "activation_function": "gelu", "ffn_dim": 28},
+    ),
     "opt_no_bias_untied": (
         "opt",
         OPT | {"enable_bias": False, "tie_word_embeddings": False, "activation_function": "gelu", "ffn_dim": 20},

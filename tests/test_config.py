@@ -59,6 +59,16 @@ def test_derived_fields(given: dict, field: str, value: object) -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
+        ({"clip_qkv": -1.0}, "clip_qkv must be positive or None, got -1.0"),
+        (
+            {"use_normalization_after_only": True, "use_normalization_before_and_after": True},
+            "Set one of use_normalization_before_and_after, use_normalization_after_only",
+        ),
+        ({"normalization_type": None, "use_normalization_after_only": True}, "need a normalization_type, got None"),
+        ({"qk_norm_span": "heads"}, r"qk_norm_span='heads' is not one of \['shared', 'per_head', 'joint'\]"),
+        ({"qk_norm_after_rotary": True}, "qk_norm_after_rotary need positional_embedding_type='rotary'"),
+        ({"alibi_rounded": True}, "alibi_rounded needs alibi"),
+        ({"d_embed": 8}, "d_embed=8 puts a projection where a final norm"),
         ({"n_heads": -1}, "Give d_head or n_heads"),
         ({"n_heads": -1, "d_head": 5}, "d_model=16 is not a multiple of d_head=5"),
         ({"n_heads": 3}, "not a multiple of n_heads=3"),

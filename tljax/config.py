@@ -20,7 +20,8 @@ DTYPES = {
 _SIZES = (
     "d_model", "n_layers", "n_ctx", "d_head", "n_heads", "n_key_value_heads", "d_value", "q_lora_rank", "kv_lora_rank",
     "d_mlp", "d_vocab", "d_vocab_out",
-    "rotary_dim", "window_size", "num_experts", "experts_per_token", "d_expert", "d_shared_expert", "expert_groups",
+    "rotary_dim", "window_size", "d_embed", "num_experts", "experts_per_token", "d_expert", "d_shared_expert",
+    "expert_groups",
     "expert_groups_per_token", "yarn_original_max_position_embeddings", "longrope_original_max_position_embeddings",
     "train_seq_length",
 )  # fmt: skip
@@ -122,6 +123,8 @@ class HookedTransformerConfig:
         alibi_bias_max: under ``"alibi"``, the last of ``H`` heads has slope ``2 ** -alibi_bias_max``.
         alibi_rounded: ALiBi as in Falcon-RW: what is added to the scores is ``slope * key``, both and their product
             rounded to bfloat16, over ``attn_scale``.
+        d_embed: width of the token embedding and of what is unembedded, where projections lie between them and the
+            residual stream (OPT-350m): ``embed.W_proj`` and ``unembed.W_proj``; ``None``: there are none.
         post_embedding_ln: a layer norm on the token embedding, before ``hook_embed`` (Bloom); not folded.
         rotary_dim: leading dimensions of a head that rotate; ``None`` means all of ``d_head``.
         rotary_base: base of the rotary frequencies.
@@ -213,6 +216,7 @@ class HookedTransformerConfig:
     alibi_bias_max: float = 8.0
     alibi_rounded: bool = False
     post_embedding_ln: bool = False
+    d_embed: int | None = None
     rotary_dim: int | None = None
     rotary_base: float = 10000.0
     rotary_scaling_factor: float = 1.0

@@ -36,6 +36,7 @@ def check(cfg: "HookedTransformerConfig") -> None:
     _check_choices(cfg)
     _check_combinations(cfg)
     _check_places_of_norms(cfg)
+    _check_embedding(cfg)
     _check_rotary_scaling(cfg)
     _check_latent_attention(cfg)
     _check_experts(cfg)
@@ -109,6 +110,16 @@ def _check_places_of_norms(cfg: "HookedTransformerConfig") -> None:
         raise ConfigError(
             "use_normalization_of_residual needs a normalization_type and blocks in sequence, got "
             f"normalization_type={cfg.normalization_type!r}, parallel_attn_mlp={cfg.parallel_attn_mlp}."
+        )
+
+
+def _check_embedding(cfg: "HookedTransformerConfig") -> None:
+    if cfg.d_embed is None:
+        return
+    if cfg.has_final_norm or cfg.post_embedding_ln:
+        raise ConfigError(
+            f"d_embed={cfg.d_embed} puts a projection where a final norm or post_embedding_ln would be folded: use it "
+            "with use_normalization_of_residual or normalization_type=None, without post_embedding_ln."
         )
 
 

@@ -16,7 +16,6 @@ from tljax.checkpoints.layout import flatten, unflatten
 from tljax.errors import UnsupportedModelError
 
 RAW = {"fold_ln": False, "center_writing_weights": False, "center_unembed": False, "fold_value_biases": False}
-NARROW = {"do_layer_norm_before": False, "word_embed_proj_dim": 16, "_remove_final_layer_norm": False}
 
 
 def read(variant: str, **changes: Any) -> HookedTransformerConfig:
@@ -56,7 +55,6 @@ def read_attributes(attributes: dict[str, Any]) -> HookedTransformerConfig:
         ("xglm", {"activation_function": "mish"}, r"activation_function='mish'"),
         ("galactica", {"learned_embeddings": False}, r"learned_embeddings=False"),
         ("galactica", {"scale_embeddings": True}, r"scale_embeddings=True"),
-        ("opt", NARROW, r"do_layer_norm_before=False"),
         ("openai_gpt", {"afn": "gelu_fast"}, r"afn='gelu_fast'"),
     ],
 )

@@ -69,7 +69,6 @@ def test_starcoder2_attributes_of_old_checkpoints() -> None:
         ("starcoder2", "norm_type", "rms_norm"),
         ("starcoder2", "rope_type", "proportional"),
         ("starcoder2", "partial_rotary_factor", 0.5),
-        ("opt", "do_layer_norm_before", False),
         ("opt", "_remove_final_layer_norm", True),
         ("opt", "word_embed_proj_dim", 16),
     ],

@@ -57,9 +57,6 @@ def by_hand(model: HookedTransformer, source: tuple[int, int], letter: str, rece
         ("post_norm_only", "q"),
         ("clipped", "v"),
         ("qk_after_rotary", "k"),
-        ("bidirectional", "q"),
-        ("latent", "q"),
-        ("latent", "v"),
         ("latent_keys", "k"),
     ],
 )

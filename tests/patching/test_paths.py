@@ -77,8 +77,7 @@ CASES = [
     ("gpt2", "logits", True), ("gpt2", "several", False), ("gpt2", "mixed", True), ("llama", "several", True),
     ("llama", "mixed", False), ("neox", "mixed", False), ("bidirectional", "mixed", True),
     ("multipliers", "mixed", False), ("sandwich", "mixed", False), ("alibi", "mixed", False),
-    ("post_norm_only", "several", False), ("post_norm_only", "mixed", True), ("clipped", "mixed", False),
-    ("qk_after_rotary", "mixed", False), ("latent", "mixed", True), ("latent_keys", "several", False),
+    ("post_norm_only", "mixed", True), ("clipped", "mixed", False), ("latent", "mixed", True),
 ]  # fmt: skip
 
 
@@ -98,8 +97,7 @@ SENT = [
     ("neox", "attn_out", False), ("neox", "mlp_out", True), ("multipliers", "result", True),
     ("multipliers", "mlp_out", False), ("sandwich", "result", True), ("sandwich", "attn_out", False),
     ("alibi", "embed", False), ("post_norm_only", "result", False), ("post_norm_only", "mlp_out", True),
-    ("clipped", "result", False), ("qk_after_rotary", "attn_out", False),
-    ("latent", "result", False),
+    ("qk_after_rotary", "attn_out", False), ("latent", "result", False),
 ]  # fmt: skip
 
 

@@ -39,6 +39,7 @@ def axis_sizes(cfg: HookedTransformerConfig) -> dict[str, int]:
         "d_expert": cfg.d_expert or 0,
         "d_shared": cfg.d_shared_expert or 0,
         "one": 1,
+        "d_embed": cfg.d_embed or 0,
         "d_vocab": cfg.d_vocab,
         "d_vocab_out": cfg.d_vocab_out,
     }
@@ -46,7 +47,12 @@ def axis_sizes(cfg: HookedTransformerConfig) -> dict[str, int]:
 
 def parameter_axes(cfg: HookedTransformerConfig) -> dict[str, tuple[str, ...]]:
     """Returns the axis names of every parameter, by dotted path such as ``"blocks.3.attn.W_Q"``."""
-    axes = {"embed.W_E": "d_vocab d_model"} | _norm_axes("embed.ln", "LN" if cfg.post_embedding_ln else None, "d_model")
+    width = "d_model" if cfg.d_embed is None else "d_embed"
+    axes = {"embed.W_E": f"d_vocab {width}"} | _norm_axes(
+        "embed.ln", "LN" if cfg.post_embedding_ln else None, "d_model"
+    )
+    if cfg.d_embed is not None:
+        axes |= {"embed.W_proj": "d_embed d_model", "unembed.W_proj": "d_model d_embed"}
     if cfg.positional_embedding_type == "standard":
         axes["pos_embed.W_pos"] = "n_ctx d_model"
     kinds = [cfg.layer_kind(layer) for layer in range(cfg.n_layers)]
@@ -55,7 +61,7 @@ def parameter_axes(cfg: HookedTransformerConfig) -> dict[str, tuple[str, ...]]:
         block = blocks[kind]
         axes |= {f"blocks.{layer}.{name}": spec for name, spec in block.items()}
     axes |= _norm_axes("ln_final", final_norm_kind(cfg), "d_model")
-    axes |= {"unembed.W_U": "d_model d_vocab_out", "unembed.b_U": "d_vocab_out"}
+    axes |= {"unembed.W_U": f"{width} d_vocab_out", "unembed.b_U": "d_vocab_out"}
     return {path: tuple(spec.split()) for path, spec in axes.items()}
 
 

@@ -14,19 +14,24 @@ from tljax.modules.norm import final_norm_kind, make_norm
 
 
 class Embed(nn.Module):
-    """Token embedding: rows of ``W_E``, times ``embedding_multiplier``, through a layer norm where there is one."""
+    """Token embedding: rows of ``W_E``, times ``embedding_multiplier``, projected or normalised in some models."""
 
     cfg: HookedTransformerConfig
 
     def setup(self) -> None:
         cfg = self.cfg
-        initializer = initializers.weight(cfg, cfg.d_vocab, cfg.d_model, embedding=True)
-        self.W_E = self.param("W_E", initializer, (cfg.d_vocab, cfg.d_model), cfg.jnp_dtype)
+        width = cfg.d_embed or cfg.d_model
+        initializer = initializers.weight(cfg, cfg.d_vocab, width, embedding=True)
+        self.W_E = self.param("W_E", initializer, (cfg.d_vocab, width), cfg.jnp_dtype)
+        if cfg.d_embed is not None:
+            widening = initializers.weight(cfg, width, cfg.d_model)
+            self.W_proj = self.param("W_proj", widening, (width, cfg.d_model), cfg.jnp_dtype)
         self.ln = make_norm(cfg, "LN" if cfg.post_embedding_ln else None)
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """``[batch, pos]`` token ids to ``[batch, pos, d_model]``."""
-        return self.ln(scaled(self.W_E[tokens], self.cfg.embedding_multiplier))
+        rows = scaled(self.W_E[tokens], self.cfg.embedding_multiplier)
+        return self.ln(rows if self.cfg.d_embed is None else rows @ self.W_proj)
 
 
 class PosEmbed(nn.Module):
@@ -67,7 +72,7 @@ class EmbeddingStage(nn.Module):
 
 
 class Unembed(nn.Module):
-    """``x W_U + b_U``."""
+    """``x W_U + b_U``, or ``x W_proj W_U + b_U``."""
 
     cfg: HookedTransformerConfig
 
@@ -75,10 +80,15 @@ class Unembed(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """``[batch, pos, d_model]`` to ``[batch, pos, d_vocab_out]``."""
         cfg = self.cfg
-        initializer = initializers.weight(cfg, cfg.d_model, cfg.d_vocab_out, embedding=True)
-        weight = self.param("W_U", initializer, (cfg.d_model, cfg.d_vocab_out), cfg.jnp_dtype)
+        width = cfg.d_embed or cfg.d_model
+        initializer = initializers.weight(cfg, width, cfg.d_vocab_out, embedding=True)
+        weight = self.param("W_U", initializer, (width, cfg.d_vocab_out), cfg.jnp_dtype)
         bias = self.param("b_U", initializers.zeros, (cfg.d_vocab_out,), cfg.jnp_dtype)
         x = hook(self, "hook_in", x)
+        if cfg.d_embed is not None:
+            x = x @ self.param(
+                "W_proj", initializers.weight(cfg, cfg.d_model, width), (cfg.d_model, width), cfg.jnp_dtype
+            )
         return hook(self, "hook_out", product(self, "W_U", x, weight) + bias[None, None])
 
 

@@ -184,9 +184,12 @@ def _unembed(
         rows = residual[batch][:, pos] if free == [0] else residual[:, pos][batch]
     else:
         rows = residual[batch, pos]
-    weight, bias = params["unembed"]["W_U"][:, token], params["unembed"]["b_U"][token]
+    unembed = params["unembed"]
+    weight, bias = unembed["W_U"][:, token], unembed["b_U"][token]
     with jax.default_matmul_precision(cfg.matmul_precision):
         rows: Any = final_norm(cfg).apply({"params": params.get("ln_final", {})}, rows)
+        if "W_proj" in unembed:
+            rows = rows @ unembed["W_proj"]
         if ranges[2] is not None:
             logits = jnp.einsum("...d,dv->...v", rows, weight)
         else:

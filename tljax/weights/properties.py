@@ -67,7 +67,9 @@ class WeightProperties:
     @property
     def W_E(self) -> jax.Array:
         """Token embedding ``[d_vocab, d_model]``, times ``cfg.embedding_multiplier``: what ``hook_embed`` holds."""
-        return scaled(self.params["embed"]["W_E"], self.cfg.embedding_multiplier)
+        embed = self.params["embed"]
+        rows = scaled(embed["W_E"], self.cfg.embedding_multiplier)
+        return self._joined(rows, embed["W_proj"]) if "W_proj" in embed else rows
 
     @property
     def W_pos(self) -> jax.Array:
@@ -86,7 +88,12 @@ class WeightProperties:
     @property
     def W_U(self) -> jax.Array:
         """Unembedding ``[d_model, d_vocab_out]``."""
-        return self.params["unembed"]["W_U"]
+        unembed = self.params["unembed"]
+        return self._joined(unembed["W_proj"], unembed["W_U"]) if "W_proj" in unembed else unembed["W_U"]
+
+    def _joined(self, first: jax.Array, second: jax.Array) -> jax.Array:
+        with jax.default_matmul_precision(self.cfg.matmul_precision):
+            return first @ second
 
     @property
     def b_U(self) -> jax.Array:

@@ -42,6 +42,8 @@ def _why_not_fold_ln(cfg: HookedTransformerConfig) -> str | None:
 
 
 def _why_not_center_writing(cfg: HookedTransformerConfig) -> str | None:
+    if cfg.d_embed is not None:
+        return "a projection comes between the embedding and the residual stream"
     if cfg.normalization_type not in ("LN", "LNPre"):
         return "only layer norms subtract the mean of the residual stream, and these are not layer norms"
     if cfg.use_normalization_of_residual:

@@ -1,4 +1,8 @@
-"""OPT and Galactica (``OPTForCausalLM``): pre-norm blocks; the first two of the position embeddings are unused."""
+"""OPT and Galactica (``OPTForCausalLM``): the first two of the position embeddings are unused; 350m is another kind.
+
+OPT-350m normalises the residual stream itself after each addition, has no final norm, and has narrower embeddings with
+projections between them and the residual stream.
+"""
 
 from typing import Any
 
@@ -11,8 +15,11 @@ from tljax.config import HookedTransformerConfig
 def read_config(hf: HFConfig) -> HookedTransformerConfig:
     """Returns our config for an ``OPTConfig``."""
     width = hf("hidden_size")
-    # opt-350m has its norms after each sublayer, and narrower embeddings
-    hf.only(do_layer_norm_before=True, word_embed_proj_dim=width, _remove_final_layer_norm=False)
+    before, embedding_width = hf("do_layer_norm_before", True), hf("word_embed_proj_dim", width)
+    if before:
+        hf.only(word_embed_proj_dim=width, _remove_final_layer_norm=False)
+    else:
+        hf("_remove_final_layer_norm", False)  # there is none to remove
     hf.only(learned_embeddings=True, scale_embeddings=False)  # Galactica's
     return HookedTransformerConfig(
         d_model=width,
@@ -25,6 +32,8 @@ def read_config(hf: HFConfig) -> HookedTransformerConfig:
         eps=1e-5,
         normalization_type="LN" if hf("layer_norm_elementwise_affine", True) else "LNPre",
         positional_embedding_type="standard",
+        use_normalization_of_residual=not before,
+        d_embed=None if embedding_width == width else embedding_width,
     )
 
 
@@ -38,7 +47,8 @@ def write_config(cfg: HookedTransformerConfig, nonzero: frozenset[str]) -> dict[
         "vocab_size": cfg.d_vocab,
         "ffn_dim": cfg.d_mlp,
         "activation_function": cfg.act_fn,
-        "word_embed_proj_dim": cfg.d_model,
+        "word_embed_proj_dim": cfg.d_embed or cfg.d_model,
+        "do_layer_norm_before": not cfg.use_normalization_of_residual,
         "enable_bias": bool(nonzero - {"unembed.b_U"}),
         "layer_norm_elementwise_affine": cfg.normalization_type == "LN",
     }
@@ -47,17 +57,26 @@ def write_config(cfg: HookedTransformerConfig, nonzero: frozenset[str]) -> dict[
 def rows(hf: HFConfig) -> list[Row]:
     """Returns the table: checkpoint tensor, its axes, our parameters."""
     embedding, block = "model.decoder.embed_tokens.weight", "model.decoder.layers.{l}"
-    biased = hf("enable_bias", True)
+    biased, tied = hf("enable_bias", True), hf("tie_word_embeddings", True)
+    narrow = hf("word_embed_proj_dim", hf("hidden_size")) != hf("hidden_size")
+    ends = [Row(embedding, "d_vocab d_model", "embed.W_E"), *head(embedding, tied=tied)]
+    if narrow:
+        ends = [
+            Row(embedding, "d_vocab d_embed", "embed.W_E"),
+            Row("model.decoder.project_in.weight", "d_model d_embed", "embed.W_proj"),
+            Row("model.decoder.project_out.weight", "d_embed d_model", "unembed.W_proj"),
+            Row("lm_head.weight", "d_vocab_out d_embed", "unembed.W_U", tied_to=embedding if tied else None),
+        ]
     table = [
-        Row(embedding, "d_vocab d_model", "embed.W_E"),
+        *ends,
         Row("model.decoder.embed_positions.weight", "n_ctx d_model", "pos_embed.W_pos", skip=2),
         *layer_norm(f"{block}.self_attn_layer_norm", "blocks.{l}.ln1"),
         *attention(f"{block}.self_attn", biased=biased, out_biased=biased),
         *layer_norm(f"{block}.final_layer_norm", "blocks.{l}.ln2"),
         *mlp(f"{block}.fc1", f"{block}.fc2", biased=biased),
-        *layer_norm("model.decoder.final_layer_norm", "ln_final"),
-        *head(embedding, tied=hf("tie_word_embeddings", True)),
     ]
+    if hf("do_layer_norm_before", True):
+        table.extend(layer_norm("model.decoder.final_layer_norm", "ln_final"))
     affine = hf("layer_norm_elementwise_affine", True)
     return table if affine else [row for row in table if "layer_norm" not in row.key]
 
