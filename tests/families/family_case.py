@@ -39,12 +39,14 @@ ONE_A_LAYOUT = (
     "phi_qk_norm",
     "bloom",
     "openai_gpt",
+    "glm4_moe_gqa",
     "mixtral_gqa",
     "qwen2_moe_shared",
 )
 """A variant for each set of hook points that a layer can have."""
 SLOW_WITHOUT_JIT = (
     "qwen3_moe_mixed", "qwen2_moe_shared", "deepseek_v2_whole_queries", "deepseek_v2_groups_yarn",
+    "glm4_moe_gqa",
 )  # fmt: skip
 """Half a minute each where experts run one by one in Python: of those, mixtral_gqa stands for all."""
 SPLIT_INPUTS = ("hook_attn_in", "hook_q_input", "hook_k_input", "hook_v_input")
