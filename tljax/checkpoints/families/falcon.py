@@ -1,4 +1,4 @@
-"""Falcon (``FalconForCausalLM``).
+"""Falcon (``FalconForCausalLM``): parallel blocks, one key/value head or groups of them, rotary or ALiBi.
 
 The old decoder (7B) has one key/value head and one layer norm a parallel block. The new one (11B, 40B, 180B) fuses
 each key/value head with its own group of query heads, and has one norm a block or two. Falcon-RW has ALiBi.
