@@ -18,8 +18,7 @@ ONLY = {
     "one_variant_a_layout": frozenset(ONE_A_LAYOUT) - frozenset(SLOW_WITHOUT_JIT),
     "one_variant_a_family": frozenset(
         {kind: name for name, (kind, attributes) in sorted(VARIANTS.items(), key=lambda item: len(item[1][1]))}.values()
-    )
-    | frozenset(ONE_A_LAYOUT),
+    ),
 }
 """Marker of costly tests → the variants they run for."""
 
