@@ -40,6 +40,7 @@ ONE_A_LAYOUT = (
     "bloom",
     "openai_gpt",
     "glm4_moe_gqa",
+    "glm4_moe_bias",
     "mixtral_gqa",
     "qwen2_moe_shared",
 )
@@ -47,6 +48,7 @@ ONE_A_LAYOUT = (
 SLOW_WITHOUT_JIT = (
     "qwen3_moe_mixed", "qwen2_moe_shared", "deepseek_v2_whole_queries", "deepseek_v2_groups_yarn",
     "glm4_moe_gqa",
+    "glm4_moe_bias",
 )  # fmt: skip
 """Half a minute each where experts run one by one in Python: of those, mixtral_gqa stands for all."""
 SPLIT_INPUTS = ("hook_attn_in", "hook_q_input", "hook_k_input", "hook_v_input")
