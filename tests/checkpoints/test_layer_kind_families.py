@@ -2,21 +2,9 @@
 
 import pytest
 from hf_layer_kinds import VARIANTS
-from hf_models import hf_config
+from read_config import read
 
-from tljax import HookedTransformerConfig
-from tljax.checkpoints.families import family_of
-from tljax.checkpoints.hf_config import HFConfig
 from tljax.errors import UnsupportedModelError
-
-
-def read(variant: str, **changes: object) -> HookedTransformerConfig:
-    attributes = hf_config(variant).to_dict() | changes
-    hf = HFConfig(attributes)
-    cfg = family_of(attributes).read_config(hf)
-    family_of(attributes).rows(hf)
-    hf.refuse_unread()
-    return cfg
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

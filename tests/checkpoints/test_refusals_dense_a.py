@@ -6,12 +6,9 @@ from typing import Any
 
 import jax.numpy as jnp
 import pytest
-from hf_models import hf_config
+from read_config import read
 
-from tljax import HookedTransformerConfig
 from tljax.checkpoints import load_checkpoint, save_hf
-from tljax.checkpoints.families import family_of
-from tljax.checkpoints.hf_config import HFConfig
 from tljax.checkpoints.layout import flatten, unflatten
 from tljax.errors import UnsupportedModelError
 
@@ -22,16 +19,6 @@ COHERE2_IN_WORDS = {
     "use_embedding_sharing": True, "use_gated_activation": True, "use_parallel_block": True,
     "use_parallel_embedding": False, "use_qk_norm": False, "cache_implementation": "hybrid",
 }  # fmt: skip
-
-
-def read(variant: str, without: tuple[str, ...] = (), **changes: Any) -> HookedTransformerConfig:
-    """Our config of a variant with some attributes changed; all of them must be known."""
-    attributes = {key: value for key, value in hf_config(variant).to_dict().items() if key not in without} | changes
-    family, hf = family_of(attributes), HFConfig(attributes)
-    cfg = family.read_config(hf)
-    family.rows(hf)
-    hf.refuse_unread()
-    return cfg
 
 
 @pytest.mark.parametrize(

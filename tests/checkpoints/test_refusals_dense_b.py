@@ -6,29 +6,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hf_models import hf_config
+from read_config import read, read_attributes
 
-from tljax import HookedTransformer, HookedTransformerConfig
+from tljax import HookedTransformer
 from tljax.checkpoints import load_checkpoint, save_hf
-from tljax.checkpoints.families import family_of
-from tljax.checkpoints.hf_config import HFConfig
 from tljax.checkpoints.layout import flatten, unflatten
 from tljax.errors import UnsupportedModelError
 
 RAW = {"fold_ln": False, "center_writing_weights": False, "center_unembed": False, "fold_value_biases": False}
-
-
-def read(variant: str, **changes: Any) -> HookedTransformerConfig:
-    """Our config of a variant with some attributes changed; all of them must be known."""
-    return read_attributes(hf_config(variant).to_dict() | changes)
-
-
-def read_attributes(attributes: dict[str, Any]) -> HookedTransformerConfig:
-    family, hf = family_of(attributes), HFConfig(attributes)
-    cfg = family.read_config(hf)
-    family.rows(hf)
-    hf.refuse_unread()
-    return cfg
 
 
 @pytest.mark.parametrize(

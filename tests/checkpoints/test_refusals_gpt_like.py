@@ -5,24 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hf_models import hf_config
+from read_config import read
 
-from tljax import HookedTransformerConfig
 from tljax.checkpoints import load_checkpoint, save_hf
-from tljax.checkpoints.families import family_of
-from tljax.checkpoints.hf_config import HFConfig
 from tljax.checkpoints.layout import flatten, unflatten
 from tljax.errors import CheckpointError, ConfigError, UnsupportedModelError
-
-
-def read(variant: str, **changes: Any) -> HookedTransformerConfig:
-    """Our config of a variant with some attributes changed; all of them must be known."""
-    attributes = hf_config(variant).to_dict() | changes
-    family, hf = family_of(attributes), HFConfig(attributes)
-    cfg = family.read_config(hf)
-    family.rows(hf)
-    hf.refuse_unread()
-    return cfg
 
 
 def test_gpt_neo_layers() -> None:

@@ -6,12 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hf_models import hf_config
+from read_config import read
 from variants import TOKENS, build
 
 from tljax import HookedTransformerConfig, Scale
-from tljax.checkpoints.families import family_of
-from tljax.checkpoints.hf_config import HFConfig
 from tljax.errors import ConfigError, UnsupportedModelError
 
 V2, V3, GLM = "deepseek_v2_whole_queries", "deepseek_v3_groups", "glm4_moe_lite"
@@ -20,16 +18,6 @@ YARN_LITE = {
     "type": "yarn", "factor": 40, "mscale": 0.707, "mscale_all_dim": 0.707, "beta_fast": 32, "beta_slow": 1,
     "original_max_position_embeddings": 4096,
 }  # fmt: skip
-
-
-def read(variant: str, **changes: Any) -> HookedTransformerConfig:
-    """Our config of a variant with some attributes changed; all of them must be known."""
-    attributes = hf_config(variant).to_dict() | changes
-    family, hf = family_of(attributes), HFConfig(attributes)
-    cfg = family.read_config(hf)
-    family.rows(hf)
-    hf.refuse_unread()
-    return cfg
 
 
 @pytest.mark.parametrize(

@@ -8,26 +8,15 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from hf_models import hf_config, rewrite
+from hf_models import rewrite
 from hf_moe import VARIANTS
+from read_config import read
 
-from tljax import HookedTransformerConfig
 from tljax.checkpoints import load_checkpoint, save_hf
-from tljax.checkpoints.families import family_of
-from tljax.checkpoints.hf_config import HFConfig
 from tljax.errors import CheckpointError, UnsupportedModelError
 
 RAW = {"fold_ln": False, "center_writing_weights": False, "center_unembed": False, "fold_value_biases": False}
 Tensors = dict[str, np.ndarray]
-
-
-def read(variant: str, **changes: object) -> HookedTransformerConfig:
-    attributes = {name: value for name, value in (hf_config(variant).to_dict() | changes).items() if value != "absent"}
-    hf = HFConfig(attributes)
-    cfg = family_of(attributes).read_config(hf)
-    family_of(attributes).rows(hf)
-    hf.refuse_unread()
-    return cfg
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -52,7 +41,7 @@ def test_configs_of_transformers_are_read_whole(variant: str) -> None:
     ],
 )
 def test_absent_attributes(variant: str, absent: str, expected: dict[str, Any]) -> None:
-    cfg = read(variant, **{absent: "absent"})
+    cfg = read(variant, without=(absent,))
     assert {name: getattr(cfg, name) for name in expected} == expected
 
 

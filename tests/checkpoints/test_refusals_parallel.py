@@ -5,9 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hf_models import hf_config
+from read_config import read
 
-from tljax import HookedTransformerConfig
 from tljax.checkpoints import load_checkpoint, save_hf
 from tljax.checkpoints.families import family_of
 from tljax.checkpoints.hf_config import HFConfig
@@ -16,16 +15,6 @@ from tljax.errors import UnsupportedModelError
 
 RAW = {"fold_ln": False, "center_writing_weights": False, "center_unembed": False, "fold_value_biases": False}
 MULTIMODAL = {"type": "mrope", "mrope_section": [1, 1]}
-
-
-def read(variant: str, **changes: Any) -> HookedTransformerConfig:
-    """Our config of a variant with some attributes changed; all of them must be known."""
-    attributes = hf_config(variant).to_dict() | changes
-    family, hf = family_of(attributes), HFConfig(attributes)
-    cfg = family.read_config(hf)
-    family.rows(hf)
-    hf.refuse_unread()
-    return cfg
 
 
 @pytest.mark.parametrize(
