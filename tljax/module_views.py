@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from tljax.config import HookedTransformerConfig
 from tljax.errors import ConfigError, FrozenModelError, nearest
 from tljax.forward import block_module, context_of_layer
-from tljax.modules.block import make_attention
+from tljax.modules.block import make_attention, make_mlp
 from tljax.modules.context import AttentionContext
 from tljax.modules.embedding import Embed, PosEmbed, Unembed, final_norm
 from tljax.modules.mlp import MLP
@@ -85,8 +85,7 @@ def block_view(cfg: HookedTransformerConfig, params: Params, layer: int) -> Modu
         "attn": make_attention(cfg, cfg.layer_kind(layer)),
     }
     if not cfg.attn_only:
-        mlp = MoE(cfg) if cfg.has_experts(cfg.layer_kind(layer)) else MLP(cfg)
-        modules |= {"ln2": make_norm(cfg, pre_norm_kind(cfg)), "mlp": mlp}
+        modules |= {"ln2": make_norm(cfg, pre_norm_kind(cfg)), "mlp": make_mlp(cfg, cfg.layer_kind(layer))}
     if cfg.has_norms_after:
         posts = ("ln1_post",) if cfg.attn_only else ("ln1_post", "ln2_post")
         modules |= {name: make_norm(cfg, post_norm_kind(cfg)) for name in posts}

@@ -33,7 +33,7 @@ class TransformerBlock(nn.Module):
         self.ln1_post = make_norm(cfg, post_norm_kind(cfg))
         if not cfg.attn_only:
             self.ln2 = make_norm(cfg, block_norm_kind(cfg))
-            self.mlp = MoE(cfg) if cfg.has_experts(self.kind) else MLP(cfg)
+            self.mlp = make_mlp(cfg, self.kind)
             self.ln2_post = make_norm(cfg, post_norm_kind(cfg))
 
     def __call__(self, resid_pre: jax.Array, context: AttentionContext) -> jax.Array:
@@ -93,6 +93,11 @@ class TransformerBlock(nn.Module):
 def make_attention(cfg: HookedTransformerConfig, kind: str) -> Attention:
     """Returns the attention of layers of a kind."""
     return Attention(cfg, kind) if cfg.kv_lora_rank is None else LatentAttention(cfg, kind)
+
+
+def make_mlp(cfg: HookedTransformerConfig, kind: str) -> MLP | MoE:
+    """Returns the MLP of layers of a kind."""
+    return MoE(cfg) if cfg.has_experts(kind) else MLP(cfg)
 
 
 def _per_head(x: jax.Array, heads: int) -> jax.Array:
