@@ -8,6 +8,7 @@ from jaxtyping import Array, Float
 
 from tljax.errors import ConfigError, InputError, nearest
 from tljax.hooked_transformer import HookedTransformer
+from tljax.modules.norm import norm_gain
 
 VECTOR_TYPES = ("OV", "w_in", "w_out")
 
@@ -74,10 +75,8 @@ class SVDInterpreter:
 
     def _w_in(self, layer: int) -> jax.Array:
         read = self._mlp(layer).W_in.T
-        norm = self.model.params["blocks"][layer].get("ln2", {})
-        if "w" not in norm or not self.cfg.has_norms_before:
-            return read
-        return read * (norm["w"] + int(self.cfg.rmsnorm_uses_offset)).astype(read.dtype)[None]
+        gain = norm_gain(self.cfg, self.model.params["blocks"][layer].get("ln2", {}))
+        return read if gain is None or not self.cfg.has_norms_before else read * gain.astype(read.dtype)[None]
 
 
 def _check_index(name: str, index: int, size: int) -> None:

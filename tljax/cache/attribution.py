@@ -14,10 +14,11 @@ from tljax.config import HookedTransformerConfig
 from tljax.errors import InputError
 from tljax.modules.activations import scaled
 from tljax.modules.embedding import finish_logits
-from tljax.modules.norm import widened
+from tljax.modules.norm import norm_gain, widened
 
 if TYPE_CHECKING:
     from tljax.cache.activation_cache import ActivationCache
+    from tljax.hooked_transformer import HookedTransformer
 
 
 def logit_attrs(
@@ -33,21 +34,21 @@ def logit_attrs(
     """See :meth:`ActivationCache.logit_attrs`."""
     cfg, model = cache.cfg, cache.model
     access.refuse_norms_of_the_stream(cfg, "logit_attrs")
-    ids, wrong = token_ids(cache, tokens, incorrect_tokens)
+    ids, wrong = token_ids(cache.model, tokens, incorrect_tokens)
     name = access.scale_name(cfg, cfg.n_layers)
     access.require(cache, [f"blocks.{cfg.n_layers - 1}.hook_resid_post" if name is None else name], "logit_attrs")
     scale = access.norm_scale(cache, name) if name else jnp.ones_like(cache["resid_post", -1][..., :1])
     stack, scale = residual.aligned(cache, residual_stack, scale, pos_slice, batch_slice, has_batch_dim)
     for given in (ids, wrong):
         _check_shape(given, scale.shape[:-1])
-    gain = final_gain(cache) if final_norm_weight else None
+    gain = norm_gain(cfg, model.params.get("ln_final", {})) if final_norm_weight else None
     return _attributed(stack, scale, model.W_U, gain, ids, wrong, cfg=cfg, centred=access.centres(cfg, cfg.n_layers))
 
 
 def logit_bias(cache: "ActivationCache", tokens: Any, incorrect_tokens: Any) -> jax.Array:
     """See :meth:`ActivationCache.logit_bias`."""
     cfg, model = cache.cfg, cache.model
-    ids, wrong = token_ids(cache, tokens, incorrect_tokens)
+    ids, wrong = token_ids(cache.model, tokens, incorrect_tokens)
     bias = model.b_U
     if (offset := model.params.get("ln_final", {}).get("b")) is not None:
         with jax.default_matmul_precision(cfg.matmul_precision):
@@ -67,27 +68,21 @@ def logit_lens(
     cfg, model = cache.cfg, cache.model
     stack, labels = residual.accumulated_resid(cache, layer, incl_mid, False, pos_slice, mlp_input, True)
     params = {"ln_final": model.params.get("ln_final", {}), "unembed": model.params["unembed"]}
-    logits = _read_out(stack, params, cfg=cfg)
+    logits = read_out(stack, params, cfg=cfg)
     return (logits, labels) if return_labels else logits
 
 
-def final_gain(cache: "ActivationCache") -> jax.Array | None:
-    """What the final norm multiplies by, ``[d_model]``; ``None`` where that is folded into ``W_U``."""
-    weight = cache.model.params.get("ln_final", {}).get("w")
-    return 1 + weight if weight is not None and cache.cfg.rmsnorm_uses_offset else weight
-
-
-def token_ids(cache: "ActivationCache", tokens: Any, incorrect: Any) -> tuple[jax.Array, jax.Array | None]:
+def token_ids(model: "HookedTransformer", tokens: Any, incorrect: Any) -> tuple[jax.Array, jax.Array | None]:
     """Ids of the tokens, and of those to subtract.
 
     Raises:
         InputError: they are no ids of the output vocabulary, or differ in shape.
         TokenizerError: a string is not exactly one token, or there is no tokenizer.
     """
-    ids = _ids(cache, tokens, "tokens")
+    ids = _ids(model, tokens, "tokens")
     if incorrect is None:
         return ids, None
-    wrong = _ids(cache, incorrect, "incorrect_tokens")
+    wrong = _ids(model, incorrect, "incorrect_tokens")
     if wrong.shape != ids.shape:
         raise InputError(
             f"tokens have shape {ids.shape} and incorrect_tokens {wrong.shape}: give as many of one as of the other."
@@ -95,18 +90,18 @@ def token_ids(cache: "ActivationCache", tokens: Any, incorrect: Any) -> tuple[ja
     return ids, wrong
 
 
-def _ids(cache: "ActivationCache", tokens: Any, what: str) -> jax.Array:
+def _ids(model: "HookedTransformer", tokens: Any, what: str) -> jax.Array:
     if isinstance(tokens, str):
-        tokens = cache.model.to_single_token(tokens)
+        tokens = model.to_single_token(tokens)
     elif isinstance(tokens, list | tuple) and tokens and all(isinstance(token, str) for token in tokens):
-        tokens = [cache.model.to_single_token(token) for token in tokens]
+        tokens = [model.to_single_token(token) for token in tokens]
     ids: Any = tokens if isinstance(tokens, Tracer) else np.asarray(tokens)
     if not jnp.issubdtype(ids.dtype, jnp.integer):
         raise InputError(
             f"{what} must be a string that is one token, an id, or integer ids [batch] or [batch, pos], got "
             f"{type(tokens).__name__} of {ids.dtype}."
         )
-    n = cache.cfg.d_vocab_out
+    n = model.cfg.d_vocab_out
     if isinstance(ids, np.ndarray) and ids.size and (ids.min() < 0 or ids.max() >= n):
         outside = ids[(ids < 0) | (ids >= n)].flat[0]
         raise InputError(f"{what} holds {outside}, which is no id of the output vocabulary: ids are 0 to {n - 1}.")
@@ -120,6 +115,27 @@ def _check_shape(ids: jax.Array | None, lead: tuple[int, ...]) -> None:
             f"Tokens of shape {ids.shape} do not fit activations of [batch, pos] {lead}: give ids of shape {options}, "
             "cut by pos_slice and batch_slice as the activations are."
         )
+
+
+def logit_directions(model: "HookedTransformer", ids: jax.Array, wrong: jax.Array | None = None) -> jax.Array:
+    """Directions ``[..., d_model]`` along which normalised vectors are the logits of tokens, or differences of two.
+
+    The weight of ``ln_final`` counts where it is not folded into ``W_U``.
+    """
+    gain = norm_gain(model.cfg, model.params.get("ln_final", {}))
+    return _directions(model.W_U, gain, ids, wrong, widened(model.W_U.dtype))
+
+
+def _directions(
+    W_U: jax.Array, gain: jax.Array | None, ids: jax.Array, wrong: jax.Array | None, wide: jnp.dtype
+) -> jax.Array:
+    direction = jnp.take(W_U, ids, axis=1)
+    if wrong is not None:
+        direction = direction - jnp.take(W_U, wrong, axis=1)
+    direction = jnp.moveaxis(direction.astype(wide), 0, -1)
+    return (
+        direction if gain is None else direction * gain.astype(wide).reshape((1,) * (direction.ndim - 1) + gain.shape)
+    )
 
 
 @functools.partial(jax.jit, static_argnames=("cfg", "centred"))
@@ -136,12 +152,7 @@ def _attributed(
 ) -> jax.Array:
     """Dot products with the tokens' directions, through the norm: it is applied to the directions, not to the stack."""
     wide = widened(stack.dtype)
-    direction = jnp.take(W_U, ids, axis=1)
-    if wrong is not None:
-        direction = direction - jnp.take(W_U, wrong, axis=1)
-    direction = jnp.moveaxis(direction.astype(wide), 0, -1)
-    if gain is not None:
-        direction = direction * gain.astype(wide).reshape((1,) * (direction.ndim - 1) + gain.shape)
+    direction = _directions(W_U, gain, ids, wrong, wide)
     if centred:
         direction = direction - direction.mean(axis=-1, keepdims=True)
     lead = (1,) * (scale.ndim - direction.ndim)  # one token a prompt serves all its positions
@@ -151,7 +162,14 @@ def _attributed(
 
 
 @functools.partial(jax.jit, static_argnames="cfg")
-def _read_out(stack: jax.Array, params: Any, *, cfg: HookedTransformerConfig) -> jax.Array:
+def read_out(stack: jax.Array, params: Any, *, cfg: HookedTransformerConfig) -> jax.Array:
+    """Logits ``[..., d_vocab_out]`` of vectors ``[..., d_model]``: final norm, unembedding, multiplier, soft cap.
+
+    Args:
+        stack: vectors of the residual stream.
+        params: the model's ``ln_final`` and ``unembed``.
+        cfg: the model's config.
+    """
     from tljax.module_views import end_view
 
     rows = stack.reshape(1, -1, stack.shape[-1])

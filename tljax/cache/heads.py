@@ -9,6 +9,7 @@ from tljax.cache import access
 from tljax.cache.slices import SliceInput
 from tljax.cache.stacking import stack_units
 from tljax.cache.writers import After, Heads, Part, Results
+from tljax.modules.norm import norm_gain
 
 if TYPE_CHECKING:
     from tljax.cache.activation_cache import ActivationCache
@@ -23,8 +24,8 @@ def after_of(cache: "ActivationCache", layer: int, norm: str) -> After | None:
     """That norm as it was in the run."""
     if not cache.cfg.has_norms_after:
         return None
-    weight = cache.model.params["blocks"][layer][norm]["w"]
-    gain = 1 + weight if cache.cfg.rmsnorm_uses_offset else weight
+    gain = norm_gain(cache.cfg, cache.model.params["blocks"][layer][norm])
+    assert gain is not None  # norms after a sublayer are never folded
     return After(cache[f"blocks.{layer}.{norm}.hook_scale"], gain)
 
 

@@ -1,5 +1,8 @@
 """Layer norm and RMS norm, with and without their affine part."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -17,6 +20,12 @@ def widened(dtype: jnp.dtype) -> jnp.dtype:
 def stored_dtype(name: str, dtype: jnp.dtype) -> jnp.dtype:
     """The dtype a parameter is kept in: the model's, but what decides between experts is not rounded."""
     return widened(dtype) if name == "b_choice" else dtype
+
+
+def norm_gain(cfg: HookedTransformerConfig, params: Mapping[str, Any]) -> jax.Array | None:
+    """What a norm multiplies by, from its parameters; ``None`` where it has none (folded, or without affine part)."""
+    weight = params.get("w")
+    return 1 + weight if weight is not None and cfg.rmsnorm_uses_offset else weight
 
 
 class Norm(nn.Module):
