@@ -1,0 +1,158 @@
+"""Direct logit attribution: what each part of a model adds to the logit of an answer by itself."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from tljax.cache.activation_cache import ActivationCache
+from tljax.cache.attribution import logit_directions, token_ids
+from tljax.cache.slices import SliceInput
+from tljax.errors import InputError, nearest
+from tljax.hooked_transformer import HookedTransformer
+from tljax.modules.activations import scaled
+
+UNITS = ("component", "head", "neuron", "layer")
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class DirectLogitAttribution:
+    """What each part adds to a logit or a difference of two; a pytree.
+
+    Attributes:
+        attribution: ``[component, batch]`` at one position, ``[component, batch, pos]`` at several.
+        labels: names of the parts.
+        unit: what a part is.
+    """
+
+    attribution: Float[Array, "component *lead"]
+    labels: tuple[str, ...] = dataclasses.field(metadata={"static": True})
+    unit: str = dataclasses.field(metadata={"static": True})
+
+    def __repr__(self) -> str:
+        parts = ", ".join(f"{label} {value:+.2f}" for label, value in self.top(3))
+        return f"DirectLogitAttribution of {len(self.labels)} parts (unit={self.unit!r}), largest: {parts}"
+
+    def mean(self) -> Float[Array, " component"]:
+        """The attribution of each part, mean over prompts and positions."""
+        return self.attribution.reshape(len(self.labels), -1).mean(axis=1)
+
+    def top(self, k: int = 5) -> list[tuple[str, float]]:
+        """The ``k`` largest parts with their mean attribution, largest first."""
+        return self._sorted(np.argsort(-np.asarray(self.mean(), np.float64), kind="stable")[:k])
+
+    def bottom(self, k: int = 5) -> list[tuple[str, float]]:
+        """The ``k`` parts that speak most against the answer, most negative first."""
+        return self._sorted(np.argsort(np.asarray(self.mean(), np.float64), kind="stable")[:k])
+
+    def by_head(self, n_heads: int) -> Float[Array, "layer head *lead"]:
+        """The heads' attributions as ``[layer, head, ...]``, without the remainder, as for a heat map.
+
+        Raises:
+            InputError: the parts are not heads.
+        """
+        if self.unit != "head":
+            raise InputError(f"by_head needs unit='head'; this is unit={self.unit!r}.")
+        heads = self.attribution[: sum(label.startswith("L") for label in self.labels)]
+        return heads.reshape(-1, n_heads, *heads.shape[1:])
+
+    def _sorted(self, order: np.ndarray) -> list[tuple[str, float]]:
+        values = np.asarray(self.mean(), np.float64)
+        return [(self.labels[n], float(values[n])) for n in order]
+
+
+def direct_logit_attribution(
+    model: HookedTransformer,
+    input: Any = None,
+    answer_tokens: Any = None,
+    incorrect_tokens: Any = None,
+    *,
+    unit: str = "component",
+    pos: SliceInput = -1,
+    cache: ActivationCache | None = None,
+) -> DirectLogitAttribution:
+    """Takes a logit, or a difference of two, apart into what each part of the model writes towards it.
+
+    The parts' outputs are read through the final norm as it was in the run (its scale held fixed) and the unembedding.
+    But for ``unit="layer"`` they add up: with the part ``"bias"``, which is no part of the stream, they are the logit
+    (difference) itself, before any soft cap.
+
+    Args:
+        model: the model.
+        input: prompts, as the model takes them.
+        answer_tokens: the answer: a string that is one token, an id, or one for each prompt.
+        incorrect_tokens: as many tokens whose logits are subtracted.
+        unit: ``"component"``: embeddings, attention and MLP of each layer. ``"head"``: each head, and a remainder.
+            ``"neuron"``: each neuron, and a remainder. ``"layer"``: the whole stream before and
+            after each sublayer, the logit lens of the answer; these are running totals, and there is no bias row.
+        pos: positions, of the answer's logits; ``None`` keeps all.
+        cache: a cache of the run to read instead of running.
+
+    Raises:
+        InputError: an unknown unit, no answer, neither or both of input and cache, answers that do not fit the prompts.
+        UnknownHookError: the cache lacks an activation.
+    """
+    if unit not in UNITS:
+        raise InputError(f"unit is one of {', '.join(map(repr, UNITS))}; got {unit!r}.{nearest(unit, UNITS)}")
+    if answer_tokens is None:
+        raise InputError("Give answer_tokens: the token whose logit is to be taken apart, such as ' Mary'.")
+    if (input is None) == (cache is None):
+        raise InputError("direct_logit_attribution reads a prompt or a cache: give input or cache=, one of them.")
+    if cache is None:
+        _, cache = model.run_with_cache(input, names_filter=lambda name: name.endswith(_NEEDED[unit]))
+    if unit == "neuron":
+        values, labels = _neurons(cache, answer_tokens, incorrect_tokens, pos)
+    else:
+        stack, labels = _parts(cache, unit, pos)
+        values = cache.logit_attrs(stack, answer_tokens, incorrect_tokens, pos_slice=pos)
+    if unit != "layer":
+        bias = jnp.broadcast_to(_bias(cache, answer_tokens, incorrect_tokens, values.ndim - 1), (1, *values.shape[1:]))
+        values, labels = jnp.concatenate([values, bias.astype(values.dtype)]), [*labels, "bias"]
+    return DirectLogitAttribution(attribution=values, labels=tuple(labels), unit=unit)
+
+
+_STREAM = ("hook_resid_pre", "hook_resid_post", "hook_scale")
+_NEEDED = {
+    "component": (*_STREAM, "hook_embed", "hook_pos_embed", "hook_attn_out", "hook_mlp_out"),
+    "head": (*_STREAM, "hook_z"),
+    "neuron": (*_STREAM, "mlp.hook_post", "experts.hook_post"),
+    "layer": (*_STREAM, "hook_resid_mid"),
+}
+"""What each unit reads of a run."""
+
+
+def _parts(cache: ActivationCache, unit: str, pos: SliceInput) -> tuple[jax.Array, list[str]]:
+    if unit == "component":
+        return cache.decompose_resid(pos_slice=pos, return_labels=True)
+    if unit == "layer":
+        return cache.accumulated_resid(incl_mid=True, pos_slice=pos, return_labels=True)
+    return cache.stack_head_results(pos_slice=pos, incl_remainder=True, return_labels=True)
+
+
+def _neurons(cache: ActivationCache, answer: Any, wrong: Any, pos: SliceInput) -> tuple[jax.Array, list[str]]:
+    """Each neuron's attribution, its output never made: its row of ``W_out`` is projected onto the answers' directions.
+
+    Answers that differ between prompts are directions of their own, of which each prompt keeps its own.
+    """
+    ids, others = token_ids(cache.model, answer, wrong)
+    if ids.ndim > 1:
+        raise InputError(f"unit='neuron' takes one answer for each prompt, got tokens of shape {ids.shape}.")
+    directions = jnp.atleast_2d(logit_directions(cache.model, ids, others)).astype(cache.model.W_U.dtype).T
+    values, labels = cache.stack_neuron_results(
+        -1, pos_slice=pos, return_labels=True, incl_remainder=True, apply_ln=True, project_output_onto=directions
+    )
+    if ids.ndim and values.shape[1] != len(ids):
+        raise InputError(f"There are {values.shape[1]} prompts and {len(ids)} answers: give one answer, or one each.")
+    chosen = jnp.arange(values.shape[1]) if ids.ndim else jnp.zeros(values.shape[1], jnp.int32)
+    own = jnp.take_along_axis(values, chosen.reshape(1, -1, *(1,) * (values.ndim - 2)), axis=-1)[..., 0]
+    return scaled(own, cache.cfg.logits_multiplier), labels
+
+
+def _bias(cache: ActivationCache, answer: Any, wrong: Any, ndim: int) -> jax.Array:
+    """The logits' own bias, ``[1, batch, pos]`` or with ones where one token serves all."""
+    bias = cache.logit_bias(answer, wrong)
+    return bias.reshape(1, *bias.shape, *(1,) * (ndim - bias.ndim))

@@ -1,0 +1,272 @@
+"""What vectors of the residual stream say in the vocabulary: the logit lens, alone or after a fitted map."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from tljax.cache.activation_cache import ActivationCache
+from tljax.cache.attribution import read_out, token_ids
+from tljax.cache.slices import SliceInput, apply_slice
+from tljax.config import HookedTransformerConfig
+from tljax.errors import InputError
+from tljax.hooked_transformer import HookedTransformer
+from tljax.modules.norm import widened
+from tljax.text.batch import Batch
+
+
+@runtime_checkable
+class StreamLens(Protocol):
+    """A map from each depth of the residual stream to its end, such as a ``TunedLens`` or a ``JacobianLens``."""
+
+    @property
+    def depths(self) -> tuple[int, ...]:
+        """The depths it maps from; ``n`` is the input of layer ``n``, and ``n_layers`` the final stream, unmapped."""
+        ...
+
+    def check(self, model: HookedTransformer) -> None:
+        """Raises InputError if the lens was not fitted on this model's residual stream."""
+        ...
+
+    def carry(self, stack: jax.Array, depths: Sequence[int]) -> jax.Array:
+        """Maps ``[depth, ..., d_model]``, each row by the map of its depth."""
+        ...
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class LensReadout:
+    """The likeliest tokens that vectors of the residual stream would give; a pytree.
+
+    Leading axes are the vectors' own, of :func:`logit_lens` ``[depth, batch, pos]``.
+
+    Attributes:
+        top_ids: the likeliest tokens ``[..., k]``, most likely first.
+        top_log_probs: their log-probabilities in nats, ``[..., k]``.
+        entropy: of the whole distribution, in nats, ``[...]``.
+        target_log_probs: of the tokens asked for, ``[..., target]``; ``None`` if none were.
+        target_ranks: their places, 0 the likeliest, ``[..., target]``.
+        tokens: the prompt ``[batch, pos]``, where the lens ran the model itself.
+        labels: names of the depths, ``("0_pre", …, "final_post")``.
+    """
+
+    top_ids: Int[Array, "*lead k"]
+    top_log_probs: Float[Array, "*lead k"]
+    entropy: Float[Array, "*lead"]
+    target_log_probs: Float[Array, "*lead target"] | None = None
+    target_ranks: Int[Array, "*lead target"] | None = None
+    tokens: Int[Array, "batch pos"] | None = None
+    labels: tuple[str, ...] = dataclasses.field(default=(), metadata={"static": True})
+
+    def __repr__(self) -> str:
+        depths = f", depths {', '.join(self.labels)}" if self.labels else ""
+        return f"LensReadout of {list(self.entropy.shape)} vectors, top {self.top_ids.shape[-1]}{depths}"
+
+    def top_tokens(self, model: HookedTransformer) -> Any:
+        """The likeliest tokens as strings, in nested lists ``[...][k]``."""
+        return _texts(model, self.top_ids)
+
+    def table(self, model: HookedTransformer, prompt: int = 0, **options: Any) -> Any:
+        """The likeliest token at each depth and position of one prompt, for a notebook (offline HTML).
+
+        Args:
+            model: the model, for its tokenizer.
+            prompt: which prompt of the batch.
+            **options: of :func:`tljax.viz.logit_lens_table`.
+        """
+        from tljax.viz import logit_lens_table
+
+        return logit_lens_table(*self._cells(model, prompt), **options)
+
+    def figure(self, model: HookedTransformer, prompt: int = 0, **options: Any) -> Any:
+        """The same as a matplotlib figure; ``path=`` saves it."""
+        from tljax.viz import logit_lens_figure
+
+        return logit_lens_figure(*self._cells(model, prompt), **options)
+
+    def _cells(self, model: HookedTransformer, prompt: int) -> tuple[Any, Any, Sequence[str], Sequence[str]]:
+        if self.top_ids.ndim != 4:
+            raise InputError(
+                f"A table needs depths and positions, [depth, batch, pos, k]; this readout has shape "
+                f"{self.top_ids.shape}. Leave pos_slice a range rather than a number."
+            )
+        batch, positions = self.top_ids.shape[1:3]
+        if not -batch <= prompt < batch:
+            raise InputError(f"prompt={prompt} is out of range: there are {batch} prompts.")
+        tokens = [str(n) for n in range(positions)]
+        if self.tokens is not None and self.tokens.shape[1] == positions:
+            tokens = model.to_str_tokens(self.tokens[prompt])
+        return _texts(model, self.top_ids[:, prompt]), jnp.exp(self.top_log_probs[:, prompt]), self.labels, tokens
+
+
+def readout(
+    model: HookedTransformer,
+    vectors: Any,
+    targets: Any = None,
+    top_k: int = 5,
+    chunk_size: int = 64,
+) -> LensReadout:
+    """Reads vectors of the residual stream as the model's end would: final norm, unembedding, soft cap.
+
+    Args:
+        model: the model.
+        vectors: ``[..., d_model]``: activations, directions of a probe or a sparse autoencoder, rows of ``W_out``.
+        targets: a token, or several (strings that are one token each, or ids), to follow besides the likeliest.
+        top_k: how many of the likeliest tokens to keep.
+        chunk_size: how many vectors are held as logits at once.
+
+    Raises:
+        InputError: vectors of another width, ``top_k`` out of range, ids outside the vocabulary.
+        TokenizerError: a target is not one token.
+    """
+    vectors = jnp.asarray(vectors)
+    if vectors.shape[-1:] != (model.cfg.d_model,):
+        raise InputError(f"vectors must be [..., d_model={model.cfg.d_model}], got shape {vectors.shape}.")
+    if not 1 <= top_k <= model.cfg.d_vocab_out:
+        raise InputError(f"top_k={top_k} is out of range: the output vocabulary has {model.cfg.d_vocab_out} tokens.")
+    wanted = None
+    if targets is not None:
+        wanted = jnp.atleast_1d(token_ids(model, targets, None)[0])
+        if wanted.ndim != 1:
+            raise InputError(f"targets must be a token or a list of tokens, got ids of shape {wanted.shape}.")
+    params = {"ln_final": model.params.get("ln_final", {}), "unembed": model.params["unembed"]}
+    rows = vectors.reshape(-1, model.cfg.d_model)
+    found = _read(rows, params, wanted, cfg=model.cfg, top_k=top_k, chunk_size=chunk_size)
+    shaped = {
+        name: value if value is None else value.reshape(*vectors.shape[:-1], *value.shape[1:])
+        for name, value in found.items()
+    }
+    return LensReadout(**shaped)
+
+
+def logit_lens(
+    model: HookedTransformer,
+    input: Any = None,
+    *,
+    cache: ActivationCache | None = None,
+    lens: StreamLens | None = None,
+    layers: Sequence[int] | None = None,
+    incl_mid: bool = False,
+    pos_slice: SliceInput = None,
+    targets: Any = None,
+    top_k: int = 5,
+) -> LensReadout:
+    """What the model would say if it stopped at each depth (nostalgebraist 2020).
+
+    The full logits of every depth are never held at once; ``cache.logit_lens()`` gives those.
+
+    Args:
+        model: the model.
+        input: prompts of any lengths, as the model takes them.
+        cache: a cache to read instead, with ``resid_pre`` of each layer and the last ``resid_post``.
+        lens: a fitted map from each depth to the end, applied first: a ``TunedLens`` or a ``JacobianLens``.
+        layers: the depths, ``n`` for the input of layer ``n`` and ``n_layers`` for the end; by default all (of a
+            fitted lens: all it has).
+        incl_mid: also the streams between attention and MLP.
+        pos_slice: positions to keep; a number drops the axis.
+        targets: a token, or several, to follow besides the likeliest.
+        top_k: how many of the likeliest tokens to keep.
+
+    Returns:
+        The readout, ``[depth, batch, pos]``. Where prompts have padding, what stands there means nothing.
+
+    Raises:
+        InputError: neither or both of input and cache; depths out of range or unknown to the lens; a lens of another
+            model.
+    """
+    if (input is None) == (cache is None):
+        raise InputError("logit_lens reads a prompt or a cache: give input or cache=, one of them.")
+    chosen = _depths(model.cfg, lens, layers)
+    if incl_mid and (lens is not None or layers is not None):
+        raise InputError("incl_mid=True reads every depth by the plain logit lens: leave lens= and layers= out.")
+    if lens is not None:
+        lens.check(model)
+    tokens = None
+    if cache is None:
+        prompts = _prompts(model, input)
+        tokens = prompts.tokens if isinstance(prompts, Batch) else prompts
+        names = [name for n in chosen for name in _streams(model.cfg, n, incl_mid)]
+        _, cache = model.run_with_cache(prompts, return_type=None, names_filter=names)
+    if incl_mid:
+        stack, labels = cache.accumulated_resid(incl_mid=True, pos_slice=pos_slice, return_labels=True)
+    else:
+        stack = jnp.stack([apply_slice(cache[_streams(model.cfg, n)[0]], pos_slice, -2) for n in chosen])
+        labels = ["final_post" if n == model.cfg.n_layers else f"{n}_pre" for n in chosen]
+        stack = stack if lens is None else lens.carry(stack, chosen)
+    if tokens is not None and pos_slice is not None:
+        cut = apply_slice(tokens, pos_slice, -1)
+        tokens = cut if cut.ndim == 2 else None
+    found = readout(model, stack, targets, top_k)
+    return dataclasses.replace(found, labels=tuple(labels), tokens=tokens)
+
+
+def _texts(model: HookedTransformer, ids: Any) -> Any:
+    """Ids of any shape as strings in nested lists."""
+    ids = np.asarray(ids)
+    texts = {int(n): model.to_string(np.asarray([n])) for n in np.unique(ids)}
+    return np.vectorize(lambda n: texts[int(n)], otypes=[object])(ids).tolist()
+
+
+def _prompts(model: HookedTransformer, input: Any) -> jax.Array | Batch:
+    """Tokens ``[batch, pos]``, or a batch of prompts of different lengths."""
+    if isinstance(input, str):
+        return model.to_tokens(input)
+    if isinstance(input, list):
+        return model.to_batch(input)
+    return input if isinstance(input, Batch) else jnp.atleast_2d(jnp.asarray(input))
+
+
+def stream_name(cfg: HookedTransformerConfig, depth: int) -> str:
+    """The activation at a depth of the residual stream."""
+    return _streams(cfg, depth)[0]
+
+
+def _streams(cfg: HookedTransformerConfig, depth: int, incl_mid: bool = False) -> tuple[str, ...]:
+    if depth == cfg.n_layers:
+        return (f"blocks.{depth - 1}.hook_resid_post",)
+    mid = incl_mid and not (cfg.attn_only or cfg.parallel_attn_mlp)
+    names = (f"blocks.{depth}.hook_resid_pre", f"blocks.{depth}.hook_resid_mid")
+    return names if mid else names[:1]
+
+
+def _depths(cfg: HookedTransformerConfig, lens: StreamLens | None, layers: Sequence[int] | None) -> tuple[int, ...]:
+    known = tuple(range(cfg.n_layers + 1)) if lens is None else lens.depths
+    if layers is None:
+        return known
+    chosen = tuple(int(n) + (cfg.n_layers + 1 if n < 0 else 0) for n in layers)
+    if not chosen or any(n not in known for n in chosen):
+        raise InputError(
+            f"layers={list(layers)} are not all depths that this {'model' if lens is None else 'lens'} has: "
+            f"{list(known)}, where n is the input of layer n and {cfg.n_layers} the end."
+        )
+    return chosen
+
+
+@functools.partial(jax.jit, static_argnames=("cfg", "top_k", "chunk_size"))
+def _read(
+    rows: jax.Array,
+    params: Any,
+    targets: jax.Array | None,
+    *,
+    cfg: HookedTransformerConfig,
+    top_k: int,
+    chunk_size: int,
+) -> dict[str, Any]:
+    def one(row: jax.Array) -> dict[str, Any]:
+        logits = read_out(row[None], params, cfg=cfg)[0]
+        log_probs = jax.nn.log_softmax(logits.astype(widened(logits.dtype)))
+        top_log_probs, top_ids = jax.lax.top_k(log_probs, top_k)
+        entropy = jnp.sum(jax.scipy.special.entr(jnp.exp(log_probs)))
+        found: dict[str, Any] = {"top_ids": top_ids, "top_log_probs": top_log_probs, "entropy": entropy}
+        if targets is not None:
+            own = log_probs[targets]
+            ranks = (log_probs[None, :] > own[:, None]).sum(axis=-1, dtype=jnp.int32)
+            found |= {"target_log_probs": own, "target_ranks": ranks}
+        return found
+
+    return jax.lax.map(one, rows, batch_size=min(chunk_size, rows.shape[0]))

@@ -1,0 +1,245 @@
+"""The tuned lens (Belrose et al. 2023): for each layer an affine map to the final residual stream, trained by optax."""
+
+import dataclasses
+import functools
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float
+
+from tljax.analysis.lens_basis import LensBasis, load_lens, save_lens
+from tljax.analysis.logit_lens import stream_name
+from tljax.cache.attribution import read_out
+from tljax.config import HookedTransformerConfig
+from tljax.errors import InputError
+from tljax.hooked_transformer import HookedTransformer
+from tljax.modules.norm import widened
+from tljax.progress import Progress
+from tljax.text.batch import Batch
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class TunedLens:
+    """Affine maps ``h + h @ weight + bias``, one for the input of each layer; a pytree.
+
+    Attributes:
+        weight: ``[layer, d_model, d_model]``.
+        bias: ``[layer, d_model]``.
+        losses: mean divergence of each layer's distribution from the model's at each step of the training, nats,
+            ``[step, layer]``.
+        basis: whose residual stream this is.
+    """
+
+    weight: Float[Array, "layer d_model d_model"]
+    bias: Float[Array, "layer d_model"]
+    losses: Float[Array, "step layer"]
+    basis: LensBasis = dataclasses.field(metadata={"static": True})
+
+    def __repr__(self) -> str:
+        return f"TunedLens of {self.basis.model_name!r}, {self.basis.n_layers} layers, {len(self.losses)} steps"
+
+    @property
+    def depths(self) -> tuple[int, ...]:
+        """The depths this lens reads: the input of each layer, and the end as it is."""
+        return tuple(range(self.basis.n_layers + 1))
+
+    def check(self, model: HookedTransformer) -> None:
+        """Raises InputError if the lens was not fitted on this model's residual stream."""
+        self.basis.check(model.cfg)
+
+    def carry(self, stack: jax.Array, depths: Sequence[int]) -> jax.Array:
+        """Maps ``[depth, ..., d_model]`` to what the final stream is expected to be, each row by its depth's map."""
+        return jnp.stack(
+            [row if n == self.basis.n_layers else self._map(row, n) for row, n in zip(stack, depths, strict=True)]
+        )
+
+    def _map(self, vectors: jax.Array, layer: int) -> jax.Array:
+        return _translated(vectors, self.weight[layer], self.bias[layer])
+
+    @classmethod
+    def fit(
+        cls,
+        model: HookedTransformer,
+        prompts: Any,
+        *,
+        steps: int = 250,
+        batch_size: int = 8,
+        optimizer: optax.GradientTransformation | None = None,
+        seed: int = 0,
+        verbose: bool | None = None,
+    ) -> "TunedLens":
+        """Trains the maps so that each layer's distribution comes close to the model's own (KL divergence).
+
+        The maps start as the logit lens, that is, at zero. The model runs once for each step and keeps one activation
+        for each layer; gradients go through the final norm and the unembedding only.
+
+        Args:
+            model: the model.
+            prompts: texts, token ids ``[batch, pos]`` or a ``Batch``: text of the kind the lens is to read, thousands
+                of tokens or more.
+            steps: of the optimiser; batches are drawn in random order, all prompts before any comes again.
+            batch_size: prompts in a step.
+            optimizer: an optax optimiser; by default Adam at 1e-3, falling linearly to 0, gradients clipped to norm 1.
+            seed: of the order of prompts.
+            verbose: whether to show a progress bar; ``None`` shows one after three seconds.
+
+        Raises:
+            InputError: ``steps`` or ``batch_size`` below 1.
+        """
+        if steps < 1 or batch_size < 1:
+            raise InputError(f"steps={steps} and batch_size={batch_size} must be at least 1.")
+        cfg = model.cfg
+        optimizer = optimizer or optax.chain(
+            optax.clip_by_global_norm(1.0), optax.adam(optax.linear_schedule(1e-3, 0.0, steps))
+        )
+        wide = widened(model.W_U.dtype)
+        maps = (
+            jnp.zeros((cfg.n_layers, cfg.d_model, cfg.d_model), wide),
+            jnp.zeros((cfg.n_layers, cfg.d_model), wide),
+        )
+        state = optimizer.init(maps)
+        ends = _ends(model)
+        losses = []
+        with Progress(steps, verbose, "tuned lens", "step") as progress:
+            for batch in _batches(model.to_batch(prompts), steps, batch_size, seed):
+                streams, final = _streams(model, batch)
+                maps, state, loss = _step(maps, state, streams, final, batch.mask, ends, cfg=cfg, optimizer=optimizer)
+                losses.append(loss)
+                progress.advance(1)
+        return cls(weight=maps[0], bias=maps[1], losses=jnp.stack(losses), basis=LensBasis.of(cfg))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the lens as one safetensors file."""
+        arrays = {"weight": self.weight, "bias": self.bias, "losses": self.losses}
+        save_lens(path, "tuned", arrays, self.basis, {})
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "TunedLens":
+        """Reads what :meth:`save` wrote.
+
+        Raises:
+            CheckpointError: the file is missing, damaged, or something else.
+        """
+        arrays, basis, _ = load_lens(path, "tuned")
+        return cls(**arrays, basis=basis)
+
+
+def lens_divergence(
+    model: HookedTransformer, prompts: Any, lens: TunedLens | None = None, batch_size: int = 8
+) -> Float[Array, " layer"]:
+    """Mean divergence of each layer's distribution from the model's own: how much a lens still misses.
+
+    Args:
+        model: the model.
+        prompts: texts, token ids or a ``Batch``; other ones than the lens was fitted on.
+        lens: a tuned lens; ``None`` means the plain logit lens.
+        batch_size: prompts in one run.
+
+    Returns:
+        KL divergence (model || lens) in nats, ``[layer]``, mean over all tokens.
+    """
+    cfg = model.cfg
+    if lens is not None:
+        lens.check(model)
+    maps = (None, None) if lens is None else (lens.weight, lens.bias)
+    whole = model.to_batch(prompts)
+    total, count = jnp.zeros(cfg.n_layers), 0.0
+    for start in range(0, len(whole), batch_size):
+        batch = _rows(whole, np.arange(start, min(start + batch_size, len(whole))))
+        streams, final = _streams(model, batch)
+        n = float(batch.mask.sum())
+        total, count = total + n * _evaluate(maps, streams, final, batch.mask, _ends(model), cfg=cfg), count + n
+    return total / count
+
+
+def _ends(model: HookedTransformer) -> Any:
+    return {"ln_final": model.params.get("ln_final", {}), "unembed": model.params["unembed"]}
+
+
+def _batches(whole: Batch, steps: int, batch_size: int, seed: int) -> Iterator[Batch]:
+    """Batches of the same number of prompts, in random order, every prompt once before any comes again."""
+    generator = np.random.default_rng(seed)
+    size = min(batch_size, len(whole))
+    order = np.zeros(0, np.int64)
+    for _ in range(steps):
+        if len(order) < size:
+            order = np.concatenate([order, generator.permutation(len(whole))])
+        yield _rows(whole, order[:size])
+        order = order[size:]
+
+
+def _rows(whole: Batch, rows: np.ndarray) -> Batch:
+    return dataclasses.replace(whole, tokens=whole.tokens[rows], mask=whole.mask[rows], positions=whole.positions[rows])
+
+
+def _streams(model: HookedTransformer, batch: Batch) -> tuple[jax.Array, jax.Array]:
+    """The input of each layer ``[layer, batch, pos, d_model]``, and the final stream."""
+    names = [stream_name(model.cfg, n) for n in range(model.cfg.n_layers + 1)]
+    _, cache = model.run_with_cache(batch, return_type=None, names_filter=names)
+    return jnp.stack([cache[name] for name in names[:-1]]), cache[names[-1]]
+
+
+def _translated(vectors: jax.Array, weight: jax.Array | None, bias: jax.Array | None) -> jax.Array:
+    if weight is None or bias is None:
+        return vectors
+    mapped = jnp.matmul(vectors.astype(weight.dtype), weight, precision="highest")
+    return (vectors + (mapped + bias.reshape((1,) * (vectors.ndim - 1) + bias.shape)).astype(vectors.dtype)).astype(
+        vectors.dtype
+    )
+
+
+def _divergences(
+    maps: tuple[jax.Array, jax.Array] | tuple[None, None],
+    streams: jax.Array,
+    final: jax.Array,
+    mask: jax.Array,
+    ends: Any,
+    cfg: HookedTransformerConfig,
+) -> Float[Array, " layer"]:
+    """KL divergence of each layer's distribution, mean over the tokens of ``mask``."""
+
+    def log_probs(vectors: jax.Array) -> jax.Array:
+        logits = read_out(vectors, ends, cfg=cfg)
+        return jax.nn.log_softmax(logits.astype(widened(logits.dtype)))
+
+    wanted = log_probs(final)
+
+    @jax.checkpoint
+    def one_layer(arguments: tuple[Any, Any, jax.Array]) -> jax.Array:
+        weight, bias, stream = arguments
+        found = log_probs(_translated(stream, weight, bias))
+        each = jnp.sum(jnp.exp(wanted) * (wanted - found), axis=-1)
+        return jnp.where(mask, each, 0).sum() / mask.sum(dtype=each.dtype)
+
+    return jax.lax.map(one_layer, (*maps, streams))
+
+
+@functools.partial(jax.jit, static_argnames=("cfg", "optimizer"))
+def _step(
+    maps: Any,
+    state: Any,
+    streams: jax.Array,
+    final: jax.Array,
+    mask: jax.Array,
+    ends: Any,
+    *,
+    cfg: HookedTransformerConfig,
+    optimizer: optax.GradientTransformation,
+) -> tuple[Any, Any, jax.Array]:
+    def loss(maps: Any) -> tuple[jax.Array, jax.Array]:
+        each = _divergences(maps, streams, final, mask, ends, cfg)
+        return each.sum(), each
+
+    gradient, each = jax.grad(loss, has_aux=True)(maps)
+    with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes
+        updates, state = optimizer.update(gradient, state, maps)
+    return optax.apply_updates(maps, updates), state, each
+
+
+_evaluate = functools.partial(jax.jit, static_argnames="cfg")(_divergences)
