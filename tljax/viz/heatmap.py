@@ -1,24 +1,15 @@
 """Heat maps of results, drawn with matplotlib."""
 
 import dataclasses
-import functools
-import io
-import math
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tljax.errors import InputError
 from tljax.patching.result import PatchingResult
-
-MAX_PANELS = 36
-
-_LONGEST_LABEL = 24
-_WIDEST_INCHES = 24.0
-_NARROWEST_LABEL_INCHES = 0.17
+from tljax.viz.drawing import MAX_PANELS, Picture, draw, save_figure
 
 _POSITIONS = ("pos", "query_pos", "key_pos", "dest_pos", "src_pos")
 _AXIS_TITLES = {
@@ -30,21 +21,6 @@ _MEASURES = {
     "normalized": "normalised effect: 0 unpatched, 1 source run",
     "values": "metric",
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class _Picture:
-    """What is drawn: matrices that share both axes."""
-
-    panels: tuple[np.ndarray, ...]
-    panel_titles: tuple[str, ...] = ("",)
-    x_labels: Sequence[str] | None = None
-    y_labels: Sequence[str] | None = None
-    title: str = ""
-    x_title: str = ""
-    y_title: str = ""
-    colour_title: str = ""
-    one_scale: bool = True
 
 
 def heatmap(
@@ -89,14 +65,12 @@ def heatmap(
     for labels, size, axis in ((picture.x_labels, columns, "x"), (picture.y_labels, rows, "y")):
         if labels is not None and len(labels) != size:
             raise InputError(f"{axis}_labels has {len(labels)} entries; the matrix has {size} along that axis.")
-    figure = _draw(picture)
-    if path is not None:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path)
+    figure = draw(picture)
+    save_figure(figure, path)
     return figure
 
 
-def _of_matrix(values: Any, of: str | None, facet: str | None) -> _Picture:
+def _of_matrix(values: Any, of: str | None, facet: str | None) -> Picture:
     matrix = np.asarray(values, dtype=np.float32)
     if of is not None or facet is not None:
         raise InputError("of= and facet= choose what to draw of a PatchingResult; this is an array: leave them out.")
@@ -104,10 +78,10 @@ def _of_matrix(values: Any, of: str | None, facet: str | None) -> _Picture:
         raise InputError(
             f"heatmap draws a matrix, got shape {matrix.shape}. Pick or average over the other axes first."
         )
-    return _Picture((matrix,))
+    return Picture((matrix,))
 
 
-def _of_result(result: PatchingResult, of: str | None, facet: str | None) -> _Picture:
+def _of_result(result: PatchingResult, of: str | None, facet: str | None) -> Picture:
     of = of or ("values" if result.baseline is None else "effect")
     if of not in _MEASURES:
         raise InputError(f"of= is one of {', '.join(map(repr, _MEASURES))}; got {of!r}.")
@@ -126,7 +100,7 @@ def _of_result(result: PatchingResult, of: str | None, facet: str | None) -> _Pi
         array, axes = array.swapaxes(1, 2), axes[::-1]
     y_axis, x_axis = axes
     average = "" if result.reduced else f", mean of {result.sizes['batch']} prompts"
-    return _Picture(
+    return Picture(
         tuple(array), titles, _axis_labels(result, x_axis), _axis_labels(result, y_axis), result.activation_name,
         _AXIS_TITLES.get(x_axis, x_axis), _AXIS_TITLES.get(y_axis, y_axis), _MEASURES[of] + average,
         one_scale=panel_axis != "metric",
@@ -175,93 +149,6 @@ def _axis_labels(result: PatchingResult, axis: str) -> Sequence[str] | None:
             for row in result.rows.itertuples(index=False)
         ]
     return result.metric_names if axis == "metric" else result.labels.get(axis)
-
-
-def _draw(picture: _Picture) -> Any:
-    from matplotlib import colormaps
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    count = len(picture.panels)
-    rows, columns = picture.panels[0].shape
-    cell_width, cell_height = _cell_size(rows, columns, count)
-    across = _panels_across(count, columns * cell_width + 0.8)
-    down = math.ceil(count / across)
-    size = (
-        max(4.5, across * (columns * cell_width + 0.5) + 1.7),
-        max(2.6, down * (rows * cell_height + 0.6) + 1.3),
-    )
-    figure = Figure(figsize=size, layout="constrained", dpi=120)
-    FigureCanvasAgg(figure)
-    figure._repr_png_ = functools.partial(_as_png, figure)  # type: ignore[attr-defined]  # how notebooks show it
-    grid = figure.subplots(down, across, squeeze=False).ravel()
-    colours = colormaps["RdBu"].with_extremes(bad="0.8")
-    limits = [_limit(panel) for panel in picture.panels]
-    for number, (axes, panel, name) in enumerate(zip(grid, picture.panels, picture.panel_titles, strict=False)):
-        limit = max(limits) if picture.one_scale else limits[number]
-        image = axes.imshow(panel, cmap=colours, vmin=-limit, vmax=limit, aspect="auto")
-        axes.set_title(_plain(name), fontsize=10)
-        last_row, first_column = number + across >= count, number % across == 0
-        slant = {"rotation": 90} if cell_width < 0.4 else {"rotation": 60, "ha": "right", "rotation_mode": "anchor"}
-        _label(axes.set_xticks, picture.x_labels, columns, cell_width, last_row, **slant)
-        _label(axes.set_yticks, picture.y_labels, rows, cell_height, first_column)
-        axes.set_xlabel(picture.x_title if last_row else "")
-        axes.set_ylabel(picture.y_title if first_column else "")
-        if not picture.one_scale or count == 1:
-            figure.colorbar(image, ax=axes, label=picture.colour_title)
-    for unused in grid[count:]:
-        unused.set_visible(False)
-    if picture.one_scale and count > 1:
-        figure.colorbar(image, ax=grid.tolist(), label=picture.colour_title)
-    if count == 1:
-        grid[0].set_title(picture.title)
-    else:
-        figure.suptitle(picture.title)
-    return figure
-
-
-def _as_png(figure: Any) -> bytes:
-    """The figure as the bytes of a PNG file."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()
-
-
-def _cell_size(rows: int, columns: int, panels: int) -> tuple[float, float]:
-    """Width and height of a cell in inches."""
-    if panels > 1:
-        return max(0.2, min(0.28, 7.0 / columns)) if columns < 60 else _WIDEST_INCHES / 2 / columns, 0.24
-    width = 0.5 if columns <= 20 else max(0.24, 10.0 / columns)
-    height = 0.42 if rows <= 20 else max(0.2, 8.4 / rows)
-    return min(width, _WIDEST_INCHES / columns), min(height, _WIDEST_INCHES / rows)
-
-
-def _panels_across(count: int, panel_inches: float) -> int:
-    widest = max(1, int(_WIDEST_INCHES * 0.75 // panel_inches))
-    return min(count, widest, max(3, math.ceil(math.sqrt(count))))
-
-
-def _limit(panel: np.ndarray) -> float:
-    finite = np.abs(panel[np.isfinite(panel)])
-    return float(finite.max(initial=0.0)) or 1.0
-
-
-def _label(set_ticks: Any, labels: Sequence[str] | None, size: int, cell: float, shown: bool, **style: Any) -> None:
-    """Ticks with labels, or numbers; only every so many where cells are too small for all of them."""
-    step = math.ceil(_NARROWEST_LABEL_INCHES / cell)
-    ticks = range(0, size, step)
-    if not shown or labels == ("",):
-        set_ticks([])
-    elif labels is not None:
-        set_ticks(ticks, [_plain(labels[n]) for n in ticks], fontsize=10 if cell > 0.3 else 8, **style)
-    else:
-        set_ticks(ticks, [str(n) for n in ticks], fontsize=10 if cell > 0.3 else 8)
-
-
-def _plain(label: str) -> str:
-    """A label as matplotlib should show it: control characters spelt out, no mathematics, not too long."""
-    spelt = "".join(char if char.isprintable() else repr(char)[1:-1] for char in label).replace("$", r"\$")
-    return spelt if len(spelt) <= _LONGEST_LABEL else spelt[: _LONGEST_LABEL - 1] + "…"
 
 
 def text_heatmap(values: Any, x_labels: Sequence[str], y_labels: Sequence[str]) -> str:

@@ -1,0 +1,70 @@
+"""What the pictures take, checked: tokens, arrays without a batch axis, names."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from tljax.errors import InputError
+
+
+def checked_tokens(tokens: Any) -> list[str]:
+    """The tokens of one prompt as strings; one prompt in a list is taken out of it."""
+    if isinstance(tokens, str):
+        raise InputError(
+            f"tokens is one string, {tokens[:30]!r}. Give a list of strings, one a token: model.to_str_tokens(prompt)."
+        )
+    texts = list(tokens)
+    if texts and not isinstance(texts[0], str) and isinstance(texts[0], Sequence | np.ndarray):
+        one_prompt(len(texts), "tokens")
+        texts = list(texts[0])
+    if not texts:
+        raise InputError("tokens is empty; a picture needs one token at least.")
+    for text in texts:
+        if not isinstance(text, str):
+            raise InputError(
+                f"tokens holds {type(text).__name__} {text!r}; it must hold strings. model.to_str_tokens makes them of "
+                "a prompt or of token ids."
+            )
+    return texts
+
+
+def checked_array(values: Any, name: str) -> np.ndarray:
+    """Finite numbers as float32."""
+    try:
+        array = np.asarray(values, np.float32)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{name} is not an array of numbers: {error}") from error
+    if not array.size:
+        raise InputError(f"{name} has shape {array.shape}: there is nothing to draw.")
+    if not np.isfinite(array).all():
+        place = tuple(map(int, np.argwhere(~np.isfinite(array))[0]))
+        raise InputError(
+            f"{name} holds {array[place]} at {place}; colours need finite values: mask it, or find its cause."
+        )
+    return array
+
+
+def one_prompt(size: int, name: str) -> None:
+    """Refuses a batch axis of more than one."""
+    if size != 1:
+        raise InputError(
+            f"{name} has a leading batch axis of {size}; a picture shows one prompt. Pick one first: {name}[0]."
+        )
+
+
+def between_zero_and_one(array: np.ndarray, name: str, fix: str) -> np.ndarray:
+    """The values, which rounding may have pushed out a little, inside the bounds."""
+    if array.min() < -0.01 or array.max() > 1.01:
+        raise InputError(f"{name} is between 0 and 1; got values from {array.min():.3g} to {array.max():.3g}. {fix}")
+    return array.clip(0, 1)
+
+
+def checked_names(names: Sequence[str] | None, size: int, argument: str, what: str) -> list[str]:
+    """The names given, one for each of ``size``, or ``head 0``, ``head 1``, ..."""
+    if names is None:
+        return [f"{what} {number}" for number in range(size)]
+    if isinstance(names, str) or len(names) != size:
+        got = f"is {names!r}" if isinstance(names, str) else f"has {len(names)} entries"
+        raise InputError(f"{argument} {got}; it must be a list of {size}, one for each {what}.")
+    return [str(name) for name in names]
