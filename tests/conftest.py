@@ -37,6 +37,20 @@ class CompileCounter:
         return _count - self._start
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _compile_quickly(request: pytest.FixtureRequest) -> None:
+    """Has XLA skip most optimisations, a third of the time, unless figures are recorded."""
+    jax.config.update("jax_disable_most_optimizations", not request.config.getoption("--record-support"))
+
+
+@pytest.fixture
+def optimized() -> Iterator[None]:
+    """For tests of what XLA makes of a program: its memory, its speed."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keeps the tests of a file on one worker, where they share fixtures and programs, unless they say otherwise."""

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from variants import TOKENS, build
+from variants import BASE, TOKENS, build
 
 from tljax import HookedTransformer, HookedTransformerConfig, Scale, UnusedHooksWarning, Zero
 from tljax.errors import ConfigError, FrozenModelError, InputError, UnknownHookError
@@ -134,6 +134,14 @@ def test_flags(model: HookedTransformer) -> None:
 # fresh parameters
 
 
+def test_without_init_weights_parameters_are_zero() -> None:
+    blank = HookedTransformer(HookedTransformerConfig(**BASE, init_weights=False))
+    drawn = HookedTransformer(HookedTransformerConfig(**BASE))
+    assert jax.tree.structure(blank.params) == jax.tree.structure(drawn.params)
+    assert all(not leaf.any() for leaf in jax.tree.leaves(blank.params))
+    assert [leaf.shape for leaf in jax.tree.leaves(blank.params)] == [x.shape for x in jax.tree.leaves(drawn.params)]
+
+
 def test_fresh_parameters_follow_the_seed() -> None:
     fields = {"d_model": 64, "n_layers": 1, "n_ctx": 8, "d_vocab": 64, "n_heads": 4}
     models = [HookedTransformer({**fields, "seed": seed}) for seed in (0, 0, 1)]
@@ -246,6 +254,22 @@ def test_grouped_heads_are_repeated_in_parts() -> None:
 def test_parts_a_model_does_not_have() -> None:
     with pytest.raises((ConfigError, AttributeError), match=r"pos_embed|position"):
         build("llama").pos_embed(TOKENS)
+
+
+def test_a_folded_norm_says_where_its_weight_went(model: HookedTransformer) -> None:
+    with pytest.raises(
+        AttributeError, match=r"folded into the matrices that read the norm. Load the model with fold_ln"
+    ):
+        _ = model.process_weights().blocks[0].ln2.w
+
+
+def test_forward_is_another_name_of_calling(model: HookedTransformer, tokens: jax.Array) -> None:
+    np.testing.assert_array_equal(model.forward(tokens, return_type="loss"), model(tokens, return_type="loss"))
+
+
+def test_setting_a_weight_says_what_to_replace(model: HookedTransformer) -> None:
+    with pytest.raises(FrozenModelError, match=r"setting 'W_E'.*model.replace\(params="):
+        model.W_E = None
 
 
 def test_repr(model: HookedTransformer) -> None:

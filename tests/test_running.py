@@ -374,6 +374,14 @@ def test_an_exception_in_a_hook_keeps_its_type_and_names_the_point(model: Hooked
     assert any(Z1 in note for note in caught.value.__notes__)
 
 
+def test_spellings_of_torch_name_the_jax_one(model: HookedTransformer) -> None:
+    with pytest.raises(AttributeError) as caught:
+        model.run_with_hooks(TOKENS, fwd_hooks=[(Z1, lambda act, hook: act.detach())])
+    notes = " ".join(caught.value.__notes__)
+    assert f"raised in the hook at {Z1}, on an activation of shape {(*TOKENS.shape, 4, 8)}" in notes
+    assert "leave .detach() out" in notes
+
+
 @pytest.mark.parametrize("use", ["return", "add"])
 def test_leaked_tracers_are_explained(model: HookedTransformer, use: str) -> None:
     kept: list[Any] = []

@@ -228,7 +228,7 @@ class FactoredMatrix:
     def Vh(self) -> Float[Array, "*leading r m"]:
         """TransformerLens's old name of :attr:`V`; not transposed, whatever the name says."""
         warnings.warn(
-            "FactoredMatrix.Vh is V, not transposed, as in TransformerLens: write V, or jnp.swapaxes(f.V, -1, -2).",
+            "FactoredMatrix.Vh is V, not transposed, as in TransformerLens: write V, or f.V.mT.",
             DeprecationWarning,
             stacklevel=2,
         )
@@ -351,10 +351,7 @@ def _as_factor(value: Any, name: str) -> jax.Array:
 
 def _hint(left: jax.Array, right: jax.Array) -> str:
     if right.ndim > 2 and math.prod(right.shape[:-2]) > 1 and left.shape[-1] in right.shape:
-        return (
-            " With leading axes, .T reverses all of them: transpose the matrices with jnp.swapaxes(x, -1, -2), or use "
-            "model.QK."
-        )
+        return " With leading axes, .T reverses all of them: write .mT, or use model.QK."
     return ""
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
@@ -303,7 +304,7 @@ def init_params(cfg: HookedTransformerConfig, seed: int = 0) -> Params:
     """Draws fresh parameters.
 
     Args:
-        cfg: shapes and init mode; ``d_vocab`` must be known.
+        cfg: shapes and init mode; ``d_vocab`` must be known. Without ``init_weights`` everything is zero.
         seed: the random seed.
 
     Returns:
@@ -317,7 +318,11 @@ def init_params(cfg: HookedTransformerConfig, seed: int = 0) -> Params:
     def draw(module: nn.Module, key: jax.Array, *inputs: Any) -> Params:
         return dict(module.init(key, *inputs)).get("params", {})
 
-    compiled = jax.jit(draw, static_argnums=0)
+    def zeros(module: nn.Module, key: jax.Array, *inputs: Any) -> Params:
+        shapes = jax.eval_shape(functools.partial(draw, module), key, *inputs)
+        return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+
+    compiled = jax.jit(draw, static_argnums=0) if cfg.init_weights else zeros
     blocks = tuple(
         compiled(block_module(cfg, cfg.layer_kind(layer)), keys[layer + 2], residual, context)
         for layer in range(cfg.n_layers)

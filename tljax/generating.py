@@ -86,7 +86,7 @@ class GenerationMethods:
             do_sample: ``False`` always takes the likeliest token.
             top_k, top_p: keep only the ``k`` likeliest tokens, or the likeliest that together reach probability ``p``.
             temperature: divides the logits; 0 means the likeliest token.
-            freq_penalty: subtracted from a token's logit for each time it occurs in the text so far.
+            freq_penalty: subtracted from a token's logit, after the temperature, for each time it occurs in the text.
             use_past_kv_cache: ``False`` runs the whole text again for every token.
             prepend_bos, padding_side, attention_mask: as in :meth:`__call__`.
             return_type: ``"input"`` answers in kind; ``"str"``, ``"tokens"``, ``"embeds"``.

@@ -147,8 +147,9 @@ class HookedTransformer(RunMethods, GenerationMethods, TextMethods, WeightProper
         return cls._make(aux[0], children[0], children[1], aux[1])
 
     def __setattr__(self, name: str, value: Any) -> None:
+        changed = name if name in ("params", "cfg", "tokenizer") else "params"
         raise FrozenModelError(
-            f"A HookedTransformer cannot change in place (setting {name!r}). Use model = model.replace({name}=...), "
+            f"A HookedTransformer cannot change in place (setting {name!r}). Use model = model.replace({changed}=...), "
             "model.add_hook(...), model.to(...); each returns a new model."
         )
 

@@ -15,7 +15,7 @@ from tljax.modules.context import AttentionContext
 from tljax.modules.embedding import Embed, PosEmbed, Unembed, final_norm
 from tljax.modules.mlp import MLP
 from tljax.modules.moe import Experts, MoE
-from tljax.modules.norm import make_norm, post_norm_kind, pre_norm_kind
+from tljax.modules.norm import Norm, make_norm, post_norm_kind, pre_norm_kind
 from tljax.typing import Params
 from tljax.weights.circuits import CIRCUITS, head_circuit
 from tljax.weights.properties import public_shape
@@ -56,6 +56,11 @@ class ModuleView:
             return public_shape(name[1:], self._params[name[1:]])
         if name in CIRCUITS and "W_O" in self._params:
             return head_circuit(self, self._module.cfg, name)
+        if name in ("w", "b") and isinstance(self._module, Norm) and self._module.kind.endswith("Pre"):
+            raise AttributeError(
+                f"{self.name} has no {name!r}: it is folded into the matrices that read the norm. Load the model with "
+                "fold_ln=False to have it apart."
+            )
         known = dir(self)
         raise AttributeError(
             f"{self.name} has no parameter or part {name!r}.{nearest(name, known)} It has {', '.join(known)}."

@@ -93,6 +93,8 @@ class RunMethods:
         )  # fmt: skip
         return output
 
+    forward = __call__
+
     def run_with_hooks(
         self,
         input: Any,

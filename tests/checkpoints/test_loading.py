@@ -139,6 +139,14 @@ def test_first_layers_only(gpt2: Path) -> None:
         load_raw(gpt2, first_n_layers=4)
 
 
+def test_options_that_there_are_none_of(gpt2: Path) -> None:
+    with pytest.raises(InputError, match=r"no option 'fold_lm'. Did you mean 'fold_ln'"):
+        load_checkpoint(gpt2, fold_lm=True)
+    with pytest.raises(InputError, match="n_devices=2: to spread a model over devices pass a sharding"):
+        load_checkpoint(gpt2, n_devices=2)
+    assert_same(load_checkpoint(gpt2, n_devices=1, dtype=None).params, load_checkpoint(gpt2).params)
+
+
 def test_float64_needs_x64(gpt2: Path) -> None:
     with pytest.raises(ConfigError, match=r"float64 needs .*jax_enable_x64"):
         load_raw(gpt2, dtype="float64")

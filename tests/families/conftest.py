@@ -40,14 +40,6 @@ def _drop_programs() -> None:
     """Instead of dropping programs after each module, as elsewhere: tests here go by variant."""
 
 
-@pytest.fixture(autouse=True)
-def _compile_quickly(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Has XLA skip most optimisations, a third of the time here, unless figures are recorded."""
-    jax.config.update("jax_disable_most_optimizations", not request.config.getoption("--record-support"))
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture(
     scope="session", params=[pytest.param(name, marks=pytest.mark.xdist_group(name), id=name) for name in VARIANTS]
 )

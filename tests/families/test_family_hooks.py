@@ -11,8 +11,10 @@ from hf_models import VARIANTS, hf_config
 from tljax import HookPoint
 from tljax.checkpoints.families import family_of
 from tljax.checkpoints.hf_config import HFConfig
+from tljax.errors import InputError
 from tljax.hooks.names import layer_of, stage_of
 from tljax.hooks.points import point_table
+from tljax.modules.activations import soft_cap
 
 SAME, CHANGED, TOLERANCE = 2e-5, 1e-4, 5e-5
 
@@ -50,6 +52,22 @@ def normalised(case: FamilyCase, layer: int, norm: str, stream: np.ndarray) -> n
     centred = stream - stream.mean(-1, keepdims=True)
     scale = np.sqrt((centred**2).mean(-1, keepdims=True) + case.raw.cfg.eps)
     return centred / scale * parameters["w"] + parameters["b"]
+
+
+@pytest.mark.one_variant_a_family
+def test_logit_attributions_of_all_parts_sum_to_the_logit(case: FamilyCase) -> None:
+    logits, cache = case.run
+    answer = 7
+    if case.raw.cfg.use_normalization_of_residual:
+        with pytest.raises(InputError, match="normalises the stream itself"):
+            cache.get_full_resid_decomposition(expand_neurons=False)
+        return
+    parts = cache.get_full_resid_decomposition(expand_neurons=False, pos_slice=-1)
+    np.testing.assert_allclose(parts.sum(axis=0), cache["resid_post", -1][:, -1], atol=2e-5, rtol=1e-5)
+    found = cache.logit_attrs(parts, answer, pos_slice=-1).sum(axis=0) + cache.logit_bias(answer)
+    cap = case.raw.cfg.output_logits_soft_cap
+    found = soft_cap(found, cap) if cap > 0 else found
+    np.testing.assert_allclose(found, np.asarray(logits)[:, -1, answer], atol=5e-5, rtol=1e-5)
 
 
 @pytest.mark.one_variant_a_family

@@ -163,14 +163,6 @@ def error(got: np.ndarray, expected: np.ndarray) -> float:
     return float(difference) / float(np.abs(expected[finite]).max(initial=1.0))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _compile_quickly() -> Iterator[None]:
-    """Has XLA skip most optimisations: compiling is nearly all that this costs."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture(scope="module", params=[pytest.param(case, marks=pytest.mark.xdist_group(case)) for case in RUNNABLE])
 def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A golden file, and tljax's logits and cache of the checkpoint that it was made of."""

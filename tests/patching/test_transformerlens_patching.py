@@ -5,7 +5,7 @@
 
 import functools
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -105,14 +105,6 @@ def golden_model(case: str) -> tuple[HookedTransformer, jax.Array]:
             leaf = leaf.lstrip("_")
             node[leaf] = jnp.asarray(np.swapaxes(value, 0, 1) if leaf in ("W_Q", "W_K", "W_V") else value)
         return HookedTransformer(cfg, params=tree), jnp.asarray(tensor("tokens").astype(np.int32))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation() -> Iterator[None]:
-    """There are many programs here, each of which runs for a millisecond."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")

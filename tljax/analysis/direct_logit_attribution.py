@@ -1,7 +1,7 @@
 """Direct logit attribution: what each part of a model adds to the logit of an answer by itself."""
 
 import dataclasses
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -102,15 +102,20 @@ def direct_logit_attribution(
         raise InputError("Give answer_tokens: the token whose logit is to be taken apart, such as ' Mary'.")
     if (input is None) == (cache is None):
         raise InputError("direct_logit_attribution reads a prompt or a cache: give input or cache=, one of them.")
-    if cache is None:
-        _, cache = model.run_with_cache(input, names_filter=lambda name: name.endswith(_NEEDED[unit]))
+    kept = cache
+    if kept is None:
+        _, kept = model.run_with_cache(input, names_filter=lambda name: name.endswith(_NEEDED[unit]))
+    return _attributed(cast(ActivationCache, kept), answer_tokens, incorrect_tokens, unit, pos)
+
+
+def _attributed(cache: ActivationCache, answer: Any, wrong: Any, unit: str, pos: SliceInput) -> DirectLogitAttribution:
     if unit == "neuron":
-        values, labels = _neurons(cache, answer_tokens, incorrect_tokens, pos)
+        values, labels = _neurons(cache, answer, wrong, pos)
     else:
         stack, labels = _parts(cache, unit, pos)
-        values = cache.logit_attrs(stack, answer_tokens, incorrect_tokens, pos_slice=pos)
+        values = cache.logit_attrs(stack, answer, wrong, pos_slice=pos)
     if unit != "layer":
-        bias = jnp.broadcast_to(_bias(cache, answer_tokens, incorrect_tokens, values.ndim - 1), (1, *values.shape[1:]))
+        bias = jnp.broadcast_to(_bias(cache, answer, wrong, values.ndim - 1), (1, *values.shape[1:]))
         values, labels = jnp.concatenate([values, bias.astype(values.dtype)]), [*labels, "bias"]
     return DirectLogitAttribution(attribution=values, labels=tuple(labels), unit=unit)
 

@@ -192,7 +192,7 @@ class JacobianLens:
             CheckpointError: the file is missing, damaged, or something else.
         """
         arrays, basis, details = load_lens(path, "Jacobian")
-        return cls(**arrays, basis=basis, **(details | {"layers": tuple(details["layers"])}))
+        return cls(matrices=arrays["matrices"], basis=basis, layers=tuple(details.pop("layers")), **details)
 
 
 def _rows(model: HookedTransformer, prompts: Any, max_seq_len: int, skip: int) -> list[np.ndarray]:

@@ -89,7 +89,7 @@ class LensReadout:
 
         return logit_lens_figure(*self._cells(model, prompt), **options)
 
-    def _cells(self, model: HookedTransformer, prompt: int) -> tuple[Any, Any, Sequence[str], Sequence[str]]:
+    def _cells(self, model: HookedTransformer, prompt: int) -> tuple[Any, Any, Sequence[str], Any]:
         if self.top_ids.ndim != 4:
             raise InputError(
                 f"A table needs depths and positions, [depth, batch, pos, k]; this readout has shape "
@@ -137,11 +137,7 @@ def readout(
     params = {"ln_final": model.params.get("ln_final", {}), "unembed": model.params["unembed"]}
     rows = vectors.reshape(-1, model.cfg.d_model)
     found = _read(rows, params, wanted, cfg=model.cfg, top_k=top_k, chunk_size=chunk_size)
-    shaped = {
-        name: value if value is None else value.reshape(*vectors.shape[:-1], *value.shape[1:])
-        for name, value in found.items()
-    }
-    return LensReadout(**shaped)
+    return LensReadout(**{name: value.reshape(*vectors.shape[:-1], *value.shape[1:]) for name, value in found.items()})
 
 
 def logit_lens(
@@ -187,15 +183,17 @@ def logit_lens(
     if lens is not None:
         lens.check(model)
     tokens = None
-    if cache is None:
+    if cache is not None:
+        kept = cache
+    else:
         prompts = _prompts(model, input)
         tokens = prompts.tokens if isinstance(prompts, Batch) else prompts
         names = [name for n in chosen for name in _streams(model.cfg, n, incl_mid)]
-        _, cache = model.run_with_cache(prompts, return_type=None, names_filter=names)
+        _, kept = model.run_with_cache(prompts, return_type=None, names_filter=names)
     if incl_mid:
-        stack, labels = cache.accumulated_resid(incl_mid=True, pos_slice=pos_slice, return_labels=True)
+        stack, labels = kept.accumulated_resid(incl_mid=True, pos_slice=pos_slice, return_labels=True)
     else:
-        stack = jnp.stack([apply_slice(cache[_streams(model.cfg, n)[0]], pos_slice, -2) for n in chosen])
+        stack = jnp.stack([apply_slice(kept[_streams(model.cfg, n)[0]], pos_slice, -2) for n in chosen])
         labels = ["final_post" if n == model.cfg.n_layers else f"{n}_pre" for n in chosen]
         stack = stack if lens is None else lens.carry(stack, chosen)
     if tokens is not None and pos_slice is not None:

@@ -1,6 +1,7 @@
 """From a name to parameters: find, check, then read, place and process one stage at a time."""
 
 import dataclasses
+import inspect
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,10 +26,10 @@ from tljax.checkpoints.mxfp4 import unpacked
 from tljax.checkpoints.placement import Placer, ShardingRule, placer
 from tljax.checkpoints.reader import CONFIG, Tensors, open_tensors, read_json
 from tljax.config import HookedTransformerConfig, available_dtype
-from tljax.errors import CheckpointError, ConfigError, UnsupportedModelError
+from tljax.errors import CheckpointError, ConfigError, InputError, UnsupportedModelError, nearest
 from tljax.typing import DeviceLike, Params
 from tljax.weights.processing import process_stage
-from tljax.weights.steps import Steps
+from tljax.weights.steps import STEPS, Steps
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,20 +61,17 @@ class _Description:
 def load_checkpoint(
     name: str | os.PathLike[str],
     *,
-    dtype: Any = "float32",
+    dtype: Any = None,
     device: DeviceLike | ShardingRule = None,
     revision: str | None = None,
     token: str | bool | None = None,
     cache_dir: str | Path | None = None,
     n_ctx: int | None = None,
     first_n_layers: int | None = None,
-    fold_ln: bool = True,
-    center_writing_weights: bool = True,
-    center_unembed: bool = True,
-    fold_value_biases: bool = True,
-    refactor_factored_attn_matrices: bool = False,
     checkpoint_value: int | None = None,
     checkpoint_index: int | None = None,
+    n_devices: int = 1,
+    **steps: bool,
 ) -> Loaded:
     """Loads a Hugging Face or tljax checkpoint, tensor by tensor and without torch.
 
@@ -82,26 +80,25 @@ def load_checkpoint(
 
     Args:
         name: a directory, a bundled model, an alias such as ``"gpt2-small"``, or a hub id.
-        dtype: dtype of the parameters, whatever they are stored in.
+        dtype: dtype of the parameters, whatever they are stored in; ``None`` means float32.
         device: where they go; see :func:`tljax.checkpoints.placement.placer`.
         revision: branch, tag or commit on the hub.
         token: hub token; by default ``HF_TOKEN`` or the stored login.
         cache_dir: where downloads are kept.
         n_ctx: context length instead of the checkpoint's own; learned positions can only be cut.
         first_n_layers: load only the first layers.
-        fold_ln: see :mod:`tljax.weights.processing`.
-        center_writing_weights: as above.
-        center_unembed: as above.
-        fold_value_biases: as above.
-        refactor_factored_attn_matrices: as above.
         checkpoint_value: training step of a published checkpoint (Pythia, Stanford GPT-2).
         checkpoint_index: the same, by its position in the list of checkpoints.
+        n_devices: accepted for TransformerLens's sake; several devices are a sharding, ``device=``.
+        **steps: weight processing: see :meth:`tljax.weights.steps.Steps.for_config`.
 
     Raises:
+        InputError: an option that there is none of, or ``n_devices`` other than 1.
         CheckpointError: the checkpoint is not there, incomplete, damaged, or disagrees with its config.
         UnsupportedModelError: an architecture, attribute or storage format that tljax does not implement.
         ConfigError: ``n_ctx``, ``first_n_layers`` or ``dtype`` that the checkpoint cannot be loaded with.
     """
+    _check_options(steps, n_devices)
     location = hub.locate(
         name,
         revision=revision,
@@ -111,15 +108,8 @@ def load_checkpoint(
         checkpoint_index=checkpoint_index,
     )
     described = describe(location.directory)
-    cfg = _requested(described.cfg, location, dtype, n_ctx, first_n_layers)
-    steps = Steps.for_config(
-        cfg,
-        fold_ln=fold_ln,
-        center_writing_weights=center_writing_weights,
-        center_unembed=center_unembed,
-        fold_value_biases=fold_value_biases,
-        refactor_factored_attn_matrices=refactor_factored_attn_matrices,
-    )
+    cfg = _requested(described.cfg, location, "float32" if dtype is None else dtype, n_ctx, first_n_layers)
+    chosen = Steps.for_config(cfg, **steps)
     tensors = unpacked(open_tensors(location.directory))
     entries = mapping.match(
         described.rows,
@@ -130,8 +120,20 @@ def load_checkpoint(
         computed=described.computed.keys(),
         origin=str(location.directory),
     )
-    params = _read(entries, tensors, described, cfg, steps, placer(device))
-    return Loaded(cfg=steps.config_after(cfg), params=params, tokenizer_source=_tokenizer_source(location))
+    params = _read(entries, tensors, described, cfg, chosen, placer(device))
+    return Loaded(cfg=chosen.config_after(cfg), params=params, tokenizer_source=_tokenizer_source(location))
+
+
+def _check_options(steps: Mapping[str, Any], n_devices: int) -> None:
+    if n_devices != 1:
+        raise InputError(
+            f"n_devices={n_devices}: to spread a model over devices pass a sharding, such as "
+            "device=jax.sharding.NamedSharding(mesh, spec), or a function of path and shape that returns one."
+        )
+    if unknown := next((name for name in steps if name not in STEPS), None):
+        parameters = inspect.signature(load_checkpoint).parameters.values()
+        known = [*STEPS, *(each.name for each in parameters if each.kind is each.KEYWORD_ONLY)]
+        raise InputError(f"Loading has no option {unknown!r}.{nearest(unknown, known)} Options: {', '.join(known)}.")
 
 
 def describe(directory: Path) -> _Description:

@@ -144,6 +144,19 @@ def leaked_tracer(name: str) -> HookError:
     )
 
 
+_TORCH_SPELLINGS = {
+    "detach": "leave .detach() out; nothing is recorded unless jax.grad runs, and jax.lax.stop_gradient(act) stops it",
+    "clone": "leave .clone() out; arrays never change in place",
+    "norm": "write jnp.linalg.norm(act, axis=-1)",
+    "topk": "write jax.lax.top_k(act, k)",
+    "numpy": "write np.asarray(act)",
+    "cpu": "write np.asarray(act), or run_with_cache(..., device='cpu')",
+    "unsqueeze": "write act[None], or jnp.expand_dims(act, axis)",
+    "float": "write act.astype(jnp.float32)",
+}
+"""What to write instead of methods that torch's tensors have and arrays lack."""
+
+
 def call_hook(function: Callable[..., Any], value: Any, point: HookPoint) -> Any:
     """Calls one hook and returns what the model goes on with.
 
@@ -166,7 +179,9 @@ def call_hook(function: Callable[..., Any], value: Any, point: HookPoint) -> Any
             "act.at[:, 3].set(0) instead of writing act[:, 3] = 0, or use tljax.Zero(pos=3)."
         ) from error
     except Exception as error:
-        error.add_note(f"(raised in the hook at {point.name})")
+        error.add_note(f"(raised in the hook at {point.name}, on an activation of shape {tuple(value.shape)})")
+        if isinstance(error, AttributeError) and error.name in _TORCH_SPELLINGS:
+            error.add_note(f"(JAX: {_TORCH_SPELLINGS[error.name]})")
         raise
 
 

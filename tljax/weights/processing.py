@@ -40,25 +40,15 @@ _READERS = ("Q", "K", "V", "Q_down", "KV_down", "K_rot")
 
 
 def process_weights(
-    params: Params,
-    cfg: HookedTransformerConfig,
-    *,
-    fold_ln: bool = True,
-    center_writing_weights: bool = True,
-    center_unembed: bool = True,
-    fold_value_biases: bool = True,
-    refactor_factored_attn_matrices: bool = False,
+    params: Params, cfg: HookedTransformerConfig, **steps: bool
 ) -> tuple[Params, HookedTransformerConfig]:
     """Returns processed parameters and the config that goes with them; log-probabilities are unchanged.
 
     Args:
         params: nested parameters; not modified.
         cfg: their config.
-        fold_ln: fold norms into the matrices that read them (``LN`` to ``LNPre``, ``RMS`` to ``RMSPre``).
-        center_writing_weights: centre everything that writes to the residual stream.
-        center_unembed: centre the unembedding over the vocabulary.
-        fold_value_biases: move value biases into the output bias.
-        refactor_factored_attn_matrices: factor each head's query-key and output-value matrices anew.
+        **steps: ``fold_ln``, ``center_writing_weights``, ``center_unembed`` and ``fold_value_biases``, on by default,
+            and ``refactor_factored_attn_matrices``: see :meth:`tljax.weights.steps.Steps.for_config`.
 
     Returns:
         ``(params, cfg)``, in the dtypes and on the devices they came with; ``cfg.weight_processing`` names what was
@@ -67,19 +57,12 @@ def process_weights(
     Raises:
         ConfigError: ``refactor_factored_attn_matrices`` was asked for where it is not exact.
     """
-    steps = Steps.for_config(
-        cfg,
-        fold_ln=fold_ln,
-        center_writing_weights=center_writing_weights,
-        center_unembed=center_unembed,
-        fold_value_biases=fold_value_biases,
-        refactor_factored_attn_matrices=refactor_factored_attn_matrices,
-    )
+    chosen = Steps.for_config(cfg, **steps)
     embed = {name: part for name, part in params.items() if name not in (*HEAD, "blocks")}
     head = {name: part for name, part in params.items() if name in HEAD}
-    blocks = tuple(process_stage(block, steps) for block in params["blocks"])
-    processed = {**process_stage(embed, steps), "blocks": blocks, **process_stage(head, steps)}
-    return processed, steps.config_after(cfg)
+    blocks = tuple(process_stage(block, chosen) for block in params["blocks"])
+    processed = {**process_stage(embed, chosen), "blocks": blocks, **process_stage(head, chosen)}
+    return processed, chosen.config_after(cfg)
 
 
 @functools.partial(jax.jit, static_argnames=("steps", "dtype"))

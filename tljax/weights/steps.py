@@ -108,6 +108,14 @@ class Steps:
     ) -> "Steps":
         """Returns the requested steps that are exact for ``cfg``.
 
+        Args:
+            cfg: the config of unprocessed parameters.
+            fold_ln: fold norms into the matrices that read them (``LN`` to ``LNPre``, ``RMS`` to ``RMSPre``).
+            center_writing_weights: centre everything that writes to the residual stream.
+            center_unembed: centre the unembedding over the vocabulary.
+            fold_value_biases: move value biases into the output bias.
+            refactor_factored_attn_matrices: factor each head's query-key and output-value matrices anew.
+
         Raises:
             ConfigError: ``refactor_factored_attn_matrices``, which is off unless asked for, would not be exact.
         """
