@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tljax.config_checks import ACTIVATIONS as ACTIVATIONS
-from tljax.config_checks import check
+from tljax.config_checks import PER_LAYER, check
 from tljax.errors import ConfigError, nearest
 
 DTYPES = {
@@ -317,11 +317,7 @@ class HookedTransformerConfig:
             self._set("attn_scale", float(np.sqrt(self.d_head)))
         if self.initializer_range < 0:
             self._set("initializer_range", 0.8 / float(np.sqrt(self.d_model)) if self.init_mode == "gpt2" else 1.0)
-        tuples = (
-            "attn_types", "rotary_layers", "moe_layers", "longrope_short_factor", "longrope_long_factor",
-            "weight_processing",
-        )  # fmt: skip
-        for name in tuples:
+        for name in (*PER_LAYER, "longrope_short_factor", "longrope_long_factor", "weight_processing"):
             if getattr(self, name) is not None:
                 self._set(name, tuple(getattr(self, name)))
         self._set("dtype", canonical_dtype(self.dtype))

@@ -8,6 +8,8 @@ from tljax.errors import ConfigError, nearest
 if TYPE_CHECKING:
     from tljax.config import HookedTransformerConfig
 
+PER_LAYER = ("attn_types", "rotary_layers", "moe_layers")
+"""Fields with an entry for each layer, where they are set."""
 ACTIVATIONS = (
     "relu",
     "relu2",
@@ -72,7 +74,7 @@ def _check_combinations(cfg: "HookedTransformerConfig") -> None:
         raise ConfigError(f"rotary_dim={cfg.rotary_dim} must be even and at most d_head={cfg.d_head}.")
     if cfg.use_local_attn and (cfg.window_size is None or cfg.attn_types is None):
         raise ConfigError("use_local_attn needs window_size and attn_types ('global' or 'local' for each layer).")
-    for name in ("attn_types", "rotary_layers", "moe_layers"):
+    for name in PER_LAYER:
         value = getattr(cfg, name)
         if value is not None and len(value) != cfg.n_layers:
             raise ConfigError(f"{name} has {len(value)} entries for n_layers={cfg.n_layers}.")

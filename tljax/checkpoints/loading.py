@@ -26,6 +26,7 @@ from tljax.checkpoints.mxfp4 import unpacked
 from tljax.checkpoints.placement import Placer, ShardingRule, placer
 from tljax.checkpoints.reader import CONFIG, Tensors, open_tensors, read_json
 from tljax.config import HookedTransformerConfig, available_dtype
+from tljax.config_checks import PER_LAYER
 from tljax.errors import CheckpointError, ConfigError, InputError, UnsupportedModelError, nearest
 from tljax.typing import DeviceLike, Params
 from tljax.weights.processing import process_stage
@@ -173,9 +174,7 @@ def _requested(
         raise ConfigError(f"first_n_layers={layers} is not between 1 and the checkpoint's {cfg.n_layers}.")
     return cfg.replace(
         n_layers=layers,
-        attn_types=cfg.attn_types[:layers] if cfg.attn_types else None,
-        rotary_layers=cfg.rotary_layers[:layers] if cfg.rotary_layers else None,
-        moe_layers=cfg.moe_layers[:layers] if cfg.moe_layers else None,
+        **{name: entries[:layers] for name in PER_LAYER if (entries := getattr(cfg, name)) is not None},
         n_ctx=cfg.n_ctx if n_ctx is None else n_ctx,
         dtype=name,
         model_name=location.model_name if cfg.model_name == "custom" else cfg.model_name,
