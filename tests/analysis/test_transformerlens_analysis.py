@@ -22,7 +22,7 @@ from tljax.config import HookedTransformerConfig
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 TOLERANCE = 1e-4
-CASES = ("gpt2", "llama")
+CASES = ("gpt2", "llama", "softcaps")
 STATES = ("plain", "processed")
 
 

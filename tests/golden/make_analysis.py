@@ -4,7 +4,8 @@ Run it where ``transformer-lens<4`` and torch are installed. It downloads nothin
 
     python tests/golden/make_analysis.py
 
-The models are those of ``make_transformerlens.py`` (the parameters are in its files), unprocessed and processed.
+The models are those of ``make_transformerlens.py`` (the parameters are in its files; ``softcaps`` stands for Gemma 2),
+unprocessed and processed.
 Results are stored as ``case/state/what``; the header's ``record`` says, as JSON, what was asked for and what
 ``test_prompt`` printed.
 """
@@ -33,7 +34,7 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "analysis"))
 from words import word_tokenizer  # noqa: E402
 
-CASES = ("gpt2", "llama")
+CASES = ("gpt2", "llama", "softcaps")
 SEQUENCES = ("w5 w9 w5 w9 w7 w5 w9", "w3 w3 w8 w3")
 FLAGS = [dict(zip(("exclude_bos", "exclude_current_token"), pair, strict=True))
          for pair in itertools.product((False, True), repeat=2)]  # fmt: skip
@@ -145,7 +146,8 @@ def models(case: str, directory: str) -> dict[str, HookedTransformer]:
     params = random_parameters(config, list(CONFIGS).index(case))
     tokenizer = AutoTokenizer.from_pretrained(directory)
     plain, processed = build(config, params), build(config, None)
-    processed.load_and_process_state_dict(dict(params))
+    centred = config.get("output_logits_soft_cap", -1.0) <= 0  # under a soft cap centring would change probabilities
+    processed.load_and_process_state_dict(dict(params), center_unembed=centred)
     for model in (plain, processed):
         model.set_tokenizer(tokenizer, default_padding_side="right")
     return {"plain": plain, "processed": processed}
