@@ -1,8 +1,11 @@
 """The progress bar of work that may take long."""
 
+import warnings
 from types import TracebackType
 
-from tqdm.auto import tqdm
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # a notebook without ipywidgets gets a plain bar, which needs no warning
+    from tqdm.auto import tqdm
 
 
 class Progress:

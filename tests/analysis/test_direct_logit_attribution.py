@@ -14,7 +14,7 @@ from tljax.errors import InputError, UnknownHookError
 PROMPT = "When John and Mary went to the store, John gave a drink to"
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "multipliers", "sandwich", "neox"])
+@pytest.mark.parametrize("kind", ["multipliers", "sandwich"])
 @pytest.mark.parametrize("unit", ["component", "head", "neuron"])
 def test_parts_add_up_to_the_difference(kind: str, unit: str) -> None:
     model = build(kind)
@@ -48,7 +48,7 @@ def test_layers_are_running_totals(tiny: HookedTransformer) -> None:
 
 def test_the_largest_parts(tiny: HookedTransformer) -> None:
     found = direct_logit_attribution(tiny, [PROMPT, PROMPT], " Mary", " John", unit="head")
-    table = found.by_head(tiny.cfg.n_heads)
+    table = found.by_head()
     assert table.shape == (4, 4, 2)
     (label, value), *_ = (pair for pair in found.top(18) if pair[0].startswith("L"))
     layer, head = int(label[1]), int(label[3])
@@ -80,4 +80,4 @@ def test_a_cache_that_lacks_activations_says_which() -> None:
     with pytest.raises(UnknownHookError, match="names_filter"):
         direct_logit_attribution(model, answer_tokens=1, cache=cache)
     with pytest.raises(InputError, match="unit='head'"):
-        direct_logit_attribution(model, TOKENS, 1).by_head(4)
+        direct_logit_attribution(model, TOKENS, 1).by_head()

@@ -36,7 +36,7 @@ def jacobian(model: HookedTransformer) -> JacobianLens:
     return JacobianLens.fit(model, TOKENS, skip_first_positions=SKIP, dim_batch=5)
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "soft_caps", "multipliers", "attn_only"])
+@pytest.mark.parametrize("kind", ["soft_caps", "attn_only"])
 def test_a_readout_is_the_cache_logit_lens_in_short(kind: str) -> None:
     model = build(kind)
     _, cache = model.run_with_cache(TOKENS)
@@ -143,6 +143,18 @@ def test_a_tuned_lens_maps_each_layer_and_leaves_the_end(model: HookedTransforme
     np.testing.assert_array_equal(found.top_ids[-1, ..., 0], model(TOKENS).argmax(-1))
 
 
+def test_any_lens_can_be_judged(model: HookedTransformer, jacobian: JacobianLens) -> None:
+    found = lens_divergence(model, TOKENS, jacobian)
+    _, cache = model.run_with_cache(TOKENS)
+    wanted = jax.nn.log_softmax(cache.logit_lens()[-1])
+    carried = cache.accumulated_resid()[1:3]
+    for row, matrix, divergence in zip(carried, jacobian.matrices, found, strict=True):
+        stream = cache.accumulated_resid().at[-1].set(jnp.einsum("bpd,ed->bpe", row, matrix))[-1]
+        kept = cache.with_activations({**cache, "blocks.2.hook_resid_post": stream})
+        log_probs = jax.nn.log_softmax(kept.logit_lens()[-1])
+        np.testing.assert_allclose(divergence, (jnp.exp(wanted) * (wanted - log_probs)).sum(-1).mean(), rtol=1e-4)
+
+
 def test_padding_does_not_train_a_tuned_lens(model: HookedTransformer) -> None:
     rows = [[1, 2, 3, 4], [5, 6]]
     options: dict[str, Any] = {"steps": 3, "batch_size": 2}
@@ -210,9 +222,8 @@ def jacobian_by_definition(model: HookedTransformer, tokens: jax.Array, layer: i
     return part.sum((0, 2)) / part.shape[0]
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "llama"])
-def test_jacobians_are_as_defined(kind: str) -> None:
-    model = build(kind, n_layers=3)
+def test_jacobians_are_as_defined() -> None:
+    model = build("llama", n_layers=3)
     lens = JacobianLens.fit(model, TOKENS, skip_first_positions=SKIP, dim_batch=5)
     assert (lens.layers, lens.depths, lens.n_prompts) == ((0, 1), (1, 2, 3), len(TOKENS))
     for layer in lens.layers:
@@ -241,14 +252,12 @@ def test_the_lens_reads_transported_vectors(model: HookedTransformer, jacobian: 
     np.testing.assert_allclose(jacobian.transport(cache["resid_post", 1], 1), carried, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "multipliers"])
-def test_lens_vectors_raise_their_tokens(kind: str) -> None:
-    """The directional derivative of a linear readout along a lens vector's layer is the vector."""
-    model = build(kind, n_layers=3)
-    jacobian = JacobianLens.fit(model, TOKENS, skip_first_positions=SKIP, source_layers=[1])
+def test_lens_vectors_are_the_tokens_rows_of_the_unembedding_after_the_matrix(
+    model: HookedTransformer, jacobian: JacobianLens
+) -> None:
     vectors = jacobian.lens_vectors(model, [2, 5], 1)
-    weight = model.params["ln_final"]["w"] + int(model.cfg.rmsnorm_uses_offset)
-    expected = (model.W_U[:, jnp.array([2, 5])] * weight[:, None]).T @ jacobian.matrices[0]
+    weight = model.params["ln_final"]["w"]
+    expected = (model.W_U[:, jnp.array([2, 5])] * weight[:, None]).T @ jacobian.matrices[1]
     np.testing.assert_allclose(vectors, expected, atol=1e-5)
 
 

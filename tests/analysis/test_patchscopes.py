@@ -38,9 +38,9 @@ def test_every_pair_of_layers(model: HookedTransformer) -> None:
 
 
 def test_another_target_layer_compiles_nothing(model: HookedTransformer, compilations: Any) -> None:
-    patchscope(model, SOURCE, TARGET, target_layers=[1])
+    patchscope(model, SOURCE, TARGET, target_layers=[0])
     before = compilations.count
-    patchscope(model, SOURCE, TARGET, target_layers=[2])
+    patchscope(model, SOURCE, TARGET, target_layers=[1])
     assert compilations.count == before
 
 

@@ -15,20 +15,14 @@ from tljax.errors import CacheError, InputError, TokenizerError, UnknownHookErro
 from tljax.modules.activations import soft_cap
 
 Pairs = dict[str, tuple[Any, Any]]
-ONLY_PATTERNS = (
+LIKE_OTHERS = (
     "local", "bidirectional", "adjacent", "qk_norm", "layer_kinds", "unrotated", "clipped", "qk_after_rotary",
-    "latent_keys", "inverse_scale", "alibi_rounded",
+    "latent_keys", "inverse_scale", "alibi_rounded", "no_positions", "soft_caps",
 )  # fmt: skip
-"""Variants that differ from another in what the heads attend to alone."""
-MIXTURES: dict[str, Any] = {
-    "mixture": {"num_experts": 4, "experts_per_token": 2},
-    "mixture_beside_mlps": {"num_experts": 4, "experts_per_token": 2, "moe_layers": (False, True)},
-}
+"""Variants that write to the stream as another does."""
 LAYOUTS: dict[str, Callable[[], HookedTransformer]] = {
-    **{kind: (lambda kind=kind: build(kind)) for kind in VARIANTS if kind not in (*ONLY_PATTERNS, "residual_norm")},
-    **{name: (lambda fields=fields: build("llama", **fields)) for name, fields in MIXTURES.items()},
+    **{kind: (lambda kind=kind: build(kind)) for kind in VARIANTS if kind not in (*LIKE_OTHERS, "residual_norm")},
     "layer_norms_after": lambda: build("gpt2", use_normalization_before_and_after=True, residual_multiplier=0.6),
-    "parallel_norms_after": lambda: build("neox", use_normalization_before_and_after=True, rmsnorm_uses_offset=True),
     "attention_only_norms_after": lambda: build("attn_only", use_normalization_after_only=True),
 }
 
@@ -452,7 +446,7 @@ def test_models_that_have_no_such_parts() -> None:
             call()
     with pytest.raises(CacheError, match="attention-only"):
         alone.decompose_resid(1, mlp_input=True)
-    _, mixed = build("llama", **MIXTURES["mixture_beside_mlps"]).run_with_cache(TOKENS)
+    _, mixed = build("moe").run_with_cache(TOKENS)
     assert mixed.stack_neuron_results(1).shape == (64, 2, 6, 16)
     for call in (mixed.get_full_resid_decomposition, lambda: mixed.get_neuron_results(1)):
         with pytest.raises(InputError, match=r"layer 1 has a mixture of experts.*expand_neurons=False"):

@@ -49,7 +49,7 @@ class DirectLogitAttribution:
         """The ``k`` parts that speak most against the answer, most negative first."""
         return self._sorted(np.argsort(np.asarray(self.mean(), np.float64), kind="stable")[:k])
 
-    def by_head(self, n_heads: int) -> Float[Array, "layer head *lead"]:
+    def by_head(self) -> Float[Array, "layer head *lead"]:
         """The heads' attributions as ``[layer, head, ...]``, without the remainder, as for a heat map.
 
         Raises:
@@ -57,8 +57,9 @@ class DirectLogitAttribution:
         """
         if self.unit != "head":
             raise InputError(f"by_head needs unit='head'; this is unit={self.unit!r}.")
-        heads = self.attribution[: sum(label.startswith("L") for label in self.labels)]
-        return heads.reshape(-1, n_heads, *heads.shape[1:])
+        names = [label for label in self.labels if label.startswith("L")]
+        n_layers = len({name.partition("H")[0] for name in names})
+        return self.attribution[: len(names)].reshape(n_layers, -1, *self.attribution.shape[1:])
 
     def _sorted(self, order: np.ndarray) -> list[tuple[str, float]]:
         values = np.asarray(self.mean(), np.float64)

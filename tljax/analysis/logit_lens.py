@@ -51,7 +51,7 @@ class LensReadout:
         entropy: of the whole distribution, in nats, ``[...]``.
         target_log_probs: of the tokens asked for, ``[..., target]``; ``None`` if none were.
         target_ranks: their places, 0 the likeliest, ``[..., target]``.
-        tokens: the prompt ``[batch, pos]``, where the lens ran the model itself.
+        tokens: the prompt ``[batch, pos]``; ``None`` where a cache was read that does not know it.
         labels: names of the depths, ``("0_pre", …, "final_post")``.
     """
 
@@ -151,6 +151,7 @@ def logit_lens(
     pos_slice: SliceInput = None,
     targets: Any = None,
     top_k: int = 5,
+    tokens: Any = None,
 ) -> LensReadout:
     """What the model would say if it stopped at each depth (nostalgebraist 2020).
 
@@ -167,6 +168,7 @@ def logit_lens(
         pos_slice: positions to keep; a number drops the axis.
         targets: a token, or several, to follow besides the likeliest.
         top_k: how many of the likeliest tokens to keep.
+        tokens: the prompt ``[batch, pos]`` of a cache, for the pictures.
 
     Returns:
         The readout, ``[depth, batch, pos]``. Where prompts have padding, what stands there means nothing.
@@ -182,9 +184,9 @@ def logit_lens(
         raise InputError("incl_mid=True reads every depth by the plain logit lens: leave lens= and layers= out.")
     if lens is not None:
         lens.check(model)
-    tokens = None
     if cache is not None:
         kept = cache
+        tokens = None if tokens is None else jnp.atleast_2d(jnp.asarray(tokens))
     else:
         prompts = _prompts(model, input)
         tokens = prompts.tokens if isinstance(prompts, Batch) else prompts

@@ -13,7 +13,7 @@ import optax
 from jaxtyping import Array, Float
 
 from tljax.analysis.lens_basis import LensBasis, load_lens, save_lens
-from tljax.analysis.logit_lens import stream_name
+from tljax.analysis.logit_lens import StreamLens, stream_name
 from tljax.cache.attribution import read_out
 from tljax.config import HookedTransformerConfig
 from tljax.errors import InputError
@@ -131,30 +131,34 @@ class TunedLens:
 
 
 def lens_divergence(
-    model: HookedTransformer, prompts: Any, lens: TunedLens | None = None, batch_size: int = 8
+    model: HookedTransformer, prompts: Any, lens: StreamLens | None = None, batch_size: int = 8
 ) -> Float[Array, " layer"]:
     """Mean divergence of each layer's distribution from the model's own: how much a lens still misses.
 
     Args:
         model: the model.
         prompts: texts, token ids or a ``Batch``; other ones than the lens was fitted on.
-        lens: a tuned lens; ``None`` means the plain logit lens.
+        lens: a ``TunedLens`` or a ``JacobianLens``; ``None`` means the plain logit lens.
         batch_size: prompts in one run.
 
     Returns:
-        KL divergence (model || lens) in nats, ``[layer]``, mean over all tokens.
+        KL divergence (model || lens) in nats, mean over all tokens, of each layer's input that the lens reads
+        (``lens.depths`` but for the end), ``[layer]``.
     """
     cfg = model.cfg
     if lens is not None:
         lens.check(model)
-    maps = (None, None) if lens is None else (lens.weight, lens.bias)
+    depths = tuple(n for n in (range(cfg.n_layers) if lens is None else lens.depths) if n < cfg.n_layers)
     whole = model.to_batch(prompts)
-    total, count = jnp.zeros(cfg.n_layers), 0.0
+    total, count = jnp.zeros(len(depths)), 0.0
     for start in range(0, len(whole), batch_size):
         batch = _rows(whole, np.arange(start, min(start + batch_size, len(whole))))
         streams, final = _streams(model, batch)
+        streams = streams[jnp.asarray(depths)]
+        streams = streams if lens is None else lens.carry(streams, depths)
         n = float(batch.mask.sum())
-        total, count = total + n * _evaluate(maps, streams, final, batch.mask, _ends(model), cfg=cfg), count + n
+        divergence = _evaluate((None, None), streams, final, batch.mask, _ends(model), cfg=cfg)
+        total, count = total + n * divergence, count + n
     return total / count
 
 
