@@ -3,6 +3,7 @@
 from typing import Any
 
 from hf_llama_like import GQA, MIXED, MQA_TIED, SIZES
+from hf_rotary import LONGROPE
 
 LOCAL = {"num_local_experts": 6, "num_experts_per_tok": 2}
 NAMED = {"num_experts": 6, "num_experts_per_tok": 3}
@@ -35,6 +36,11 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "granitemoe_bias_tied": ("granitemoe", MQA_TIED | LOCAL | {"attention_bias": True, "attention_multiplier": 0.4}),
     "phimoe_gqa": ("phimoe", GQA | LOCAL | {"router_jitter_noise": 0.2}),
+    "phimoe_longrope": (
+        "phimoe",
+        GQA | LOCAL | {"rope_parameters": LONGROPE | {"short_mscale": 1.2, "long_mscale": 1.2,
+                                                      "original_max_position_embeddings": 24}},
+    ),
     "phimoe_bias_window": (
         "phimoe",
         SIZES | LOCAL | {"attention_bias": True, "lm_head_bias": True, "sliding_window": 6},

@@ -12,7 +12,9 @@ def test_there_are_notebooks() -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", [pytest.param(path, marks=pytest.mark.xdist_group(path.stem), id=path.stem) for path in NOTEBOOKS]
+)
 def test_notebook_runs(path: Path) -> None:
     import nbformat
     from nbclient import NotebookClient

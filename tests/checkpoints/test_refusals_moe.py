@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hf_models import rewrite
 from hf_moe import VARIANTS
+from hf_rotary import LONGROPE
 from read_config import read
 
 from tljax.checkpoints import load_checkpoint, save_hf
@@ -17,6 +18,13 @@ from tljax.errors import CheckpointError, UnsupportedModelError
 
 RAW = {"fold_ln": False, "center_writing_weights": False, "center_unembed": False, "fold_value_biases": False}
 Tensors = dict[str, np.ndarray]
+
+
+def test_phimoe_sharpens_short_and_long_texts_alike() -> None:
+    assert read("phimoe_longrope").longrope_attention_factor == 1.2
+    rope = LONGROPE | {"short_mscale": 1.2, "long_mscale": 1.3, "original_max_position_embeddings": 20}
+    with pytest.raises(UnsupportedModelError, match=r"long_mscale=1\.3.*short_mscale, which is 1\.2"):
+        read("phimoe_longrope", rope_parameters=rope)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -39,6 +39,21 @@ def test_heatmap_draws_values_and_labels_and_saves(tmp_path: Path) -> None:
     assert path.read_bytes().startswith(b"\x89PNG")
 
 
+def test_what_has_no_sign_is_coloured_from_zero() -> None:
+    image = heatmap([[1.0, 2.0], [0.0, 0.5]], signed=False).axes[0].images[0]
+    assert (image.get_clim(), image.get_cmap().name) == ((0.0, 2.0), "Blues")
+    with pytest.raises(InputError, match=r"signed=False draws values from zero up; there is -1"):
+        heatmap([[1.0, -1.0]], signed=False)
+
+
+def test_labels_beyond_the_edge_are_saved(tmp_path: Path) -> None:
+    def height(**texts: str) -> int:
+        heatmap([[1.0, 2.0]], path=tmp_path / "map.png", **texts)
+        return int.from_bytes((tmp_path / "map.png").read_bytes()[20:24], "big")
+
+    assert height(colour_title="a long name " * 8) > 1.5 * height(colour_title="short")
+
+
 def test_a_result_brings_its_labels(tmp_path: Path) -> None:
     figure = result({"layer": 2, "pos": 3}, activation_name="resid_pre").plot(path=tmp_path / "map.png")
     axes, bar = figure.axes

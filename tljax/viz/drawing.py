@@ -20,6 +20,8 @@ _LONGEST_LABEL = 24
 _WIDEST_INCHES = 24.0
 _NARROWEST_LABEL_INCHES = 0.17
 _SQUARE_PANEL_INCHES = 4.0
+_WHOLE: dict[str, Any] = {"bbox_inches": "tight", "pad_inches": 0.1}
+"""How figures are saved: as large as what is in them, labels that stand out included."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +114,7 @@ def save_figure(figure: Any, path: str | os.PathLike[str] | None) -> None:
     """Saves a figure if there is a path, making its folder."""
     if path is not None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path)
+        figure.savefig(path, **_WHOLE)
 
 
 def plain(label: str, longest: int = _LONGEST_LABEL) -> str:
@@ -125,7 +127,7 @@ def plain(label: str, longest: int = _LONGEST_LABEL) -> str:
 def _as_png(figure: Any) -> bytes:
     """The figure as the bytes of a PNG file."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
+    figure.savefig(buffer, format="png", **_WHOLE)
     return buffer.getvalue()
 
 

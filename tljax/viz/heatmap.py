@@ -10,6 +10,7 @@ import numpy as np
 from tljax.errors import InputError
 from tljax.patching.result import PatchingResult
 from tljax.viz.drawing import MAX_PANELS, Picture, draw, save_figure
+from tljax.viz.scale import scale_of
 
 _POSITIONS = ("pos", "query_pos", "key_pos", "dest_pos", "src_pos")
 _AXIS_TITLES = {
@@ -34,9 +35,10 @@ def heatmap(
     x_title: str | None = None,
     y_title: str | None = None,
     colour_title: str | None = None,
+    signed: bool = True,
     path: str | os.PathLike[str] | None = None,
 ) -> Any:
-    """Draws a result or a matrix on a red-white-blue scale centred on zero; cells without a value are grey.
+    """Draws a result or a matrix, in red, white and blue centred on zero; cells without a value are grey.
 
     A result brings its own labels and titles and is averaged over prompts. Metrics, kinds of activation and a third
     axis become panels; several metrics have a scale each.
@@ -47,13 +49,14 @@ def heatmap(
         facet: for a result with three axes: the one whose entries get a panel each; by default the first.
         x_labels, y_labels: one label for each column and row, such as the prompt's tokens.
         title, x_title, y_title, colour_title: texts.
+        signed: ``False`` colours from white at zero to blue, for what has no sign: norms, probabilities, scores.
         path: where to save the picture (its ending chooses the format).
 
     Returns:
         The matplotlib figure (shown by a notebook when it ends a cell).
 
     Raises:
-        InputError: too many axes or panels to draw, or labels that do not match.
+        InputError: too many axes or panels to draw, labels that do not match, negative values with ``signed=False``.
     """
     picture = _of_result(values, of, facet) if isinstance(values, PatchingResult) else _of_matrix(values, of, facet)
     texts = {
@@ -65,6 +68,11 @@ def heatmap(
     for labels, size, axis in ((picture.x_labels, columns, "x"), (picture.y_labels, rows, "y")):
         if labels is not None and len(labels) != size:
             raise InputError(f"{axis}_labels has {len(labels)} entries; the matrix has {size} along that axis.")
+    if not signed:
+        finite = np.concatenate([panel[np.isfinite(panel)] for panel in picture.panels])
+        if finite.min(initial=0.0) < 0:
+            raise InputError(f"signed=False draws values from zero up; there is {finite.min():.3g}. Leave it out.")
+        picture = dataclasses.replace(picture, scale=scale_of(finite))
     figure = draw(picture)
     save_figure(figure, path)
     return figure

@@ -1,4 +1,8 @@
-"""Phi-3.5-MoE (``PhimoeForCausalLM``): layer norms, and experts chosen one after the other."""
+"""Phi-3.5-MoE (``PhimoeForCausalLM``): layer norms, and experts chosen one after the other.
+
+Its long rope divides by the long factors beyond ``original_max_position_embeddings`` tokens, as in Phi 3; transformers 5
+keeps the short ones there.
+"""
 
 from typing import Any
 
@@ -32,7 +36,11 @@ def read_config(hf: HFConfig) -> HookedTransformerConfig:
 
 def write_config(cfg: HookedTransformerConfig, nonzero: frozenset[str]) -> dict[str, Any]:
     """Returns the ``PhimoeConfig`` attributes of ``cfg``."""
-    return write_decoder(cfg) | {
+    attributes = write_decoder(cfg)
+    if cfg.uses_longrope:
+        both = dict.fromkeys(("short_mscale", "long_mscale"), cfg.longrope_attention_factor)
+        attributes["rope_scaling"] = attributes["rope_scaling"] | both
+    return attributes | {
         "sliding_window": cfg.window_size,
         "num_local_experts": cfg.num_experts,
         "num_experts_per_tok": cfg.experts_per_token,
