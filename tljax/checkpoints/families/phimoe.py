@@ -1,7 +1,7 @@
 """Phi-3.5-MoE (``PhimoeForCausalLM``): layer norms, and experts chosen one after the other.
 
-Its long rope divides by the long factors beyond ``original_max_position_embeddings`` tokens, as in Phi 3; transformers 5
-keeps the short ones there.
+Its long rope divides by the long factors beyond ``original_max_position_embeddings`` tokens, as in Phi 3; there
+transformers 5 keeps the short ones.
 """
 
 from typing import Any
