@@ -6,6 +6,7 @@ import jax
 import jax.monitoring
 import numpy as np
 import pytest
+import quick_compiling  # noqa: F401
 from support_record import pytest_addoption, pytest_configure, pytest_sessionfinish, support_figures  # noqa: F401
 from variants import build
 

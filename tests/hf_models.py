@@ -82,8 +82,14 @@ def hf_config(variant: str) -> Any:
     return AutoConfig.for_model(model_type, **({"bos_token_id": 0, "eos_token_id": 1} | attributes))
 
 
-def make_hf_model(variant: str, directory: Path) -> Any:
-    """Saves a random model in ``directory`` and returns the PyTorch model, in eval mode and float32."""
+def make_hf_model(variant: str, directory: Path, spread: float = 0.3) -> Any:
+    """Saves a random model in ``directory`` and returns the PyTorch model, in eval mode and float32.
+
+    Args:
+        variant: one of ``VARIANTS``.
+        directory: where to.
+        spread: standard deviation of every parameter.
+    """
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -95,10 +101,10 @@ def make_hf_model(variant: str, directory: Path) -> Any:
     has_offset = model.config.model_type.startswith(("gemma", "nemotron"))  # their gains are 1 + w
     for name, parameter in model.named_parameters():
         is_gain = name.endswith("weight") and (parameter.ndim == 1 or "norm" in name) and not has_offset
-        parameter.data = 0.3 * torch.randn(parameter.shape, generator=generator) + is_gain
+        parameter.data = spread * torch.randn(parameter.shape, generator=generator) + is_gain
     for name, buffer in model.named_buffers():
         if name.endswith("e_score_correction_bias"):
-            buffer.copy_(0.3 * torch.randn(buffer.shape, generator=generator))
+            buffer.copy_(spread * torch.randn(buffer.shape, generator=generator))
     model.save_pretrained(directory)
     return model
 

@@ -365,6 +365,24 @@ def test_hooks_that_return_nonsense(model: HookedTransformer, kind: str, message
         (jax.jit(run) if jit else run)(TOKENS)
 
 
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("latent", "blocks.1.attn.hook_q_latent"),
+        ("latent", "blocks.1.attn.hook_kv_latent"),
+        ("latent", "blocks.1.attn.kv_latent_norm.hook_normalized"),
+        ("moe", "blocks.1.mlp.hook_shared_gate"),
+    ],
+)
+def test_plain_functions_at_points_of_rarer_parts(kind: str, name: str) -> None:
+    model = build(kind)
+    seen = []
+    by_function = model.run_with_hooks(TOKENS, fwd_hooks=[(name, lambda act, hook: seen.append(act) or 0 * act)])
+    assert not isinstance(seen[0], jax.core.Tracer)
+    np.testing.assert_allclose(by_function, model.run_with_hooks(TOKENS, fwd_hooks=[(name, tljax.Zero())]), atol=1e-5)
+    assert np.abs(by_function - model(TOKENS)).max() > 1e-4
+
+
 def test_an_exception_in_a_hook_keeps_its_type_and_names_the_point(model: HookedTransformer) -> None:
     def fail(x: Any, hook: Any) -> None:
         raise ZeroDivisionError("mine")

@@ -8,14 +8,14 @@ import pytest
 
 pytest.importorskip("torch")
 
-from family_case import ONE_A_LAYOUT, SLOW_WITHOUT_JIT, FamilyCase
+from family_case import FEW_VARIANTS, FamilyCase
 from hf_models import VARIANTS
 
 KEPT = 8
 """Variants after which programs are dropped: fewer would recompile what variants share."""
 _count = itertools.count(1)
 ONLY = {
-    "one_variant_a_layout": frozenset(ONE_A_LAYOUT) - frozenset(SLOW_WITHOUT_JIT),
+    "few_variants": frozenset(FEW_VARIANTS),
     "one_variant_a_family": frozenset(
         {kind: name for name, (kind, attributes) in sorted(VARIANTS.items(), key=lambda item: len(item[1][1]))}.values()
     ),

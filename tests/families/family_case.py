@@ -22,35 +22,10 @@ TOKENS = RNG.integers(0, 40, (2, 24)).astype(np.int32)
 LENGTH = 18
 PROMPT = TOKENS[0, :LENGTH]
 SHORT = RNG.integers(2, 40, 5).astype(np.int32)
-ONE_A_LAYOUT = (
-    "gpt2",
-    "neox",
-    "llama_gqa_bias",
-    "gemma3_gqa_tied",
-    "qwen3_moe_mixed",
-    "deepseek_v2_whole_queries",
-    "deepseek_v2_groups_yarn",
-    "neox_sequential",
-    "olmo2_gqa",
-    "cohere_gqa",
-    "cohere_qk_norm_untied",
-    "glm4_gqa",
-    "apertus_gqa",
-    "phi_qk_norm",
-    "bloom",
-    "openai_gpt",
-    "glm4_moe_gqa",
-    "glm4_moe_bias",
-    "mixtral_gqa",
-    "qwen2_moe_shared",
-)
-"""A variant for each set of hook points that a layer can have."""
-SLOW_WITHOUT_JIT = (
-    "qwen3_moe_mixed", "qwen2_moe_shared", "deepseek_v2_whole_queries", "deepseek_v2_groups_yarn",
-    "glm4_moe_gqa",
-    "glm4_moe_bias",
-)  # fmt: skip
-"""Half a minute each where experts run one by one in Python: of those, mixtral_gqa stands for all."""
+FEW_VARIANTS = ("gpt2", "neox", "bloom", "gemma3_gqa_tied", "mixtral_gqa")
+"""Variants for what is slow and differs little between families: they have every point but ``ONLY_SLOWER``."""
+ONLY_SLOWER = ("latent", "mlp.hook_shared_gate")
+"""Parts of the names of points that tests/test_running.py has instead, on smaller models."""
 SPLIT_INPUTS = ("hook_attn_in", "hook_q_input", "hook_k_input", "hook_v_input")
 
 

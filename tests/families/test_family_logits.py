@@ -1,15 +1,13 @@
 """Logits against transformers' PyTorch: float32 and bfloat16, raw and processed, padded and not."""
 
-from typing import Any
+from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from family_case import PROMPT, SHORT, TOKENS, FamilyCase, hf_logits, largest, log_softmax
+from hf_models import make_hf_model
 
 from tljax import HookedTransformer
-from tljax.modules.norm import stored_dtype
 from tljax.weights.steps import STEPS, why_not
 
 ASKED_FOR = ("fold_ln", "center_writing_weights", "center_unembed", "fold_value_biases")
@@ -33,41 +31,33 @@ def test_processed_log_probabilities(case: FamilyCase) -> None:
 
 
 @pytest.mark.one_variant_a_family
-def test_bfloat16(case: FamilyCase) -> None:
-    """Both in bfloat16: root mean square difference over that of the logits.
+def test_bfloat16(case: FamilyCase, tmp_path: Path) -> None:
+    """Root mean square difference over that of the logits, to transformers in bfloat16 and in float32.
 
-    Sharp random attention multiplies rounding: where transformers itself is further than the tolerance from float32,
-    neither the difference nor tljax's own error may be more than twice that. A mixture of experts is judged by its
-    median token: rounding now and then sends one to another expert, in either library.
+    The parameters are a third as large as elsewhere, where sharp random attention multiplies rounding, transformers' as
+    well. A mixture of experts is judged by its median token: rounding now and then sends one to another expert, in
+    either library.
     """
-    choose = np.mean if case.raw.cfg.num_experts is None else np.median
-
-    def relative(got: Any, expected: np.ndarray) -> float:
-        squares = ((np.asarray(got).astype(np.float64) - expected) ** 2).mean(axis=-1)
-        return float(np.sqrt(choose(squares) / (expected.astype(np.float64) ** 2).mean()))
-
-    cast = jax.tree_util.tree_map_with_path(
-        lambda path, leaf: jnp.asarray(np.asarray(leaf).astype(stored_dtype(path[-1].key, jnp.dtype("bfloat16")))),
-        case.raw.params,
-    )
-    ours = case.raw.replace(params=cast, cfg=case.raw.cfg.replace(dtype="bfloat16"))(TOKENS)
-    assert ours.dtype == "bfloat16"
-    theirs = hf_logits(bfloat16_model(case), TOKENS)
-    allowed = max(BFLOAT16_TOLERANCE, 2 * relative(theirs, case.expected))
-    case.figures["bfloat16"] = relative(ours, theirs)
-    case.figures["bfloat16_to_float32"] = [relative(ours, case.expected), relative(theirs, case.expected)]
-    assert max(case.figures["bfloat16"], relative(ours, case.expected)) <= allowed
-
-
-def bfloat16_model(case: FamilyCase) -> Any:
-    """transformers' model of the same checkpoint; grouped products of experts refuse matrices this narrow."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(case.directory, dtype=torch.bfloat16)
+    choose = np.mean if case.raw.cfg.num_experts is None else np.median
+
+    def relative(got: np.ndarray, expected: np.ndarray) -> float:
+        squares = ((got.astype(np.float64) - expected) ** 2).mean(axis=-1)
+        return float(np.sqrt(choose(squares) / (expected.astype(np.float64) ** 2).mean()))
+
+    exact = hf_logits(make_hf_model(case.name, tmp_path, spread=0.1), TOKENS)
+    narrow = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16)
     if case.raw.cfg.num_experts is not None:
-        model.set_experts_implementation("eager")
-    return model
+        narrow.set_experts_implementation("eager")  # grouped products of experts refuse matrices this narrow
+    theirs = hf_logits(narrow, TOKENS)
+    ours = HookedTransformer.from_pretrained_no_processing(tmp_path, dtype="bfloat16")(TOKENS)
+    assert ours.dtype == "bfloat16"
+    ours = np.asarray(ours).astype(np.float32)
+    case.figures["bfloat16"] = relative(ours, theirs)
+    case.figures["bfloat16_to_float32"] = [relative(ours, exact), relative(theirs, exact)]
+    assert max(case.figures["bfloat16"], relative(ours, exact)) <= BFLOAT16_TOLERANCE
 
 
 @pytest.mark.one_variant_a_family

@@ -15,8 +15,13 @@ CORRUPTED = np.where(np.arange(LENGTH) == CHANGED, (PROMPT + 1) % 40, PROMPT)[No
 METRIC = LogitDiff(1, 2)
 
 
-@pytest.mark.one_variant_a_family
-@pytest.mark.parametrize("activation", SITES)
+@pytest.mark.parametrize(
+    "activation",
+    [
+        pytest.param("resid_pre", marks=pytest.mark.one_variant_a_family),
+        pytest.param("z", marks=pytest.mark.few_variants),
+    ],
+)
 def test_a_sweep_equals_the_loop(case: FamilyCase, activation: str) -> None:
     axis, entries = SITES[activation]
     point = f"hook_{activation}" if activation == "resid_pre" else f"attn.hook_{activation}"

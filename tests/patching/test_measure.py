@@ -209,8 +209,11 @@ def test_positions_first_read_of_a_patched_run(always: list[int], jitted: bool) 
     def metric(logits: Any) -> Any:
         total = sum(logits[0, pos, 3] for pos in always)
         if jitted:
-            return float(jax.jit(lambda x: x[0, jnp.where(x[0, 3, 3] == threshold, 3, 0), 4])(logits)) + total
-        return total if logits[0, 3, 3] == threshold else total + logits[0, 0, 4]
+            return (
+                float(jax.jit(lambda x: x[0, jnp.where(jnp.abs(x[0, 3, 3] - threshold) < 1e-5, 3, 0), 4])(logits))
+                + total
+            )
+        return total if abs(logits[0, 3, 3] - threshold) < 1e-5 else total + logits[0, 0, 4]
 
     measure = measuring(metric)
     if measure.positions is not None:

@@ -247,10 +247,6 @@ def _read_longrope(hf: HFConfig, rope: dict[str, Any]) -> dict[str, Any]:
     original = _original_length(hf, rope)
     factor = float(rope.pop("factor", hf("max_position_embeddings") / original))
     inferred = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
-    if "short_mscale" in rope or "long_mscale" in rope:  # Phi-3.5-MoE's spelling of the attention factor
-        inferred, above = float(rope.pop("short_mscale")), float(rope.pop("long_mscale"))
-        if inferred != above:
-            raise hf.unsupported("long_mscale", above, f"short_mscale, which is {inferred}")
     return {
         "longrope_short_factor": tuple(map(float, rope.pop("short_factor"))),
         "longrope_long_factor": tuple(map(float, rope.pop("long_factor"))),

@@ -19,6 +19,7 @@ _EMBEDDING = "model.embed_tokens.weight"
 def read_config(hf: HFConfig) -> HookedTransformerConfig:
     """Returns our config for a ``PhimoeConfig``."""
     experts.pass_over_training(hf)
+    hf = _with_attention_factor(hf)
     size = hf("sliding_window", None)
     cfg = read_decoder(
         hf,
@@ -32,6 +33,17 @@ def read_config(hf: HFConfig) -> HookedTransformerConfig:
         **read_window(hf, size, [True] * hf("num_hidden_layers")),
     )
     return cfg.replace(normalization_type="LN")
+
+
+def _with_attention_factor(hf: HFConfig) -> HFConfig:
+    """Long rope's attention factor under its usual name: here it is given for short and for long texts."""
+    rope = dict(hf("rope_parameters", {})) | dict(hf("rope_scaling", {}))
+    if "short_mscale" not in rope and "long_mscale" not in rope:
+        return hf
+    short, long = (rope.pop(name, None) for name in ("short_mscale", "long_mscale"))
+    if short != long:
+        raise hf.unsupported("(short_mscale, long_mscale)", (short, long), "the same for both")
+    return hf.changed(rope_parameters=rope | {"attention_factor": short}, rope_scaling=None)
 
 
 def write_config(cfg: HookedTransformerConfig, nonzero: frozenset[str]) -> dict[str, Any]:
