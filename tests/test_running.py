@@ -372,6 +372,7 @@ def test_hooks_that_return_nonsense(model: HookedTransformer, kind: str, message
         ("latent", "blocks.1.attn.hook_kv_latent"),
         ("latent", "blocks.1.attn.kv_latent_norm.hook_normalized"),
         ("moe", "blocks.1.mlp.hook_shared_gate"),
+        ("moe", "blocks.1.mlp.shared.hook_post"),
     ],
 )
 def test_plain_functions_at_points_of_rarer_parts(kind: str, name: str) -> None:
