@@ -250,7 +250,7 @@ def test_factored_matrix_as_the_document_has_it(model: HookedTransformer) -> Non
     """``.T`` of all heads at once reverses three axes, here as in PyTorch; the line is right for one head."""
     from tljax import FactoredMatrix
 
-    with pytest.raises(InputError, match=r"\.T reverses all of them: .* jnp.swapaxes\(x, -1, -2\), or use model.QK"):
+    with pytest.raises(InputError, match=r"\.T reverses all of them: write .mT, or use model.QK"):
         FactoredMatrix(model.W_Q[1], model.W_K[1].T)
     QK = FactoredMatrix(model.W_Q[1, 2], model.W_K[1, 2].T)
     np.testing.assert_allclose(QK.AB, model.W_Q[1, 2] @ model.W_K[1, 2].T, atol=1e-4)
