@@ -279,7 +279,7 @@ def test_nothing_is_compiled_for_other_lengths(compilations: Any) -> None:
 def test_texts_of_other_lengths_compile_nothing(tiny: HookedTransformer, compilations: Any) -> None:
     tiny.generate("When John and Mary went to the store", 5, seed=0, stop_at_eos=False, verbose=False)
     before = compilations.count
-    tiny.generate("When John and Mary went to", 9, seed=0, stop_at_eos=False, verbose=False)
+    tiny.generate("When John and Mary went to the store, John", 9, seed=0, stop_at_eos=False, verbose=False)
     assert compilations.count == before
 
 
