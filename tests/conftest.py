@@ -1,6 +1,8 @@
 """Shared fixtures: strict numerics, a compilation counter, tiny models, the bundled model."""
 
+import gc
 from collections.abc import Iterator
+from pathlib import Path
 
 import jax
 import jax.monitoring
@@ -38,20 +40,6 @@ class CompileCounter:
         return _count - self._start
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _compile_quickly(request: pytest.FixtureRequest) -> None:
-    """Has XLA skip most optimisations, a third of the time, unless figures are recorded."""
-    jax.config.update("jax_disable_most_optimizations", not request.config.getoption("--record-support"))
-
-
-@pytest.fixture
-def optimized() -> Iterator[None]:
-    """For tests of what XLA makes of a program: its memory, its speed."""
-    jax.config.update("jax_disable_most_optimizations", False)
-    yield
-    jax.config.update("jax_disable_most_optimizations", True)
-
-
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keeps the tests of a file on one worker, where they share fixtures and programs, unless they say otherwise."""
@@ -60,11 +48,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.xdist_group(str(item.path)))
 
 
+def pytest_collection_finish() -> None:
+    """Collects garbage rarely: tracing makes millions of small objects, and each time it would walk over torch's."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 50, 100)
+
+
+_MAPS = Path("/proc/self/maps")
+_MOST_MAPS = 10_000
+"""Linux gives a process some 65,000; with this many it takes about 3.5 GB."""
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _drop_programs() -> Iterator[None]:
-    """Drops a module's compiled programs: thousands in one process use up its memory maps, and XLA crashes."""
+    """Drops compiled programs before thousands of them use up the process's memory maps, and XLA crashes."""
     yield
-    jax.clear_caches()
+    if not _MAPS.exists() or _MAPS.read_bytes().count(b"\n") > _MOST_MAPS:
+        jax.clear_caches()
 
 
 @pytest.fixture

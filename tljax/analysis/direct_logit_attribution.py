@@ -43,11 +43,11 @@ class DirectLogitAttribution:
 
     def top(self, k: int = 5) -> list[tuple[str, float]]:
         """The ``k`` largest parts with their mean attribution, largest first."""
-        return self._sorted(np.argsort(-np.asarray(self.mean(), np.float64), kind="stable")[:k])
+        return self._sorted(k, -1)
 
     def bottom(self, k: int = 5) -> list[tuple[str, float]]:
         """The ``k`` parts that speak most against the answer, most negative first."""
-        return self._sorted(np.argsort(np.asarray(self.mean(), np.float64), kind="stable")[:k])
+        return self._sorted(k, 1)
 
     def by_head(self) -> Float[Array, "layer head *lead"]:
         """The heads' attributions as ``[layer, head, ...]``, without the remainder, as for a heat map.
@@ -61,9 +61,9 @@ class DirectLogitAttribution:
         n_layers = len({name.partition("H")[0] for name in names})
         return self.attribution[: len(names)].reshape(n_layers, -1, *self.attribution.shape[1:])
 
-    def _sorted(self, order: np.ndarray) -> list[tuple[str, float]]:
+    def _sorted(self, k: int, sign: int) -> list[tuple[str, float]]:
         values = np.asarray(self.mean(), np.float64)
-        return [(self.labels[n], float(values[n])) for n in order]
+        return [(self.labels[n], float(values[n])) for n in np.argsort(sign * values, kind="stable")[:k]]
 
 
 def direct_logit_attribution(

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from tljax.cache.activation_cache import ActivationCache
-from tljax.cache.attribution import read_out, token_ids
+from tljax.cache.attribution import end_params, read_out, token_ids
 from tljax.cache.slices import SliceInput, apply_slice
 from tljax.config import HookedTransformerConfig
 from tljax.errors import InputError
@@ -134,9 +134,8 @@ def readout(
         wanted = jnp.atleast_1d(token_ids(model, targets, None)[0])
         if wanted.ndim != 1:
             raise InputError(f"targets must be a token or a list of tokens, got ids of shape {wanted.shape}.")
-    params = {"ln_final": model.params.get("ln_final", {}), "unembed": model.params["unembed"]}
     rows = vectors.reshape(-1, model.cfg.d_model)
-    found = _read(rows, params, wanted, cfg=model.cfg, top_k=top_k, chunk_size=chunk_size)
+    found = _read(rows, end_params(model), wanted, cfg=model.cfg, top_k=top_k, chunk_size=chunk_size)
     return LensReadout(**{name: value.reshape(*vectors.shape[:-1], *value.shape[1:]) for name, value in found.items()})
 
 

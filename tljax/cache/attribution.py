@@ -15,6 +15,7 @@ from tljax.errors import InputError
 from tljax.modules.activations import scaled
 from tljax.modules.embedding import finish_logits
 from tljax.modules.norm import norm_gain, widened
+from tljax.typing import Params
 
 if TYPE_CHECKING:
     from tljax.cache.activation_cache import ActivationCache
@@ -34,7 +35,7 @@ def logit_attrs(
     """See :meth:`ActivationCache.logit_attrs`."""
     cfg, model = cache.cfg, cache.model
     access.refuse_norms_of_the_stream(cfg, "logit_attrs")
-    ids, wrong = token_ids(cache.model, tokens, incorrect_tokens)
+    ids, wrong = token_ids(model, tokens, incorrect_tokens)
     name = access.scale_name(cfg, cfg.n_layers)
     access.require(cache, [f"blocks.{cfg.n_layers - 1}.hook_resid_post" if name is None else name], "logit_attrs")
     scale = access.norm_scale(cache, name) if name else jnp.ones_like(cache["resid_post", -1][..., :1])
@@ -48,7 +49,7 @@ def logit_attrs(
 def logit_bias(cache: "ActivationCache", tokens: Any, incorrect_tokens: Any) -> jax.Array:
     """See :meth:`ActivationCache.logit_bias`."""
     cfg, model = cache.cfg, cache.model
-    ids, wrong = token_ids(cache.model, tokens, incorrect_tokens)
+    ids, wrong = token_ids(model, tokens, incorrect_tokens)
     bias = model.b_U
     if (offset := model.params.get("ln_final", {}).get("b")) is not None:
         with jax.default_matmul_precision(cfg.matmul_precision):
@@ -67,8 +68,7 @@ def logit_lens(
     """See :meth:`ActivationCache.logit_lens`."""
     cfg, model = cache.cfg, cache.model
     stack, labels = residual.accumulated_resid(cache, layer, incl_mid, False, pos_slice, mlp_input, True)
-    params = {"ln_final": model.params.get("ln_final", {}), "unembed": model.params["unembed"]}
-    logits = read_out(stack, params, cfg=cfg)
+    logits = read_out(stack, end_params(model), cfg=cfg)
     return (logits, labels) if return_labels else logits
 
 
@@ -161,13 +161,18 @@ def _attributed(
     return scaled((products / scale[None, ..., 0].astype(wide)).astype(stack.dtype), cfg.logits_multiplier)
 
 
+def end_params(model: "HookedTransformer") -> Params:
+    """The parameters of the final norm and the unembedding."""
+    return {"ln_final": model.params.get("ln_final", {}), "unembed": model.params["unembed"]}
+
+
 @functools.partial(jax.jit, static_argnames="cfg")
-def read_out(stack: jax.Array, params: Any, *, cfg: HookedTransformerConfig) -> jax.Array:
+def read_out(stack: jax.Array, params: Params, *, cfg: HookedTransformerConfig) -> jax.Array:
     """Logits ``[..., d_vocab_out]`` of vectors ``[..., d_model]``: final norm, unembedding, multiplier, soft cap.
 
     Args:
         stack: vectors of the residual stream.
-        params: the model's ``ln_final`` and ``unembed``.
+        params: :func:`end_params` of the model.
         cfg: the model's config.
     """
     from tljax.module_views import end_view

@@ -146,7 +146,6 @@ def leaked_tracer(name: str) -> HookError:
 
 _TORCH_SPELLINGS = {
     "detach": "leave .detach() out; nothing is recorded unless jax.grad runs, and jax.lax.stop_gradient(act) stops it",
-    "clone": "leave .clone() out; arrays never change in place",
     "norm": "write jnp.linalg.norm(act, axis=-1)",
     "topk": "write jax.lax.top_k(act, k)",
     "numpy": "write np.asarray(act)",
