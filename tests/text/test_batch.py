@@ -79,6 +79,15 @@ def test_texts(name: str, side: Any) -> None:
 
 
 @pytest.mark.parametrize("side", SIDES)
+def test_from_rows_of_a_width(side: Any) -> None:
+    batch = Batch.from_rows([[1, 2, 3], [4]], side, width=5)
+    assert batch.shape == (2, 5)
+    assert [batch.row(n).tolist() for n in range(2)] == [[1, 2, 3], [4]]
+    with pytest.raises(InputError, match="has 3 tokens, more than width=2"):
+        Batch.from_rows([[1, 2, 3], [4]], side, width=2)
+
+
+@pytest.mark.parametrize("side", SIDES)
 def test_from_mask(side: Any) -> None:
     made = build("gpt2").to_batch(ROWS, padding_side=side)
     for mask in (np.asarray(made.mask), made.mask.astype(jnp.int32), np.asarray(made.mask).astype(float).tolist()):

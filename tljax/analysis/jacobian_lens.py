@@ -20,14 +20,13 @@ from jaxtyping import Array, Float
 from tljax.analysis.lens_basis import LensBasis, load_lens, save_lens
 from tljax.analysis.logit_lens import stream_name
 from tljax.cache.attribution import logit_directions, token_ids
+from tljax.config import HookedTransformerConfig
 from tljax.errors import InputError
 from tljax.hooked_transformer import HookedTransformer
 from tljax.hooks.interventions import Add
 from tljax.progress import Progress
+from tljax.sizes import frame_length
 from tljax.text.batch import Batch
-
-_FRAME = 32
-"""Prompts are padded to multiples of this, so that few lengths are compiled."""
 
 
 class ShortPromptWarning(UserWarning):
@@ -146,7 +145,7 @@ class JacobianLens:
         total = jnp.zeros((len(layers), model.cfg.d_model, model.cfg.d_model), jnp.float32)
         with Progress(len(rows), verbose, "Jacobian lens", "prompt") as progress:
             for start in range(0, len(rows), batch_size):
-                batch = _framed(rows[start : start + batch_size], model.cfg.n_ctx)
+                batch = _framed(rows[start : start + batch_size], model.cfg)
                 total += _jacobians(model, batch, layers=layers, skip=skip_first_positions, dim_batch=dim_batch)
                 progress.advance(len(batch))
         return cls(
@@ -214,14 +213,9 @@ def _rows(model: HookedTransformer, prompts: Any, max_seq_len: int, skip: int) -
     return kept
 
 
-def _framed(rows: list[np.ndarray], n_ctx: int) -> Batch:
-    """Prompts padded on the right, to a length that many batches share."""
-    longest = max(map(len, rows))
-    length = max(longest, min(n_ctx, -(-longest // _FRAME) * _FRAME))
-    tokens, mask = np.zeros((len(rows), length), np.int32), np.zeros((len(rows), length), bool)
-    for n, row in enumerate(rows):
-        tokens[n, : len(row)], mask[n, : len(row)] = row, True
-    return Batch.from_mask(tokens, mask, "right")
+def _framed(rows: list[np.ndarray], cfg: HookedTransformerConfig) -> Batch:
+    """Prompts padded to a length that many batches share, so that few lengths are compiled."""
+    return Batch.from_rows(rows, width=frame_length(max(map(len, rows)), cfg.n_ctx))
 
 
 @functools.partial(jax.jit, static_argnames=("layers", "skip", "dim_batch"))

@@ -60,7 +60,7 @@ class LensReadout:
     entropy: Float[Array, "*lead"]
     target_log_probs: Float[Array, "*lead target"] | None = None
     target_ranks: Int[Array, "*lead target"] | None = None
-    tokens: Int[Array, "batch pos"] | None = None
+    tokens: Int[Array, "*prompts pos"] | None = None
     labels: tuple[str, ...] = dataclasses.field(default=(), metadata={"static": True})
 
     def __repr__(self) -> str:

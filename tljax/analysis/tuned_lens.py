@@ -14,13 +14,14 @@ from jaxtyping import Array, Float
 
 from tljax.analysis.lens_basis import LensBasis, load_lens, save_lens
 from tljax.analysis.logit_lens import StreamLens, stream_name
-from tljax.cache.attribution import read_out
+from tljax.cache.attribution import end_params, read_out
 from tljax.config import HookedTransformerConfig
 from tljax.errors import InputError
 from tljax.hooked_transformer import HookedTransformer
 from tljax.modules.norm import widened
 from tljax.progress import Progress
 from tljax.text.batch import Batch
+from tljax.typing import Params
 
 
 @jax.tree_util.register_dataclass
@@ -55,12 +56,10 @@ class TunedLens:
 
     def carry(self, stack: jax.Array, depths: Sequence[int]) -> jax.Array:
         """Maps ``[depth, ..., d_model]`` to what the final stream is expected to be, each row by its depth's map."""
+        rows = zip(stack, depths, strict=True)
         return jnp.stack(
-            [row if n == self.basis.n_layers else self._map(row, n) for row, n in zip(stack, depths, strict=True)]
+            [row if n == self.basis.n_layers else _translated(row, self.weight[n], self.bias[n]) for row, n in rows]
         )
-
-    def _map(self, vectors: jax.Array, layer: int) -> jax.Array:
-        return _translated(vectors, self.weight[layer], self.bias[layer])
 
     @classmethod
     def fit(
@@ -104,7 +103,7 @@ class TunedLens:
             jnp.zeros((cfg.n_layers, cfg.d_model), wide),
         )
         state = optimizer.init(maps)
-        ends = _ends(model)
+        ends = end_params(model)
         losses = []
         with Progress(steps, verbose, "tuned lens", "step") as progress:
             for batch in _batches(model.to_batch(prompts), steps, batch_size, seed):
@@ -155,15 +154,11 @@ def lens_divergence(
         batch = _rows(whole, np.arange(start, min(start + batch_size, len(whole))))
         streams, final = _streams(model, batch)
         streams = streams[jnp.asarray(depths)]
-        streams = streams if lens is None else lens.carry(streams, depths)
+        carried = streams if lens is None else lens.carry(streams, depths)
         n = float(batch.mask.sum())
-        divergence = _evaluate((None, None), streams, final, batch.mask, _ends(model), cfg=cfg)
+        divergence = _evaluate(carried, final, batch.mask, end_params(model), cfg=cfg)
         total, count = total + n * divergence, count + n
     return total / count
-
-
-def _ends(model: HookedTransformer) -> Any:
-    return {"ln_final": model.params.get("ln_final", {}), "unembed": model.params["unembed"]}
 
 
 def _batches(whole: Batch, steps: int, batch_size: int, seed: int) -> Iterator[Batch]:
@@ -189,9 +184,7 @@ def _streams(model: HookedTransformer, batch: Batch) -> tuple[jax.Array, jax.Arr
     return jnp.stack([cache[name] for name in names[:-1]]), cache[names[-1]]
 
 
-def _translated(vectors: jax.Array, weight: jax.Array | None, bias: jax.Array | None) -> jax.Array:
-    if weight is None or bias is None:
-        return vectors
+def _translated(vectors: jax.Array, weight: jax.Array, bias: jax.Array) -> jax.Array:
     mapped = jnp.matmul(vectors.astype(weight.dtype), weight, precision="highest")
     return (vectors + (mapped + bias.reshape((1,) * (vectors.ndim - 1) + bias.shape)).astype(vectors.dtype)).astype(
         vectors.dtype
@@ -199,14 +192,9 @@ def _translated(vectors: jax.Array, weight: jax.Array | None, bias: jax.Array | 
 
 
 def _divergences(
-    maps: tuple[jax.Array, jax.Array] | tuple[None, None],
-    streams: jax.Array,
-    final: jax.Array,
-    mask: jax.Array,
-    ends: Any,
-    cfg: HookedTransformerConfig,
+    carried: jax.Array, final: jax.Array, mask: jax.Array, ends: Params, cfg: HookedTransformerConfig
 ) -> Float[Array, " layer"]:
-    """KL divergence of each layer's distribution, mean over the tokens of ``mask``."""
+    """KL divergence from the final stream's distribution of those of ``[layer, ...]``, mean over ``mask``'s tokens."""
 
     def log_probs(vectors: jax.Array) -> jax.Array:
         logits = read_out(vectors, ends, cfg=cfg)
@@ -215,13 +203,12 @@ def _divergences(
     wanted = log_probs(final)
 
     @jax.checkpoint
-    def one_layer(arguments: tuple[Any, Any, jax.Array]) -> jax.Array:
-        weight, bias, stream = arguments
-        found = log_probs(_translated(stream, weight, bias))
+    def one_layer(stream: jax.Array) -> jax.Array:
+        found = log_probs(stream)
         each = jnp.sum(jnp.exp(wanted) * (wanted - found), axis=-1)
         return jnp.where(mask, each, 0).sum() / mask.sum(dtype=each.dtype)
 
-    return jax.lax.map(one_layer, (*maps, streams))
+    return jax.lax.map(one_layer, carried)
 
 
 @functools.partial(jax.jit, static_argnames=("cfg", "optimizer"))
@@ -231,13 +218,13 @@ def _step(
     streams: jax.Array,
     final: jax.Array,
     mask: jax.Array,
-    ends: Any,
+    ends: Params,
     *,
     cfg: HookedTransformerConfig,
     optimizer: optax.GradientTransformation,
 ) -> tuple[Any, Any, jax.Array]:
     def loss(maps: Any) -> tuple[jax.Array, jax.Array]:
-        each = _divergences(maps, streams, final, mask, ends, cfg)
+        each = _divergences(jax.vmap(_translated)(streams, *maps), final, mask, ends, cfg)
         return each.sum(), each
 
     gradient, each = jax.grad(loss, has_aux=True)(maps)

@@ -74,16 +74,23 @@ class Batch:
         return cls._make(ids, mask, padding_side)
 
     @classmethod
-    def from_rows(cls, rows: Sequence[Sequence[int]], padding_side: PaddingSide = "right", padding: int = 0) -> "Batch":
+    def from_rows(
+        cls,
+        rows: Sequence[Sequence[int] | np.ndarray],
+        padding_side: PaddingSide = "right",
+        padding: int = 0,
+        width: int | None = None,
+    ) -> "Batch":
         """Pads rows of ids.
 
         Args:
             rows: ids of each prompt, at least one.
             padding_side: where to fill.
             padding: the id to fill with.
+            width: positions of the batch, at least as many as the longest row has tokens; by default as many.
 
         Raises:
-            InputError: no rows, or a row without tokens.
+            InputError: no rows, a row without tokens, or one longer than ``width``.
         """
         lengths = [len(row) for row in rows]
         if not lengths:
@@ -93,7 +100,9 @@ class Batch:
                 f"Prompt {lengths.index(0)} has no tokens, so there is nothing to run. Leave it out, or start it with "
                 "a BOS token (prepend_bos=True for texts)."
             )
-        width = max(lengths)
+        width = max(lengths) if width is None else width
+        if width < max(lengths):
+            raise InputError(f"The longest prompt has {max(lengths)} tokens, more than width={width}.")
         place = np.arange(width)
         length = np.asarray(lengths)[:, None]
         mask = place >= width - length if padding_side == "left" else place < length
