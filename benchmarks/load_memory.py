@@ -27,7 +27,7 @@ def make_checkpoint(directory: Path, n_layers: int, d_model: int, d_vocab: int) 
     from tljax.checkpoints.hf_config import HFConfig
     from tljax.checkpoints.layout import axis_sizes
     from tljax.checkpoints.mapping import bind
-    from tljax.checkpoints.writer import write_safetensors
+    from tljax.safetensors_files import write_safetensors
 
     attributes = {
         "architectures": ["GPT2LMHeadModel"],
@@ -47,6 +47,7 @@ def make_checkpoint(directory: Path, n_layers: int, d_model: int, d_vocab: int) 
         directory / "model.safetensors",
         headers,
         lambda key: 0.02 * rng.standard_normal(headers[key][1], dtype=np.float32),
+        {"format": "pt"},
     )
     (directory / "config.json").write_text(json.dumps(attributes))
     return (directory / "model.safetensors").stat().st_size

@@ -180,7 +180,7 @@ def test_lenses_on_disk(kind: str, model: HookedTransformer, tmp_path: Path, req
     for loaded, saved in zip(jax.tree.leaves(again), jax.tree.leaves(lens), strict=True):
         np.testing.assert_array_equal(loaded, saved)
     other = JacobianLens if kind == "tuned" else TunedLens
-    with pytest.raises(CheckpointError, match="is not a"):
+    with pytest.raises(CheckpointError, match="does not hold a"):
         other.load(path)
     with pytest.raises(CheckpointError, match="no file"):
         type(lens).load(tmp_path / "none")

@@ -313,7 +313,7 @@ def test_damaged_files(tmp_path: Path, model: HookedTransformer, cache: Activati
     from safetensors.numpy import save_file
 
     path = tmp_path / "cache.safetensors"
-    with pytest.raises(CacheError, match="There is no cache at"):
+    with pytest.raises(CacheError, match="There is no file"):
         ActivationCache.load(path)
     cache.save(path)
     whole = path.read_bytes()
@@ -322,7 +322,7 @@ def test_damaged_files(tmp_path: Path, model: HookedTransformer, cache: Activati
         with pytest.raises(CacheError, match="damaged or incomplete"):
             ActivationCache.load(path)
     save_file({"x": np.zeros(2, np.float32)}, path)
-    with pytest.raises(CacheError, match=r"not a cache that ActivationCache.save wrote"):
+    with pytest.raises(CacheError, match=r"does not hold a cache that ActivationCache.save wrote"):
         ActivationCache.load(path)
     cache.save(path)
     with pytest.raises(CacheError, match="made by a model with 2 layers of width 16"):

@@ -1,18 +1,16 @@
 """What a fitted lens belongs to: the model whose residual stream it was fitted on; and lenses on disk."""
 
 import dataclasses
-import json
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from tljax.config import HookedTransformerConfig
-from tljax.errors import CheckpointError, InputError
+from tljax.errors import InputError
+from tljax.safetensors_files import read_own, write_own
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,15 +68,7 @@ def save_lens(
     details: Mapping[str, Any],
 ) -> None:
     """Writes a lens as one safetensors file: arrays, the basis and ``details`` (plain values) in the header."""
-    from safetensors.numpy import save_file
-
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    header = {
-        "format": _format(kind),
-        "basis": json.dumps(dataclasses.asdict(basis)),
-        "details": json.dumps(dict(details)),
-    }
-    save_file({name: np.ascontiguousarray(value) for name, value in arrays.items()}, path, metadata=header)
+    write_own(path, _format(kind), arrays, basis=dataclasses.asdict(basis), details=dict(details))
 
 
 def load_lens(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, jax.Array], LensBasis, dict[str, Any]]:
@@ -87,19 +77,8 @@ def load_lens(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, jax.Ar
     Raises:
         CheckpointError: the file is missing, damaged, or something else.
     """
-    from safetensors import SafetensorError, safe_open
-
-    if not Path(path).is_file():
-        raise CheckpointError(f"There is no file {path}.")
-    try:
-        with safe_open(path, framework="numpy") as file:
-            header = file.metadata() or {}
-            if header.get("format") != _format(kind):
-                raise CheckpointError(f"{path} is not a {kind} lens that tljax saved.")
-            arrays = {key: jnp.asarray(file.get_tensor(key)) for key in file.keys()}  # noqa: SIM118 (not a dict)
-    except SafetensorError as error:
-        raise CheckpointError(f"{path} is damaged or incomplete ({error}). Save the lens again.") from error
-    return arrays, LensBasis(**json.loads(header["basis"])), json.loads(header["details"])
+    arrays, header = read_own(path, _format(kind), f"a {kind} lens that tljax saved", "Save the lens again.")
+    return {name: jnp.asarray(value) for name, value in arrays.items()}, LensBasis(**header["basis"]), header["details"]
 
 
 def _format(kind: str) -> str:

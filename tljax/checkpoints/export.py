@@ -13,9 +13,9 @@ from tljax.checkpoints.layout import axis_sizes, flatten, parameter_axes
 from tljax.checkpoints.mapping import Entry, Family, bind, is_bias, may_be_absent
 from tljax.checkpoints.native import write_side_files
 from tljax.checkpoints.reader import SINGLE
-from tljax.checkpoints.writer import write_safetensors
 from tljax.config import HookedTransformerConfig
 from tljax.errors import UnsupportedModelError
+from tljax.safetensors_files import write_safetensors
 from tljax.typing import Params
 
 _NOT_THE_FUNCTION = """
@@ -68,7 +68,7 @@ def save_hf(
     headers = {key: (np.dtype(flat[entry.targets[0]].dtype), entry.shape(sizes)) for key, entry in by_key.items()}
     target = Path(directory)
     target.mkdir(parents=True, exist_ok=True)
-    write_safetensors(target / SINGLE, headers, tensor)
+    write_safetensors(target / SINGLE, headers, tensor, {"format": "pt"})  # what transformers insists on
     write_side_files(target, attributes, tokenizer)
 
 

@@ -12,9 +12,9 @@ import numpy as np
 from tljax.checkpoints.layout import flatten, parameter_axes, parameter_shapes
 from tljax.checkpoints.mapping import Row
 from tljax.checkpoints.reader import CONFIG, SINGLE
-from tljax.checkpoints.writer import replace_file, write_safetensors
 from tljax.config import HookedTransformerConfig
 from tljax.errors import CheckpointError, UnsupportedModelError
+from tljax.safetensors_files import replace_file, write_safetensors
 from tljax.typing import Params
 
 FORMAT = "tljax_format"
@@ -64,7 +64,7 @@ def save_native(
     target = Path(directory)
     target.mkdir(parents=True, exist_ok=True)
     headers = {path: (np.dtype(leaf.dtype), shapes[path]) for path, leaf in flat.items()}
-    write_safetensors(target / SINGLE, headers, lambda path: np.asarray(jax.device_get(flat[path])))
+    write_safetensors(target / SINGLE, headers, lambda path: np.asarray(jax.device_get(flat[path])), {"format": "pt"})
     write_side_files(target, {FORMAT: VERSION, **cfg.to_dict()}, tokenizer)
 
 

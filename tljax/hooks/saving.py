@@ -1,18 +1,17 @@
 """Interventions on disk: a list of (hook name, intervention) pairs as one safetensors file."""
 
-import json
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from tljax.errors import CheckpointError, InterventionError
+from tljax.errors import InterventionError
 from tljax.hooks import interventions
 from tljax.hooks.interventions import Chain, Intervention
 from tljax.hooks.selectors import Selector
+from tljax.safetensors_files import read_own, write_own
 
 _FORMAT = "tljax-interventions-1"
 
@@ -23,16 +22,13 @@ def save_interventions(hooks: Sequence[tuple[str, Intervention]], path: str | os
     Raises:
         InterventionError: an item is not a name with one of tljax's own interventions.
     """
-    from safetensors.numpy import save_file
-
     arrays: dict[str, np.ndarray] = {}
     described = []
     for number, (name, intervention) in enumerate(hooks):
         if not isinstance(name, str):
             raise InterventionError(f"Only hooks at a name can be saved; item {number} is at {name!r}.")
         described.append({"name": name, "intervention": _describe(intervention, f"{number}", arrays)})
-    header = {"format": _FORMAT, "hooks": json.dumps(described)}
-    save_file(arrays, path, metadata=header)
+    write_own(path, _FORMAT, arrays, hooks=described)
 
 
 def load_interventions(path: str | os.PathLike[str]) -> list[tuple[str, Intervention]]:
@@ -41,19 +37,9 @@ def load_interventions(path: str | os.PathLike[str]) -> list[tuple[str, Interven
     Raises:
         CheckpointError: the file is missing, damaged, or something else.
     """
-    from safetensors import SafetensorError, safe_open
-
-    if not Path(path).is_file():
-        raise CheckpointError(f"There is no file {path}.")
-    try:
-        with safe_open(path, framework="numpy") as file:
-            header = file.metadata() or {}
-            if header.get("format") != _FORMAT:
-                raise CheckpointError(f"{path} was not written by save_interventions.")
-            arrays = {key: jnp.asarray(file.get_tensor(key)) for key in file.keys()}  # noqa: SIM118 (not a dict)
-    except SafetensorError as error:
-        raise CheckpointError(f"{path} is damaged or incomplete ({error}).") from error
-    return [(item["name"], _rebuild(item["intervention"], arrays)) for item in json.loads(header["hooks"])]
+    arrays, header = read_own(path, _FORMAT, "interventions that save_interventions wrote")
+    stored = {name: jnp.asarray(value) for name, value in arrays.items()}
+    return [(item["name"], _rebuild(item["intervention"], stored)) for item in header["hooks"]]
 
 
 def _describe(intervention: Any, prefix: str, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
