@@ -53,10 +53,10 @@ every parameter random, in several variants (grouped heads, tied embeddings, bia
   nothing that fires earlier.
 - **export**: `model.save_hf` writes the checkpoint back and transformers loads it.
 
-Every variant also passes: batches padded left and right equal single prompts; greedy text equals transformers'; cached
-generation equals full runs, steered or not; patterns times values are `z`, and what is written sums to the residual
-stream; runs in two parts equal whole ones. For one variant of each architecture, activation-patching sweeps equal the
-loop.
+Every variant also passes: batches padded left and right equal single prompts; greedy text equals transformers';
+patterns times values are `z`, and what is written sums to the residual stream; runs in two parts equal whole ones;
+tljax's own format keeps every bit. For one variant of each architecture cached generation equals full runs, steered or
+not, activation-patching sweeps equal the loop, and the attributions of all parts add up to the logit.
 
 """
 
@@ -85,7 +85,7 @@ def row(architecture: str, about: str, figures: list[dict[str, Any]], golden: li
     """One line of the table."""
     models, _, special = about.replace("``", "`").partition(": ")
     models = models.replace(f" (`{architecture}`)", "").replace(f"(`{architecture}`)", "")
-    points = sorted({each["points"] for each in figures if "points" in each})
+    points = sorted({each["points"] + each["split_points"] for each in figures if "split_points" in each})
     exact = [name for step, name in STEPS.items() if figures and all(step in each.get("steps", ()) for each in figures)]
     some = [name for step, name in STEPS.items() if any(step in each.get("steps", ()) for each in figures)]
     steps = "all" if len(exact) == len(STEPS) else ", ".join(n if n in exact else f"{n} (some)" for n in some) or "–"

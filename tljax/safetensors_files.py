@@ -14,12 +14,12 @@ import numpy as np
 
 from tljax.errors import CheckpointError, TljaxError
 
-_NAMES = {"bool": "BOOL", "bfloat16": "BF16"} | {
-    f"{kind}{bits}": f"{letter}{bits}"
-    for kind, letter in (("float", "F"), ("int", "I"), ("uint", "U"))
-    for bits in (8, 16, 32, 64)
-    if (kind, bits) != ("float", 8)
-}
+_NAMES = {
+    "bool": "BOOL", "bfloat16": "BF16", "float16": "F16", "float32": "F32", "float64": "F64",
+    "int8": "I8", "int16": "I16", "int32": "I32", "int64": "I64",
+    "uint8": "U8", "uint16": "U16", "uint32": "U32", "uint64": "U64",
+}  # fmt: skip
+"""numpy's name of a dtype → that of the format."""
 
 
 @contextlib.contextmanager

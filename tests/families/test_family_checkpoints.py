@@ -4,7 +4,6 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import pytest
 from family_case import TOKENS, FamilyCase, hf_logits
 from hf_gpt_like import UNUSED_ROWS
 from safetensors.numpy import load_file
@@ -33,7 +32,6 @@ def test_export_writes_the_tensors_it_read(case: FamilyCase, tmp_path: Path) -> 
     case.figures["export"] = "bit-equal"
 
 
-@pytest.mark.one_variant_a_family
 def test_own_format_keeps_every_bit(case: FamilyCase, tmp_path: Path) -> None:
     case.raw.save_pretrained(tmp_path)
     back = HookedTransformer.from_pretrained_no_processing(tmp_path)

@@ -26,7 +26,6 @@ def steering(strength: float) -> list[Any]:
     return [(f"blocks.{STEERED_LAYER}.hook_resid_post", tljax.Add(strength, pos="new"))]
 
 
-@pytest.mark.one_variant_a_family
 def test_greedy_text_is_that_of_transformers(case: FamilyCase, options: dict[str, Any]) -> None:
     """Next to a prompt padded on the left."""
     import torch

@@ -77,7 +77,6 @@ def test_logit_attributions_of_all_parts_sum_to_the_logit(case: FamilyCase) -> N
     np.testing.assert_allclose(found, np.asarray(logits)[:, -1, answer], atol=5e-5, rtol=1e-5)
 
 
-@pytest.mark.one_variant_a_family
 def test_a_run_in_two_parts_is_the_whole(case: FamilyCase) -> None:
     logits, cache = case.run
     for layer in (1, 2):
@@ -92,7 +91,6 @@ def changes(values: dict[str, np.ndarray], rows: int, base: int) -> np.ndarray:
     return np.array([[largest(value[row], value[base]) for value in values.values()] for row in range(rows)])
 
 
-@pytest.mark.one_variant_a_family
 def test_zeroing_any_point_changes_what_follows_and_nothing_before(case: FamilyCase) -> None:
     """One run: row ``n`` has a zero at point ``n``; what divides something is doubled at every other position."""
     logits, cache = case.hooked
@@ -110,7 +108,7 @@ def test_zeroing_any_point_changes_what_follows_and_nothing_before(case: FamilyC
         if not np.array_equal(cache[name][base], expected):
             assert np.isfinite(logits[row]).all(), name
             assert largest(logits[row], logits[base]) > CHANGED, f"{name} changed nothing"
-    case.figures["points"] = len(points) + case.figures.get("split_points", 0)
+    case.figures["points"] = len(points)
 
 
 @pytest.mark.few_variants
@@ -173,4 +171,3 @@ def test_zeroing_what_queries_keys_and_values_read(case: FamilyCase) -> None:
             elif reader.startswith(block):
                 assert change > CHANGED, f"{name} did not change {reader}"
     case.figures["split_points"] = len(names)
-    case.figures["points"] = len(case.points) + len(names)

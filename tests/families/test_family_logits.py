@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import numpy as np
-import pytest
 from family_case import PROMPT, SHORT, TOKENS, FamilyCase, hf_logits, largest, log_softmax
 from hf_models import make_hf_model
 
@@ -30,7 +29,6 @@ def test_processed_log_probabilities(case: FamilyCase) -> None:
     np.testing.assert_allclose(got, expected, atol=TOLERANCE, rtol=0)
 
 
-@pytest.mark.one_variant_a_family
 def test_bfloat16(case: FamilyCase, tmp_path: Path) -> None:
     """Root mean square difference over that of the logits, to transformers in bfloat16 and in float32.
 
@@ -60,7 +58,6 @@ def test_bfloat16(case: FamilyCase, tmp_path: Path) -> None:
     assert max(case.figures["bfloat16"], relative(ours, exact)) <= BFLOAT16_TOLERANCE
 
 
-@pytest.mark.one_variant_a_family
 def test_padded_prompts_equal_single_ones(case: FamilyCase) -> None:
     """On either side, next to a prompt of full length."""
     logits, _ = case.hooked
