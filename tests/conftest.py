@@ -56,8 +56,8 @@ def pytest_collection_finish() -> None:
 
 
 _MAPS = Path("/proc/self/maps")
-_MOST_MAPS = 10_000
-"""Linux gives a process some 65,000; with this many it takes about 3.5 GB."""
+_MOST_MAPS = 6_000
+"""Linux gives a process some 65,000; with this many it takes about 3 GB."""
 
 
 @pytest.fixture(scope="module", autouse=True)
