@@ -15,7 +15,7 @@ ARRAYS = {
     "scalar": jnp.float32(3),
     "empty": jnp.zeros((0, 4)),
     "bytes": np.arange(3, dtype=np.int8),
-    "wide": np.arange(3.0),
+    "keys": np.arange(3, dtype=np.uint32),
     "turned": np.arange(6, dtype=np.int32).reshape(2, 3).T,
 }
 HEADER = {"numbers": [1, 2.5, None], "named": {"a": True}}

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from tljax.errors import CheckpointError, TljaxError
@@ -91,8 +92,8 @@ def write_own(path: str | os.PathLike[str], form: str, arrays: Mapping[str, Any]
 
 def read_own(
     path: str | os.PathLike[str], form: str, what: str, remedy: str = "", error: type[TljaxError] = CheckpointError
-) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Reads what :func:`write_own` wrote: arrays and header.
+) -> tuple[dict[str, jax.Array], dict[str, Any]]:
+    """Reads what :func:`write_own` wrote: arrays and header. One array at a time is in memory twice.
 
     Args:
         path: the file.
@@ -113,7 +114,7 @@ def read_own(
             header: dict[str, str] = file.metadata() or {}
             if header.pop("format", None) != form:
                 raise error(f"{path} does not hold {what}.")
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            arrays = {name: jnp.asarray(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except SafetensorError as problem:
         raise error(f"{path} is damaged or incomplete ({problem}). {remedy}".rstrip()) from problem
     return arrays, {name: json.loads(value) for name, value in header.items()}

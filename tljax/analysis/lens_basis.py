@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from tljax.config import HookedTransformerConfig
 from tljax.errors import InputError
@@ -78,7 +77,7 @@ def load_lens(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, jax.Ar
         CheckpointError: the file is missing, damaged, or something else.
     """
     arrays, header = read_own(path, _format(kind), f"a {kind} lens that tljax saved", "Save the lens again.")
-    return {name: jnp.asarray(value) for name, value in arrays.items()}, LensBasis(**header["basis"]), header["details"]
+    return arrays, LensBasis(**header["basis"]), header["details"]
 
 
 def _format(kind: str) -> str:

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 
 from tljax.config import HookedTransformerConfig
 from tljax.errors import CacheError
@@ -39,10 +38,9 @@ def load(path: Path) -> tuple[dict[str, jax.Array], HookedTransformerConfig, boo
     arrays, header = read_own(
         path, _FORMAT, "a cache that ActivationCache.save wrote", "Save the cache again.", CacheError
     )
-    tensors = {name: jnp.asarray(value) for name, value in arrays.items()}
     return (
-        {name: tensors[name] for name in header["order"]},
+        {name: arrays[name] for name in header["order"]},
         HookedTransformerConfig.from_dict(header["cfg"]),
         header["has_batch_dim"],
-        (tensors.get(_PADDING[0]), tensors.get(_PADDING[1])),
+        (arrays.get(_PADDING[0]), arrays.get(_PADDING[1])),
     )

@@ -4,7 +4,6 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from tljax.errors import InterventionError
@@ -38,8 +37,7 @@ def load_interventions(path: str | os.PathLike[str]) -> list[tuple[str, Interven
         CheckpointError: the file is missing, damaged, or something else.
     """
     arrays, header = read_own(path, _FORMAT, "interventions that save_interventions wrote")
-    stored = {name: jnp.asarray(value) for name, value in arrays.items()}
-    return [(item["name"], _rebuild(item["intervention"], stored)) for item in header["hooks"]]
+    return [(item["name"], _rebuild(item["intervention"], arrays)) for item in header["hooks"]]
 
 
 def _describe(intervention: Any, prefix: str, arrays: dict[str, np.ndarray]) -> dict[str, Any]:

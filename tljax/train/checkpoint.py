@@ -4,8 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
 from tljax.errors import CheckpointError
 from tljax.safetensors_files import read_own, write_own
@@ -49,11 +47,11 @@ def load_state(directory: Path, like: Any, config: dict) -> tuple[Any, int, list
         )
     _check_same(path, arrays, _leaves(like))
     structure = jax.tree.structure(like)
-    state = jax.tree.unflatten(structure, [jnp.asarray(arrays[name]) for name in _leaves(like)])
+    state = jax.tree.unflatten(structure, [arrays[name] for name in _leaves(like)])
     return state, header["step"], header["history"]
 
 
-def _check_same(path: Path, found: dict[str, np.ndarray], expected: dict[str, Any]) -> None:
+def _check_same(path: Path, found: dict[str, jax.Array], expected: dict[str, Any]) -> None:
     def describe(leaves: dict[str, Any], name: str) -> str:
         return f"{leaves[name].dtype}{list(leaves[name].shape)}" if name in leaves else "absent"
 
