@@ -11,7 +11,8 @@ from variants import TOKENS, build
 
 from tljax import ActivationCache, HookedTransformer
 from tljax.analysis.direct_logit_attribution import direct_logit_attribution
-from tljax.analysis.head_detector import compute_head_attention_similarity_score
+from tljax.analysis.head_detector import HEAD_NAMES, compute_head_attention_similarity_score, detect_head
+from tljax.analysis.head_scores import head_scores
 from tljax.analysis.jacobian_lens import JacobianLens
 from tljax.analysis.logit_lens import LensReadout, logit_lens
 from tljax.analysis.patchscopes import patchscope
@@ -100,3 +101,22 @@ def test_patchscopes_of_prompts(model: HookedTransformer) -> None:
     expected = [patchscope(model, prompt, target, top_k=3).top_log_probs for prompt in TOKENS]
     mapped = jax.jit(jax.vmap(lambda prompt: patchscope(model, prompt, target, top_k=3).top_log_probs))(TOKENS)
     np.testing.assert_allclose(mapped, jnp.stack(expected), atol=2e-5)
+
+
+@pytest.mark.parametrize("pattern", [*HEAD_NAMES, np.tri(TOKENS.shape[1], k=-1)], ids=[*HEAD_NAMES, "matrix"])
+def test_detected_heads_of_prompts(pattern: Any, model: HookedTransformer) -> None:
+    tokens = jnp.asarray(TOKENS).at[:, -3:].set(TOKENS[:, :3])
+    alone = [detect_head(model, prompt, pattern) for prompt in tokens]
+    mapped = jax.jit(jax.vmap(lambda prompt: detect_head(model, prompt, pattern)))(tokens)
+    np.testing.assert_allclose(mapped, jnp.stack(alone), atol=1e-6)
+    _, own = model.run_with_cache(tokens[:1])
+    jitted = jax.jit(lambda model, cache: detect_head(model, tokens[0], pattern, cache=cache))(model, own)
+    np.testing.assert_allclose(jitted, alone[0], atol=1e-6)
+
+
+def test_scores_of_heads(model: HookedTransformer) -> None:
+    jitted = jax.jit(lambda model: head_scores(model, length=4, batch=2))(model)
+    for found, expected in zip(
+        jax.tree.leaves(jitted), jax.tree.leaves(head_scores(model, length=4, batch=2)), strict=True
+    ):
+        np.testing.assert_allclose(found, expected, atol=1e-6)

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from tljax.cache.activation_cache import ActivationCache
@@ -21,21 +22,23 @@ class PatternValuesWarning(UserWarning):
     """A detection pattern with other values than 0 and 1, where the share of attention that it marks was asked for."""
 
 
-def get_previous_token_head_detection_pattern(tokens: Any) -> Float[np.ndarray, "pos pos"]:
+def get_previous_token_head_detection_pattern(tokens: Any) -> Float[np.ndarray | Array, "pos pos"]:
     """1 from every token to the one before it. ``tokens`` are ids ``[pos]`` or ``[1, pos]``."""
     return np.eye(_row(tokens).size, k=-1, dtype=np.float32)
 
 
-def get_duplicate_token_head_detection_pattern(tokens: Any) -> Float[np.ndarray, "pos pos"]:
+def get_duplicate_token_head_detection_pattern(tokens: Any) -> Float[np.ndarray | Array, "pos pos"]:
     """1 from every token to each earlier one that is the same."""
     row = _row(tokens)
-    return np.tril(row[:, None] == row[None], k=-1).astype(np.float32)
+    xp = jnp if isinstance(row, Tracer) else np
+    return xp.tril(row[:, None] == row[None], k=-1).astype(np.float32)
 
 
-def get_induction_head_detection_pattern(tokens: Any) -> Float[np.ndarray, "pos pos"]:
+def get_induction_head_detection_pattern(tokens: Any) -> Float[np.ndarray | Array, "pos pos"]:
     """1 from every token to what followed each earlier one that is the same."""
     same = get_duplicate_token_head_detection_pattern(tokens)
-    return np.tril(np.pad(same, ((0, 0), (1, 0)))[:, :-1])
+    xp = jnp if isinstance(same, Tracer) else np
+    return xp.tril(xp.pad(same, ((0, 0), (1, 0)))[:, :-1])
 
 
 PATTERNS = {
@@ -97,8 +100,8 @@ def detect_head(
     total: Any = 0
     for size in sorted({row.size for row in prompts}):  # prompts of one length run together
         alike = [index for index, row in enumerate(prompts) if row.size == size]
-        attention = _attention(model, np.stack([prompts[index] for index in alike]), cache)
-        patterns = np.stack([wanted[index] for index in alike])
+        attention = _attention(model, _stacked([prompts[index] for index in alike]), cache)
+        patterns = _stacked([wanted[index] for index in alike])
         total += _scores(attention, patterns, exclude_bos, exclude_current_token, error_measure)
     mean = total / len(prompts)
     return mean if chosen is None else jnp.where(chosen, mean, -1)
@@ -148,7 +151,7 @@ def _similarity(attention: Any, wanted: Any, exclude_bos: bool, exclude_current_
     return 1 - jnp.round(difference.sum((-2, -1)) / size, 3)
 
 
-def _attention(model: HookedTransformer, rows: np.ndarray, cache: ActivationCache | None) -> list[jax.Array]:
+def _attention(model: HookedTransformer, rows: Any, cache: ActivationCache | None) -> list[jax.Array]:
     """One array a layer, ``[prompt, head, pos, pos]``."""
     ran: ActivationCache = cache if cache is not None else _run(model, rows)
     patterns = [ran["pattern", layer] for layer in range(model.cfg.n_layers)]
@@ -162,21 +165,29 @@ def _attention(model: HookedTransformer, rows: np.ndarray, cache: ActivationCach
     return patterns
 
 
-def _run(model: HookedTransformer, rows: np.ndarray) -> ActivationCache:
+def _run(model: HookedTransformer, rows: Any) -> ActivationCache:
     return model.run_with_cache(rows, return_type=None, names_filter=lambda name: name.endswith("hook_pattern"))[1]
 
 
-def _prompts(model: HookedTransformer, seq: Any) -> list[np.ndarray]:
+def _prompts(model: HookedTransformer, seq: Any) -> list[Any]:
     if not isinstance(seq, str) and len(seq) == 0:
         raise InputError("detect_head needs a prompt; got none.")
-    batch = model.to_batch(seq)
-    rows = [np.asarray(batch.row(index)) for index in range(len(batch))]
+    if isinstance(seq, Tracer):  # of one length
+        rows = list(jnp.atleast_2d(seq))
+    else:
+        with jax.ensure_compile_time_eval():  # tokens that are known stay so under jit
+            batch = model.to_batch(seq)
+            rows = [np.asarray(batch.row(index)) for index in range(len(batch))]
     if short := [index for index, row in enumerate(rows) if row.size < 2]:
         raise InputError(f"Prompt {short[0]} has {rows[short[0]].size} token: attention patterns need two or more.")
     return rows
 
 
-def _pattern(detection_pattern: Any, row: np.ndarray, error_measure: str) -> np.ndarray:
+def _stacked(rows: list[Any]) -> Any:
+    return (jnp if isinstance(rows[0], Tracer) else np).stack(rows)
+
+
+def _pattern(detection_pattern: Any, row: Any, error_measure: str) -> Any:
     if isinstance(detection_pattern, str):
         if detection_pattern not in PATTERNS:
             raise InputError(
@@ -235,8 +246,8 @@ def _check_measure(error_measure: str) -> None:
         )
 
 
-def _row(tokens: Any) -> np.ndarray:
-    row = np.asarray(tokens)
+def _row(tokens: Any) -> Any:
+    row = tokens if isinstance(tokens, Tracer) else np.asarray(tokens)
     if row.ndim not in (1, 2) or (row.ndim == 2 and row.shape[0] != 1):
         raise InputError(f"A pattern is made for one prompt, ids [pos] or [1, pos]; got shape {row.shape}.")
     return row.reshape(-1)
