@@ -47,7 +47,6 @@ def make_checkpoint(directory: Path, n_layers: int, d_model: int, d_vocab: int) 
         directory / "model.safetensors",
         headers,
         lambda key: 0.02 * rng.standard_normal(headers[key][1], dtype=np.float32),
-        {"format": "pt"},
     )
     (directory / "config.json").write_text(json.dumps(attributes))
     return (directory / "model.safetensors").stat().st_size

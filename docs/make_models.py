@@ -85,14 +85,14 @@ def row(architecture: str, about: str, figures: list[dict[str, Any]], golden: li
     """One line of the table."""
     models, _, special = about.replace("``", "`").partition(": ")
     models = models.replace(f" (`{architecture}`)", "").replace(f"(`{architecture}`)", "")
-    points = sorted({each["points"] + each["split_points"] for each in figures if "split_points" in each})
+    points = [str(each["points"] + each["split_points"]) for each in figures if "split_points" in each]  # one variant
     exact = [name for step, name in STEPS.items() if figures and all(step in each.get("steps", ()) for each in figures)]
     some = [name for step, name in STEPS.items() if any(step in each.get("steps", ()) for each in figures)]
     steps = "all" if len(exact) == len(STEPS) else ", ".join(n if n in exact else f"{n} (some)" for n in some) or "–"
     exported = figures and all(each.get("export") == "bit-equal" for each in figures)
     return " | ".join((
         f"| `{architecture}`", models, special.rstrip("."), str(len(figures)),
-        "–".join(str(n) for n in dict.fromkeys((points[0], points[-1]))) if points else "–",
+        points[0] if points else "–",
         f"{largest(figures, 'float32')}, {largest(figures, 'processed')}",
         largest(figures, "bfloat16"), largest(golden, "transformerlens"), steps,
         "bit-equal |" if exported else "– |",

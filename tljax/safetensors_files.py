@@ -22,6 +22,9 @@ _NAMES = {
 }  # fmt: skip
 """numpy's name of a dtype → that of the format."""
 
+_OF_A_CHECKPOINT = {"format": "pt"}
+"""What transformers insists on."""
+
 
 @contextlib.contextmanager
 def replace_file(path: Path) -> Iterator[BinaryIO]:
@@ -43,7 +46,7 @@ def write_safetensors(
     path: Path,
     headers: Mapping[str, tuple[np.dtype, tuple[int, ...]]],
     tensor: Callable[[str], np.ndarray],
-    metadata: Mapping[str, str],
+    metadata: Mapping[str, str] = _OF_A_CHECKPOINT,
 ) -> None:
     """Writes a safetensors file; no second copy of all its tensors is made.
 
@@ -51,7 +54,7 @@ def write_safetensors(
         path: the file; replaced atomically.
         headers: dtype and shape of every tensor, in file order.
         tensor: called once for each name, when its turn to be written comes.
-        metadata: plain strings for the file's header.
+        metadata: plain strings for the file's header; by default what a checkpoint's has.
     """
     description: dict[str, object] = {"__metadata__": dict(metadata)}
     offset = 0

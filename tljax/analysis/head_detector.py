@@ -30,14 +30,13 @@ def get_previous_token_head_detection_pattern(tokens: Any) -> Float[np.ndarray |
 def get_duplicate_token_head_detection_pattern(tokens: Any) -> Float[np.ndarray | Array, "pos pos"]:
     """1 from every token to each earlier one that is the same."""
     row = _row(tokens)
-    xp = jnp if isinstance(row, Tracer) else np
-    return xp.tril(row[:, None] == row[None], k=-1).astype(np.float32)
+    return _xp(row).tril(row[:, None] == row[None], k=-1).astype(np.float32)
 
 
 def get_induction_head_detection_pattern(tokens: Any) -> Float[np.ndarray | Array, "pos pos"]:
     """1 from every token to what followed each earlier one that is the same."""
     same = get_duplicate_token_head_detection_pattern(tokens)
-    xp = jnp if isinstance(same, Tracer) else np
+    xp = _xp(same)
     return xp.tril(xp.pad(same, ((0, 0), (1, 0)))[:, :-1])
 
 
@@ -183,8 +182,13 @@ def _prompts(model: HookedTransformer, seq: Any) -> list[Any]:
     return rows
 
 
+def _xp(array: Any) -> Any:
+    """numpy for what is known, jax.numpy for what is traced."""
+    return jnp if isinstance(array, Tracer) else np
+
+
 def _stacked(rows: list[Any]) -> Any:
-    return (jnp if isinstance(rows[0], Tracer) else np).stack(rows)
+    return _xp(rows[0]).stack(rows)
 
 
 def _pattern(detection_pattern: Any, row: Any, error_measure: str) -> Any:

@@ -20,7 +20,6 @@ from jaxtyping import Array, Float
 from tljax.analysis.lens_basis import LensBasis, load_lens, save_lens
 from tljax.analysis.logit_lens import stream_name
 from tljax.cache.attribution import logit_directions, token_ids
-from tljax.config import HookedTransformerConfig
 from tljax.errors import InputError
 from tljax.hooked_transformer import HookedTransformer
 from tljax.hooks.interventions import Add
@@ -145,7 +144,7 @@ class JacobianLens:
         total = jnp.zeros((len(layers), model.cfg.d_model, model.cfg.d_model), jnp.float32)
         with Progress(len(rows), verbose, "Jacobian lens", "prompt") as progress:
             for start in range(0, len(rows), batch_size):
-                batch = _framed(rows[start : start + batch_size], model.cfg)
+                batch = _framed(rows[start : start + batch_size], model.cfg.n_ctx)
                 total += _jacobians(model, batch, layers=layers, skip=skip_first_positions, dim_batch=dim_batch)
                 progress.advance(len(batch))
         return cls(
@@ -213,9 +212,9 @@ def _rows(model: HookedTransformer, prompts: Any, max_seq_len: int, skip: int) -
     return kept
 
 
-def _framed(rows: list[np.ndarray], cfg: HookedTransformerConfig) -> Batch:
+def _framed(rows: list[np.ndarray], n_ctx: int) -> Batch:
     """Prompts padded to a length that many batches share, so that few lengths are compiled."""
-    return Batch.from_rows(rows, width=frame_length(max(map(len, rows)), cfg.n_ctx))
+    return Batch.from_rows(rows, width=frame_length(max(map(len, rows)), n_ctx))
 
 
 @functools.partial(jax.jit, static_argnames=("layers", "skip", "dim_batch"))

@@ -68,7 +68,7 @@ def save_hf(
     headers = {key: (np.dtype(flat[entry.targets[0]].dtype), entry.shape(sizes)) for key, entry in by_key.items()}
     target = Path(directory)
     target.mkdir(parents=True, exist_ok=True)
-    write_safetensors(target / SINGLE, headers, tensor, {"format": "pt"})  # what transformers insists on
+    write_safetensors(target / SINGLE, headers, tensor)
     write_side_files(target, attributes, tokenizer)
 
 

@@ -64,7 +64,7 @@ def save_native(
     target = Path(directory)
     target.mkdir(parents=True, exist_ok=True)
     headers = {path: (np.dtype(leaf.dtype), shapes[path]) for path, leaf in flat.items()}
-    write_safetensors(target / SINGLE, headers, lambda path: np.asarray(jax.device_get(flat[path])), {"format": "pt"})
+    write_safetensors(target / SINGLE, headers, lambda path: np.asarray(jax.device_get(flat[path])))
     write_side_files(target, {FORMAT: VERSION, **cfg.to_dict()}, tokenizer)
 
 
