@@ -1,0 +1,5 @@
+"""Damaged files, half-written directories."""
+
+from table import Case
+
+CASES: tuple[Case, ...] = ()

@@ -1,0 +1,5 @@
+"""Text and tokenizers."""
+
+from table import Case
+
+CASES: tuple[Case, ...] = ()
