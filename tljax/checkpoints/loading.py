@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import os
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from tljax.checkpoints.layout import (
 from tljax.checkpoints.mxfp4 import unpacked
 from tljax.checkpoints.placement import Placer, ShardingRule, placer
 from tljax.checkpoints.reader import CONFIG, Tensors, open_tensors, read_json
+from tljax.checkpoints.stored_names import known_names
 from tljax.config import HookedTransformerConfig, available_dtype
 from tljax.config_checks import PER_LAYER
 from tljax.errors import CheckpointError, ConfigError, InputError, UnsupportedModelError, nearest
@@ -57,6 +59,7 @@ class _Description:
     prefix: str = ""
     ignored: tuple[str, ...] = ()
     computed: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    renamed: tuple[tuple[str, str], ...] = ()
 
 
 def load_checkpoint(
@@ -111,7 +114,9 @@ def load_checkpoint(
     described = describe(location.directory)
     cfg = _requested(described.cfg, location, "float32" if dtype is None else dtype, n_ctx, first_n_layers)
     chosen = Steps.for_config(cfg, **steps)
-    tensors = unpacked(open_tensors(location.directory))
+    is_known = mapping.is_stored_name(described.rows, described.cfg, described.prefix, described.ignored)
+    stored = unpacked(open_tensors(location.directory))
+    tensors = known_names(stored, is_known, described.renamed, str(location.directory))
     entries = mapping.match(
         described.rows,
         described.cfg,
@@ -121,6 +126,7 @@ def load_checkpoint(
         computed=described.computed.keys(),
         origin=str(location.directory),
     )
+    _warn_of_untied(entries, tensors, str(location.directory))
     params = _read(entries, tensors, described, cfg, chosen, placer(device))
     return Loaded(cfg=chosen.config_after(cfg), params=params, tokenizer_source=_tokenizer_source(location))
 
@@ -147,6 +153,8 @@ def describe(directory: Path) -> _Description:
             return _Description(cfg, native.rows(cfg))
         family = family_of(attributes, origin)
         hf = HFConfig(attributes, origin)
+        if family.tower is not None:
+            hf = family.tower.text_config(hf)
         cfg = family.read_config(hf).replace(original_architecture=family.architecture)
         rows = list(family.rows(hf))
         hf.refuse_unread()
@@ -155,7 +163,19 @@ def describe(directory: Path) -> _Description:
         raise
     except (ValueError, TypeError, ArithmeticError) as error:
         raise CheckpointError(f"{origin} does not describe a model: {error}") from error
-    return _Description(cfg, rows, family.prefix, family.ignored, computed)
+    return _Description(cfg, rows, family.prefix, family.ignored, computed, family.renamed)
+
+
+def _warn_of_untied(entries: Mapping[str, list[mapping.Entry]], tensors: Tensors, origin: str) -> None:
+    """Warns of tensors that the config ties but that are stored apart and differ: as in transformers, both count."""
+    for one, other in mapping.stored_apart(entries):
+        if not np.array_equal(tensors.read(one.key), tensors.read(other.key)):
+            warnings.warn(
+                f"{origin} ties {one.key} to {other.key} (tie_word_embeddings, or its default), but stores both, and "
+                "they differ. Each is used as it is stored, as transformers does: set tie_word_embeddings to false in "
+                "config.json, or remove the one that should not be there.",
+                stacklevel=2,
+            )
 
 
 def _requested(

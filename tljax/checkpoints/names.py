@@ -21,7 +21,7 @@ _REGULAR = (
     ("google/gemma-{}{}", "2b 7b", ("", "-it")),
     ("google/gemma-2-{}{}", "2b 9b 27b", ("", "-it")),
     ("google/gemma-3-{}{}", "270m", ("", "-it")),
-    ("google/gemma-3-{}{}", "1b", ("-pt", "-it")),
+    ("google/gemma-3-{}{}", "1b 4b 12b 27b", ("-pt", "-it")),
     ("roneneldan/TinyStories-{}{}", "1M 3M 8M 28M 33M 1Layer-21M 2Layers-33M", ("",)),
     ("roneneldan/TinyStories-Instruct-{}{}", "1M 3M 8M 28M 33M 2Layers-33M", ("",)),
     ("microsoft/phi-{}{}", "1 1_5 2 4", ("",)),
