@@ -1,4 +1,4 @@
-"""Tiny random multimodal checkpoints, as transformers writes them; and their tensors under the other published names."""
+"""Tiny random multimodal checkpoints, as transformers writes them, and the other names of their tensors."""
 
 from pathlib import Path
 from typing import Any
@@ -60,8 +60,15 @@ TOWERS: dict[str, dict[str, Any]] = {
 """By ``model_type``."""
 
 
-def make_tower(model_type: str, directory: Path, **changes: Any) -> Any:
-    """Saves a random model of ``TOWERS`` and returns the PyTorch model, images and all."""
+def make_tower(model_type: str, directory: Path, spread: float = 0.3, **changes: Any) -> Any:
+    """Saves a random model of ``TOWERS`` and returns the PyTorch model, images and all.
+
+    Args:
+        model_type: which.
+        directory: where to.
+        spread: standard deviation of every parameter.
+        **changes: other attributes of the whole config.
+    """
     import torch
     from transformers import AutoConfig, AutoModelForImageTextToText
 
@@ -71,7 +78,7 @@ def make_tower(model_type: str, directory: Path, **changes: Any) -> Any:
     generator = torch.Generator().manual_seed(0)
     for name, parameter in model.named_parameters():
         is_gain = name.endswith("weight") and (parameter.ndim == 1 or "norm" in name) and model_type != "gemma3"
-        parameter.data = 0.3 * torch.randn(parameter.shape, generator=generator) + is_gain
+        parameter.data = spread * torch.randn(parameter.shape, generator=generator) + is_gain
     for name, buffer in model.named_buffers():
         if name.endswith("e_score_correction_bias"):
             buffer.copy_(0.3 * torch.randn(buffer.shape, generator=generator))

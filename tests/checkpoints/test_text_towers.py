@@ -167,10 +167,10 @@ def test_a_sparse_gemma_3_gives_transformers_logits(tmp_path: Path) -> None:
     import torch
     from transformers import Gemma3ForConditionalGeneration
 
-    text = SPARSE | {"hidden_size": 12, "intermediate_size": 16, "num_hidden_layers": 6, "sliding_window": 4}
+    text = SPARSE | {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 6, "sliding_window": 4}
     vision = {"model_type": "siglip_vision_model", "hidden_size": 4, "intermediate_size": 4, "num_hidden_layers": 1,
               "num_attention_heads": 1, "image_size": 28, "patch_size": 14, "vision_use_head": False}  # fmt: skip
-    model = make_tower("gemma3", tmp_path, text_config=text, vision_config=vision)
+    model = make_tower("gemma3", tmp_path, 0.1, text_config=text, vision_config=vision)
     (tmp_path / "config.json").write_text(json.dumps(GEMMA3 | {"text_config": text, "vision_config": vision}))
     again = Gemma3ForConditionalGeneration.from_pretrained(tmp_path, dtype=torch.float32).eval()
     loaded = load_checkpoint(tmp_path, **RAW)
@@ -241,7 +241,7 @@ def whole_config(model_type: str, text: dict[str, Any] | None = None, **changes:
             r"use_sliding_window=True.*supported: False",
         ),
         (whole_config("mistral3", {"model_type": "ministral3"}), UnsupportedModelError, r"model_type='ministral3'"),
-        (whole_config("gemma3", text_config=None), CheckpointError, r"text_config=None: expected the text model's"),
+        (whole_config("gemma3", text_config=None), CheckpointError, r"text_config=None: expected the attributes"),
         (whole_config("glm4v", text_config="text"), CheckpointError, r"text_config='text': expected"),
         (
             whole_config("mistral3", {"quantization_config": None}, quantization_config={"bits": 4}),
