@@ -50,7 +50,7 @@ from tljax.checkpoints.families.smollm3 import SMOLLM3
 from tljax.checkpoints.families.stablelm import STABLELM
 from tljax.checkpoints.families.starcoder2 import STARCODER2
 from tljax.checkpoints.families.towers import TEXT_ARCHITECTURES as TEXT_ARCHITECTURES
-from tljax.checkpoints.families.towers import TOWERS
+from tljax.checkpoints.families.towers import TOWERS as TOWERS
 from tljax.checkpoints.families.xglm import XGLM
 from tljax.checkpoints.mapping import Family
 from tljax.errors import UnsupportedModelError, nearest
