@@ -32,12 +32,13 @@ NOT_SUPPORTED: dict[str, str] = {
 
 TOWERS_HEAD = """## Text models of multimodal checkpoints
 
-Of these the text model is read, and what belongs to images is left out: the tensors named in the table, and the attributes of
-config.json that make, place or count image tokens. Logits of text prompts are tested against transformers' own class,
-float32, within 5e-5; prompts of text have one position a token, so multi-part rotary positions (`mrope_section`) are the
-ordinary ones. The id of an image token is an id like any other, as in transformers without pixels. Names as in older
-checkpoints (`language_model.model.layers`, `model.layers` beside `visual`) and newer ones (`model.language_model.layers`)
-are read, as are configs with `text_config` and Qwen's older flat ones. `model.save_hf` writes the text model alone.
+Of these the text model is read, and what belongs to images is left out: the tensors named in the table, and the
+attributes of config.json that make, place or count image tokens. Logits of text prompts are tested against
+transformers' own class (float32, 5e-5). A token of text has one position, so rotary positions in three parts
+(`mrope_section`) are the ordinary ones. The id of an image token is an id like any other, as in transformers
+without pixels. Both names of tensors are read, older (`language_model.model.layers`, or `model.layers` beside
+`visual`) and newer (`model.language_model.layers`), and configs with `text_config` as well as Qwen's flat ones of
+old. `model.save_hf` writes the text model alone.
 
 | architecture | read and written as | tensors left out |
 |---|---|---|"""
