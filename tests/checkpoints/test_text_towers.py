@@ -267,6 +267,15 @@ def test_attributes_beside_text_config_do_not_reach_the_text_model(tmp_path: Pat
     expected = describe_config(tmp_path, whole_config("qwen2_5_vl"))
     copies = {name: 7 for name in TEXT if name not in ("bos_token_id", "eos_token_id", "pad_token_id")}
     assert describe_config(tmp_path, whole_config("qwen2_5_vl", **copies)) == expected
+    of_images = {"image_token_id": 9, "video_token_id": None, "vision_start_token_id": 3, "vision_config": {}}
+    assert describe_config(tmp_path, whole_config("qwen2_5_vl", of_images)) == expected
+
+
+def test_glm_4v_was_flat_once_too(tmp_path: Path) -> None:
+    """Transformers 5 no longer reads such a file: it takes its class's sizes."""
+    nested = whole_config("glm4v")
+    flat = nested | nested["text_config"] | {"text_config": None}
+    assert describe_config(tmp_path, flat) == describe_config(tmp_path, nested)
 
 
 @pytest.mark.parametrize(

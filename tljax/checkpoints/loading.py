@@ -114,8 +114,8 @@ def load_checkpoint(
     described = describe(location.directory)
     cfg = _requested(described.cfg, location, "float32" if dtype is None else dtype, n_ctx, first_n_layers)
     chosen = Steps.for_config(cfg, **steps)
-    is_known = mapping.is_stored_name(described.rows, described.cfg, described.prefix, described.ignored)
     stored = unpacked(open_tensors(location.directory))
+    is_known = mapping.is_stored_name(described.rows, described.cfg, described.prefix, described.ignored)
     tensors = known_names(stored, is_known, described.renamed, str(location.directory))
     entries = mapping.match(
         described.rows,

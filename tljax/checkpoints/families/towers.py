@@ -143,6 +143,7 @@ GLM4V = _tower(
     "Glm4vForConditionalGeneration",
     "glm4v",
     _VISUAL,
+    flat=True,
     mrope=True,
     defaults={
         "vocab_size": 151552,
