@@ -3,7 +3,7 @@
 import dataclasses
 import inspect
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from tljax.checkpoints import hub, mapping, native
 from tljax.checkpoints.families import family_of
-from tljax.checkpoints.hf_config import HFConfig
+from tljax.checkpoints.hf_config import without
 from tljax.checkpoints.layout import (
     BLOCKS,
     axis_sizes,
@@ -72,6 +72,7 @@ def load_checkpoint(
     checkpoint_value: int | None = None,
     checkpoint_index: int | None = None,
     n_devices: int = 1,
+    ignore_config: str | Sequence[str] = (),
     **steps: bool,
 ) -> Loaded:
     """Loads a Hugging Face or tljax checkpoint, tensor by tensor and without torch.
@@ -91,10 +92,14 @@ def load_checkpoint(
         checkpoint_value: training step of a published checkpoint (Pythia, Stanford GPT-2).
         checkpoint_index: the same, by its position in the list of checkpoints.
         n_devices: accepted for TransformerLens's sake; several devices are a sharding, ``device=``.
+        ignore_config: attributes of config.json to load without, as if the file did not have them: one that tljax does
+            not know and that you know to change nothing; of one that it reads, the class's default is taken instead.
+            ``"a.b"`` is ``b`` in the object ``a``. What says which model it is, and of what size, cannot be ignored.
         **steps: weight processing: see :meth:`tljax.weights.steps.Steps.for_config`.
 
     Raises:
-        InputError: an option that there is none of, or ``n_devices`` other than 1.
+        InputError: an option that there is none of, ``n_devices`` other than 1, or an attribute in ``ignore_config``
+            that config.json does not have or that no model can do without.
         CheckpointError: the checkpoint is not there, incomplete, damaged, or disagrees with its config.
         UnsupportedModelError: an architecture, attribute or storage format that tljax does not implement.
         ConfigError: ``n_ctx``, ``first_n_layers`` or ``dtype`` that the checkpoint cannot be loaded with.
@@ -108,7 +113,7 @@ def load_checkpoint(
         checkpoint_value=checkpoint_value,
         checkpoint_index=checkpoint_index,
     )
-    described = describe(location.directory)
+    described = describe(location.directory, ignore_config)
     cfg = _requested(described.cfg, location, "float32" if dtype is None else dtype, n_ctx, first_n_layers)
     chosen = Steps.for_config(cfg, **steps)
     tensors = unpacked(open_tensors(location.directory))
@@ -137,23 +142,31 @@ def _check_options(steps: Mapping[str, Any], n_devices: int) -> None:
         raise InputError(f"Loading has no option {unknown!r}.{nearest(unknown, known)} Options: {', '.join(known)}.")
 
 
-def describe(directory: Path) -> _Description:
-    """Reads config.json: tljax's own format by its mark, anything else by its architecture."""
+def describe(directory: Path, ignore: str | Sequence[str] = ()) -> _Description:
+    """Reads config.json: tljax's own format by its mark, anything else by its architecture.
+
+    Args:
+        directory: where it is.
+        ignore: attributes to read it without; see :func:`load_checkpoint`.
+    """
     attributes = read_json(directory / CONFIG)
     origin = str(directory / CONFIG)
     try:
         if native.FORMAT in attributes:
+            if ignore:
+                raise InputError("ignore_config is about Hugging Face's config.json: this one is tljax's own format.")
             cfg = native.read_config(attributes, origin)
             return _Description(cfg, native.rows(cfg))
         family = family_of(attributes, origin)
-        hf = HFConfig(attributes, origin)
+        names = (ignore,) if isinstance(ignore, str) else tuple(ignore)
+        hf = family.config(without(attributes, names, family.defaults, origin), origin)
         cfg = family.read_config(hf).replace(original_architecture=family.architecture)
         rows = list(family.rows(hf))
         hf.refuse_unread()
         computed = family.computed(cfg)
-    except (CheckpointError, UnsupportedModelError):
+    except (CheckpointError, UnsupportedModelError, InputError):
         raise
-    except (ValueError, TypeError, ArithmeticError) as error:
+    except (ValueError, TypeError, ArithmeticError, AttributeError, LookupError, RecursionError) as error:
         raise CheckpointError(f"{origin} does not describe a model: {error}") from error
     return _Description(cfg, rows, family.prefix, family.ignored, computed)
 

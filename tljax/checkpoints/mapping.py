@@ -146,6 +146,11 @@ class Family:
         prefix: may be missing from a checkpoint's keys (checkpoints of the bare model without its head).
         ignored: patterns of stored buffers that are not parameters.
         computed: our config → parameters that follow from a formula and are not stored, by path.
+        defaults: what transformers' class takes for an attribute that config.json lacks: all sizes, and what differs
+            from the default of a reader that families share. These are the attributes no caller can have ignored.
+        aliases: other name → name, as in the class's ``attribute_map``.
+        inert: why some attributes do not change this family's logits → their names, separated by spaces.
+        own_code: pattern of the modules in which the publishers' own code was, before transformers took it over.
     """
 
     architecture: str
@@ -157,6 +162,21 @@ class Family:
     ignored: tuple[str, ...] = ()
     computed: Callable[[HookedTransformerConfig], Mapping[str, np.ndarray]] = lambda cfg: {}
     aka: str | None = None
+    defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    inert: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    own_code: str = ""
+
+    def config(self, attributes: Mapping[str, Any], origin: str = "config.json") -> HFConfig:
+        """Returns config.json's ``attributes`` as this family reads them.
+
+        Raises:
+            UnsupportedModelError: the checkpoint brings code of its own that transformers does not have.
+        """
+        inert = [name for names in self.inert.values() for name in names.split()]
+        hf = HFConfig(attributes, origin, defaults=self.defaults, aliases=self.aliases, inert=inert)
+        hf.check_own_code(self.own_code)
+        return hf
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,6 +11,7 @@ from tljax.errors import CheckpointError
 
 def read_config(hf: HFConfig) -> HookedTransformerConfig:
     """Returns our config for a ``GPTNeoConfig``."""
+    hf.only(rotary=False)  # written into copies of GPT-J under this family's name
     groups = hf("attention_types", [[["global", "local"], 12]])
     layers = [kind for kinds, times in groups for kind in list(kinds) * times]
     if (listed := hf("attention_layers", layers)) != layers:
@@ -76,4 +77,12 @@ GPT_NEO = Family(
     rows=rows,
     prefix="transformer.",
     ignored=(r"(transformer\.)?h\.\d+\.attn\.attention\.(bias|masked_bias)",),
+    defaults={
+        "hidden_size": 2048,
+        "num_layers": 24,
+        "num_heads": 16,
+        "max_position_embeddings": 2048,
+        "vocab_size": 50257,
+    },
+    aliases={"num_attention_heads": "num_heads", "num_hidden_layers": "num_layers"},
 )

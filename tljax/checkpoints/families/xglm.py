@@ -82,4 +82,6 @@ XGLM = Family(
     prefix="model.",
     ignored=(r"(model\.)?embed_positions\.weights",),
     computed=positions,
+    defaults={"d_model": 1024, "num_layers": 24, "attention_heads": 16, "vocab_size": 256008, "ffn_dim": 4096},
+    aliases={"num_attention_heads": "attention_heads", "hidden_size": "d_model", "num_hidden_layers": "num_layers"},
 )
