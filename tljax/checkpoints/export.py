@@ -73,7 +73,8 @@ def save_hf(
 
 def _check_computed(flat: dict[str, Any], cfg: HookedTransformerConfig, family: Family) -> None:
     """Refuses parameters that are not what the architecture computes in their place."""
-    for path, values in family.computed(cfg).items():
+    for path, make in family.computed(cfg).items():
+        values = make()
         if bool((flat[path] != values.astype(flat[path].dtype)).any()):
             raise UnsupportedModelError(
                 f"{path} is not what {family.architecture} computes in its place, and it stores no such tensor."

@@ -9,13 +9,13 @@ import copy
 import json
 import math
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from types import MappingProxyType
 from typing import Any
 
 from tljax.checkpoints.inert import INERT, INERT_PREFIXES, SWITCHED_OFF
 from tljax.config import HookedTransformerConfig
-from tljax.errors import CheckpointError, InputError, UnsupportedModelError, nearest
+from tljax.errors import CheckpointError, UnsupportedModelError
 
 ACTIVATIONS = {
     "relu": "relu",
@@ -124,11 +124,6 @@ class HFConfig:
         changed._attributes = {**self._attributes, **attributes}
         return changed
 
-    def without(self, *names: str) -> "HFConfig":
-        """Returns the config with these attributes absent; they count as read."""
-        self._read.update(names)
-        return self.changed(**dict.fromkeys(names))
-
     def nested(self, name: str) -> "HFConfig":
         """Returns the object in attribute ``name`` as a config of its own; empty if it is absent."""
         inner = HFConfig(self(name, {}), f"{self.origin} {name}")
@@ -202,8 +197,8 @@ class HFConfig:
 
     def _check_rope(self, rope: Mapping[str, Any]) -> None:
         for name, value in rope.items():
-            kind = _ROPE_KINDS.get(name, float)
-            if not _is_a(value, kind):
+            kind = _ROPE_KINDS.get(name)
+            if kind is not None and not _is_a(value, kind):
                 raise CheckpointError(
                     f"{self.origin} sets rope_scaling {name}={shortened(value)}: expected {_KINDS[kind]}."
                 )
@@ -254,10 +249,14 @@ _KINDS: dict[type, str] = {
 """Type of a default → what a value must be, in JSON's words; bool first, which is an int in Python."""
 
 
-_ROPE_KINDS = {
-    "type": str, "rope_type": str, "short_factor": list, "long_factor": list, "truncate": bool, "finetuned": bool,
+_ROPE_NUMBERS = """
+    rope_theta partial_rotary_factor factor attention_factor beta_fast beta_slow low_freq_factor high_freq_factor mscale
+    mscale_all_dim original_max_position_embeddings short_mscale long_mscale alpha
+"""
+_ROPE_KINDS: dict[str, type] = dict.fromkeys(_ROPE_NUMBERS.split(), float) | {
+    "type": str, "rope_type": str, "short_factor": list, "long_factor": list, "truncate": bool,
 }  # fmt: skip
-"""What a rotary parameter must be, if not a number."""
+"""Rotary parameter → what it must be."""
 
 
 def _is_a(value: Any, kind: type) -> bool:
@@ -270,34 +269,6 @@ def shortened(value: Any, most: int = 240) -> str:
     """Returns ``value`` as Python writes it, cut where that is longer than ``most`` characters."""
     text = repr(value)
     return text if len(text) <= most else f"{text[:most]}…"
-
-
-def without(
-    attributes: Mapping[str, Any], names: Sequence[str], needed: Collection[str], origin: str = "config.json"
-) -> dict[str, Any]:
-    """Returns ``attributes`` without ``names``; ``"a.b"`` is ``b`` in the object ``a``.
-
-    Args:
-        attributes: what config.json says.
-        names: what to leave out.
-        needed: what cannot be left out, besides the names of the model itself.
-        origin: named in errors.
-
-    Raises:
-        InputError: a name that is not there, or one that is needed.
-    """
-    left = dict(attributes)
-    for name in names:
-        if name in needed or name in ("architectures", "model_type"):
-            raise InputError(f"ignore_config names {name!r}, which says what model this is: it cannot be ignored.")
-        outer, _, inner = name.partition(".") if isinstance(name, str) else (name, "", "")
-        if name in left:
-            del left[name]
-        elif inner and isinstance(left.get(outer), Mapping) and inner in left[outer]:
-            left[outer] = {key: value for key, value in left[outer].items() if key != inner}
-        else:
-            raise InputError(f"ignore_config names {name!r}, which {origin} does not have.{nearest(str(name), left)}")
-    return left
 
 
 def _original_length(hf: HFConfig, rope: dict[str, Any]) -> int:

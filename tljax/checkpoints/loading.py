@@ -3,7 +3,7 @@
 import dataclasses
 import inspect
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,6 @@ import numpy as np
 
 from tljax.checkpoints import hub, mapping, native
 from tljax.checkpoints.families import family_of
-from tljax.checkpoints.hf_config import without
 from tljax.checkpoints.layout import (
     BLOCKS,
     axis_sizes,
@@ -56,7 +55,7 @@ class _Description:
     rows: list[mapping.Row]
     prefix: str = ""
     ignored: tuple[str, ...] = ()
-    computed: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    computed: Mapping[str, Callable[[], np.ndarray]] = dataclasses.field(default_factory=dict)
 
 
 def load_checkpoint(
@@ -159,7 +158,7 @@ def describe(directory: Path, ignore: str | Sequence[str] = ()) -> _Description:
             return _Description(cfg, native.rows(cfg))
         family = family_of(attributes, origin)
         names = (ignore,) if isinstance(ignore, str) else tuple(ignore)
-        hf = family.config(without(attributes, names, family.defaults, origin), origin)
+        hf = family.config(_without(attributes, names, family.defaults, origin), origin)
         cfg = family.read_config(hf).replace(original_architecture=family.architecture)
         rows = list(family.rows(hf))
         hf.refuse_unread()
@@ -169,6 +168,34 @@ def describe(directory: Path, ignore: str | Sequence[str] = ()) -> _Description:
     except (ValueError, TypeError, ArithmeticError, AttributeError, LookupError, RecursionError) as error:
         raise CheckpointError(f"{origin} does not describe a model: {error}") from error
     return _Description(cfg, rows, family.prefix, family.ignored, computed)
+
+
+def _without(
+    attributes: Mapping[str, Any], names: Sequence[str], needed: Collection[str], origin: str
+) -> dict[str, Any]:
+    """Returns ``attributes`` without ``names``; ``"a.b"`` is ``b`` in the object ``a``.
+
+    Args:
+        attributes: what config.json says.
+        names: what to leave out.
+        needed: what cannot be left out, besides the names of the model itself.
+        origin: named in errors.
+
+    Raises:
+        InputError: a name that is not there, or one that is needed.
+    """
+    left = dict(attributes)
+    for name in names:
+        if name in needed or name in ("architectures", "model_type"):
+            raise InputError(f"ignore_config names {name!r}, which says what model this is: it cannot be ignored.")
+        outer, _, inner = name.partition(".") if isinstance(name, str) else (name, "", "")
+        if name in left:
+            del left[name]
+        elif inner and isinstance(left.get(outer), Mapping) and inner in left[outer]:
+            left[outer] = {key: value for key, value in left[outer].items() if key != inner}
+        else:
+            raise InputError(f"ignore_config names {name!r}, which {origin} does not have.{nearest(str(name), left)}")
+    return left
 
 
 def _requested(
@@ -218,7 +245,7 @@ def _read(
             for path, part in zip(entry.targets, parts, strict=True):
                 raw[path] = place(path, part[: shapes[path][0]] if part.ndim else part)  # cuts positions past n_ctx
         raw |= {
-            path: place(path, stored.computed[path][: shapes[path][0]]) for path in paths if path in stored.computed
+            path: place(path, stored.computed[path]()[: shapes[path][0]]) for path in paths if path in stored.computed
         }
         raw |= {path: place(path, np.zeros(shapes[path], cfg.dtype)) for path in paths if path not in raw}
         return unflatten({path.removeprefix(prefix): array for path, array in raw.items()})

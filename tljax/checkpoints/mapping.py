@@ -145,7 +145,7 @@ class Family:
         rows: HF config → the table.
         prefix: may be missing from a checkpoint's keys (checkpoints of the bare model without its head).
         ignored: patterns of stored buffers that are not parameters.
-        computed: our config → parameters that follow from a formula and are not stored, by path.
+        computed: our config → by path, what makes a parameter that follows from a formula and is not stored.
         defaults: what transformers' class takes for an attribute that config.json lacks: all sizes, and what differs
             from the default of a reader that families share. These are the attributes no caller can have ignored.
         aliases: other name → name, as in the class's ``attribute_map``.
@@ -160,7 +160,7 @@ class Family:
     rows: Callable[[HFConfig], Sequence[Row]]
     prefix: str = ""
     ignored: tuple[str, ...] = ()
-    computed: Callable[[HookedTransformerConfig], Mapping[str, np.ndarray]] = lambda cfg: {}
+    computed: Callable[[HookedTransformerConfig], Mapping[str, Callable[[], np.ndarray]]] = lambda cfg: {}
     aka: str | None = None
     defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -250,7 +250,9 @@ def match(
         CheckpointError: tensors are missing, unexpected or of the wrong shape; lists all of them.
         UnsupportedModelError: a needed tensor is stored in a quantized or integer format.
     """
-    sizes, axes = axis_sizes(cfg), parameter_axes(cfg)
+    sizes = axis_sizes(cfg)
+    _check_counts(rows, sizes, cfg.n_layers, tensors, origin)
+    axes = parameter_axes(cfg)
     stages: dict[str, list[Entry]] = {}
     missing, misshapen, used = [], [], set()
     for entry in _as_stored(bind(rows, cfg.n_layers), sizes, prefix, tensors):
@@ -277,6 +279,24 @@ def match(
     if weights := sorted(path for path in unfilled if not may_be_absent(path)):
         raise ValueError(f"The table fills no {weights}: every weight needs a row.")
     return stages
+
+
+def _check_counts(
+    rows: Sequence[Row], sizes: Mapping[str, int], n_layers: int, tensors: Mapping[str, TensorInfo], origin: str
+) -> None:
+    """Raises where more layers, experts or heads are claimed than tensors are stored, before any of them is named."""
+    counts = {"layers": n_layers}
+    ends = tuple(row.key.rpartition("{l}")[2] for row in rows if row.other)  # of experts that are stored together
+    together = any(key.endswith(ends) for key in tensors)
+    for each, axis in _EACH.items():
+        if any(each in row.key for row in rows) and not (axis == "n_experts" and together):
+            counts[axis.removeprefix("n_")] = sizes[axis]
+    for name, count in counts.items():
+        if count > len(tensors):
+            raise CheckpointError(
+                f"{origin} stores {len(tensors)} tensors, fewer than the {count} {name} that its config.json claims. "
+                "Nothing was loaded. Either the download is incomplete or config.json belongs to another model."
+            )
 
 
 def at_layer(template: str, layer: int | None) -> str:
