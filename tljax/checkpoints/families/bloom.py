@@ -16,7 +16,7 @@ def read_config(hf: HFConfig) -> HookedTransformerConfig:
         d_model=d_model,
         n_layers=hf("n_layer", aka=("num_hidden_layers",)),
         n_heads=hf("n_head", aka=("num_attention_heads",)),
-        n_ctx=hf("seq_length", 2048),  # not a limit: ALiBi has none
+        n_ctx=hf("seq_length"),  # not a limit: ALiBi has none
         d_vocab=hf("vocab_size"),
         act_fn="gelu_fast",
         eps=hf("layer_norm_epsilon", 1e-5),
@@ -63,7 +63,7 @@ BLOOM = Family(
     write_config=write_config,
     rows=rows,
     prefix="transformer.",
-    defaults={"hidden_size": 64, "n_layer": 2, "n_head": 8, "vocab_size": 250880},
+    defaults={"hidden_size": 64, "n_layer": 2, "n_head": 8, "vocab_size": 250880, "seq_length": 2048},
     aliases={"num_hidden_layers": "n_layer", "num_attention_heads": "n_head"},
     inert={
         "kernels of the training code": "bias_dropout_fusion masked_softmax_fusion offset_alibi skip_bias_add",

@@ -38,7 +38,7 @@ def read_config(hf: HFConfig) -> HookedTransformerConfig:
         n_heads=n_heads,
         n_key_value_heads=None if kv_heads == n_heads else kv_heads,
         d_head=d_head,
-        n_ctx=hf("max_position_embeddings", 2048),
+        n_ctx=hf("max_position_embeddings"),
         d_vocab=hf("vocab_size"),
         d_mlp=d_mlp,
         act_fn=hf.activation("activation", "gelu"),
@@ -120,7 +120,13 @@ FALCON = Family(
     rows=rows,
     prefix="transformer.",
     ignored=(r"(transformer\.)?h\.\d+\.self_attention\.(maybe_rotary|rotary_emb)\.inv_freq",),
-    defaults={"hidden_size": 4544, "num_attention_heads": 71, "num_hidden_layers": 32, "vocab_size": 65024},
+    defaults={
+        "hidden_size": 4544,
+        "num_attention_heads": 71,
+        "num_hidden_layers": 32,
+        "vocab_size": 65024,
+        "max_position_embeddings": 2048,
+    },
     inert={"of the code first published; num_attention_heads and num_hidden_layers say it": "n_head n_layer"},
     own_code="falcon",
 )

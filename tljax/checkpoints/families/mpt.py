@@ -19,7 +19,7 @@ def read_config(hf: HFConfig) -> HookedTransformerConfig:
         d_model=hf("d_model"),
         n_layers=hf("n_layers"),
         n_heads=hf("n_heads"),
-        n_ctx=hf("max_seq_len", 2048),
+        n_ctx=hf("max_seq_len"),
         d_vocab=hf("vocab_size"),
         act_fn="gelu",
         eps=hf("layer_norm_epsilon", 1e-5),
@@ -96,7 +96,7 @@ MPT = Family(
     rows=rows,
     prefix="transformer.",
     aka="MPTForCausalLM",
-    defaults={"d_model": 2048, "n_layers": 24, "n_heads": 16, "vocab_size": 50368},
+    defaults={"d_model": 2048, "n_layers": 24, "n_heads": 16, "vocab_size": 50368, "max_seq_len": 2048},
     aliases={"num_attention_heads": "n_heads", "hidden_size": "d_model", "num_hidden_layers": "n_layers"},
     own_code="mpt",
     inert={

@@ -86,6 +86,13 @@ XGLM = Family(
     prefix="model.",
     ignored=(r"(model\.)?embed_positions\.weights",),
     computed=lambda cfg: {"pos_embed.W_pos": functools.partial(positions, cfg)},
-    defaults={"d_model": 1024, "num_layers": 24, "attention_heads": 16, "vocab_size": 256008, "ffn_dim": 4096},
+    defaults={
+        "d_model": 1024,
+        "num_layers": 24,
+        "attention_heads": 16,
+        "vocab_size": 256008,
+        "ffn_dim": 4096,
+        "max_position_embeddings": 2048,
+    },
     aliases={"num_attention_heads": "attention_heads", "hidden_size": "d_model", "num_hidden_layers": "num_layers"},
 )
