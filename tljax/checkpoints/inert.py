@@ -35,14 +35,15 @@ _INERT = {
         num_beams num_beam_groups num_return_sequences diversity_penalty temperature top_k top_p typical_p
         repetition_penalty length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids
         remove_invalid_values exponential_decay_length_penalty suppress_tokens begin_suppress_tokens
-        custom_pipelines
+        assistant_confidence_threshold assistant_lookbehind encoder_repetition_penalty epsilon_cutoff eta_cutoff
+        num_assistant_tokens num_assistant_tokens_schedule target_lookbehind custom_pipelines
     """,
     "heads for other tasks, which a causal language model does not have": """
         summary_activation summary_first_dropout summary_proj_to_labels summary_type summary_use_proj id2label
         label2id num_labels _num_labels problem_type finetuning_task
     """,
-    "left behind by trainers and converters": """
-        neftune_noise_alpha trl_version document_attention num_steps xla_device
+    "left behind by trainers, converters and transformers' own tests of BERT": """
+        neftune_noise_alpha trl_version document_attention num_steps xla_device type_vocab_size
     """,
 }
 """Why some attributes do not change the logits of any family → their names."""

@@ -104,6 +104,7 @@ def load_checkpoint(
         ConfigError: ``n_ctx``, ``first_n_layers`` or ``dtype`` that the checkpoint cannot be loaded with.
     """
     _check_options(steps, n_devices)
+    _check_names(ignore_config)
     location = hub.locate(
         name,
         revision=revision,
@@ -139,6 +140,12 @@ def _check_options(steps: Mapping[str, Any], n_devices: int) -> None:
         parameters = inspect.signature(load_checkpoint).parameters.values()
         known = [*STEPS, *(each.name for each in parameters if each.kind is each.KEYWORD_ONLY)]
         raise InputError(f"Loading has no option {unknown!r}.{nearest(unknown, known)} Options: {', '.join(known)}.")
+
+
+def _check_names(ignore: Any) -> None:
+    each = (ignore,) if isinstance(ignore, str) else ignore
+    if not isinstance(each, Collection) or not all(isinstance(name, str) for name in each):
+        raise InputError(f"ignore_config={ignore!r}: expected a list of names, such as ['attribute'].")
 
 
 def describe(directory: Path, ignore: str | Sequence[str] = ()) -> _Description:
@@ -188,13 +195,13 @@ def _without(
     for name in names:
         if name in needed or name in ("architectures", "model_type"):
             raise InputError(f"ignore_config names {name!r}, which says what model this is: it cannot be ignored.")
-        outer, _, inner = name.partition(".") if isinstance(name, str) else (name, "", "")
+        outer, _, inner = name.partition(".")
         if name in left:
             del left[name]
         elif inner and isinstance(left.get(outer), Mapping) and inner in left[outer]:
             left[outer] = {key: value for key, value in left[outer].items() if key != inner}
         else:
-            raise InputError(f"ignore_config names {name!r}, which {origin} does not have.{nearest(str(name), left)}")
+            raise InputError(f"ignore_config names {name!r}, which {origin} does not have.{nearest(name, left)}")
     return left
 
 

@@ -13,6 +13,9 @@ def read_config(hf: HFConfig) -> HookedTransformerConfig:
     """Returns our config for a ``GPTBigCodeConfig``."""
     hf.only(scale_attn_by_inverse_layer_idx=False)  # written by old versions; this family has no other way
     n_heads = hf("n_head")
+    attention_types = (2, 3) if hf("multi_query", True) else (1,)  # the original's names for the same
+    if hf("attention_type", attention_types[0]) not in attention_types:
+        raise hf.unsupported("attention_type", hf("attention_type"), f"{attention_types} with this multi_query")
     kv_heads = 1 if hf("multi_query", True) else n_heads
     if (stated := hf("num_key_value_heads", kv_heads)) != kv_heads:
         raise CheckpointError(
@@ -87,7 +90,7 @@ GPT_BIGCODE = Family(
         "written next to n_positions by old versions": "n_ctx",
         "kernels and memory of the original": """
             inference_runner max_batch_size pad_key_length pre_allocate_kv_cache validate_runner_input
+            runner_max_sequence_length
         """,
-        "of a test's settings for BERT": "type_vocab_size",
     },
 )

@@ -13,13 +13,15 @@ def read_config(hf: HFConfig) -> HookedTransformerConfig:
     """Returns our config for a ``GPTNeoConfig``."""
     hf.only(rotary=False)  # written into copies of GPT-J under this family's name
     groups = hf("attention_types", [[["global", "local"], 12]])
+    if (said := sum(len(kinds) * times for kinds, times in groups)) != (n_layers := hf("num_layers")):
+        raise CheckpointError(f"{hf.origin} sets attention_types of {said} layers, but its num_layers={n_layers}.")
     layers = [kind for kinds, times in groups for kind in list(kinds) * times]
     if (listed := hf("attention_layers", layers)) != layers:
         raise CheckpointError(f"{hf.origin} sets attention_layers={listed}, but its attention_types say {layers}.")
     window = hf("window_size", 256)
     return HookedTransformerConfig(
         d_model=hf("hidden_size"),
-        n_layers=hf("num_layers"),
+        n_layers=n_layers,
         n_heads=hf("num_heads"),
         n_ctx=hf("max_position_embeddings"),
         d_vocab=hf("vocab_size"),

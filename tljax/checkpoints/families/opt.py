@@ -97,4 +97,5 @@ OPT = Family(
         "vocab_size": 50272,
         "ffn_dim": 3072,
     },
+    inert={"of a test's settings; word_embed_proj_dim is read": "embed_dim"},
 )
