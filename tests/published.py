@@ -76,7 +76,7 @@ def _rotated(published: Mapping[str, Any]) -> float:
     rope = published.get("rope_parameters") or {}
     named = {"phi": 0.5, "gpt_neox": 0.25, "stablelm": 0.25, "nemotron": 0.5, "glm4": 0.5, "glm4_moe": 0.5}
     given = (published.get(name) for name in ("partial_rotary_factor", "rotary_pct"))
-    fractions = [*given, rope.get("partial_rotary_factor"), named.get(published.get("model_type"), 1.0)]
+    fractions = [*given, rope.get("partial_rotary_factor"), named.get(published.get("model_type", ""), 1.0)]
     return next(fraction for fraction in fractions if fraction is not None)
 
 

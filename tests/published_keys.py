@@ -80,7 +80,9 @@ GPT_OSS_ROPE = {
 
 PROMISED: tuple[tuple[str, Keys], ...] = (
     (r"openai-community/gpt2|distilbert/distilgpt2|openai-community/gpt2-large", GPT2),
-    (r"openai-community/gpt2-medium", GPT2 | {"n_special": 0, "predict_special_tokens": True, "n_embd": 1024, "n_head": 16}),
+    (r"openai-community/gpt2-medium", GPT2 | {
+        "n_special": 0, "predict_special_tokens": True, "n_embd": 1024, "n_head": 16,
+    }),
     (r"openai-community/gpt2-xl", GPT2 | {"output_past": True, "n_embd": 1600, "n_head": 25}),
     (r"ai-forever/mGPT", GPT2 | {"gradient_checkpointing": False, "scale_attn_weights": True, "n_positions": 2048}),
     (r"stanford-crfm/.*-gpt2-.*", GPT2 | {"reorder_and_upcast_attn": True, "scale_attn_by_inverse_layer_idx": True}),

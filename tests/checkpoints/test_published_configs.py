@@ -48,8 +48,7 @@ def hf_model(attributes: dict[str, Any], directory: Path) -> Any:
     from transformers import CONFIG_MAPPING
 
     config = CONFIG_MAPPING[attributes["model_type"]].from_dict(json.loads(json.dumps(attributes)))
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config  # of gpt-oss: random weights are not packed
+    vars(config).pop("quantization_config", None)  # of gpt-oss: random weights are not packed
     model = make_of(config, directory)
     (directory / "config.json").write_text(json.dumps(attributes))
     return model
