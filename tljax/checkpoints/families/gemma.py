@@ -29,7 +29,7 @@ def read_gemma(hf: HFConfig, activation: str = "hidden_activation", **options: A
     if act_fn == "gelu" and activation == "hidden_act":  # the first releases said so and meant the tanh approximation
         act_fn = tanh
     if other not in (act_fn, "gelu"):
-        raise hf.unsupported("(hidden_act, hidden_activation)", (hf("hidden_act"), hf("hidden_activation")), "the same")
+        raise hf.unsupported("(hidden_act, hidden_activation)", (hf("hidden_act", None), hf("hidden_activation", None)), "the same")
     multiplier = float(hf("hidden_size") ** 0.5)
     options = {"kv_heads": 16, "rmsnorm_uses_offset": True, "embedding_multiplier": multiplier} | options
     return read_decoder(hf, d_head=256, **options).replace(act_fn=act_fn)
