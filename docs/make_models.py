@@ -70,6 +70,11 @@ patterns times values are `z`, and what is written sums to the residual stream; 
 tljax's own format keeps every bit. For one variant of each architecture cached generation equals full runs, steered or
 not, activation-patching sweeps equal the loop, and the attributions of all parts add up to the logit.
 
+A `config.json` is taken as transformers takes it: what it lacks has the class's default, `architectures` decides, then
+`model_type`. An attribute that is neither read nor known to change nothing is an error that names it;
+`from_pretrained(..., ignore_config=["attribute"])` goes on as if the file did not have it. Published files are held to
+transformers' logits at a tiny size, with all their keys.
+
 """
 
 

@@ -91,13 +91,18 @@ def make_hf_model(variant: str, directory: Path, spread: float = 0.3) -> Any:
         directory: where to.
         spread: standard deviation of every parameter.
     """
+    return make_of(hf_config(variant), directory, spread)
+
+
+def make_of(config: Any, directory: Path, spread: float = 0.3) -> Any:
+    """Saves a random model of a Hugging Face config in ``directory``, and returns it as :func:`make_hf_model` does."""
     import torch
     from transformers import AutoModelForCausalLM
 
     # A process's first multi-threaded torch.tanh (and MKL's other vector functions) is off by 1e-4 in about one run of
     # forty: the library picks its precise kernels while the threads already run.
     torch.set_num_threads(1)
-    model = AutoModelForCausalLM.from_config(hf_config(variant)).eval()
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager").eval()
     generator = torch.Generator().manual_seed(0)
     has_offset = model.config.model_type.startswith(("gemma", "nemotron"))  # their gains are 1 + w
     for name, parameter in model.named_parameters():

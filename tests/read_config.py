@@ -6,7 +6,6 @@ from hf_models import hf_config
 
 from tljax import HookedTransformerConfig
 from tljax.checkpoints.families import family_of
-from tljax.checkpoints.hf_config import HFConfig
 
 
 def read(variant: str, without: tuple[str, ...] = (), **changes: Any) -> HookedTransformerConfig:
@@ -17,7 +16,8 @@ def read(variant: str, without: tuple[str, ...] = (), **changes: Any) -> HookedT
 
 def read_attributes(attributes: dict[str, Any]) -> HookedTransformerConfig:
     """The config of these attributes."""
-    family, hf = family_of(attributes), HFConfig(attributes)
+    family = family_of(attributes)
+    hf = family.config(attributes)
     cfg = family.read_config(hf)
     family.rows(hf)
     hf.refuse_unread()

@@ -61,8 +61,8 @@ GREEDY: dict[str, Any] = {"do_sample": False, "stop_at_eos": False, "verbose": F
 def read(rope: dict[str, Any], **changes: Any) -> HookedTransformerConfig:
     """Our config of a Llama whose positions are stretched."""
     attributes = SIZES | {"architectures": ["LlamaForCausalLM"], "rope_parameters": rope} | changes
-    hf = HFConfig(attributes)
     family = family_of(attributes)
+    hf = family.config(attributes)
     cfg = family.read_config(hf)
     family.rows(hf)
     hf.refuse_unread()

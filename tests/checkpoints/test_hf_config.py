@@ -126,15 +126,16 @@ def test_unsupported_attributes_are_refused_by_name_and_value(
 @pytest.mark.parametrize(
     ("base", "change", "message"),
     [
-        ({k: v for k, v in GPT2.items() if k != "n_embd"}, {}, r"has no 'n_embd'"),
+        (LLAMA, {"head_dim": 2.0}, r"head_dim=2.0: expected an integer"),
+        (LLAMA, {"rope_scaling": {"type": "linear", "factor": "2"}}, r"rope_scaling factor='2': expected a number"),
         (NEOX, {"partial_rotary_factor": 0.5}, r"contradicts itself: .*rotary_pct"),
         (LLAMA, {"rope_scaling": {"type": "linear"}}, r"rope_type='linear' without giving 'factor'"),
         (LLAMA, {"rope_scaling": {"type": "dynamic", "factor": None}}, r"rope_type='dynamic' without giving 'factor'"),
         (LLAMA, {"rope_scaling": {"type": "yarn"}}, r"rope_type='yarn' without giving 'factor'"),
         (LLAMA, {"rope_scaling": {"type": "yarn", "factor": 0.5}}, r"yarn_factor .* at least 1, got 0.5"),
         (LLAMA, {"rope_scaling": {"type": "su", "long_factor": [2.0]}}, r"'longrope' without giving 'short_factor'"),
-        (LLAMA, {"hidden_size": "8"}, r"does not describe a model"),
-        (LLAMA, {"num_attention_heads": 0}, r"does not describe a model"),
+        (LLAMA, {"hidden_size": "8"}, r"hidden_size='8': expected an integer"),
+        (LLAMA, {"num_attention_heads": 0}, r"num_attention_heads=0: expected between 1 and"),
         (LLAMA, {"num_key_value_heads": 3}, r"does not describe a model.*n_key_value_heads"),
     ],
 )

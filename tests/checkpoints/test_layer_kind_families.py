@@ -16,7 +16,7 @@ def test_configs_of_transformers_are_read_whole(variant: str) -> None:
     ("changes", "act_fn"),
     [
         ({"hidden_act": "gelu"}, "gelu_pytorch_tanh"),
-        ({"hidden_act": "gelu", "hidden_activation": "silu"}, "silu"),
+        ({"hidden_act": "gelu", "hidden_activation": "gelu_pytorch_tanh"}, "gelu_pytorch_tanh"),
         ({"hidden_act": None}, "gelu_pytorch_tanh"),
         ({"hidden_act": "relu"}, "relu"),
     ],
@@ -37,6 +37,7 @@ def test_layers_that_rotate() -> None:
     [
         ("smollm3_gqa", {"no_rope_layers": [1, 0]}, "no_rope_layers"),
         ("gemma_mqa_tied", {"mlp_bias": True}, "mlp_bias"),
+        ("gemma_mqa_tied", {"hidden_act": "gelu", "hidden_activation": "silu"}, "hidden_activation"),
         ("gemma_mqa_tied", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
         ("qwen3_gqa", {"rope_parameters": {"rope_type": "axial"}}, "axial"),
     ],

@@ -7,7 +7,6 @@ from hf_models import VARIANTS, hf_config
 
 from tljax import HookedTransformerConfig
 from tljax.checkpoints.families import family_of
-from tljax.checkpoints.hf_config import HFConfig
 from tljax.checkpoints.layout import axis_sizes, flatten, parameter_axes, parameter_shapes, stages_of, unflatten
 from tljax.checkpoints.mapping import Row, TensorInfo, bind, match, may_be_absent, stored_apart
 from tljax.errors import CheckpointError, UnsupportedModelError
@@ -204,8 +203,8 @@ def test_layout_is_the_model_s_own(changes: dict) -> None:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_weight_has_a_row(variant: str) -> None:
-    hf = HFConfig(hf_config(variant).to_dict())
     family = family_of(hf_config(variant).to_dict())
+    hf = family.config(hf_config(variant).to_dict())
     cfg = family.read_config(hf)
     filled = {path for entry in bind(family.rows(hf), cfg.n_layers) for path in entry.targets}
     assert (
@@ -220,7 +219,8 @@ def test_of_tied_tensors_either_may_be_the_one_that_is_stored() -> None:
     tied = 0
     for variant in VARIANTS:
         attributes = hf_config(variant).to_dict()
-        family, hf = family_of(attributes), HFConfig(attributes)
+        family = family_of(attributes)
+        hf = family.config(attributes)
         cfg, table = family.read_config(hf), list(family.rows(hf))
         sizes = axis_sizes(cfg)
         entries = [entry for entry in bind(table, cfg.n_layers) if not entry.row.other]

@@ -11,6 +11,7 @@ import pytest
 from hf_models import rewrite, shard
 from safetensors.numpy import load_file
 
+from tljax import HookedTransformer
 from tljax.checkpoints import Loaded, load_checkpoint, reader
 from tljax.errors import CheckpointError, UnsupportedModelError
 
@@ -167,3 +168,27 @@ def test_nothing_is_read_from_a_checkpoint_that_is_refused(
     monkeypatch.setattr(reader.SafetensorsFiles, "read", lambda self, key: pytest.fail("a weight was read"))
     with pytest.raises(CheckpointError, match=r"unexpected: surprise"):
         load_raw(directory)
+
+
+@pytest.mark.parametrize(
+    ("variant", "change", "message"),
+    [
+        ("gpt2", {"n_layer": 9999}, r"stores 40 tensors, fewer than the 9999 layers"),
+        ("qwen3_moe_gqa", {"num_experts": 10**8, "num_local_experts": 10**8}, r"fewer than the 100000000 experts"),
+        ("gpt2", {"vocab_size": 2**31 - 1}, r"config.json says \[2147483647, 32\]"),
+    ],
+)
+def test_counts_that_the_headers_contradict_are_refused_at_once(
+    variant: str, change: dict[str, Any], message: str, hf_checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    directory = rewrite(hf_checkpoint(variant), tmp_path, config=lambda config: config | change)
+    with pytest.raises(CheckpointError, match=message):
+        load_raw(directory)
+
+
+def test_a_key_is_ignored_through_every_way_to_load(gpt2: Path, tmp_path: Path) -> None:
+    directory = rewrite(gpt2, tmp_path, config=lambda config: config | {"alibi": 8})
+    with pytest.raises(UnsupportedModelError, match="alibi=8"):
+        load_raw(directory)
+    model = HookedTransformer.from_pretrained(directory, ignore_config=["alibi"])
+    assert model.cfg == HookedTransformer.from_pretrained(gpt2).cfg.replace(model_name=model.cfg.model_name)

@@ -9,7 +9,7 @@ from read_config import read
 
 from tljax.checkpoints import load_checkpoint, save_hf
 from tljax.checkpoints.layout import flatten, unflatten
-from tljax.errors import CheckpointError, ConfigError, UnsupportedModelError
+from tljax.errors import CheckpointError, UnsupportedModelError
 
 
 def test_gpt_neo_layers() -> None:
@@ -19,7 +19,7 @@ def test_gpt_neo_layers() -> None:
     assert not read("gpt_neo_global_untied").use_local_attn
     with pytest.raises(CheckpointError, match=r"attention_layers=.*attention_types"):
         read("gpt_neo", attention_layers=["global"] * 3)
-    with pytest.raises(ConfigError, match=r"attn_types has 3 entries for n_layers=4"):
+    with pytest.raises(CheckpointError, match=r"attention_types of 3 layers, but its num_layers=4"):
         read("gpt_neo", num_layers=4)
 
 

@@ -62,7 +62,7 @@ def read(tmp_path: Path) -> Read:
     [
         (QWEN2, {"use_mrope": True}, r"use_mrope=True"),
         (QWEN2, {"rope_scaling": {"type": "mrope", "mrope_section": [1]}}, r"'mrope'.*linear, dynamic, yarn, longrope"),
-        (QWEN2, {"rope_scaling": {"type": "yarn", "factor": 4.0, "finetuned": True}}, r"'yarn'.*'finetuned': True"),
+        (QWEN2, {"rope_scaling": {"type": "yarn", "factor": 4.0, "odd": True}}, r"'yarn'.*'odd': True"),
         (QWEN2, {"partial_rotary_factor": 0.5}, r"partial_rotary_factor=0.5.*supported: 1.0"),
         (QWEN2, {"layer_types": ["chunked_attention"] * 3}, r"layer_types=\['chunked_attention'\].*full_attention"),
         (QWEN2, {"layer_types": MIXED}, r"layer_types='sliding_attention'.*sliding_window is not set"),

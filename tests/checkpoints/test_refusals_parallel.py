@@ -9,7 +9,6 @@ from read_config import read
 
 from tljax.checkpoints import load_checkpoint, save_hf
 from tljax.checkpoints.families import family_of
-from tljax.checkpoints.hf_config import HFConfig
 from tljax.checkpoints.layout import flatten, unflatten
 from tljax.errors import UnsupportedModelError
 
@@ -56,7 +55,8 @@ def test_falcon_7b_as_it_was_published() -> None:
         "num_kv_heads": 71, "parallel_attn": True, "vocab_size": 65024, "hidden_dropout": 0.0,
         "auto_map": {"AutoModelForCausalLM": "modeling_falcon.FalconForCausalLM"},
     }  # fmt: skip
-    family, hf = family_of(published), HFConfig(published)
+    family = family_of(published)
+    hf = family.config(published)
     cfg = family.read_config(hf)
     rows = {row.paths: row for row in family.rows(hf)}
     hf.refuse_unread()

@@ -17,7 +17,6 @@ from hf_models import VARIANTS, hf_config
 
 from tljax import HookPoint
 from tljax.checkpoints.families import family_of
-from tljax.checkpoints.hf_config import HFConfig
 from tljax.errors import InputError
 from tljax.hooks.names import layer_of, stage_of
 from tljax.hooks.points import point_table
@@ -145,7 +144,8 @@ def test_every_point_has_a_variant_for_plain_functions() -> None:
 def point_names(variant: str) -> set[str]:
     """The points of a variant without their layers, but for those that make heads read apart."""
     attributes = hf_config(variant).to_dict()
-    cfg = family_of(attributes).read_config(HFConfig(attributes))
+    family = family_of(attributes)
+    cfg = family.read_config(family.config(attributes))
     return {stage_of(name)[1] for name in point_table(cfg) if not is_split_input(name)}
 
 

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from tljax.checkpoints.families import FAMILIES, TEXT_ARCHITECTURES
-from tljax.checkpoints.hf_config import HFConfig
 from tljax.checkpoints.layout import axis_sizes, flatten, parameter_axes
 from tljax.checkpoints.mapping import Entry, Family, bind, is_bias, may_be_absent
 from tljax.checkpoints.native import write_side_files
@@ -48,7 +47,7 @@ def save_hf(
     )
     biases = frozenset(_without_layer(path) for path in nonzero if is_bias(path))
     family, attributes = _fitting_family(cfg, biases, tied)
-    rows = [row for row in family.rows(HFConfig(attributes)) if not row.tied_to and not row.other]
+    rows = [row for row in family.rows(family.config(attributes)) if not row.tied_to and not row.other]
     entries = bind(rows, cfg.n_layers)
     if lost := sorted(nonzero - {path for entry in entries for path in entry.targets}):
         raise UnsupportedModelError(
@@ -75,7 +74,8 @@ def save_hf(
 
 def _check_computed(flat: dict[str, Any], cfg: HookedTransformerConfig, family: Family) -> None:
     """Refuses parameters that are not what the architecture computes in their place."""
-    for path, values in family.computed(cfg).items():
+    for path, make in family.computed(cfg).items():
+        values = make()
         if bool((flat[path] != values.astype(flat[path].dtype)).any()):
             raise UnsupportedModelError(
                 f"{path} is not what {family.architecture} computes in its place, and it stores no such tensor."
@@ -108,7 +108,7 @@ def _fitting_family(cfg: HookedTransformerConfig, nonzero: frozenset[str], tied:
             **family.write_config(cfg, nonzero),
         }
         try:
-            back = family.read_config(HFConfig(attributes))
+            back = family.read_config(family.config(attributes))
         except (ValueError, TypeError) as error:
             reasons.append(f"{family.architecture}: {error}")
             continue

@@ -1,46 +1,21 @@
 """Reading a Hugging Face ``config.json`` so that no attribute that matters can be overlooked.
 
-:class:`HFConfig` remembers what a family has read. Whatever is left must be known not to change the function
-(:data:`INERT`), or the model is refused by the name and value of the attribute.
+An attribute has one of three fates. It is honoured: a family reads it, and :class:`HFConfig` remembers that. It is
+known to be inert: for every family in :mod:`tljax.checkpoints.inert`, for one in that family's file. Or it is unknown:
+then the model is refused by its name and value, and the error says how to go on without it.
 """
 
+import copy
+import json
 import math
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Collection, Mapping
+from types import MappingProxyType
 from typing import Any
 
+from tljax.checkpoints.inert import INERT, INERT_PREFIXES, SWITCHED_OFF
 from tljax.config import HookedTransformerConfig
 from tljax.errors import CheckpointError, UnsupportedModelError
-
-_INERT = """
-    architectures model_type transformers_version _name_or_path _commit_hash torch_dtype dtype torchscript
-    output_hidden_states output_attentions output_scores return_dict return_dict_in_generate use_cache
-    is_decoder use_return_dict _attn_implementation _attn_implementation_autoset attn_implementation
-    use_bfloat16 _flash_attn_2_enabled keys_to_ignore_at_inference use_flash_attn bos_token_id eos_token_id
-    pad_token_id sep_token_id unk_token_id decoder_start_token_id forced_bos_token_id forced_eos_token_id
-    tokenizer_class model_max_length max_sequence_length prefix initializer_range initializer_factor
-    gradient_checkpointing attn_pdrop embd_pdrop resid_pdrop attention_dropout hidden_dropout
-    embed_dropout resid_dropout activation_dropout residual_dropout embedding_dropout layerdrop init_std
-    classifier_dropout dropout summary_activation summary_first_dropout summary_proj_to_labels summary_type
-    summary_use_proj id2label label2id num_labels _num_labels problem_type finetuning_task
-    task_specific_params max_length min_length max_new_tokens do_sample early_stopping num_beams
-    num_beam_groups num_return_sequences diversity_penalty temperature top_k top_p typical_p
-    repetition_penalty length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids
-    remove_invalid_values exponential_decay_length_penalty suppress_tokens begin_suppress_tokens
-    chunk_size_feed_forward pretraining_tp reorder_and_upcast_attn tie_encoder_decoder is_llama_config
-    transformers.js_config unsloth_version unsloth_fixed
-"""
-INERT = frozenset(_INERT.split())
-"""Attributes that do not change logits: bookkeeping, dropout, generation and classification settings."""
-
-SWITCHED_OFF: dict[str, Any] = {
-    "is_encoder_decoder": False,
-    "add_cross_attention": False,
-    "cross_attention_hidden_size": None,
-    "pruned_heads": {},
-    "quantization_config": None,
-    "auto_map": None,
-}
-"""Attributes any checkpoint may carry as long as they are off."""
 
 ACTIVATIONS = {
     "relu": "relu",
@@ -60,14 +35,29 @@ ACTIVATIONS = {
 
 _REQUIRED: Any = object()
 _AS_ABSENT: Any = object()
+_FULL_PRECISION = " Quantized weights are not supported: load the full-precision original."
 _HINTS = {
-    "quantization_config": " Quantized weights are not supported: load the full-precision original.",
-    "auto_map": " The checkpoint runs code of its own, which tljax cannot know.",
+    "quantization_config": _FULL_PRECISION,
+    "quantization": _FULL_PRECISION,
+    "auto_map": " The checkpoint brings code of its own, which tljax cannot know. transformers prefers its own class: "
+    'ignore_config=["auto_map"] does the same.',
+    "is_causal": " tljax's attention is causal.",
 }
+LARGEST = 2**31 - 1
+"""No size of a model is larger: JAX counts in 32 bits."""
+MOST_LAYERS = 10_000
+_LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 
 
 class HFConfig:
     """A config.json that keeps account of which attributes have been read.
+
+    Args:
+        attributes: what the file says.
+        origin: named in errors.
+        defaults: what the family's class takes for attributes that are absent, before what a reader says.
+        aliases: other name → name, as in the class's ``attribute_map``.
+        inert: attributes that this family alone does not read.
 
     >>> hf = HFConfig({"n_embd": 8, "use_cache": True, "qk_norm": True})
     >>> hf("n_embd"), hf("n_inner", None)
@@ -77,39 +67,62 @@ class HFConfig:
     tljax.errors.UnsupportedModelError: config.json sets qk_norm=True, which tljax does not implement ...
     """
 
-    def __init__(self, attributes: Mapping[str, Any], origin: str = "config.json") -> None:
+    def __init__(
+        self,
+        attributes: Mapping[str, Any],
+        origin: str = "config.json",
+        *,
+        defaults: Mapping[str, Any] = MappingProxyType({}),
+        aliases: Mapping[str, str] = MappingProxyType({}),
+        inert: Collection[str] = (),
+    ) -> None:
         self._attributes = attributes
         self._read: set[str] = set()
-        self.origin = origin
+        self._defaults, self._aliases, self._inert = defaults, aliases, frozenset(inert)
+        self.origin, self._prefix = origin, ""
 
     def __call__(
         self, name: str, default: Any = _REQUIRED, *, aka: tuple[str, ...] = (), null: Any = _AS_ABSENT
     ) -> Any:
-        """Returns attribute ``name``; absent or null gives ``default``.
+        """Returns attribute ``name``; absent or null gives the family's default, or else ``default``.
 
         Args:
             name: the attribute.
-            default: what Hugging Face assumes when it is absent; required when not given.
+            default: what Hugging Face assumes when it is absent; required when not given. A value must be of its type.
             aka: other names of the same attribute, which must not disagree.
             null: what an explicit null means, where that is not the default.
         """
-        self._read.update((name, *aka))
-        found = {key: self._attributes[key] for key in (name, *aka) if self._attributes.get(key) is not None}
+        names = (name, *aka, *(other for other, own in self._aliases.items() if own == name))
+        self._read.update(names)
+        default = self._defaults.get(name, default)
+        found = {key: self._attributes[key] for key in names if self._attributes.get(key) is not None}
         if not found:
-            if null is not _AS_ABSENT and name in self._attributes:
+            by_default = name in self._defaults and default is None
+            if null is not _AS_ABSENT and (name in self._attributes or by_default):
                 return null
             if default is _REQUIRED:
                 raise CheckpointError(f"{self.origin} has no {name!r}, which this architecture needs.")
             return default
+        for key, each in found.items():
+            self._check_type(key, each, default)
         value, *others = found.values()
         if any(other != value for other in others):
             raise CheckpointError(f"{self.origin} contradicts itself: {found}.")
         return value
 
+    def _check_type(self, name: str, value: Any, default: Any) -> None:
+        """Raises unless ``value`` is of the type of ``default``; a size is positive, and none that JAX cannot count."""
+        kind = next((kind for kind in _KINDS if isinstance(default, kind)), None)
+        if kind is not None and not _is_a(value, kind):
+            raise CheckpointError(f"{self.origin} sets {name}={shortened(value)}: expected {_KINDS[kind]}.")
+        most = MOST_LAYERS if name in _LAYERS else LARGEST
+        if kind is int and name in {*self._defaults, *self._aliases} and not 1 <= value <= most:
+            raise CheckpointError(f"{self.origin} sets {name}={shortened(value)}: expected between 1 and {most:,}.")
+
     def changed(self, **attributes: Any) -> "HFConfig":
         """Returns the config with other attributes; what is read of it counts as read of this one."""
-        changed = HFConfig({**self._attributes, **attributes}, self.origin)
-        changed._read = self._read
+        changed = copy.copy(self)
+        changed._attributes = {**self._attributes, **attributes}
         return changed
 
     @property
@@ -118,8 +131,17 @@ class HFConfig:
         return self._attributes
 
     def inner(self, attributes: Mapping[str, Any], name: str) -> "HFConfig":
-        """Returns the config that attribute ``name`` holds, which keeps its own account of what is read."""
-        return HFConfig(attributes, f"{self.origin} ({name})")
+        """Returns ``attributes``, what ``name`` holds, as a config of the same family with an account of its own."""
+        inner = copy.copy(self)
+        inner._attributes, inner._read = attributes, set()
+        inner.origin, inner._prefix = f"{self.origin} ({name})", f"{self._prefix}{name}."
+        return inner
+
+    def nested(self, name: str) -> "HFConfig":
+        """Returns the object in attribute ``name`` as a config of its own; empty if it is absent."""
+        inner = HFConfig(self(name, {}), f"{self.origin} {name}")
+        inner._prefix = f"{self._prefix}{name}."
+        return inner
 
     def only(self, **allowed: Any) -> None:
         """Refuses the model unless each attribute is absent, null or exactly the value given here."""
@@ -159,6 +181,7 @@ class HFConfig:
         if layer_type in rope:
             rope = dict(rope[layer_type])
         rope = {key: value for key, value in (rope | dict(self("rope_scaling", {}))).items() if value is not None}
+        self._check_rope(rope)
         base = self("rope_theta", default_theta, aka=(theta,))
         part = self("partial_rotary_factor", 1.0 if default_fraction is None else default_fraction, aka=(fraction,))
         old_kind = rope.pop("type", "default")
@@ -185,27 +208,80 @@ class HFConfig:
             fields["yarn_global_attn_only"] = True
         return fields
 
+    def _check_rope(self, rope: Mapping[str, Any]) -> None:
+        for name, value in rope.items():
+            kind = _ROPE_KINDS.get(name)
+            if kind is not None and not _is_a(value, kind):
+                raise CheckpointError(
+                    f"{self.origin} sets rope_scaling {name}={shortened(value)}: expected {_KINDS[kind]}."
+                )
+
     def refuse_unread(self) -> None:
         """Raises UnsupportedModelError if an attribute was neither read nor known to be inert."""
         self.only(**{name: off for name, off in SWITCHED_OFF.items() if name not in self._read})
-        left = {
-            name: value
-            for name, value in self._attributes.items()
-            if name not in self._read and name not in INERT and value is not None
-        }
+        left = {name: value for name, value in self._attributes.items() if value is not None and self._matters(name)}
         if left:
-            shown = ", ".join(f"{name}={value!r}" for name, value in left.items())
+            shown = ", ".join(f"{name}={shortened(value)}" for name, value in left.items())
             raise UnsupportedModelError(
                 f"{self.origin} sets {shown}, which tljax does not implement for this architecture. "
-                "Loading it anyway could give other numbers than the original model."
+                "Loading it anyway could give other numbers than the original model. If you know that "
+                f"{'it changes' if len(left) == 1 else 'they change'} nothing, pass "
+                f"ignore_config={json.dumps([self._prefix + name for name in left])}."
             )
+
+    def _matters(self, name: str) -> bool:
+        return not (name in self._read or name in INERT or name in self._inert or name.startswith(INERT_PREFIXES))
+
+    def check_own_code(self, modules: str) -> None:
+        """Refuses code of the checkpoint's own, except what transformers took over: it prefers its own class.
+
+        Args:
+            modules: pattern of the names, after ``configuration_`` and ``modeling_``, under which that was published.
+        """
+        known = re.compile(rf"(?:[\w.-]+/[\w.-]+--)?(?:configuration|modeling)_(?:{modules or '(?!)'})\.\w+")
+        code = {key: name for key, name in self("auto_map", {}).items() if key != "AutoTokenizer"}
+        if not all(known.fullmatch(str(name)) for name in code.values()):
+            raise self.unsupported("auto_map", code, "code that transformers has taken over, or none")
 
     def unsupported(self, name: str, value: Any, supported: str) -> UnsupportedModelError:
         """Returns the error for an attribute whose value is not implemented."""
         return UnsupportedModelError(
-            f"{self.origin} sets {name}={value!r}, which tljax does not implement for this architecture "
+            f"{self.origin} sets {name}={shortened(value)}, which tljax does not implement for this architecture "
             f"(supported: {supported}).{_HINTS.get(name, '')}"
         )
+
+
+_KINDS: dict[type, str] = {
+    bool: "true or false",
+    int: "an integer",
+    float: "a number",
+    str: "a string",
+    list: "a list",
+    dict: "an object",
+}
+"""Type of a default → what a value must be, in JSON's words; bool first, which is an int in Python."""
+
+
+_ROPE_NUMBERS = """
+    rope_theta partial_rotary_factor factor attention_factor beta_fast beta_slow low_freq_factor high_freq_factor mscale
+    mscale_all_dim original_max_position_embeddings short_mscale long_mscale alpha
+"""
+_ROPE_KINDS: dict[str, type] = dict.fromkeys(_ROPE_NUMBERS.split(), float) | {
+    "type": str, "rope_type": str, "short_factor": list, "long_factor": list, "truncate": bool,
+}  # fmt: skip
+"""Rotary parameter → what it must be."""
+
+
+def _is_a(value: Any, kind: type) -> bool:
+    if kind in (int, float):
+        return isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
+    return isinstance(value, list | tuple if kind is list else kind)
+
+
+def shortened(value: Any, most: int = 240) -> str:
+    """Returns ``value`` as Python writes it, cut where that is longer than ``most`` characters."""
+    text = repr(value)
+    return text if len(text) <= most else f"{text[:most]}…"
 
 
 def _original_length(hf: HFConfig, rope: dict[str, Any]) -> int:
@@ -239,6 +315,7 @@ def _read_llama3(hf: HFConfig, rope: dict[str, Any]) -> dict[str, Any]:
 
 def _read_yarn(hf: HFConfig, rope: dict[str, Any]) -> dict[str, Any]:
     factor = float(rope.pop("factor"))
+    rope.pop("finetuned", None)  # whether the model was trained on
     above, below = rope.pop("mscale", None), rope.pop("mscale_all_dim", None)
     inferred = yarn_mscale(factor, above) / yarn_mscale(factor, below) if above and below else yarn_mscale(factor)
     return {

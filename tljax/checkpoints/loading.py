@@ -4,7 +4,7 @@ import dataclasses
 import inspect
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,6 @@ import numpy as np
 
 from tljax.checkpoints import hub, mapping, native
 from tljax.checkpoints.families import family_of
-from tljax.checkpoints.hf_config import HFConfig
 from tljax.checkpoints.layout import (
     BLOCKS,
     axis_sizes,
@@ -58,7 +57,7 @@ class _Description:
     rows: list[mapping.Row]
     prefix: str = ""
     ignored: tuple[str, ...] = ()
-    computed: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    computed: Mapping[str, Callable[[], np.ndarray]] = dataclasses.field(default_factory=dict)
     renamed: tuple[tuple[str, str], ...] = ()
 
 
@@ -75,6 +74,7 @@ def load_checkpoint(
     checkpoint_value: int | None = None,
     checkpoint_index: int | None = None,
     n_devices: int = 1,
+    ignore_config: str | Sequence[str] = (),
     **steps: bool,
 ) -> Loaded:
     """Loads a Hugging Face or tljax checkpoint, tensor by tensor and without torch.
@@ -94,15 +94,20 @@ def load_checkpoint(
         checkpoint_value: training step of a published checkpoint (Pythia, Stanford GPT-2).
         checkpoint_index: the same, by its position in the list of checkpoints.
         n_devices: accepted for TransformerLens's sake; several devices are a sharding, ``device=``.
+        ignore_config: attributes of config.json to load without, as if the file did not have them: one that tljax does
+            not know and that you know to change nothing; of one that it reads, the class's default is taken instead.
+            ``"a.b"`` is ``b`` in the object ``a``. What says which model it is, and of what size, cannot be ignored.
         **steps: weight processing: see :meth:`tljax.weights.steps.Steps.for_config`.
 
     Raises:
-        InputError: an option that there is none of, or ``n_devices`` other than 1.
+        InputError: an option that there is none of, ``n_devices`` other than 1, or an attribute in ``ignore_config``
+            that config.json does not have or that no model can do without.
         CheckpointError: the checkpoint is not there, incomplete, damaged, or disagrees with its config.
         UnsupportedModelError: an architecture, attribute or storage format that tljax does not implement.
         ConfigError: ``n_ctx``, ``first_n_layers`` or ``dtype`` that the checkpoint cannot be loaded with.
     """
     _check_options(steps, n_devices)
+    _check_names(ignore_config)
     location = hub.locate(
         name,
         revision=revision,
@@ -111,10 +116,11 @@ def load_checkpoint(
         checkpoint_value=checkpoint_value,
         checkpoint_index=checkpoint_index,
     )
-    described = describe(location.directory)
+    described = describe(location.directory, ignore_config)
     cfg = _requested(described.cfg, location, "float32" if dtype is None else dtype, n_ctx, first_n_layers)
     chosen = Steps.for_config(cfg, **steps)
     stored = unpacked(open_tensors(location.directory))
+    mapping.check_counts(described.rows, described.cfg, stored.info, str(location.directory))
     is_known = mapping.is_stored_name(described.rows, described.cfg, described.prefix, described.ignored)
     tensors = known_names(stored, is_known, described.renamed, str(location.directory))
     entries = mapping.match(
@@ -143,25 +149,37 @@ def _check_options(steps: Mapping[str, Any], n_devices: int) -> None:
         raise InputError(f"Loading has no option {unknown!r}.{nearest(unknown, known)} Options: {', '.join(known)}.")
 
 
-def describe(directory: Path) -> _Description:
-    """Reads config.json: tljax's own format by its mark, anything else by its architecture."""
+def _check_names(ignore: Any) -> None:
+    each = (ignore,) if isinstance(ignore, str) else ignore
+    if not isinstance(each, Collection) or not all(isinstance(name, str) for name in each):
+        raise InputError(f"ignore_config={ignore!r}: expected a list of names, such as ['attribute'].")
+
+
+def describe(directory: Path, ignore: str | Sequence[str] = ()) -> _Description:
+    """Reads config.json: tljax's own format by its mark, anything else by its architecture.
+
+    Args:
+        directory: where it is.
+        ignore: attributes to read it without; see :func:`load_checkpoint`.
+    """
     attributes = read_json(directory / CONFIG)
     origin = str(directory / CONFIG)
     try:
         if native.FORMAT in attributes:
+            if ignore:
+                raise InputError("ignore_config is about Hugging Face's config.json: this one is tljax's own format.")
             cfg = native.read_config(attributes, origin)
             return _Description(cfg, native.rows(cfg))
         family = family_of(attributes, origin)
-        hf = HFConfig(attributes, origin)
-        if family.tower is not None:
-            hf = family.tower.text_config(hf)
+        names = (ignore,) if isinstance(ignore, str) else tuple(ignore)
+        hf = family.config(_without(attributes, names, family.defaults, origin), origin)
         cfg = family.read_config(hf).replace(original_architecture=family.architecture)
         rows = list(family.rows(hf))
         hf.refuse_unread()
         computed = family.computed(cfg)
-    except (CheckpointError, UnsupportedModelError):
+    except (CheckpointError, UnsupportedModelError, InputError):
         raise
-    except (ValueError, TypeError, ArithmeticError) as error:
+    except (ValueError, TypeError, ArithmeticError, AttributeError, LookupError, RecursionError) as error:
         raise CheckpointError(f"{origin} does not describe a model: {error}") from error
     return _Description(cfg, rows, family.prefix, family.ignored, computed, family.renamed)
 
@@ -176,6 +194,34 @@ def _warn_of_untied(entries: Mapping[str, list[mapping.Entry]], tensors: Tensors
                 "config.json, or remove the one that should not be there.",
                 stacklevel=2,
             )
+
+
+def _without(
+    attributes: Mapping[str, Any], names: Sequence[str], needed: Collection[str], origin: str
+) -> dict[str, Any]:
+    """Returns ``attributes`` without ``names``; ``"a.b"`` is ``b`` in the object ``a``.
+
+    Args:
+        attributes: what config.json says.
+        names: what to leave out.
+        needed: what cannot be left out, besides the names of the model itself.
+        origin: named in errors.
+
+    Raises:
+        InputError: a name that is not there, or one that is needed.
+    """
+    left = dict(attributes)
+    for name in names:
+        if name.rpartition(".")[2] in needed or name in ("architectures", "model_type"):
+            raise InputError(f"ignore_config names {name!r}, which says what model this is: it cannot be ignored.")
+        outer, _, inner = name.partition(".")
+        if name in left:
+            del left[name]
+        elif inner and isinstance(left.get(outer), Mapping) and inner in left[outer]:
+            left[outer] = {key: value for key, value in left[outer].items() if key != inner}
+        else:
+            raise InputError(f"ignore_config names {name!r}, which {origin} does not have.{nearest(name, left)}")
+    return left
 
 
 def _requested(
@@ -225,7 +271,7 @@ def _read(
             for path, part in zip(entry.targets, parts, strict=True):
                 raw[path] = place(path, part[: shapes[path][0]] if part.ndim else part)  # cuts positions past n_ctx
         raw |= {
-            path: place(path, stored.computed[path][: shapes[path][0]]) for path in paths if path in stored.computed
+            path: place(path, stored.computed[path]()[: shapes[path][0]]) for path in paths if path in stored.computed
         }
         raw |= {path: place(path, np.zeros(shapes[path], cfg.dtype)) for path in paths if path not in raw}
         return unflatten({path.removeprefix(prefix): array for path, array in raw.items()})

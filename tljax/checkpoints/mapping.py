@@ -150,6 +150,12 @@ class Family:
         computed: our config → parameters that follow from a formula and are not stored, by path.
         renamed: patterns of starts of stored names, and what the table has instead.
         tower: for a multimodal architecture, where its config holds that of the text model, which the rest describes.
+        computed: our config → by path, what makes a parameter that follows from a formula and is not stored.
+        defaults: what transformers' class takes for an attribute that config.json lacks: all sizes, and what differs
+            from the default of a reader that families share. These are the attributes no caller can have ignored.
+        aliases: other name → name, as in the class's ``attribute_map``.
+        inert: why some attributes do not change this family's logits → their names, separated by spaces.
+        own_code: pattern of the modules in which the publishers' own code was, before transformers took it over.
     """
 
     architecture: str
@@ -159,10 +165,25 @@ class Family:
     rows: Callable[[HFConfig], Sequence[Row]]
     prefix: str = ""
     ignored: tuple[str, ...] = ()
-    computed: Callable[[HookedTransformerConfig], Mapping[str, np.ndarray]] = lambda cfg: {}
+    computed: Callable[[HookedTransformerConfig], Mapping[str, Callable[[], np.ndarray]]] = lambda cfg: {}
     aka: str | None = None
     renamed: tuple[tuple[str, str], ...] = ()
     tower: Tower | None = None
+    defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    inert: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    own_code: str = ""
+
+    def config(self, attributes: Mapping[str, Any], origin: str = "config.json") -> HFConfig:
+        """Returns config.json's ``attributes`` as this family reads them.
+
+        Raises:
+            UnsupportedModelError: the checkpoint brings code of its own that transformers does not have.
+        """
+        inert = [name for names in self.inert.values() for name in names.split()]
+        hf = HFConfig(attributes, origin, defaults=self.defaults, aliases=self.aliases, inert=inert)
+        hf.check_own_code(self.own_code)
+        return hf if self.tower is None else self.tower.text_config(hf)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -287,6 +308,24 @@ def is_stored_name(
         for key in keys_of(candidate, sizes)
     }
     return lambda name: name in names or skip.fullmatch(name) is not None
+
+
+def check_counts(
+    rows: Sequence[Row], cfg: HookedTransformerConfig, tensors: Mapping[str, TensorInfo], origin: str
+) -> None:
+    """Raises where more layers, experts or heads are claimed than tensors are stored, before any of them is named."""
+    sizes, counts = axis_sizes(cfg), {"layers": cfg.n_layers}
+    ends = tuple(row.key.rpartition("{l}")[2] for row in rows if row.other)  # of experts that are stored together
+    together = any(key.endswith(ends) for key in tensors)
+    for each, axis in _EACH.items():
+        if any(each in row.key for row in rows) and not (axis == "n_experts" and together):
+            counts[axis.removeprefix("n_")] = sizes[axis]
+    for name, count in counts.items():
+        if count > len(tensors):
+            raise CheckpointError(
+                f"{origin} stores {len(tensors)} tensors, fewer than the {count} {name} that its config.json claims. "
+                "Nothing was loaded. Either the download is incomplete or config.json belongs to another model."
+            )
 
 
 def at_layer(template: str, layer: int | None) -> str:

@@ -49,7 +49,9 @@ def read_json(path: Path) -> dict[str, Any]:
             f"{path.parent} has no {path.name}; it holds {found or 'nothing'}. A checkpoint is a "
             f"directory with {CONFIG} and {SINGLE} (or {INDEX} and its shards)."
         ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except RecursionError:
+        raise CheckpointError(f"{path} nests objects or lists too deeply to be read.") from None
+    except ValueError as error:  # of the syntax, the encoding, or a number of thousands of digits
         raise CheckpointError(
             f"{path} is not valid JSON ({error}). It may be half-downloaded: fetch it again."
         ) from None

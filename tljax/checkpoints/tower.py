@@ -43,8 +43,6 @@ class Tower:
             which). In text all three are the token's position: the ordinary rotation.
         tied: ``tie_word_embeddings`` of the whole config where it is absent.
         tied_by_text: ``tie_word_embeddings`` in ``text_config`` ties too; otherwise transformers does not look at it.
-        defaults: what the text model's config class assumes, where the class of the text family may assume otherwise;
-            an attribute of two names under both, separated by a space.
         only: attributes of the text family that the text model here ignores, and the value they must have.
     """
 
@@ -54,7 +52,6 @@ class Tower:
     mrope: bool = False
     tied: bool = False
     tied_by_text: bool = True
-    defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     only: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def text_config(self, hf: HFConfig) -> HFConfig:
@@ -93,8 +90,7 @@ class Tower:
         tied = bool(hf("tie_word_embeddings", self.tied) or (self.tied_by_text and text.get("tie_word_embeddings")))
         ropes = [name for name in ("rope_scaling", "rope_parameters") if self.mrope and name in text]
         of_text = {name: _of_text(text[name]) for name in ropes}
-        absent = {names.split()[0]: value for names, value in self.defaults.items() if not text.keys() & names.split()}
-        return {**absent, **text, **of_text, "tie_word_embeddings": tied}
+        return {**text, **of_text, "tie_word_embeddings": tied}
 
 
 def _of_text(rope: Any) -> Any:

@@ -52,8 +52,9 @@ from tljax.checkpoints.families.starcoder2 import STARCODER2
 from tljax.checkpoints.families.towers import TEXT_ARCHITECTURES as TEXT_ARCHITECTURES
 from tljax.checkpoints.families.towers import TOWERS as TOWERS
 from tljax.checkpoints.families.xglm import XGLM
+from tljax.checkpoints.hf_config import shortened
 from tljax.checkpoints.mapping import Family
-from tljax.errors import UnsupportedModelError, nearest
+from tljax.errors import CheckpointError, UnsupportedModelError, nearest
 
 FAMILIES: tuple[Family, ...] = (
     GPT2,
@@ -109,21 +110,49 @@ FAMILIES: tuple[Family, ...] = (
 )
 
 
+_GENERATE = ("forcausallm", "lmheadmodel", "forconditionalgeneration")
+"""How the names of classes end that have the head of a language model, in any case; the last, with images too."""
+
+
 def family_of(attributes: Mapping[str, Any], origin: str = "config.json") -> Family:
-    """Returns the family of a Hugging Face config, by ``architectures`` or, without it, by ``model_type``.
+    """Returns the family of a Hugging Face config.
+
+    The class named in ``architectures`` decides; where tljax does not know it (or none is named), ``model_type`` does,
+    as it does for transformers: for another spelling, the bare model, or a class of someone's own with the same head.
+    A class with another head is refused: without that head it would be another model.
 
     Raises:
+        CheckpointError: the class and ``model_type`` are of different families.
         UnsupportedModelError: no family implements it; lists those that exist.
     """
-    architectures = attributes.get("architectures") or []
-    for family in (*FAMILIES, *TOWERS):
-        if {family.architecture, family.aka} & set(architectures) or (
-            not architectures and family.model_type == attributes.get("model_type")
-        ):
-            return family
-    got = ", ".join(architectures) or str(attributes.get("model_type"))
-    supported = [family.architecture for family in (*FAMILIES, *TOWERS)]
+    architectures, model_type = attributes.get("architectures") or [], attributes.get("model_type")
+    if not isinstance(architectures, list) or not all(isinstance(name, str) for name in architectures):
+        raise CheckpointError(f"{origin} sets architectures={shortened(architectures)}: expected a list of names.")
+    known = (*FAMILIES, *TOWERS)
+    by_type = next((family for family in known if family.model_type == model_type), None)
+    named = {name: family for family in known for name in (family.architecture, family.aka) if name}
+    family = next((named[name] for name in architectures if name in named), None)
+    if family is not None and by_type is not None and family.read_config is not by_type.read_config:
+        raise CheckpointError(
+            f"{origin} contradicts itself: architectures={architectures}, but model_type={model_type!r} is "
+            f"{by_type.architecture}. Set the one that is wrong right."
+        )
+    if family is None and by_type is not None and all(_has_its_head(name, by_type) for name in architectures):
+        family = by_type
+    if family is not None:
+        return family
+    got = ", ".join(architectures) or str(model_type)
+    supported = [family.architecture for family in known]
+    other_head = f", a {model_type!r} with another head than {by_type.architecture}'s" if by_type else ""
     raise UnsupportedModelError(
-        f"{origin} describes {got}, which tljax does not implement. Supported: {', '.join(supported)}."
+        f"{origin} describes {got}{other_head}, which tljax does not implement. Supported: {', '.join(supported)}."
         f"{nearest(got, supported)}"
     )
+
+
+def _has_its_head(name: str, family: Family) -> bool:
+    """Whether class ``name`` is a language model, or the bare model of ``family``, whose head may be tied."""
+    stem = family.architecture.lower()
+    bare = next(stem.removesuffix(end) for end in _GENERATE if stem.endswith(end)) + "model"
+    ends = _GENERATE if family.tower is not None else _GENERATE[:-1]
+    return name.lower().endswith(ends) or name.lower() == bare

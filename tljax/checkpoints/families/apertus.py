@@ -65,4 +65,12 @@ APERTUS = Family(
     rows=rows,
     prefix="model.",
     ignored=IGNORED,
+    defaults={
+        "num_attention_heads": 32,
+        "hidden_size": 4096,
+        "num_hidden_layers": 32,
+        "max_position_embeddings": 65536,
+        "vocab_size": 131072,
+        "intermediate_size": 14336,
+    },
 )

@@ -37,4 +37,12 @@ ARCEE = Family(
     rows=rows,
     prefix="model.",
     ignored=IGNORED,
+    defaults={
+        "num_attention_heads": 32,
+        "hidden_size": 2560,
+        "num_hidden_layers": 32,
+        "max_position_embeddings": 4096,
+        "vocab_size": 32000,
+        "intermediate_size": 18432,
+    },
 )

@@ -7,21 +7,16 @@ from tljax.checkpoints.hf_config import HFConfig
 from tljax.checkpoints.mapping import Family, Row
 from tljax.config import HookedTransformerConfig
 
-INERT = "attention_softmax_in_fp32 bias_dropout_fusion masked_softmax_fusion offset_alibi skip_bias_add slow_but_exact"
-"""Attributes of the training code's kernels; ``slow_but_exact`` is the order of a sum."""
-
 
 def read_config(hf: HFConfig) -> HookedTransformerConfig:
     """Returns our config for a ``BloomConfig``."""
-    for name in INERT.split():
-        hf(name, None)
     d_model = hf("hidden_size", aka=("n_embed",))
     hf.only(apply_residual_connection_post_layernorm=False, n_inner=4 * d_model, skip_bias_add_qkv=False)
     return HookedTransformerConfig(
         d_model=d_model,
         n_layers=hf("n_layer", aka=("num_hidden_layers",)),
         n_heads=hf("n_head", aka=("num_attention_heads",)),
-        n_ctx=hf("seq_length", 2048),  # not a limit: ALiBi has none
+        n_ctx=hf("seq_length"),  # not a limit: ALiBi has none
         d_vocab=hf("vocab_size"),
         act_fn="gelu_fast",
         eps=hf("layer_norm_epsilon", 1e-5),
@@ -68,4 +63,10 @@ BLOOM = Family(
     write_config=write_config,
     rows=rows,
     prefix="transformer.",
+    defaults={"hidden_size": 64, "n_layer": 2, "n_head": 8, "vocab_size": 250880, "seq_length": 2048},
+    aliases={"num_hidden_layers": "n_layer", "num_attention_heads": "n_head"},
+    inert={
+        "kernels of the training code": "bias_dropout_fusion masked_softmax_fusion offset_alibi skip_bias_add",
+        "the order of a sum": "slow_but_exact",
+    },
 )

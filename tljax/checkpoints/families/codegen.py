@@ -45,4 +45,12 @@ CODEGEN = Family(
     rows=rows,
     prefix="transformer.",
     ignored=(r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias|causal_mask)",),
+    defaults={"n_embd": 4096, "n_layer": 28, "n_head": 16, "n_positions": 2048, "vocab_size": 50400},
+    aliases={
+        "max_position_embeddings": "n_positions",
+        "hidden_size": "n_embd",
+        "num_attention_heads": "n_head",
+        "num_hidden_layers": "n_layer",
+    },
+    inert={"written next to n_positions by old versions": "n_ctx"},
 )

@@ -77,4 +77,13 @@ COHERE = Family(
     rows=rows,
     prefix="model.",
     ignored=IGNORED,
+    defaults={
+        "num_attention_heads": 64,
+        "hidden_size": 8192,
+        "num_hidden_layers": 40,
+        "max_position_embeddings": 8192,
+        "vocab_size": 256000,
+        "intermediate_size": 22528,
+    },
+    own_code="cohere",
 )

@@ -17,13 +17,12 @@ def read_config(hf: HFConfig) -> HookedTransformerConfig:
         rotary_pct=1.0,
         use_gated_activation=True,
         use_parallel_block=True,
-        use_parallel_embedding=False,
         use_embedding_sharing=hf("tie_word_embeddings", True),
         use_qk_norm=False,
-        cache_implementation="hybrid",
         head_dim=hf("hidden_size") // hf("num_attention_heads"),
     )
     period = hf("sliding_window_pattern", 4)
+    hf.only(layer_switch=period, _sliding_window_pattern=period)  # say it again
     local = [(layer + 1) % period != 0 for layer in range(hf("num_hidden_layers"))]
     window = read_window(hf, hf("sliding_window", 4096, null=None), local)
     return cohere.read_cohere(hf, rotary_layers=rotating_locally(hf, window), **window)
@@ -52,4 +51,14 @@ COHERE2 = Family(
     rows=cohere.rows,
     prefix="model.",
     ignored=IGNORED,
+    defaults={
+        "hidden_size": 8192,
+        "num_attention_heads": 64,
+        "num_hidden_layers": 40,
+        "max_position_embeddings": 8192,
+        "vocab_size": 256000,
+        "intermediate_size": 22528,
+    },
+    inert={"how the embedding was spread over devices": "use_parallel_embedding"},
+    own_code="cohere2",
 )

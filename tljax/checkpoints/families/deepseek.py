@@ -6,6 +6,7 @@ DeepSeek 2 chooses experts by a softmax, DeepSeek 3 by a sigmoid and a bias; bot
 from typing import Any
 
 from tljax.checkpoints.families.latent import (
+    FURTHER_TOKENS,
     count_dense,
     latent_rows,
     leading_dense,
@@ -87,6 +88,17 @@ DEEPSEEK_V2 = Family(
     rows=rows_2,
     prefix="model.",
     ignored=IGNORED,
+    defaults={
+        "num_attention_heads": 32,
+        "hidden_size": 4096,
+        "num_hidden_layers": 32,
+        "max_position_embeddings": 2048,
+        "vocab_size": 102400,
+        "intermediate_size": 11008,
+    },
+    aliases={"num_experts": "n_routed_experts"},
+    inert=FURTHER_TOKENS,
+    own_code="deepseek",
 )
 DEEPSEEK_V3 = Family(
     architecture="DeepseekV3ForCausalLM",
@@ -96,4 +108,15 @@ DEEPSEEK_V3 = Family(
     rows=rows_3,
     prefix="model.",
     ignored=(*IGNORED, _FURTHER_TOKENS),
+    defaults={
+        "num_hidden_layers": 61,
+        "num_attention_heads": 128,
+        "hidden_size": 7168,
+        "max_position_embeddings": 4096,
+        "vocab_size": 129280,
+        "intermediate_size": 18432,
+    },
+    aliases={"num_local_experts": "n_routed_experts"},
+    inert=FURTHER_TOKENS,
+    own_code="deepseek",
 )

@@ -25,7 +25,8 @@ from tljax.config import HookedTransformerConfig
 
 def read_config(hf: HFConfig) -> HookedTransformerConfig:
     """Returns our config for an ``Exaone4Config``."""
-    size, period = hf("sliding_window", 4096, null=None), hf("sliding_window_pattern", 4)
+    size, period = hf("sliding_window", 4096, null=None), hf("sliding_window_pattern", None)
+    period = 4 if period is None else period
     if isinstance(period, str):  # such as "LLLG": only where layer_types says it again
         hf("layer_types")
         period = 1
@@ -61,4 +62,12 @@ EXAONE4 = Family(
     rows=rows,
     prefix="model.",
     ignored=IGNORED,
+    defaults={
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "hidden_size": 4096,
+        "max_position_embeddings": 2048,
+        "vocab_size": 102400,
+        "intermediate_size": 16384,
+    },
 )

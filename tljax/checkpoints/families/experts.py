@@ -9,7 +9,6 @@ from tljax.checkpoints.mapping import Row
 from tljax.config import HookedTransformerConfig
 
 MLP = "blocks.{l}.mlp"
-_OF_TRAINING = ("output_router_logits", "router_aux_loss_coef", "router_jitter_noise", "input_jitter_noise")
 
 
 def one_by_one(key: str, gate: str = "gate_proj", up: str = "up_proj", down: str = "down_proj") -> list[Row]:
@@ -82,9 +81,3 @@ def unless_all(sparse: tuple[bool, ...]) -> tuple[bool, ...] | None:
 def dense_layers(cfg: HookedTransformerConfig) -> list[int]:
     """Returns the numbers of the layers without experts."""
     return [layer for layer in range(cfg.n_layers) if not cfg.has_experts(cfg.layer_kind(layer))]
-
-
-def pass_over_training(hf: HFConfig) -> None:
-    """Marks attributes of a router that act in training alone as read."""
-    for name in _OF_TRAINING:
-        hf(name, None)

@@ -4,7 +4,6 @@ The old decoder (7B) has one key/value head and one layer norm a parallel block.
 each key/value head with its own group of query heads, and has one norm a block or two. Falcon-RW has ALiBi.
 """
 
-import re
 from typing import Any
 
 from tljax.checkpoints.families.layers import head, layer_norm, linear, mlp
@@ -12,15 +11,14 @@ from tljax.checkpoints.hf_config import HFConfig, rope_scaling
 from tljax.checkpoints.mapping import Family, Row
 from tljax.config import HookedTransformerConfig
 
-OWN_CODE = re.compile(r"(?:tiiuae/[^/]+--)?(?:configuration|modeling)_falcon\.Falcon\w+")
-"""The code first published with the checkpoints, which transformers took over."""
-
 
 def read_config(hf: HFConfig) -> HookedTransformerConfig:
     """Returns our config for a ``FalconConfig``."""
     hf.only(apply_residual_connection_post_layernorm=False)
     d_model, n_heads = hf("hidden_size", aka=("n_embed",)), hf("num_attention_heads")
     d_head, parallel = d_model // n_heads, hf("parallel_attn", True)
+    d_mlp = hf("ffn_hidden_size", 4 * d_model)
+    hf.only(ff_factor=d_mlp // d_model)
     hf.only(head_dim=d_head)
     kv_heads = _key_value_heads(hf, n_heads)
     if hf("new_decoder_architecture", False):
@@ -30,9 +28,6 @@ def read_config(hf: HFConfig) -> HookedTransformerConfig:
     elif parallel:
         hf.only(num_ln_in_parallel_attn=1)
     hf("num_ln_in_parallel_attn", None)
-    code = {key: str(name) for key, name in hf("auto_map", {}).items() if not OWN_CODE.fullmatch(str(name))}
-    if code:
-        raise hf.unsupported("auto_map", code, OWN_CODE.pattern)
     if alibi := hf("alibi", False):
         for name in ("rope_parameters", "rope_theta", "rope_scaling"):
             hf(name, None)  # ignored
@@ -43,9 +38,9 @@ def read_config(hf: HFConfig) -> HookedTransformerConfig:
         n_heads=n_heads,
         n_key_value_heads=None if kv_heads == n_heads else kv_heads,
         d_head=d_head,
-        n_ctx=hf("max_position_embeddings", 2048),
+        n_ctx=hf("max_position_embeddings"),
         d_vocab=hf("vocab_size"),
-        d_mlp=hf("ffn_hidden_size", 4 * d_model),
+        d_mlp=d_mlp,
         act_fn=hf.activation("activation", "gelu"),
         eps=hf("layer_norm_epsilon", 1e-5),
         parallel_attn_mlp=parallel,
@@ -125,4 +120,13 @@ FALCON = Family(
     rows=rows,
     prefix="transformer.",
     ignored=(r"(transformer\.)?h\.\d+\.self_attention\.(maybe_rotary|rotary_emb)\.inv_freq",),
+    defaults={
+        "hidden_size": 4544,
+        "num_attention_heads": 71,
+        "num_hidden_layers": 32,
+        "vocab_size": 65024,
+        "max_position_embeddings": 2048,
+    },
+    inert={"of the code first published; num_attention_heads and num_hidden_layers say it": "n_head n_layer"},
+    own_code="falcon",
 )

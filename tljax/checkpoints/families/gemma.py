@@ -11,18 +11,30 @@ from tljax.config import HookedTransformerConfig
 
 def read_config(hf: HFConfig) -> HookedTransformerConfig:
     """Returns our config for a ``GemmaConfig``."""
-    return read_gemma(hf)
+    return read_gemma(hf, "hidden_act")
 
 
-def read_gemma(hf: HFConfig, **options: Any) -> HookedTransformerConfig:
-    """Returns what all Gemmas share; ``options`` go to :func:`tljax.checkpoints.families.llama.read_decoder`."""
+def read_gemma(hf: HFConfig, activation: str = "hidden_activation", **options: Any) -> HookedTransformerConfig:
+    """Returns what all Gemmas share.
+
+    Args:
+        hf: the Hugging Face config.
+        activation: which attribute names the activation; the other, which files also have, must not say another.
+        **options: of :func:`tljax.checkpoints.families.llama.read_decoder`.
+    """
     hf.only(use_bidirectional_attention=False)
-    activation = hf.activation("hidden_activation", hf("hidden_act", "gelu_pytorch_tanh"))
-    if activation == "gelu":  # the first releases said so and meant the approximation by tanh
-        activation = "gelu_pytorch_tanh"
+    tanh = "gelu_pytorch_tanh"
+    act_fn = hf.activation(activation, tanh)
+    other = hf.activation("hidden_act" if activation == "hidden_activation" else "hidden_activation", act_fn)
+    if act_fn == "gelu" and activation == "hidden_act":  # the first releases said so and meant the tanh approximation
+        act_fn = tanh
+    if other not in (act_fn, "gelu"):
+        raise hf.unsupported(
+            "(hidden_act, hidden_activation)", (hf("hidden_act", None), hf("hidden_activation", None)), "the same"
+        )
     multiplier = float(hf("hidden_size") ** 0.5)
     options = {"kv_heads": 16, "rmsnorm_uses_offset": True, "embedding_multiplier": multiplier} | options
-    return read_decoder(hf, d_head=256, **options).replace(act_fn=activation)
+    return read_decoder(hf, d_head=256, **options).replace(act_fn=act_fn)
 
 
 def write_config(cfg: HookedTransformerConfig, nonzero: frozenset[str]) -> dict[str, Any]:
@@ -38,4 +50,13 @@ GEMMA = Family(
     rows=llama.rows,
     prefix="model.",
     ignored=IGNORED,
+    defaults={
+        "hidden_size": 3072,
+        "num_attention_heads": 16,
+        "num_hidden_layers": 28,
+        "max_position_embeddings": 8192,
+        "vocab_size": 256000,
+        "intermediate_size": 24576,
+        "tie_word_embeddings": True,
+    },
 )

@@ -14,7 +14,9 @@ NORMS = {"ln1_post": "post_attention_layernorm", "ln2": "pre_feedforward_layerno
 
 def read_config(hf: HFConfig) -> HookedTransformerConfig:
     """Returns our config for a ``Gemma2Config``."""
-    window = read_window(hf, hf("sliding_window", 4096), [layer % 2 == 0 for layer in range(hf("num_hidden_layers"))])
+    size = hf("sliding_window", 4096)
+    hf.only(sliding_window_size=size)  # says it again
+    window = read_window(hf, size, [layer % 2 == 0 for layer in range(hf("num_hidden_layers"))])
     return read_sandwich(hf, 50.0, 30.0, **window)
 
 
@@ -26,7 +28,7 @@ def read_sandwich(
         hf,
         kv_heads=4,
         use_normalization_before_and_after=True,
-        attn_scale=float(hf("query_pre_attn_scalar", 256) ** 0.5),
+        attn_scale=float(hf("query_pre_attn_scalar", 256.0) ** 0.5),
         attn_scores_soft_cap=_cap(hf("attn_logit_softcapping", scores_cap, null=None)),
         output_logits_soft_cap=_cap(hf("final_logit_softcapping", logits_cap, null=None)),
         **options,
@@ -73,4 +75,13 @@ GEMMA2 = Family(
     rows=rows,
     prefix="model.",
     ignored=IGNORED,
+    defaults={
+        "num_hidden_layers": 26,
+        "hidden_size": 2304,
+        "num_attention_heads": 8,
+        "max_position_embeddings": 8192,
+        "vocab_size": 256000,
+        "intermediate_size": 9216,
+        "tie_word_embeddings": True,
+    },
 )

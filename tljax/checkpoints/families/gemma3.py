@@ -71,4 +71,13 @@ GEMMA3 = Family(
     rows=rows,
     prefix="model.",
     ignored=IGNORED,
+    defaults={
+        "num_hidden_layers": 26,
+        "hidden_size": 2304,
+        "num_attention_heads": 8,
+        "max_position_embeddings": 131072,
+        "vocab_size": 262208,
+        "intermediate_size": 9216,
+        "tie_word_embeddings": True,
+    },
 )

@@ -37,4 +37,12 @@ GLM4 = Family(
     rows=rows,
     prefix="model.",
     ignored=IGNORED,
+    defaults={
+        "num_attention_heads": 32,
+        "hidden_size": 4096,
+        "num_hidden_layers": 40,
+        "max_position_embeddings": 131072,
+        "vocab_size": 151552,
+        "intermediate_size": 13696,
+    },
 )

@@ -2,8 +2,9 @@
 
 from typing import Any
 
-from tljax.checkpoints.families.experts import pass_over_training, unless_all
+from tljax.checkpoints.families.experts import unless_all
 from tljax.checkpoints.families.latent import (
+    FURTHER_TOKENS,
     count_dense,
     leading_dense,
     mlp_rows,
@@ -29,8 +30,6 @@ _FURTHER_TOKENS = r"model\.layers\.(46|92)\..*"
 
 def read_config(hf: HFConfig) -> HookedTransformerConfig:
     """Returns our config for a ``Glm4MoeConfig``."""
-    pass_over_training(hf)
-    hf("num_nextn_predict_layers", 1, aka=("num_mtp_layers",))  # layers that transformers does not run either
     return read_decoder(
         hf,
         kv_heads=8,
@@ -75,4 +74,14 @@ GLM4_MOE = Family(
     rows=rows,
     prefix="model.",
     ignored=(*IGNORED, _FURTHER_TOKENS),
+    defaults={
+        "num_hidden_layers": 46,
+        "num_attention_heads": 96,
+        "hidden_size": 4096,
+        "max_position_embeddings": 131072,
+        "vocab_size": 151552,
+        "intermediate_size": 10944,
+    },
+    aliases={"num_local_experts": "n_routed_experts"},
+    inert=FURTHER_TOKENS,
 )

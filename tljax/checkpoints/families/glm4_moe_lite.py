@@ -2,7 +2,14 @@
 
 from typing import Any
 
-from tljax.checkpoints.families.latent import latent_rows, read_experts, read_latent, read_sigmoid_router, write_latent
+from tljax.checkpoints.families.latent import (
+    FURTHER_TOKENS,
+    latent_rows,
+    read_experts,
+    read_latent,
+    read_sigmoid_router,
+    write_latent,
+)
 from tljax.checkpoints.families.llama import IGNORED
 from tljax.checkpoints.hf_config import HFConfig
 from tljax.checkpoints.mapping import Family, Row
@@ -56,4 +63,14 @@ GLM4_MOE_LITE = Family(
     rows=rows,
     prefix="model.",
     ignored=(*IGNORED, _FURTHER_TOKENS),
+    defaults={
+        "num_hidden_layers": 47,
+        "num_attention_heads": 20,
+        "hidden_size": 2048,
+        "max_position_embeddings": 202752,
+        "vocab_size": 154880,
+        "intermediate_size": 10240,
+    },
+    aliases={"num_local_experts": "n_routed_experts", "head_dim": "qk_rope_head_dim"},
+    inert=FURTHER_TOKENS,
 )

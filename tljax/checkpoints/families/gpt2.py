@@ -9,7 +9,6 @@ from tljax.config import HookedTransformerConfig
 
 def read_config(hf: HFConfig) -> HookedTransformerConfig:
     """Returns our config for a ``GPT2Config``."""
-    hf("n_ctx", None)  # written next to n_positions by old versions, read by none
     return HookedTransformerConfig(
         d_model=hf("n_embd"),
         n_layers=hf("n_layer"),
@@ -76,4 +75,12 @@ GPT2 = Family(
     rows=rows,
     prefix="transformer.",
     ignored=(r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)",),
+    defaults={"n_embd": 768, "n_layer": 12, "n_head": 12, "n_positions": 1024, "vocab_size": 50257},
+    aliases={
+        "hidden_size": "n_embd",
+        "max_position_embeddings": "n_positions",
+        "num_attention_heads": "n_head",
+        "num_hidden_layers": "n_layer",
+    },
+    inert={"written next to n_positions by old versions": "n_ctx"},
 )

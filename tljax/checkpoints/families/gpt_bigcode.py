@@ -8,18 +8,14 @@ from tljax.checkpoints.mapping import Family, Row
 from tljax.config import HookedTransformerConfig
 from tljax.errors import CheckpointError
 
-INERT = """
-    n_ctx inference_runner max_batch_size pad_key_length pre_allocate_kv_cache validate_runner_input
-    attention_softmax_in_fp32 scale_attention_softmax_in_fp32
-"""
-"""Attributes of the original's kernels; scores are float32 here in any case."""
-
 
 def read_config(hf: HFConfig) -> HookedTransformerConfig:
     """Returns our config for a ``GPTBigCodeConfig``."""
-    for name in INERT.split():
-        hf(name, None)
+    hf.only(scale_attn_by_inverse_layer_idx=False)  # written by old versions; this family has no other way
     n_heads = hf("n_head")
+    attention_types = (2, 3) if hf("multi_query", True) else (1,)  # the original's names for the same
+    if hf("attention_type", attention_types[0]) not in attention_types:
+        raise hf.unsupported("attention_type", hf("attention_type"), f"{attention_types} with this multi_query")
     kv_heads = 1 if hf("multi_query", True) else n_heads
     if (stated := hf("num_key_value_heads", kv_heads)) != kv_heads:
         raise CheckpointError(
@@ -83,4 +79,18 @@ GPT_BIGCODE = Family(
     rows=rows,
     prefix="transformer.",
     ignored=(r"(transformer\.)?(h\.\d+\.attn\.)?(bias|masked_bias)",),
+    defaults={"n_head": 12, "n_embd": 768, "n_layer": 12, "n_positions": 1024, "vocab_size": 50257},
+    aliases={
+        "hidden_size": "n_embd",
+        "max_position_embeddings": "n_positions",
+        "num_attention_heads": "n_head",
+        "num_hidden_layers": "n_layer",
+    },
+    inert={
+        "written next to n_positions by old versions": "n_ctx",
+        "kernels and memory of the original": """
+            inference_runner max_batch_size pad_key_length pre_allocate_kv_cache validate_runner_input
+            runner_max_sequence_length
+        """,
+    },
 )

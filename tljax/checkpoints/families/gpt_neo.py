@@ -11,14 +11,17 @@ from tljax.errors import CheckpointError
 
 def read_config(hf: HFConfig) -> HookedTransformerConfig:
     """Returns our config for a ``GPTNeoConfig``."""
+    hf.only(rotary=False)  # written into copies of GPT-J under this family's name
     groups = hf("attention_types", [[["global", "local"], 12]])
+    if (said := sum(len(kinds) * times for kinds, times in groups)) != (n_layers := hf("num_layers")):
+        raise CheckpointError(f"{hf.origin} sets attention_types of {said} layers, but its num_layers={n_layers}.")
     layers = [kind for kinds, times in groups for kind in list(kinds) * times]
     if (listed := hf("attention_layers", layers)) != layers:
         raise CheckpointError(f"{hf.origin} sets attention_layers={listed}, but its attention_types say {layers}.")
     window = hf("window_size", 256)
     return HookedTransformerConfig(
         d_model=hf("hidden_size"),
-        n_layers=hf("num_layers"),
+        n_layers=n_layers,
         n_heads=hf("num_heads"),
         n_ctx=hf("max_position_embeddings"),
         d_vocab=hf("vocab_size"),
@@ -76,4 +79,12 @@ GPT_NEO = Family(
     rows=rows,
     prefix="transformer.",
     ignored=(r"(transformer\.)?h\.\d+\.attn\.attention\.(bias|masked_bias)",),
+    defaults={
+        "hidden_size": 2048,
+        "num_layers": 24,
+        "num_heads": 16,
+        "max_position_embeddings": 2048,
+        "vocab_size": 50257,
+    },
+    aliases={"num_attention_heads": "num_heads", "num_hidden_layers": "num_layers"},
 )

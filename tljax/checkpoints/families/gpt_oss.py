@@ -28,7 +28,6 @@ _ROPE = {
 
 def read_config(hf: HFConfig) -> HookedTransformerConfig:
     """Returns our config for a ``GptOssConfig``."""
-    experts.pass_over_training(hf)
     if not hf("rope_parameters", {}) and not hf("rope_scaling", {}):
         hf = hf.changed(rope_parameters=_ROPE)
     hf.only(hidden_act="silu", swiglu_alpha=1.702)  # the activation is silu with that gain
@@ -39,6 +38,8 @@ def read_config(hf: HFConfig) -> HookedTransformerConfig:
     alternate = [layer % 2 == 0 for layer in range(hf("num_hidden_layers"))]
     return read_decoder(
         hf,
+        kv_heads=8,
+        d_head=64,
         eps=1e-5,
         theta=150000.0,
         act_fn="silu",
@@ -94,4 +95,13 @@ GPT_OSS = Family(
     rows=rows,
     prefix="model.",
     ignored=IGNORED,
+    defaults={
+        "num_hidden_layers": 36,
+        "num_attention_heads": 64,
+        "hidden_size": 2880,
+        "max_position_embeddings": 131072,
+        "vocab_size": 201088,
+        "intermediate_size": 2880,
+    },
+    aliases={"num_experts": "num_local_experts"},
 )

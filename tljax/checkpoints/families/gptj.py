@@ -11,7 +11,6 @@ from tljax.config import HookedTransformerConfig
 def read_config(hf: HFConfig) -> HookedTransformerConfig:
     """Returns our config for a ``GPTJConfig``."""
     hf.only(rotary=True, scale_attn_weights=True)  # written by old versions; GPT-J has no other way
-    hf("n_ctx", None)  # written next to n_positions by old versions, read by none
     return HookedTransformerConfig(
         d_model=hf("n_embd"),
         n_layers=hf("n_layer"),
@@ -65,4 +64,12 @@ GPTJ = Family(
     rows=rows,
     prefix="transformer.",
     ignored=(r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)",),
+    defaults={"n_embd": 4096, "n_layer": 28, "n_head": 16, "n_positions": 2048, "vocab_size": 50400},
+    aliases={
+        "max_position_embeddings": "n_positions",
+        "hidden_size": "n_embd",
+        "num_attention_heads": "n_head",
+        "num_hidden_layers": "n_layer",
+    },
+    inert={"written next to n_positions by old versions": "n_ctx"},
 )

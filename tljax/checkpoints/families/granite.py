@@ -41,4 +41,12 @@ GRANITE = Family(
     rows=llama.rows_with_mlp_bias,
     prefix="model.",
     ignored=IGNORED,
+    defaults={
+        "num_attention_heads": 32,
+        "hidden_size": 4096,
+        "num_hidden_layers": 32,
+        "max_position_embeddings": 2048,
+        "vocab_size": 32000,
+        "intermediate_size": 11008,
+    },
 )

@@ -13,7 +13,6 @@ _MOE = f"{BLOCK}.block_sparse_moe"
 
 def read_config(hf: HFConfig) -> HookedTransformerConfig:
     """Returns our config for a ``GraniteMoeConfig``."""
-    experts.pass_over_training(hf)
     hf.only(mlp_bias=False)
     return granite.read_config(hf).replace(
         num_experts=hf("num_local_experts", 8),
@@ -50,4 +49,12 @@ GRANITE_MOE = Family(
     rows=rows,
     prefix="model.",
     ignored=IGNORED,
+    defaults={
+        "num_attention_heads": 32,
+        "hidden_size": 4096,
+        "num_hidden_layers": 32,
+        "max_position_embeddings": 2048,
+        "vocab_size": 32000,
+        "intermediate_size": 11008,
+    },
 )

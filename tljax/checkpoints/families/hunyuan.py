@@ -24,8 +24,10 @@ _UNUSED = ("type", "rope_type", "alpha", "factor", "beta_fast", "beta_slow", "ms
 
 def read_config(hf: HFConfig) -> HookedTransformerConfig:
     """Returns our config for a ``HunYuanDenseV1Config``."""
-    hf.only(use_qk_norm=True, use_cla=False, mlp_bias=False, num_experts=1)
-    hf("eod_token_id", None)
+    hf.only(use_qk_norm=True, use_cla=False, mlp_bias=False, num_experts=1, norm_type="rms", use_rotary_pos_emb=True)
+    hf.only(
+        add_classification_head=False, attention_head_dim=hf("head_dim", hf("hidden_size") // hf("num_attention_heads"))
+    )
     cfg = read_decoder(_without_alpha(hf), eps=1e-5, use_qk_norm=True, qk_norm_after_rotary=True)
     alpha = _alpha(hf)
     return cfg if alpha is None else cfg.replace(rotary_base=cfg.rotary_base * alpha ** (cfg.d_head / (cfg.d_head - 2)))
@@ -71,4 +73,20 @@ HUNYUAN = Family(
     rows=rows,
     prefix="model.",
     ignored=IGNORED,
+    defaults={
+        "num_attention_heads": 32,
+        "hidden_size": 4096,
+        "num_hidden_layers": 32,
+        "max_position_embeddings": 2048,
+        "vocab_size": 290943,
+        "intermediate_size": 11008,
+    },
+    inert={
+        "layers that share keys and values, where use_cla is on": "cla_share_factor",
+        "a head for classes, where add_classification_head is on": "class_num dense_list pool_type",
+        "special tokens, of images and text too": """
+            pad_id im_start_id im_end_id im_newline_id text_start_id text_end_id mask_init_id
+        """,
+        "the vocabulary before it was padded": "org_vocab_size",
+    },
 )

@@ -10,9 +10,12 @@ from tljax.checkpoints.mapping import Row
 from tljax.config import HookedTransformerConfig
 
 _BIASES = frozenset({"attn.b_Q_down", "attn.b_KV_down", "attn.b_K_rot", "attn.b_O"})
-_OF_TRAINING = ("output_router_logits", "aux_loss_alpha", "seq_aux", "ep_size")
-_OWN_CODE = ("configuration_deepseek.", "modeling_deepseek.")
-"""The modules that DeepSeek's checkpoints bring along; transformers has the same code and prefers its own."""
+FURTHER_TOKENS = {
+    "further layers that guess tokens further ahead, which transformers does not run": """
+        num_nextn_predict_layers num_mtp_layers
+    """
+}
+"""Attributes that are inert in models with such layers."""
 
 
 def read_latent(
@@ -38,7 +41,6 @@ def read_latent(
         eps: default of ``rms_norm_eps``; that of the latents' norms is always 1e-6.
         **fields: the rest of our config.
     """
-    _check_inert(hf)
     n_heads = hf("num_attention_heads")
     hf.only(num_key_value_heads=n_heads)
     rotary_dim = hf("qk_rope_head_dim", 64)
@@ -181,15 +183,6 @@ def _attention_rows(hf: HFConfig) -> list[Row]:
         Row(f"{key}.kv_b_proj.weight", "(n_heads d_unrotated+d_value) kv_rank", f"{ours}.W_K_up|W_V_up"),
         *layers.linear(f"{key}.o_proj", "d_model (n_heads d_value)", f"{ours}.W_O", biased=biased),
     ]
-
-
-def _check_inert(hf: HFConfig) -> None:
-    code = {key: str(name) for key, name in hf("auto_map", {}).items() if key != "AutoTokenizer"}
-    if not all(name.startswith(_OWN_CODE) for name in code.values()):
-        raise hf.unsupported("auto_map", code, ", ".join(_OWN_CODE))
-    hf("num_nextn_predict_layers", None, aka=("num_mtp_layers",))  # more layers that guess further tokens
-    for name in _OF_TRAINING:
-        hf(name, None)
 
 
 def _sharpening(hf: HFConfig) -> float:

@@ -191,4 +191,12 @@ LLAMA = Family(
     rows=rows_with_mlp_bias,
     prefix="model.",
     ignored=IGNORED,
+    defaults={
+        "num_attention_heads": 32,
+        "hidden_size": 4096,
+        "num_hidden_layers": 32,
+        "max_position_embeddings": 2048,
+        "vocab_size": 32000,
+        "intermediate_size": 11008,
+    },
 )

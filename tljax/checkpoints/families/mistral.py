@@ -46,6 +46,14 @@ MISTRAL = Family(
     rows=rows,
     prefix="model.",
     ignored=IGNORED,
+    defaults={
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "hidden_size": 4096,
+        "max_position_embeddings": 131072,
+        "vocab_size": 32000,
+        "intermediate_size": 14336,
+    },
 )
 MINISTRAL = Family(
     architecture="MinistralForCausalLM",
@@ -55,4 +63,12 @@ MINISTRAL = Family(
     rows=rows,
     prefix="model.",
     ignored=IGNORED,
+    defaults={
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "hidden_size": 4096,
+        "max_position_embeddings": 131072,
+        "vocab_size": 32000,
+        "intermediate_size": 14336,
+    },
 )

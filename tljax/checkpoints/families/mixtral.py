@@ -21,7 +21,6 @@ _MOE = f"{BLOCK}.block_sparse_moe"
 
 def read_config(hf: HFConfig) -> HookedTransformerConfig:
     """Returns our config for a ``MixtralConfig``."""
-    experts.pass_over_training(hf)
     size = hf("sliding_window", None)
     return read_decoder(
         hf,
@@ -61,4 +60,13 @@ MIXTRAL = Family(
     rows=rows,
     prefix="model.",
     ignored=IGNORED,
+    defaults={
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "hidden_size": 4096,
+        "max_position_embeddings": 131072,
+        "vocab_size": 32000,
+        "intermediate_size": 14336,
+    },
+    aliases={"num_experts": "num_local_experts"},
 )

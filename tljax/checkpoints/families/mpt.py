@@ -1,7 +1,6 @@
 """MPT (``MptForCausalLM``): ALiBi, no bias anywhere, norms included; fused QKV that may be clipped."""
 
 import math
-import re
 from typing import Any
 
 from tljax.checkpoints.families.layers import head, linear, mlp
@@ -9,31 +8,18 @@ from tljax.checkpoints.hf_config import HFConfig
 from tljax.checkpoints.mapping import Family, Row
 from tljax.config import HookedTransformerConfig
 
-INERT = """
-    emb_pdrop embedding_fraction fc_type ffn_config fused_cross_entropy init_config init_device is_hf learned_pos_emb
-    verbose
-"""
-"""Attributes of training; learned positions exist only without ALiBi."""
-OWN_CODE = re.compile(r"(?:mosaicml/[^/]+--)?(?:configuration|modeling)_mpt\.MPT\w+")
-"""The code first published with the checkpoints, which transformers took over."""
-
 
 def read_config(hf: HFConfig) -> HookedTransformerConfig:
     """Returns our config for an ``MptConfig``."""
-    for name in INERT.split():
-        hf(name, None)
     hf.only(expansion_ratio=4, no_bias=True, logit_scale=None)
     norm = hf("norm_type", "low_precision_layernorm")
     if norm not in ("low_precision_layernorm", "layernorm"):
         raise hf.unsupported("norm_type", norm, "low_precision_layernorm, layernorm")
-    code = {key: str(name) for key, name in hf("auto_map", {}).items() if not OWN_CODE.fullmatch(str(name))}
-    if code:
-        raise hf.unsupported("auto_map", code, OWN_CODE.pattern)
     return HookedTransformerConfig(
         d_model=hf("d_model"),
         n_layers=hf("n_layers"),
         n_heads=hf("n_heads"),
-        n_ctx=hf("max_seq_len", 2048),
+        n_ctx=hf("max_seq_len"),
         d_vocab=hf("vocab_size"),
         act_fn="gelu",
         eps=hf("layer_norm_epsilon", 1e-5),
@@ -45,9 +31,9 @@ def read_config(hf: HFConfig) -> HookedTransformerConfig:
 
 
 def _read_attention(hf: HFConfig) -> dict[str, Any]:
-    attention = HFConfig(hf("attn_config", {}), f"{hf.origin} attn_config")
-    for name in ("attn_impl", "rope_impl", "rope_theta"):
-        attention(name, None)
+    attention = hf.nested("attn_config")
+    for name in ("attn_impl", "rope_impl", "rope_theta", "rope_dail_config", "rope_hf_config"):
+        attention(name, None)  # kernels, and a rotation that is off
     attention.only(
         alibi=True,
         attn_type="multihead_attention",
@@ -110,4 +96,14 @@ MPT = Family(
     rows=rows,
     prefix="transformer.",
     aka="MPTForCausalLM",
+    defaults={"d_model": 2048, "n_layers": 24, "n_heads": 16, "vocab_size": 50368, "max_seq_len": 2048},
+    aliases={"num_attention_heads": "n_heads", "hidden_size": "d_model", "num_hidden_layers": "n_layers"},
+    own_code="mpt",
+    inert={
+        "settings of the training code": """
+            emb_pdrop embedding_fraction fused_cross_entropy init_config init_device is_hf verbose
+        """,
+        "which classes make the layers, all of them alike": "fc_type ffn_config use_pad_tok_in_ffn",
+        "positions that are learned exist only without ALiBi": "learned_pos_emb",
+    },
 )

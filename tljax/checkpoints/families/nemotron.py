@@ -18,6 +18,7 @@ from tljax.config import HookedTransformerConfig
 def read_config(hf: HFConfig) -> HookedTransformerConfig:
     """Returns our config for a ``NemotronConfig``."""
     cfg = read_decoder(hf, rotated=0.5, act_fn="relu2", gated_mlp=False, rmsnorm_uses_offset=True)
+    hf.only(kv_channels=cfg.d_head)  # says it again
     return cfg.replace(normalization_type="LN", eps=hf("norm_eps", 1e-5))
 
 
@@ -54,4 +55,12 @@ NEMOTRON = Family(
     rows=rows,
     prefix="model.",
     ignored=IGNORED,
+    defaults={
+        "num_attention_heads": 48,
+        "hidden_size": 6144,
+        "num_hidden_layers": 32,
+        "max_position_embeddings": 4096,
+        "vocab_size": 256000,
+        "intermediate_size": 24576,
+    },
 )

@@ -92,4 +92,12 @@ NEOX = Family(
     rows=rows,
     prefix="gpt_neox.",
     ignored=(r"(gpt_neox\.)?layers\.\d+\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)",),
+    defaults={
+        "hidden_size": 6144,
+        "num_attention_heads": 64,
+        "num_hidden_layers": 44,
+        "max_position_embeddings": 2048,
+        "vocab_size": 50432,
+        "intermediate_size": 24576,
+    },
 )

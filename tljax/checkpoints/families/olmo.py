@@ -44,4 +44,12 @@ OLMO = Family(
     rows=rows,
     prefix="model.",
     ignored=IGNORED,
+    defaults={
+        "num_attention_heads": 32,
+        "hidden_size": 4096,
+        "num_hidden_layers": 32,
+        "max_position_embeddings": 2048,
+        "vocab_size": 50304,
+        "intermediate_size": 11008,
+    },
 )

@@ -55,4 +55,12 @@ OLMO3 = Family(
     rows=olmo2.rows,
     prefix="model.",
     ignored=IGNORED,
+    defaults={
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "hidden_size": 4096,
+        "max_position_embeddings": 2048,
+        "vocab_size": 50304,
+        "intermediate_size": 11008,
+    },
 )

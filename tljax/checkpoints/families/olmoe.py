@@ -24,7 +24,6 @@ _NORMS = (
 
 def read_config(hf: HFConfig) -> HookedTransformerConfig:
     """Returns our config for an ``OlmoeConfig``."""
-    experts.pass_over_training(hf)
     return read_decoder(
         hf,
         eps=1e-5,
@@ -63,4 +62,13 @@ OLMOE = Family(
     rows=rows,
     prefix="model.",
     ignored=IGNORED,
+    defaults={
+        "num_attention_heads": 16,
+        "hidden_size": 2048,
+        "num_hidden_layers": 16,
+        "max_position_embeddings": 4096,
+        "vocab_size": 50304,
+        "intermediate_size": 2048,
+    },
+    aliases={"num_local_experts": "num_experts"},
 )

@@ -13,9 +13,6 @@ ACTIVATIONS = {"gelu": "gelu_new", "relu": "relu", "silu": "silu", "swish": "sil
 
 def read_config(hf: HFConfig) -> HookedTransformerConfig:
     """Returns our config for an ``OpenAIGPTConfig``."""
-    hf("n_ctx", None)  # written next to n_positions by old versions, read by none
-    hf("n_special", None)
-    hf("predict_special_tokens", None)
     activation = hf("afn", "gelu")
     if activation not in ACTIVATIONS:
         raise hf.unsupported("afn", activation, ", ".join(ACTIVATIONS))
@@ -75,4 +72,12 @@ OPENAI_GPT = Family(
     rows=rows,
     prefix="transformer.",
     ignored=(r"(transformer\.)?(position_ids|h\.\d+\.attn\.bias)",),
+    defaults={"n_embd": 768, "n_layer": 12, "n_head": 12, "n_positions": 512, "vocab_size": 40478},
+    aliases={
+        "max_position_embeddings": "n_positions",
+        "hidden_size": "n_embd",
+        "num_attention_heads": "n_head",
+        "num_hidden_layers": "n_layer",
+    },
+    inert={"written next to n_positions by old versions": "n_ctx"},
 )

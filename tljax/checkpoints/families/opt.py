@@ -21,6 +21,7 @@ def read_config(hf: HFConfig) -> HookedTransformerConfig:
     else:
         hf("_remove_final_layer_norm", False)  # there is none to remove
     hf.only(learned_embeddings=True, scale_embeddings=False)  # Galactica's
+    hf.only(output_projection=True)  # of the larger ones
     return HookedTransformerConfig(
         d_model=width,
         n_layers=hf("num_hidden_layers"),
@@ -88,4 +89,13 @@ OPT = Family(
     write_config=write_config,
     rows=rows,
     prefix="model.",
+    defaults={
+        "hidden_size": 768,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "max_position_embeddings": 2048,
+        "vocab_size": 50272,
+        "ffn_dim": 3072,
+    },
+    inert={"of a test's settings; word_embed_proj_dim is read": "embed_dim"},
 )

@@ -56,4 +56,13 @@ PHI = Family(
     rows=rows,
     prefix="model.",
     ignored=IGNORED,
+    defaults={
+        "num_attention_heads": 32,
+        "hidden_size": 2048,
+        "num_hidden_layers": 24,
+        "max_position_embeddings": 2048,
+        "vocab_size": 51200,
+        "intermediate_size": 8192,
+    },
+    own_code="phi",
 )

@@ -21,11 +21,8 @@ OWN_CODE = ("configuration_phi3.", "modeling_phi3.")
 
 def read_config(hf: HFConfig) -> HookedTransformerConfig:
     """Returns our config for a ``Phi3Config``."""
-    hf.only(attention_bias=False, mlp_bias=False, lm_head_bias=False)
+    hf.only(attention_bias=False, mlp_bias=False, lm_head_bias=False, full_attn_mod=1, interpolate_factor=1)
     hf("original_max_position_embeddings", None)  # of long rope, without which it says nothing
-    code = {key: str(name) for key, name in hf("auto_map", {}).items() if key != "AutoTokenizer"}
-    if not all(name.startswith(OWN_CODE) for name in code.values()):
-        raise hf.unsupported("auto_map", code, ", ".join(OWN_CODE))
     window = read_window(hf, hf("sliding_window", None), [True] * hf("num_hidden_layers"))
     cfg = read_decoder(hf, rotated=1.0, eps=1e-5, **window)
     scaling = rope_scaling(cfg)
@@ -69,4 +66,13 @@ PHI3 = Family(
     rows=rows,
     prefix="model.",
     ignored=IGNORED,
+    defaults={
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "hidden_size": 3072,
+        "max_position_embeddings": 4096,
+        "vocab_size": 32064,
+        "intermediate_size": 8192,
+    },
+    own_code="phi3",
 )

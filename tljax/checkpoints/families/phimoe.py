@@ -18,7 +18,6 @@ _EMBEDDING = "model.embed_tokens.weight"
 
 def read_config(hf: HFConfig) -> HookedTransformerConfig:
     """Returns our config for a ``PhimoeConfig``."""
-    experts.pass_over_training(hf)
     hf = _with_attention_factor(hf)
     size = hf("sliding_window", None)
     cfg = read_decoder(
@@ -85,4 +84,13 @@ PHIMOE = Family(
     rows=rows,
     prefix="model.",
     ignored=IGNORED,
+    defaults={
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "hidden_size": 4096,
+        "max_position_embeddings": 131072,
+        "vocab_size": 32064,
+        "intermediate_size": 6400,
+    },
+    own_code="phimoe|slimmoe",
 )

@@ -52,4 +52,12 @@ QWEN2 = Family(
     rows=rows,
     prefix="model.",
     ignored=IGNORED,
+    defaults={
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "hidden_size": 4096,
+        "max_position_embeddings": 32768,
+        "vocab_size": 151936,
+        "intermediate_size": 22016,
+    },
 )

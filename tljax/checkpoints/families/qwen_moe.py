@@ -26,7 +26,6 @@ _MOE = f"{BLOCK}.mlp"
 
 
 def _read(hf: HFConfig, per_token: int, width: int, **fields: Any) -> HookedTransformerConfig:
-    experts.pass_over_training(hf)
     return read_decoder(
         hf,
         experts_per_token=hf("num_experts_per_tok", per_token),
@@ -62,7 +61,7 @@ def read_config_2(hf: HFConfig) -> HookedTransformerConfig:
 
 def read_config_3(hf: HFConfig) -> HookedTransformerConfig:
     """Returns our config for a ``Qwen3MoeConfig``."""
-    hf("max_window_layers", None)  # the window is in every layer
+    hf.only(use_qk_norm=True, qkv_bias=False, shared_expert_intermediate_size=0)  # this family has no other way
     return _read(
         hf,
         per_token=8,
@@ -127,6 +126,14 @@ QWEN2_MOE = Family(
     rows=rows_2,
     prefix="model.",
     ignored=IGNORED,
+    defaults={
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "hidden_size": 2048,
+        "max_position_embeddings": 32768,
+        "vocab_size": 151936,
+        "intermediate_size": 5632,
+    },
 )
 QWEN3_MOE = Family(
     architecture="Qwen3MoeForCausalLM",
@@ -136,4 +143,14 @@ QWEN3_MOE = Family(
     rows=rows_3,
     prefix="model.",
     ignored=IGNORED,
+    defaults={
+        "num_hidden_layers": 24,
+        "num_attention_heads": 32,
+        "hidden_size": 2048,
+        "max_position_embeddings": 32768,
+        "vocab_size": 151936,
+        "intermediate_size": 6144,
+    },
+    aliases={"num_experts": "num_local_experts"},
+    inert={"the window is in every layer": "max_window_layers"},
 )

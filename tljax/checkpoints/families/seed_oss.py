@@ -44,4 +44,12 @@ SEED_OSS = Family(
     rows=rows,
     prefix="model.",
     ignored=IGNORED,
+    defaults={
+        "num_attention_heads": 80,
+        "hidden_size": 4096,
+        "num_hidden_layers": 64,
+        "max_position_embeddings": 524288,
+        "vocab_size": 155136,
+        "intermediate_size": 27648,
+    },
 )

@@ -40,4 +40,14 @@ SMOLLM3 = Family(
     rows=llama.rows_with_mlp_bias,
     prefix="model.",
     ignored=IGNORED,
+    defaults={
+        "num_hidden_layers": 36,
+        "num_attention_heads": 16,
+        "hidden_size": 2048,
+        "max_position_embeddings": 32768,
+        "vocab_size": 128256,
+        "intermediate_size": 11008,
+        "tie_word_embeddings": True,
+    },
+    inert={"layers with a window follow from no_rope_layers or layer_types": "max_window_layers"},
 )

@@ -67,4 +67,13 @@ STABLELM = Family(
     rows=rows,
     prefix="model.",
     ignored=IGNORED,
+    defaults={
+        "hidden_size": 2560,
+        "num_attention_heads": 32,
+        "num_hidden_layers": 32,
+        "max_position_embeddings": 4096,
+        "vocab_size": 50304,
+        "intermediate_size": 6912,
+    },
+    own_code="stablelm",
 )

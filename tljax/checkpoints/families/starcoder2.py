@@ -10,7 +10,7 @@ from tljax.config import HookedTransformerConfig
 
 def read_config(hf: HFConfig) -> HookedTransformerConfig:
     """Returns our config for a ``Starcoder2Config``."""
-    hf.only(mlp_type="default", norm_type="layer_norm")  # written by the original's trainer
+    hf.only(mlp_type="default", norm_type="layer_norm", scale_attn_weights=True)  # written by the original's trainer
     n_layers, n_heads, kv_heads = hf("num_hidden_layers"), hf("num_attention_heads"), hf("num_key_value_heads", 2)
     d_head = hf("head_dim", hf("hidden_size") // n_heads)
     rotary = hf.rotary(d_head)
@@ -78,4 +78,13 @@ STARCODER2 = Family(
     rows=rows,
     prefix="model.",
     ignored=(r"(model\.)?layers\.\d+\.self_attn\.rotary_emb\.inv_freq",),
+    defaults={
+        "num_hidden_layers": 30,
+        "num_attention_heads": 24,
+        "hidden_size": 3072,
+        "max_position_embeddings": 4096,
+        "vocab_size": 49152,
+        "intermediate_size": 12288,
+    },
+    inert={"the trainer's names; hidden_act and norm_epsilon are read": "activation_function layer_norm_epsilon"},
 )

@@ -4,6 +4,7 @@ With these every prompt is text. An image token is an id like any other, as in t
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from tljax.checkpoints.families import experts
@@ -23,8 +24,23 @@ _PIXTRAL = r"(model\.)?(vision_tower|multi_modal_projector)\..*"
 _VISUAL = r"(model\.)?visual\..*"
 
 
-def _tower(text: Family, architecture: str, model_type: str, left_out: str, **tower: Any) -> Family:
-    """A multimodal family whose text model is ``text``; ``left_out`` matches the tensors of its other parts."""
+def _tower(
+    text: Family,
+    architecture: str,
+    model_type: str,
+    left_out: str,
+    defaults: Mapping[str, Any] | None = None,
+    **tower: Any,
+) -> Family:
+    """A multimodal family.
+
+    Args:
+        text: the family of its text model.
+        architecture, model_type: its own.
+        left_out: pattern of the tensors of its other parts.
+        defaults: what its text model's config class assumes where that of ``text`` assumes otherwise.
+        **tower: fields of :class:`Tower`.
+    """
     return dataclasses.replace(
         text,
         architecture=architecture,
@@ -32,6 +48,7 @@ def _tower(text: Family, architecture: str, model_type: str, left_out: str, **to
         aka=None,
         ignored=(*text.ignored, left_out),
         renamed=RENAMED,
+        defaults={**text.defaults, **(defaults or {})},
         tower=Tower(text_architecture=text.architecture, **tower),
     )
 
@@ -127,7 +144,7 @@ QWEN3_VL_MOE = dataclasses.replace(
             "num_hidden_layers": 24,
             "num_attention_heads": 16,
             "num_key_value_heads": 16,
-            "num_experts num_local_experts": 60,
+            "num_experts": 60,
             "num_experts_per_tok": 4,
             "moe_intermediate_size": 1408,
             "max_position_embeddings": 128000,

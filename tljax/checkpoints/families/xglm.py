@@ -1,5 +1,6 @@
 """XGLM (``XGLMForCausalLM``): OPT's block; positions are sines and cosines, computed and not stored."""
 
+import functools
 import math
 from typing import Any
 
@@ -12,16 +13,19 @@ from tljax.config import HookedTransformerConfig
 
 OFFSET = 2
 """The position of the first token."""
+MOST_POSITIONS = 2**20
 
 
 def read_config(hf: HFConfig) -> HookedTransformerConfig:
     """Returns our config for an ``XGLMConfig``."""
-    width = hf("d_model", aka=("hidden_size",))
+    width, n_ctx = hf("d_model", aka=("hidden_size",)), hf("max_position_embeddings")
+    if n_ctx > MOST_POSITIONS:  # no tensor says how many there are
+        raise hf.unsupported("max_position_embeddings", n_ctx, f"at most {MOST_POSITIONS:,}")
     return HookedTransformerConfig(
         d_model=width,
         n_layers=hf("num_layers", aka=("num_hidden_layers",)),
         n_heads=hf("attention_heads", aka=("num_attention_heads",)),
-        n_ctx=hf("max_position_embeddings", 2048),
+        n_ctx=n_ctx,
         d_vocab=hf("vocab_size"),
         d_mlp=hf("ffn_dim"),
         act_fn=hf.activation("activation_function", "gelu"),
@@ -60,7 +64,7 @@ def rows(hf: HFConfig) -> list[Row]:
     ]
 
 
-def positions(cfg: HookedTransformerConfig) -> dict[str, np.ndarray]:
+def positions(cfg: HookedTransformerConfig) -> np.ndarray:
     """Returns the position embedding: sines in the first half of its width, cosines of the same angles in the second.
 
     Source: Vaswani et al. 2017, "Attention Is All You Need", section 3.5; in float32 throughout, as in the original.
@@ -70,7 +74,7 @@ def positions(cfg: HookedTransformerConfig) -> dict[str, np.ndarray]:
     speeds = np.exp(-slowing * np.arange(half, dtype=np.float32))
     angles = np.arange(OFFSET, cfg.n_ctx + OFFSET, dtype=np.float32)[:, None] * speeds
     table = np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
-    return {"pos_embed.W_pos": np.pad(table, ((0, 0), (0, cfg.d_model - 2 * half)))}
+    return np.pad(table, ((0, 0), (0, cfg.d_model - 2 * half)))
 
 
 XGLM = Family(
@@ -81,5 +85,14 @@ XGLM = Family(
     rows=rows,
     prefix="model.",
     ignored=(r"(model\.)?embed_positions\.weights",),
-    computed=positions,
+    computed=lambda cfg: {"pos_embed.W_pos": functools.partial(positions, cfg)},
+    defaults={
+        "d_model": 1024,
+        "num_layers": 24,
+        "attention_heads": 16,
+        "vocab_size": 256008,
+        "ffn_dim": 4096,
+        "max_position_embeddings": 2048,
+    },
+    aliases={"num_attention_heads": "attention_heads", "hidden_size": "d_model", "num_hidden_layers": "num_layers"},
 )
