@@ -81,8 +81,10 @@ class GenerationMethods:
             input: a text, a list of texts, token ids ``[pos]`` or ``[batch, pos]``, or embeddings ``[batch, pos,
                 d_model]``. Several texts are padded on the left.
             max_new_tokens: most new tokens for each prompt.
-            stop_at_eos: whether an EOS token ends a text; what follows is then filled with EOS.
-            eos_token_id: a token id, several, or a list of them for each prompt; ``None`` takes the tokenizer's.
+            stop_at_eos: whether an EOS token ends a text; what follows is then filled, with PAD where the checkpoint
+                declares its own end tokens and a PAD, and with EOS otherwise.
+            eos_token_id: a token id, several, or a list of them for each prompt; ``None`` takes ``cfg.eos_token_ids``,
+                and the tokenizer's EOS where the checkpoint declares none.
             do_sample: ``False`` always takes the likeliest token.
             top_k, top_p: keep only the ``k`` likeliest tokens, or the likeliest that together reach probability ``p``.
             temperature: divides the logits; 0 means the likeliest token.
@@ -215,7 +217,7 @@ class GenerationMethods:
         model = cast("HookedTransformer", self)
         prompts = read_prompts(model, input, prepend_bos, padding_side, attention_mask)
         batch = prompts.shape[0]
-        ends = read_ends(self._tokenizer, batch, self.cfg.d_vocab_out, stop_at_eos, eos_token_id, stop_strings)
+        ends = read_ends(self.cfg, self._tokenizer, batch, stop_at_eos, eos_token_id, stop_strings)
         if seed is None and key is None:
             seed = int(np.random.default_rng().integers(2**32))
         keys = row_keys(read_key(key, seed), batch)

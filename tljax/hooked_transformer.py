@@ -232,8 +232,14 @@ class HookedTransformer(RunMethods, GenerationMethods, TextMethods, WeightProper
         save_native(self.params, self.cfg, None if self._tokenizer is None else self._tokenizer.hf, directory)
 
     def save_hf(self, directory: str | os.PathLike[str]) -> None:
-        """Writes a checkpoint that Hugging Face transformers loads; needs unprocessed weights of a known family."""
-        save_hf(self.params, self.cfg, directory)
+        """Writes a checkpoint that Hugging Face transformers loads; needs unprocessed weights of a known family.
+
+        The tokens that end a text are written too: the config's, or else the tokenizer's.
+        """
+        cfg, tokenizer = self.cfg, self._tokenizer
+        if cfg.eos_token_ids is None and tokenizer is not None and tokenizer.eos_token_id is not None:
+            cfg = cfg.replace(eos_token_ids=tokenizer.eos_token_id)
+        save_hf(self.params, cfg, directory)
 
     def process_weights(self, **steps: bool) -> "HookedTransformer":
         """Returns the model with processed weights; see :func:`tljax.weights.processing.process_weights`."""

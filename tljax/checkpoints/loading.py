@@ -25,6 +25,7 @@ from tljax.checkpoints.layout import (
 from tljax.checkpoints.mxfp4 import unpacked
 from tljax.checkpoints.placement import Placer, ShardingRule, placer
 from tljax.checkpoints.reader import CONFIG, Tensors, open_tensors, read_json
+from tljax.checkpoints.stop_tokens import read_stop_tokens
 from tljax.config import HookedTransformerConfig, available_dtype
 from tljax.config_checks import PER_LAYER
 from tljax.errors import CheckpointError, ConfigError, InputError, UnsupportedModelError, nearest
@@ -147,7 +148,8 @@ def describe(directory: Path) -> _Description:
             return _Description(cfg, native.rows(cfg))
         family = family_of(attributes, origin)
         hf = HFConfig(attributes, origin)
-        cfg = family.read_config(hf).replace(original_architecture=family.architecture)
+        stops = read_stop_tokens(directory, attributes)
+        cfg = family.read_config(hf).replace(original_architecture=family.architecture, **stops)
         rows = list(family.rows(hf))
         hf.refuse_unread()
         computed = family.computed(cfg)
