@@ -1,4 +1,4 @@
-"""Stop tokens of a checkpoint: read from either file, kept, used by generation where transformers stops, and exported."""
+"""Stop tokens of a checkpoint: read from either file, kept, used where transformers stops, and exported."""
 
 import json
 import shutil
