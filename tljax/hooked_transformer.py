@@ -23,7 +23,8 @@ from tljax.module_views import ModuleView, block_view, end_view
 from tljax.modules.norm import stored_dtype
 from tljax.running import RunMethods
 from tljax.text.methods import TextMethods
-from tljax.text.tokenizer import Tokenizer, load_tokenizer, wrap_tokenizer
+from tljax.text.tokenizer import Tokenizer, UnreadableTokenizer, wrap_tokenizer
+from tljax.text.tokenizer_files import load_tokenizer, load_tokenizer_if_possible
 from tljax.typing import HookList, PaddingSide, Params
 from tljax.weights.properties import WeightProperties
 from tljax.weights.steps import processing_report
@@ -32,13 +33,11 @@ from tljax.weights.steps import processing_report
 def _wrap(tokenizer: Any, default_padding_side: PaddingSide | None) -> Tokenizer | None:
     if tokenizer is None:
         return None
-    if isinstance(tokenizer, Tokenizer) and default_padding_side is None:
-        return tokenizer
-    return wrap_tokenizer(getattr(tokenizer, "hf", tokenizer), default_padding_side)
+    return wrap_tokenizer(tokenizer, default_padding_side)
 
 
 def _fit_to_tokenizer(cfg: HookedTransformerConfig, tokenizer: Tokenizer | None) -> HookedTransformerConfig:
-    if tokenizer is None:
+    if tokenizer is None or isinstance(tokenizer, UnreadableTokenizer):
         return cfg
     changes: dict[str, Any] = {"tokenizer_prepends_bos": tokenizer.prepends_bos}
     if cfg.d_vocab == -1:
@@ -206,6 +205,9 @@ class HookedTransformer(RunMethods, GenerationMethods, TextMethods, WeightProper
         Raises:
             CheckpointError: the checkpoint is incomplete or disagrees with its config.
             UnsupportedModelError: an architecture or attribute that tljax does not implement.
+
+        A checkpoint whose tokenizer cannot be read loads all the same: the model takes token ids, and what needs text
+        raises a TokenizerError with the reason.
         """
         loaded = load_checkpoint(
             model_name, fold_ln=fold_ln, center_writing_weights=center_writing_weights, center_unembed=center_unembed,
@@ -213,7 +215,7 @@ class HookedTransformer(RunMethods, GenerationMethods, TextMethods, WeightProper
             **options,
         )  # fmt: skip
         if tokenizer is None and loaded.tokenizer_source is not None:
-            tokenizer = load_tokenizer(loaded.tokenizer_source)
+            tokenizer = load_tokenizer_if_possible(loaded.tokenizer_source)
         cfg = loaded.cfg
         if default_prepend_bos is not None:
             cfg = cfg.replace(default_prepend_bos=default_prepend_bos)

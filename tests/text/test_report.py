@@ -91,6 +91,34 @@ def test_bos_in_the_text_and_in_ids() -> None:
     assert model.tokens_report(model.to_batch([[1, 274], [274]])).prompts[1].ids == (274,)
 
 
+@pytest.mark.filterwarnings("ignore::tljax.DoubledBosWarning")
+@pytest.mark.parametrize("name", TINY)
+def test_texts_of_special_tokens_alone(name: str) -> None:
+    model = text_model(name)
+    bos, added = model.tokenizer.bos_token, "tokenizer" if name.startswith("llama") else "tljax"
+    for text, spelled in ((bos, 1), (bos * 2, 2), (bos + "the", 1), ("", 0)):
+        report = model.tokens_report(text)
+        (prompt,) = report.prompts
+        assert prompt.ids == tuple(model.to_tokens(text)[0].tolist())
+        assert (prompt.bos, prompt.doubled_bos) == (added, spelled > 0)
+        assert prompt.notes[0] == f"BOS, added by {'the tokenizer' if added == 'tokenizer' else 'tljax'}"
+        assert sum(note.endswith("spelled in the text") for note in prompt.notes) == spelled
+        assert any("BOS stands twice" in sentence for sentence in report.summary) == (spelled > 0)
+    (prompt,) = model.tokens_report(bos, prepend_bos=False).prompts
+    assert (prompt.bos, prompt.doubled_bos, prompt.notes) == ("text", False, ("BOS, spelled in the text",))
+
+
+def test_what_a_tokenizer_puts_around_special_tokens() -> None:
+    bracketed = text_model(appends_eos(qwen_like(), f"{EOT} $A <|im_end|>"))
+    (prompt,) = bracketed.tokens_report(EOT, prepend_bos=False).prompts
+    assert prompt.notes == ("added by the tokenizer", "", "EOS, added by the tokenizer")
+    with_eos = text_model(appends_eos(qwen_like(), "$A <|im_end|>"))
+    (prompt,) = with_eos.tokens_report("<|im_end|>").prompts
+    assert (prompt.bos, prompt.eos, prompt.doubled_bos) == ("tljax", "tokenizer", True)
+    assert prompt.notes == ("BOS, added by tljax", "BOS, spelled in the text", "EOS, added by the tokenizer")
+    assert text_model("llama").tokens_report("</s>", prepend_bos=False).prompts[0].eos == "text"
+
+
 def test_long_reports_are_cut() -> None:
     like = build("gpt2", n_ctx=200, d_vocab=300)
     model = HookedTransformer(like.cfg, TINY["gpt2"](), like.params)

@@ -29,6 +29,7 @@ from tljax.checkpoints.stop_tokens import read_stop_tokens
 from tljax.config import HookedTransformerConfig, available_dtype
 from tljax.config_checks import PER_LAYER
 from tljax.errors import CheckpointError, ConfigError, InputError, UnsupportedModelError, nearest
+from tljax.text.tokenizer_files import has_tokenizer_files
 from tljax.typing import DeviceLike, Params
 from tljax.weights.processing import process_stage
 from tljax.weights.steps import STEPS, Steps
@@ -41,7 +42,7 @@ class Loaded:
     Attributes:
         cfg: its config, as it is after processing.
         params: nested parameters in the stored layout.
-        tokenizer_source: a directory with its tokenizer's files, or ``None`` if it has none.
+        tokenizer_source: a directory that holds a tokenizer, readable or not, or ``None`` if it holds none.
     """
 
     cfg: HookedTransformerConfig
@@ -185,8 +186,7 @@ def _requested(
 
 
 def _tokenizer_source(location: hub.Location) -> Path | None:
-    found = any((location.directory / file).exists() for file in hub.VOCABULARY_FILES)
-    return location.directory if found else None
+    return location.directory if has_tokenizer_files(location.directory) else None
 
 
 def _read(

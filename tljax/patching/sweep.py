@@ -261,7 +261,7 @@ def _entries(axis: str, index: Any, size: int, name: str) -> np.ndarray:
 def site_labels(model: HookedTransformer, setup: Setup, entries: Mapping[str, np.ndarray]) -> dict[str, list[str]]:
     """Texts for the entries of some axes: layers, and tokens where there is one prompt and a tokenizer."""
     labels = {"layer": [f"L{number}" for number in entries["layer"]]}
-    if model._tokenizer is not None and len(setup.tokens) == 1:
+    if model.tokenizer is not None and len(setup.tokens) == 1:
         tokens = model.to_str_tokens(setup.tokens[0])
         for axis in POSITION_AXES:
             if axis in entries:

@@ -37,7 +37,7 @@ class TextMethods:
             raise TokenizerError(
                 "This model has no tokenizer. Attach one: model = model.set_tokenizer(hugging_face_tokenizer)."
             )
-        return self._tokenizer
+        return self._tokenizer.ready()
 
     def _bos(self, prepend_bos: bool | None) -> bool:
         return self.cfg.default_prepend_bos if prepend_bos is None else prepend_bos

@@ -167,6 +167,8 @@ def read_ends(
     strings = () if stop_strings is None else (stop_strings,) if isinstance(stop_strings, str) else tuple(stop_strings)
     if strings and tokenizer is None:
         raise TokenizerError("stop_strings= needs a tokenizer: attach one with model.set_tokenizer(tokenizer).")
+    if strings and tokenizer is not None:
+        tokenizer.ready()
     if any(not isinstance(string, str) or not string for string in strings):
         raise InputError(f"stop_strings={stop_strings!r}: give a text, or several, none of them empty.")
     d_vocab = cfg.d_vocab_out
