@@ -11,6 +11,7 @@ import numpy as np
 
 from tljax.config_checks import ACTIVATIONS as ACTIVATIONS
 from tljax.config_checks import PER_LAYER, check
+from tljax.elsewhere import CONFIG, SaysWhatInstead
 from tljax.errors import ConfigError, nearest
 
 DTYPES = {
@@ -58,7 +59,7 @@ def available_dtype(dtype: Any) -> str:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class HookedTransformerConfig:
+class HookedTransformerConfig(SaysWhatInstead):
     """The shape and the arithmetic of a decoder-only transformer.
 
     Field names, defaults and meanings are TransformerLens 3.9's. The object is frozen and hashable: it is the static
@@ -283,6 +284,7 @@ class HookedTransformerConfig:
     weight_processing: tuple[str, ...] = ()
     model_name: str = "custom"
     original_architecture: str | None = None
+    _instead = CONFIG
 
     def __post_init__(self) -> None:
         self._check_sizes()

@@ -8,7 +8,7 @@ import numpy as np
 
 from tljax.cache.activation_cache import ActivationCache
 from tljax.config import HookedTransformerConfig
-from tljax.errors import InputError, nearest
+from tljax.errors import InputError, refuse_unknown_options
 from tljax.hooks.dictionary import HookDictionary
 from tljax.hooks.points import point_table
 from tljax.progress import Progress
@@ -137,6 +137,7 @@ class GenerationMethods:
             The prompt with the first new tokens, then the tokens that follow: ids ``[batch, pos]``, or text (the new
             part of it) with ``return_type="str"``.
         """
+        refuse_unknown_options(GenerationMethods.generate_stream, options, SAMPLING | OPTIONS - {"output_logits"})
         if max_tokens_per_yield < 1:
             raise InputError(f"max_tokens_per_yield={max_tokens_per_yield} must be at least 1.")
         kind: Returns = "str" if options.pop("return_type", "tokens") == "str" else "tokens"
@@ -175,6 +176,7 @@ class GenerationMethods:
         Returns:
             What :meth:`generate` returns, and the cache; what stands after a text's end is marked as padding.
         """
+        refuse_unknown_options(GenerationMethods.generate_with_cache, options, SAMPLING | OPTIONS - {"output_logits"})
         if getattr(input, "ndim", 0) == 3:
             raise InputError("generate_with_cache takes text or tokens; for embeddings run the finished text yourself.")
         generation = self._generation(input, max_new_tokens, return_type=return_type, **options)
@@ -211,9 +213,6 @@ class GenerationMethods:
     ) -> Generation:
         if return_type not in RETURNS:
             raise InputError(f"return_type={return_type!r} is not one of {', '.join(map(repr, RETURNS))}.")
-        if unknown := set(sampling) - SAMPLING:
-            name = sorted(unknown)[0]
-            raise InputError(f"generate has no option {name!r}.{nearest(name, sorted(SAMPLING | OPTIONS))}")
         model = cast("HookedTransformer", self)
         prompts = read_prompts(model, input, prepend_bos, padding_side, attention_mask)
         batch = prompts.shape[0]

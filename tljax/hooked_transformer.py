@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from tljax.checkpoints import load_checkpoint, save_hf, save_native
 from tljax.config import HookedTransformerConfig, available_dtype
 from tljax.devices import names_device, resolve_device
-from tljax.errors import ConfigError, FrozenModelError, InputError
+from tljax.elsewhere import MODEL, SaysWhatInstead
+from tljax.errors import ConfigError, FrozenModelError, InputError, nearest
 from tljax.forward import init_params
 from tljax.generating import GenerationMethods
 from tljax.hooks.dictionary import Direction, HookDictionary
@@ -75,7 +76,7 @@ class HookContext:
 
 
 @jax.tree_util.register_pytree_with_keys_class
-class HookedTransformer(RunMethods, GenerationMethods, TextMethods, WeightProperties):
+class HookedTransformer(RunMethods, GenerationMethods, TextMethods, WeightProperties, SaysWhatInstead):
     """A decoder-only transformer whose every activation can be named, read and changed.
 
     The object is immutable and a pytree: its leaves are the parameters and the arrays inside its hooks, so it goes
@@ -105,6 +106,7 @@ class HookedTransformer(RunMethods, GenerationMethods, TextMethods, WeightProper
     params: Params
     _hooks: HookDictionary
     _tokenizer: Tokenizer | None
+    _instead = MODEL
 
     def __init__(
         self,
@@ -166,7 +168,8 @@ class HookedTransformer(RunMethods, GenerationMethods, TextMethods, WeightProper
     def replace(self, **changes: Any) -> "HookedTransformer":
         """Returns a copy with another ``params``, ``cfg`` or ``tokenizer``."""
         if unknown := set(changes) - {"params", "cfg", "tokenizer"}:
-            raise InputError(f"replace takes params, cfg and tokenizer, got {sorted(unknown)}.")
+            close = nearest(min(unknown), ("params", "cfg", "tokenizer"))
+            raise InputError(f"replace takes params, cfg and tokenizer, got {sorted(unknown)}.{close}")
         tokenizer = _wrap(changes["tokenizer"], None) if "tokenizer" in changes else self._tokenizer
         cfg = HookedTransformerConfig.unwrap(changes.get("cfg", self.cfg))
         return self._make(cfg, changes.get("params", self.params), self._hooks, tokenizer)

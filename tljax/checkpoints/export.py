@@ -21,7 +21,8 @@ from tljax.typing import Params
 
 _NOT_THE_FUNCTION = """
     dtype matmul_precision init_mode initializer_range init_weights seed tokenizer_name tokenizer_prepends_bos
-    default_prepend_bos model_name original_architecture eos_token_ids bos_token_id pad_token_id use_attn_result use_split_qkv_input use_attn_in
+    default_prepend_bos model_name original_architecture eos_token_ids bos_token_id pad_token_id
+    use_attn_result use_split_qkv_input use_attn_in
     use_hook_mlp_in use_hook_tokens weight_processing
 """
 

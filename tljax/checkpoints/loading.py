@@ -136,7 +136,10 @@ def _check_options(steps: Mapping[str, Any], n_devices: int) -> None:
     if unknown := next((name for name in steps if name not in STEPS), None):
         parameters = inspect.signature(load_checkpoint).parameters.values()
         known = [*STEPS, *(each.name for each in parameters if each.kind is each.KEYWORD_ONLY)]
-        raise InputError(f"Loading has no option {unknown!r}.{nearest(unknown, known)} Options: {', '.join(known)}.")
+        known += ["tokenizer", "default_prepend_bos", "default_padding_side"]
+        raise InputError(
+            f"from_pretrained has no option {unknown!r}.{nearest(unknown, known)} Options: {', '.join(known)}."
+        )
 
 
 def describe(directory: Path) -> _Description:

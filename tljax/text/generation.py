@@ -1,7 +1,6 @@
 """One generation under way, and what it comes to: text, tokens or embeddings."""
 
 import dataclasses
-import os
 from typing import TYPE_CHECKING, Any, Literal
 
 import jax
@@ -128,7 +127,8 @@ class Generation:
         assert self.tokenizer is not None
         prompt = self.prompts.value[row][self.prompts.mask[row]].tolist() if self.prompts.kind != "embeds" else []
         before, whole = self.tokenizer.decode(prompt), self.tokenizer.decode([*prompt, *new.tolist()])
-        answer = whole[len(os.path.commonprefix([before, whole])) :]  # a character may begin in the prompt
+        pairs = zip(before, whole, strict=False)  # the prompt's last character may end in the answer
+        answer = whole[next((n for n, (one, other) in enumerate(pairs) if one != other), len(before)) :]
         return any(string in answer for string in self.ends.strings)
 
 

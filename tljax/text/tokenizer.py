@@ -116,8 +116,8 @@ class UnreadableTokenizer(Tokenizer):
 
     def ready(self) -> Never:
         raise TokenizerError(
-            f"This model's tokenizer could not be loaded, so it takes token ids only. {self.reason} A tokenizer of your "
-            "own is attached by model = model.set_tokenizer(hf_tokenizer)."
+            f"This model's tokenizer could not be loaded, so it takes token ids only. {self.reason} A tokenizer of "
+            "your own is attached by model = model.set_tokenizer(hf_tokenizer)."
         )
 
     def _encode(self, texts: Sequence[str], **options: Any) -> Never:

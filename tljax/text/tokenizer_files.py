@@ -23,8 +23,8 @@ from tljax.typing import PaddingSide
 _BYTE_LEVEL = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
 """Vocabulary and merges under the names that transformers and OpenAI's release give them."""
 VOCABULARY_FILES = (
-    "tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "encoder.json", "spiece.model", "sentencepiece.model",
-    "*.bpe.model", "*.spm", "*.tiktoken", "tekken.json",
+    "tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "encoder.json", "spiece.model",
+    "sentencepiece.model", "*.bpe.model", "*.spm", "*.tiktoken", "tekken.json",
 )  # fmt: skip
 """What a vocabulary is stored as, as patterns."""
 TOKENIZER_FILES = (

@@ -23,7 +23,7 @@ def attention_patterns(
     Values are rounded to thousandths. The colours always run from 0 to 1, so that heads compare.
 
     Args:
-        tokens: the prompt's tokens as strings, ``model.to_str_tokens(prompt)``.
+        tokens: the prompt's tokens as strings, ``model.to_str_tokens(prompt)``, or as ids.
         attention: attention after the softmax, ``[head, query, key]`` or ``[query, key]``, such as
             ``cache["pattern", layer]``. A leading batch axis of one is dropped.
         head_names: one name for each head; by default ``head 0``, ``head 1``, ..., and none for a head alone.

@@ -31,7 +31,7 @@ def colored_tokens(
     colour scale unless both ends are given.
 
     Args:
-        tokens: the prompt's tokens as strings, ``model.to_str_tokens(prompt)``.
+        tokens: the prompt's tokens as strings, ``model.to_str_tokens(prompt)``, or as ids.
         values: one value a token, ``[pos]``, or several, ``[pos, feature]``. A leading batch axis of one is dropped.
         names: one name for each feature; by default ``value``, or ``feature 0``, ``feature 1``, ...
         title: a heading.
