@@ -35,8 +35,9 @@ def test_every_name_says_what_instead(owner: str, owners: dict[str, Any]) -> Non
 
 @pytest.mark.parametrize(
     ("owner", "name", "near"),
-    [("model", "run_with_ckpt", "run_with_cache"), ("cache", "stack_heads", "stack_head_results"), ("f", "eigen", "eig"),
-     ("cfg", "n_layer", "n_layers"), ("hook", "layers", "layer"), ("tljax", "HookedTransfomer", "HookedTransformer"),
+    [("model", "run_with_ckpt", "run_with_cache"), ("cache", "stack_heads", "stack_head_results"),
+     ("f", "eigenvalue", "eigenvalues"), ("cfg", "n_layer", "n_layers"), ("hook", "layers", "layer"),
+     ("tljax", "HookedTransfomer", "HookedTransformer"),
      ("utils", "get_act_nam", "get_act_name")],
 )  # fmt: skip
 def test_a_misspelt_name_has_its_nearest(owner: str, name: str, near: str, owners: dict[str, Any]) -> None:
