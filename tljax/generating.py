@@ -81,8 +81,8 @@ class GenerationMethods:
             input: a text, a list of texts, token ids ``[pos]`` or ``[batch, pos]``, or embeddings ``[batch, pos,
                 d_model]``. Several texts are padded on the left.
             max_new_tokens: most new tokens for each prompt.
-            stop_at_eos: whether an EOS token ends a text; what follows is then filled, with PAD where the checkpoint
-                declares its own end tokens and a PAD, and with EOS otherwise.
+            stop_at_eos: whether an EOS token ends a text; what follows is then filled: with ``cfg.pad_token_id`` where
+                the checkpoint's own tokens end texts and it names a PAD, with EOS otherwise.
             eos_token_id: a token id, several, or a list of them for each prompt; ``None`` takes ``cfg.eos_token_ids``,
                 and the tokenizer's EOS where the checkpoint declares none.
             do_sample: ``False`` always takes the likeliest token.

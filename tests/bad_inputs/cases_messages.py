@@ -119,7 +119,7 @@ PROMPTS = (
     Case("ids as labels of a page", lambda _: ["17" in attention_patterns(ids, np.eye(3)[None]).html
                                                for ids in ([17, 4, 5], np.array([[17, 4, 5]]))], equals=[True, True]),
     Case("ids as coloured tokens", lambda _: "17" in colored_tokens([17, 4, 5], np.arange(3.0)).html, equals=True),
-    Case("labels of neither kind", lambda _: attention_patterns([1.5, 4, 5], np.eye(3)[None]), InputError,
+    Case("labels of neither kind", lambda _: attention_patterns(_mixed(), np.eye(3)[None]), InputError,
          "float 1.5", "strings, or token ids"),
     Case("a lens's table without a tokenizer", lambda w: "3" in _lens_table(w).html, equals=True),
 )  # fmt: skip
@@ -135,3 +135,7 @@ def _lens_table(w: World) -> Any:
     from tljax.analysis.logit_lens import logit_lens
 
     return logit_lens(w.small, np.array([[1, 2, 3]]), top_k=2).table(w.small)
+
+
+def _mixed() -> Any:
+    return [1.5, 4, 5]

@@ -40,7 +40,7 @@ def write(request: pytest.FixtureRequest, hf_checkpoint: Callable[[str], Path], 
 
 
 def theirs(directory: Path) -> np.ndarray:
-    model = transformers.AutoModelForCausalLM.from_pretrained(directory)
+    model: Any = transformers.AutoModelForCausalLM.from_pretrained(directory)
     prompts = torch.from_numpy(PROMPTS)
     options: Any = {"attention_mask": torch.ones_like(prompts), "max_new_tokens": N_NEW, "do_sample": False}
     return model.generate(prompts, **options).numpy()

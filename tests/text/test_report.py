@@ -1,6 +1,7 @@
 """Who added which token: reports, doubled BOS, chat templates, tokenizers that append EOS."""
 
 import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,12 +12,14 @@ from variants import build
 
 from tljax import DoubledBosWarning, HookedTransformer
 from tljax.errors import InputError, TokenizerError
+from tljax.text import load_tokenizer
 
 CHAT = (
     "{{ bos_token }}{% for m in messages %}"
     "{% if m['role'] == 'tool' %}{{ raise_exception('no tools here') }}{% endif %}"
     "{{ m['content'] }}{{ eos_token }}{% endfor %}{% if add_generation_prompt %}the{% endif %}"
 )
+GPT2 = Path(__file__).parents[3] / "shared" / "data" / "gpt2-tokenizer"
 USER = {"role": "user", "content": "the cat"}
 ANSWER = {"role": "assistant", "content": "the"}
 
@@ -106,6 +109,14 @@ def test_texts_of_special_tokens_alone(name: str) -> None:
         assert any("BOS stands twice" in sentence for sentence in report.summary) == (spelled > 0)
     (prompt,) = model.tokens_report(bos, prepend_bos=False).prompts
     assert (prompt.bos, prompt.doubled_bos, prompt.notes) == ("text", False, ("BOS, spelled in the text",))
+
+
+@pytest.mark.skipif(not GPT2.is_dir(), reason="the shared data is not here")
+def test_the_end_of_text_of_gpt2() -> None:
+    like = build("gpt2", d_vocab=50257, n_ctx=32)
+    report = HookedTransformer(like.cfg, load_tokenizer(GPT2), like.params).tokens_report(EOT)
+    assert report.prompts[0].notes == ("BOS, added by tljax", "BOS, spelled in the text")
+    assert report.prompts[0].doubled_bos
 
 
 def test_what_a_tokenizer_puts_around_special_tokens() -> None:

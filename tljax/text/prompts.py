@@ -194,7 +194,8 @@ def read_ends(
             raise InputError(f"eos_token_id={eos!r}: give token ids, whole numbers from 0 to {d_vocab - 1}.")
     width = max(len(row) for row in rows)
     padded = np.stack([np.pad(row, (0, width - len(row)), constant_values=-1) for row in rows])
-    fill = padded[:, 0] if filler is None else usual
+    own = cfg.eos_token_ids is not None or filler is None  # the call's tokens take the checkpoint's place
+    fill = padded[:, 0] if own else usual
     return Ends(padded.astype(np.int32), fill.astype(np.int32), strings)
 
 

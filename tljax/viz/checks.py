@@ -8,6 +8,9 @@ import numpy as np
 
 from tljax.errors import InputError
 
+Tokens = Sequence[str] | Sequence[int] | np.ndarray | jax.Array
+"""A prompt's tokens to show: strings, or ids."""
+
 
 def checked_tokens(tokens: Any) -> list[str]:
     """The tokens of one prompt as strings, ids as their numbers; one prompt in a list is taken out of it."""

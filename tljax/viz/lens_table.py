@@ -7,7 +7,15 @@ from typing import Any
 import numpy as np
 
 from tljax.errors import InputError
-from tljax.viz.checks import between_zero_and_one, checked_array, checked_names, checked_tokens, one_prompt, shown_token
+from tljax.viz.checks import (
+    Tokens,
+    between_zero_and_one,
+    checked_array,
+    checked_names,
+    checked_tokens,
+    one_prompt,
+    shown_token,
+)
 from tljax.viz.drawing import colour_bar, new_figure, plain, save_figure, show_matrix
 from tljax.viz.html import Html, render, spelt, token_label
 from tljax.viz.scale import Scale, scale_of
@@ -21,7 +29,7 @@ def logit_lens_table(
     top_tokens: Any,
     probabilities: Any,
     labels: Sequence[str],
-    tokens: Sequence[str],
+    tokens: Tokens,
     *,
     colour_values: Any = None,
     colour_title: str = "probability",
@@ -66,7 +74,7 @@ def logit_lens_figure(
     top_tokens: Any,
     probabilities: Any,
     labels: Sequence[str],
-    tokens: Sequence[str],
+    tokens: Tokens,
     *,
     colour_values: Any = None,
     colour_title: str = "probability",
@@ -129,6 +137,11 @@ def _colours(chances: np.ndarray, colour_values: Any) -> tuple[np.ndarray, Scale
     return values, scale_of(values)
 
 
+def _as_shown(words: np.ndarray) -> np.ndarray:
+    texts = np.array([shown_token(word, "top_tokens") for word in words.flat], dtype=object)
+    return texts.reshape(words.shape)
+
+
 def _checked(
     top_tokens: Any, probabilities: Any, labels: Sequence[str], tokens: Any
 ) -> tuple[np.ndarray, np.ndarray, list[str], list[str]]:
@@ -145,7 +158,7 @@ def _checked(
         raise InputError(
             f"top_tokens and probabilities are [layer, pos, k], of one shape; got {words.shape} and {chances.shape}."
         )
-    words = np.reshape(np.array([shown_token(word, "top_tokens") for word in words.flat], object), words.shape)
+    words = _as_shown(words)
     if words.shape[1] != len(texts):
         raise InputError(
             f"top_tokens of shape {words.shape} has {words.shape[1]} positions; there are {len(texts)} tokens."
