@@ -12,7 +12,7 @@ import jax
 import pytest
 
 import tljax
-from tljax import errors, patching
+from tljax import elsewhere, errors, patching
 from tljax.checkpoints.hub import MODELS
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -131,6 +131,13 @@ def test_a_row_of_the_migration_guide(
             root = path.split(".")[0]
             assert root in (*HOOK_NAMES, *NOT_OURS), f"{code}: not a name that this test knows"
             assert root in NOT_OURS or path in HOOK_POINTS, f"{code} is no hook point"
+
+
+def test_the_migration_guide_has_what_attribute_errors_speak_of() -> None:
+    told = "\n".join(cells[0] for _, cells in ROWS)
+    for owner, names in elsewhere.ALL.items():
+        unknown = [name for name in names if not re.search(rf"(?<!\w){name}(?!\w)", told)]
+        assert not unknown, f"{owner}: the guide lacks {unknown}"
 
 
 def test_the_migration_guide_is_whole() -> None:

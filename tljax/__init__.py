@@ -1,9 +1,13 @@
 """tljax: TransformerLens for JAX. Load a transformer, name any activation, read it, change it, differentiate."""
 
+import importlib
+from typing import Any
+
 from tljax.cache.activation_cache import ActivationCache
 from tljax.cache.key_values import HookedTransformerKeyValueCache, KeyValueCache
 from tljax.cache.memory import LargeCacheWarning
 from tljax.config import HookedTransformerConfig
+from tljax.elsewhere import PACKAGE, missing
 from tljax.factored_matrix import FactoredMatrix
 from tljax.generating import GenerateOutput
 from tljax.hooked_transformer import HookedTransformer, UnusedHooksWarning
@@ -67,3 +71,16 @@ __all__ = [
     "sample_logits",
     "save_interventions",
 ]
+
+_ROOMS = ("analysis", "checkpoints", "errors", "patching", "train", "utils", "viz", "weights")
+"""Packages that ``import tljax`` leaves alone until they are asked for."""
+
+
+def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return importlib.import_module(f"tljax.{name}")
+    raise missing("tljax", name, PACKAGE, [*__all__, *_ROOMS])
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *_ROOMS]

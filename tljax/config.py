@@ -11,6 +11,7 @@ import numpy as np
 
 from tljax.config_checks import ACTIVATIONS as ACTIVATIONS
 from tljax.config_checks import PER_LAYER, check
+from tljax.elsewhere import CONFIG, SaysWhatInstead
 from tljax.errors import ConfigError, nearest
 
 DTYPES = {
@@ -58,7 +59,7 @@ def available_dtype(dtype: Any) -> str:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class HookedTransformerConfig:
+class HookedTransformerConfig(SaysWhatInstead):
     """The shape and the arithmetic of a decoder-only transformer.
 
     Field names, defaults and meanings are TransformerLens 3.9's. The object is frozen and hashable: it is the static
@@ -168,6 +169,11 @@ class HookedTransformerConfig:
         init_mode, initializer_range, seed, init_weights: how ``HookedTransformer(cfg)`` draws its parameters.
         tokenizer_name: a tokenizer to load with the model.
         default_prepend_bos: whether text gets a BOS token unless a call says otherwise.
+        eos_token_ids: tokens that end a generated text, as a checkpoint's generation_config.json or config.json says;
+            ``None``: the tokenizer's EOS does. One id may be given as a number. Ids outside the vocabulary are kept and
+            never met.
+        bos_token_id, pad_token_id: what the same file says of them, or ``None``. ``pad_token_id`` stands after the end
+            of a generated text; text itself goes by the tokenizer's tokens.
         tokenizer_prepends_bos: whether the tokenizer adds BOS by itself (set when a tokenizer is attached).
         weight_processing: which steps of weight processing the parameters went through.
         model_name, original_architecture: where the parameters came from.
@@ -275,9 +281,13 @@ class HookedTransformerConfig:
     tokenizer_name: str | None = None
     tokenizer_prepends_bos: bool | None = None
     default_prepend_bos: bool = True
+    eos_token_ids: tuple[int, ...] | None = None
+    bos_token_id: int | None = None
+    pad_token_id: int | None = None
     weight_processing: tuple[str, ...] = ()
     model_name: str = "custom"
     original_architecture: str | None = None
+    _instead = CONFIG
 
     def __post_init__(self) -> None:
         self._check_sizes()
@@ -320,6 +330,8 @@ class HookedTransformerConfig:
             self._set("attn_scale", float(np.sqrt(self.d_head)))
         if self.initializer_range < 0:
             self._set("initializer_range", 0.8 / float(np.sqrt(self.d_model)) if self.init_mode == "gpt2" else 1.0)
+        if self.eos_token_ids is not None:
+            self._set("eos_token_ids", tuple(np.atleast_1d(np.asarray(self.eos_token_ids, object)).tolist()))
         for name in (*PER_LAYER, "longrope_short_factor", "longrope_long_factor", "weight_processing"):
             if getattr(self, name) is not None:
                 self._set(name, tuple(getattr(self, name)))

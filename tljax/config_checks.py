@@ -42,6 +42,16 @@ def check(cfg: "HookedTransformerConfig") -> None:
     _check_rotary_scaling(cfg)
     _check_latent_attention(cfg)
     _check_experts(cfg)
+    _check_special_tokens(cfg)
+
+
+def _check_special_tokens(cfg: "HookedTransformerConfig") -> None:
+    for name in ("eos_token_ids", "bos_token_id", "pad_token_id"):
+        value = getattr(cfg, name)
+        ids = value if isinstance(value, tuple) else () if value is None else (value,)
+        if value == () or any(isinstance(one, bool) or not isinstance(one, int) for one in ids):
+            several = " or several of them" if name == "eos_token_ids" else ""
+            raise ConfigError(f"{name}={value!r} must be a token id, a whole number{several}, or None.")
 
 
 def _check_choices(cfg: "HookedTransformerConfig") -> None:

@@ -5,13 +5,34 @@ exception a caller would catch without knowing tljax (``KeyError`` for a name, `
 """
 
 import difflib
-from collections.abc import Iterable
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any
 
 
 def nearest(name: str, options: Iterable[str], count: int = 3) -> str:
     """Returns `` Did you mean 'a', 'b'?`` for the closest options, or an empty string."""
     close = difflib.get_close_matches(name, list(options), n=count, cutoff=0.5)
     return f" Did you mean {' or '.join(repr(match) for match in close)}?" if close else ""
+
+
+def refuse_unknown_options(method: Callable[..., Any], given: Iterable[str], options: Iterable[str]) -> None:
+    """Raises InputError for the first of ``given`` that is not among ``options``.
+
+    Args:
+        method: the public method that was called; its own parameters are possible spellings too.
+        given: names of the keyword arguments that it does not name itself.
+        options: those that it passes on.
+    """
+    known = set(options)
+    for name in given:
+        if name not in known:
+            parameters = inspect.signature(method).parameters.values()
+            own = [one.name for one in parameters if one.name != "self" and one.kind is not one.VAR_KEYWORD]
+            every = [*own, *sorted(known.difference(own))]
+            raise InputError(
+                f"{method.__name__} has no option {name!r}.{nearest(name, every)} Options: {', '.join(every)}."
+            )
 
 
 class TljaxError(Exception):
@@ -55,6 +76,10 @@ class UnsupportedModelError(TljaxError, ValueError):
 
 class CacheError(TljaxError, ValueError):
     """A cache was asked for something it does not hold."""
+
+
+class MissingAttributeError(TljaxError, AttributeError):
+    """A name of TransformerLens or torch that is not there: the message says what is."""
 
 
 class FrozenModelError(TljaxError, AttributeError):

@@ -12,6 +12,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
+from tljax.elsewhere import MATRIX, SaysWhatInstead
 from tljax.errors import InputError
 from tljax.weights.factors import product_svd
 
@@ -19,7 +20,7 @@ _matmul = functools.partial(jnp.matmul, precision="highest")
 
 
 @jax.tree_util.register_pytree_with_keys_class
-class FactoredMatrix:
+class FactoredMatrix(SaysWhatInstead):
     """The matrix ``A @ B``, ``[*leading, l, r]``, as ``A`` ``[*leading, l, m]`` and ``B`` ``[*leading, m, r]``.
 
     TransformerLens's class as an immutable pytree: its leaves are the factors, so it passes through ``jax.jit`` and
@@ -43,6 +44,7 @@ class FactoredMatrix:
 
     A: jax.Array
     B: jax.Array
+    _instead = MATRIX
 
     def __init__(self, A: Any, B: Any) -> None:
         left, right = (_as_factor(x, name) for x, name in ((A, "A"), (B, "B")))
@@ -114,6 +116,11 @@ class FactoredMatrix:
     def T(self) -> "FactoredMatrix":
         """Each matrix transposed; leading axes stay."""
         return FactoredMatrix(jnp.swapaxes(self.B, -1, -2), jnp.swapaxes(self.A, -1, -2))
+
+    @property
+    def mT(self) -> "FactoredMatrix":
+        """The same as :attr:`T`, by the name that arrays give it."""
+        return self.T
 
     def unsqueeze(self, k: int) -> "FactoredMatrix":
         """Returns the same with a leading axis of length one at ``k``."""

@@ -8,7 +8,7 @@ import numpy as np
 
 from tljax.cache.activation_cache import ActivationCache
 from tljax.config import HookedTransformerConfig
-from tljax.errors import InputError, nearest
+from tljax.errors import InputError, refuse_unknown_options
 from tljax.hooks.dictionary import HookDictionary
 from tljax.hooks.points import point_table
 from tljax.progress import Progress
@@ -81,8 +81,10 @@ class GenerationMethods:
             input: a text, a list of texts, token ids ``[pos]`` or ``[batch, pos]``, or embeddings ``[batch, pos,
                 d_model]``. Several texts are padded on the left.
             max_new_tokens: most new tokens for each prompt.
-            stop_at_eos: whether an EOS token ends a text; what follows is then filled with EOS.
-            eos_token_id: a token id, several, or a list of them for each prompt; ``None`` takes the tokenizer's.
+            stop_at_eos: whether an EOS token ends a text; what follows is then filled: with ``cfg.pad_token_id`` where
+                the checkpoint's own tokens end texts and it names a PAD, with EOS otherwise.
+            eos_token_id: a token id, several, or a list of them for each prompt; ``None`` takes ``cfg.eos_token_ids``,
+                and the tokenizer's EOS where the checkpoint declares none.
             do_sample: ``False`` always takes the likeliest token.
             top_k, top_p: keep only the ``k`` likeliest tokens, or the likeliest that together reach probability ``p``.
             temperature: divides the logits; 0 means the likeliest token.
@@ -135,6 +137,7 @@ class GenerationMethods:
             The prompt with the first new tokens, then the tokens that follow: ids ``[batch, pos]``, or text (the new
             part of it) with ``return_type="str"``.
         """
+        refuse_unknown_options(GenerationMethods.generate_stream, options, SAMPLING | OPTIONS - {"output_logits"})
         if max_tokens_per_yield < 1:
             raise InputError(f"max_tokens_per_yield={max_tokens_per_yield} must be at least 1.")
         kind: Returns = "str" if options.pop("return_type", "tokens") == "str" else "tokens"
@@ -173,6 +176,7 @@ class GenerationMethods:
         Returns:
             What :meth:`generate` returns, and the cache; what stands after a text's end is marked as padding.
         """
+        refuse_unknown_options(GenerationMethods.generate_with_cache, options, SAMPLING | OPTIONS - {"output_logits"})
         if getattr(input, "ndim", 0) == 3:
             raise InputError("generate_with_cache takes text or tokens; for embeddings run the finished text yourself.")
         generation = self._generation(input, max_new_tokens, return_type=return_type, **options)
@@ -209,13 +213,10 @@ class GenerationMethods:
     ) -> Generation:
         if return_type not in RETURNS:
             raise InputError(f"return_type={return_type!r} is not one of {', '.join(map(repr, RETURNS))}.")
-        if unknown := set(sampling) - SAMPLING:
-            name = sorted(unknown)[0]
-            raise InputError(f"generate has no option {name!r}.{nearest(name, sorted(SAMPLING | OPTIONS))}")
         model = cast("HookedTransformer", self)
         prompts = read_prompts(model, input, prepend_bos, padding_side, attention_mask)
         batch = prompts.shape[0]
-        ends = read_ends(self._tokenizer, batch, self.cfg.d_vocab_out, stop_at_eos, eos_token_id, stop_strings)
+        ends = read_ends(self.cfg, self._tokenizer, batch, stop_at_eos, eos_token_id, stop_strings)
         if seed is None and key is None:
             seed = int(np.random.default_rng().integers(2**32))
         keys = row_keys(read_key(key, seed), batch)

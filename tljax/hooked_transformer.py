@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from tljax.checkpoints import load_checkpoint, save_hf, save_native
 from tljax.config import HookedTransformerConfig, available_dtype
 from tljax.devices import names_device, resolve_device
-from tljax.errors import ConfigError, FrozenModelError, InputError
+from tljax.elsewhere import MODEL, SaysWhatInstead
+from tljax.errors import ConfigError, FrozenModelError, InputError, nearest
 from tljax.forward import init_params
 from tljax.generating import GenerationMethods
 from tljax.hooks.dictionary import Direction, HookDictionary
@@ -23,7 +24,8 @@ from tljax.module_views import ModuleView, block_view, end_view
 from tljax.modules.norm import stored_dtype
 from tljax.running import RunMethods
 from tljax.text.methods import TextMethods
-from tljax.text.tokenizer import Tokenizer, load_tokenizer, wrap_tokenizer
+from tljax.text.tokenizer import Tokenizer, UnreadableTokenizer, wrap_tokenizer
+from tljax.text.tokenizer_files import load_tokenizer, load_tokenizer_if_possible
 from tljax.typing import HookList, PaddingSide, Params
 from tljax.weights.properties import WeightProperties
 from tljax.weights.steps import processing_report
@@ -32,13 +34,11 @@ from tljax.weights.steps import processing_report
 def _wrap(tokenizer: Any, default_padding_side: PaddingSide | None) -> Tokenizer | None:
     if tokenizer is None:
         return None
-    if isinstance(tokenizer, Tokenizer) and default_padding_side is None:
-        return tokenizer
-    return wrap_tokenizer(getattr(tokenizer, "hf", tokenizer), default_padding_side)
+    return wrap_tokenizer(tokenizer, default_padding_side)
 
 
 def _fit_to_tokenizer(cfg: HookedTransformerConfig, tokenizer: Tokenizer | None) -> HookedTransformerConfig:
-    if tokenizer is None:
+    if tokenizer is None or isinstance(tokenizer, UnreadableTokenizer):
         return cfg
     changes: dict[str, Any] = {"tokenizer_prepends_bos": tokenizer.prepends_bos}
     if cfg.d_vocab == -1:
@@ -76,7 +76,7 @@ class HookContext:
 
 
 @jax.tree_util.register_pytree_with_keys_class
-class HookedTransformer(RunMethods, GenerationMethods, TextMethods, WeightProperties):
+class HookedTransformer(RunMethods, GenerationMethods, TextMethods, WeightProperties, SaysWhatInstead):
     """A decoder-only transformer whose every activation can be named, read and changed.
 
     The object is immutable and a pytree: its leaves are the parameters and the arrays inside its hooks, so it goes
@@ -106,6 +106,7 @@ class HookedTransformer(RunMethods, GenerationMethods, TextMethods, WeightProper
     params: Params
     _hooks: HookDictionary
     _tokenizer: Tokenizer | None
+    _instead = MODEL
 
     def __init__(
         self,
@@ -167,7 +168,8 @@ class HookedTransformer(RunMethods, GenerationMethods, TextMethods, WeightProper
     def replace(self, **changes: Any) -> "HookedTransformer":
         """Returns a copy with another ``params``, ``cfg`` or ``tokenizer``."""
         if unknown := set(changes) - {"params", "cfg", "tokenizer"}:
-            raise InputError(f"replace takes params, cfg and tokenizer, got {sorted(unknown)}.")
+            close = nearest(min(unknown), ("params", "cfg", "tokenizer"))
+            raise InputError(f"replace takes params, cfg and tokenizer, got {sorted(unknown)}.{close}")
         tokenizer = _wrap(changes["tokenizer"], None) if "tokenizer" in changes else self._tokenizer
         cfg = HookedTransformerConfig.unwrap(changes.get("cfg", self.cfg))
         return self._make(cfg, changes.get("params", self.params), self._hooks, tokenizer)
@@ -207,6 +209,9 @@ class HookedTransformer(RunMethods, GenerationMethods, TextMethods, WeightProper
         Raises:
             CheckpointError: the checkpoint is incomplete or disagrees with its config.
             UnsupportedModelError: an architecture or attribute that tljax does not implement.
+
+        A checkpoint whose tokenizer cannot be read loads all the same: the model takes token ids, and what needs text
+        raises a TokenizerError with the reason.
         """
         loaded = load_checkpoint(
             model_name, fold_ln=fold_ln, center_writing_weights=center_writing_weights, center_unembed=center_unembed,
@@ -214,7 +219,7 @@ class HookedTransformer(RunMethods, GenerationMethods, TextMethods, WeightProper
             **options,
         )  # fmt: skip
         if tokenizer is None and loaded.tokenizer_source is not None:
-            tokenizer = load_tokenizer(loaded.tokenizer_source)
+            tokenizer = load_tokenizer_if_possible(loaded.tokenizer_source)
         cfg = loaded.cfg
         if default_prepend_bos is not None:
             cfg = cfg.replace(default_prepend_bos=default_prepend_bos)
@@ -233,8 +238,14 @@ class HookedTransformer(RunMethods, GenerationMethods, TextMethods, WeightProper
         save_native(self.params, self.cfg, None if self._tokenizer is None else self._tokenizer.hf, directory)
 
     def save_hf(self, directory: str | os.PathLike[str]) -> None:
-        """Writes a checkpoint that Hugging Face transformers loads; needs unprocessed weights of a known family."""
-        save_hf(self.params, self.cfg, directory)
+        """Writes a checkpoint that Hugging Face transformers loads; needs unprocessed weights of a known family.
+
+        The tokens that end a text are written too: the config's, or else the tokenizer's.
+        """
+        cfg, tokenizer = self.cfg, self._tokenizer
+        if cfg.eos_token_ids is None and tokenizer is not None and tokenizer.eos_token_id is not None:
+            cfg = cfg.replace(eos_token_ids=tokenizer.eos_token_id)
+        save_hf(self.params, cfg, directory)
 
     def process_weights(self, **steps: bool) -> "HookedTransformer":
         """Returns the model with processed weights; see :func:`tljax.weights.processing.process_weights`."""

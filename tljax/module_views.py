@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from tljax.config import HookedTransformerConfig
-from tljax.errors import ConfigError, FrozenModelError, nearest
+from tljax.errors import ConfigError, FrozenModelError, MissingAttributeError, nearest
 from tljax.forward import block_module, context_of_layer
 from tljax.modules.block import make_attention, make_mlp
 from tljax.modules.context import AttentionContext
@@ -62,6 +62,11 @@ class ModuleView:
                 "fold_ln=False to have it apart."
             )
         known = dir(self)
+        if name.startswith("hook_"):
+            raise MissingAttributeError(
+                f"{self.name} is a view of parameters and holds no hook points: use "
+                f"model.add_hook({f'{self.name}.{name}'!r}, hook), which returns a hooked model."
+            )
         raise AttributeError(
             f"{self.name} has no parameter or part {name!r}.{nearest(name, known)} It has {', '.join(known)}."
         )

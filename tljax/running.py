@@ -15,7 +15,7 @@ from tljax.cache.memory import cache_bytes, warn_if_large
 from tljax.cache.slices import SliceInput, is_full
 from tljax.config import HookedTransformerConfig
 from tljax.devices import resolve_device
-from tljax.errors import InputError
+from tljax.errors import InputError, refuse_unknown_options
 from tljax.forward import attention_input, run_forward
 from tljax.hooks.dictionary import HookDictionary
 from tljax.hooks.names import layer_of, select, stage_of
@@ -29,6 +29,10 @@ if TYPE_CHECKING:
     from tljax.text.tokenizer import Tokenizer
 
 RETURN_TYPES = ("logits", "loss", "both", None)
+_RUN_OPTIONS = (
+    "loss_per_token", "prepend_bos", "padding_side", "start_at_layer", "tokens", "attention_mask", "stop_at_layer",
+)  # fmt: skip
+"""The arguments of a call that the other methods pass on."""
 _INPUT_OPTIONS = ("prepend_bos", "padding_side", "attention_mask", "tokens", "start_at_layer")
 
 _loss = jax.jit(lm_cross_entropy_loss, static_argnames="per_token")
@@ -124,6 +128,7 @@ class RunMethods:
             HookError: a hook returned something that cannot stand in for the activation.
             InterventionError: an intervention does not fit its point.
         """
+        refuse_unknown_options(RunMethods.run_with_hooks, options, _RUN_OPTIONS)
         _refuse_persistent_hooks(reset_hooks_end)
         hooked: HookedTransformer = self.with_hooks(fwd_hooks, bwd_hooks)  # type: ignore[attr-defined]
         bounds = layer_bounds(self.cfg, options.get("start_at_layer"), options.get("stop_at_layer"))
@@ -166,6 +171,7 @@ class RunMethods:
         Warns:
             LargeCacheWarning: the cache will take more than a quarter of the free memory.
         """
+        refuse_unknown_options(RunMethods.run_with_cache, options, _RUN_OPTIONS)
         _refuse_persistent_hooks(reset_hooks_end)
         bounds = layer_bounds(self.cfg, options.get("start_at_layer"), options.get("stop_at_layer"))
         names = _reached_names(names_filter, self.cfg, *bounds)

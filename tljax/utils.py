@@ -4,6 +4,7 @@ from typing import Any
 
 from tljax.cache.slices import SliceInput
 from tljax.config import ACTIVATIONS
+from tljax.elsewhere import UTILS, missing
 from tljax.factored_matrix import composition_scores
 from tljax.hooks.names import get_act_name
 from tljax.losses import lm_accuracy, lm_cross_entropy_loss
@@ -44,23 +45,6 @@ gelu_pytorch_tanh = SUPPORTED_ACTIVATIONS["gelu_pytorch_tanh"]
 
 USE_DEFAULT_VALUE = None
 """What arguments that have a default in the config take to mean it."""
-
-_ELSEWHERE = {
-    "LocallyOverridenDefaults": "a model does not change: pass prepend_bos= and padding_side= to the call itself",
-    "check_structure": "compare with numpy",
-    "clear_huggingface_cache": "use huggingface_hub.scan_cache_dir",
-    "download_file_from_hf": "use huggingface_hub.hf_hub_download",
-    "get_dataset": "nothing here downloads data: use datasets.load_dataset, and utils.tokenize_and_concatenate",
-    "get_device": "use jax.devices()[0]",
-    "get_nested_attr": "use operator.attrgetter",
-    "keep_single_column": "pass column_name= to utils.tokenize_and_concatenate",
-    "move_to_and_update_config": "use model = model.to(device)",
-    "override_or_use_default_value": "write default if value is None else value",
-    "print_gpu_mem": "use jax.devices()[0].memory_stats()",
-    "set_nested_attr": "a model does not change: use model.replace(params=...)",
-    "temporarily_swap_parameter": "a model does not change: use model.replace(params=...)",
-    "warn_if_mps": "there is nothing to warn of",
-}
 
 __all__ = [
     "SOFTCAP_DISABLED",
@@ -103,6 +87,4 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in _ELSEWHERE:
-        raise AttributeError(f"tljax.utils has no {name}: {_ELSEWHERE[name]}.")
-    raise AttributeError(f"module 'tljax.utils' has no attribute {name!r}")
+    raise missing("tljax.utils", name, UTILS, __all__)

@@ -44,7 +44,7 @@ def test_a_hub_id_is_downloaded_once_and_only_what_is_needed(hub: Hub, load: Cal
     assert (loaded.cfg.model_name, loaded.cfg.tokenizer_name) == ("tiny", "team/tiny")
     np.testing.assert_array_equal(loaded.params["embed"]["W_E"], load_checkpoint(gpt2, **RAW).params["embed"]["W_E"])
     assert sorted(file.name for file in loaded.tokenizer_source.iterdir()) == [
-        "config.json", "model.safetensors", "tokenizer.json",
+        "config.json", "generation_config.json", "model.safetensors", "tokenizer.json",
     ]  # fmt: skip
     fetched = [path for method, path, _ in hub.requests if method == "GET" and "/resolve/" in path]
     load("team/tiny")

@@ -16,6 +16,10 @@ from tljax.errors import UnsupportedModelError
 RAW = {"fold_ln": False, "center_writing_weights": False, "center_unembed": False, "fold_value_biases": False}
 
 
+def test_gpt_1_has_no_token_that_starts_a_text() -> None:
+    assert not read("openai_gpt").default_prepend_bos
+
+
 @pytest.mark.parametrize(
     ("variant", "changes", "message"),
     [

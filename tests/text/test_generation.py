@@ -221,6 +221,36 @@ def test_stop_strings(tiny: HookedTransformer) -> None:
     assert both == [prompt + " Mary.", prompt + " Mary."]
 
 
+def test_what_fills_a_row_after_a_stop_string_is_no_text(tiny: HookedTransformer) -> None:
+    prompts = ["When John and Mary went to the store, John gave a drink to", "Mary and"]
+    options = {"do_sample": False, "stop_strings": "Mary.", "stop_at_eos": False, "verbose": False}
+    texts = tiny.generate(prompts, 12, **options)
+    assert texts[0] == prompts[0] + " Mary."
+    assert texts[1].startswith("Mary and")
+    assert "<|" not in texts[1]
+    assert [tiny.generate(prompt, 12, **options) for prompt in prompts] == texts
+    tokens = tiny.generate(tiny.to_tokens(prompts[0]), 12, output_logits=True, **options)
+    assert tiny.to_string(tokens.sequences[0, 1:]) == texts[0]
+    assert len(tokens.logits) == 2
+    pieces = list(tiny.generate_stream(prompts, 12, max_tokens_per_yield=5, return_type="str", **options))
+    assert ["".join(parts) for parts in zip(*pieces, strict=True)] == texts
+
+
+def test_a_stop_string_may_begin_within_the_prompts_last_character(tiny: HookedTransformer) -> None:
+    first, *rest = tiny.to_tokens("日", prepend_bos=False)[0].tolist()
+    forced = iter([*rest, *[5] * 10])
+
+    def force(logits: Any, hook: Any) -> Any:
+        return jnp.full_like(logits, -1e9).at[:, -1, next(forced)].set(0.0)
+
+    prompt = jnp.asarray([[first]])
+    answer = tiny.generate(
+        prompt, 8, do_sample=False, stop_at_eos=False, stop_strings="日", verbose=False,
+        fwd_hooks=[("unembed.hook_out", force)],
+    )  # fmt: skip
+    assert answer.tolist() == [[first, *rest]]
+
+
 def test_draws(tiny: HookedTransformer) -> None:
     tokens = jnp.tile(tiny.to_tokens("When John and"), (4, 1))
     draws = [tiny.generate(tokens, 12, seed=seed, verbose=False) for seed in (0, 0, 1)]

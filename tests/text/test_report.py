@@ -1,6 +1,7 @@
 """Who added which token: reports, doubled BOS, chat templates, tokenizers that append EOS."""
 
 import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,12 +12,14 @@ from variants import build
 
 from tljax import DoubledBosWarning, HookedTransformer
 from tljax.errors import InputError, TokenizerError
+from tljax.text import load_tokenizer
 
 CHAT = (
     "{{ bos_token }}{% for m in messages %}"
     "{% if m['role'] == 'tool' %}{{ raise_exception('no tools here') }}{% endif %}"
     "{{ m['content'] }}{{ eos_token }}{% endfor %}{% if add_generation_prompt %}the{% endif %}"
 )
+GPT2 = Path(__file__).parents[3] / "shared" / "data" / "gpt2-tokenizer"
 USER = {"role": "user", "content": "the cat"}
 ANSWER = {"role": "assistant", "content": "the"}
 
@@ -89,6 +92,42 @@ def test_bos_in_the_text_and_in_ids() -> None:
     assert report.summary[0] == "The prompts are token ids: nothing was added."
     assert report.prompts[1].strings[1] == ""
     assert model.tokens_report(model.to_batch([[1, 274], [274]])).prompts[1].ids == (274,)
+
+
+@pytest.mark.filterwarnings("ignore::tljax.DoubledBosWarning")
+@pytest.mark.parametrize("name", TINY)
+def test_texts_of_special_tokens_alone(name: str) -> None:
+    model = text_model(name)
+    bos, added = model.tokenizer.bos_token, "tokenizer" if name.startswith("llama") else "tljax"
+    for text, spelled in ((bos, 1), (bos * 2, 2), (bos + "the", 1), ("", 0)):
+        report = model.tokens_report(text)
+        (prompt,) = report.prompts
+        assert prompt.ids == tuple(model.to_tokens(text)[0].tolist())
+        assert (prompt.bos, prompt.doubled_bos) == (added, spelled > 0)
+        assert prompt.notes[0] == f"BOS, added by {'the tokenizer' if added == 'tokenizer' else 'tljax'}"
+        assert sum(note.endswith("spelled in the text") for note in prompt.notes) == spelled
+        assert any("BOS stands twice" in sentence for sentence in report.summary) == (spelled > 0)
+    (prompt,) = model.tokens_report(bos, prepend_bos=False).prompts
+    assert (prompt.bos, prompt.doubled_bos, prompt.notes) == ("text", False, ("BOS, spelled in the text",))
+
+
+@pytest.mark.skipif(not GPT2.is_dir(), reason="the shared data is not here")
+def test_the_end_of_text_of_gpt2() -> None:
+    like = build("gpt2", d_vocab=50257, n_ctx=32)
+    report = HookedTransformer(like.cfg, load_tokenizer(GPT2), like.params).tokens_report(EOT)
+    assert report.prompts[0].notes == ("BOS, added by tljax", "BOS, spelled in the text")
+    assert report.prompts[0].doubled_bos
+
+
+def test_what_a_tokenizer_puts_around_special_tokens() -> None:
+    bracketed = text_model(appends_eos(qwen_like(), f"{EOT} $A <|im_end|>"))
+    (prompt,) = bracketed.tokens_report(EOT, prepend_bos=False).prompts
+    assert prompt.notes == ("added by the tokenizer", "", "EOS, added by the tokenizer")
+    with_eos = text_model(appends_eos(qwen_like(), "$A <|im_end|>"))
+    (prompt,) = with_eos.tokens_report("<|im_end|>").prompts
+    assert (prompt.bos, prompt.eos, prompt.doubled_bos) == ("tljax", "tokenizer", True)
+    assert prompt.notes == ("BOS, added by tljax", "BOS, spelled in the text", "EOS, added by the tokenizer")
+    assert text_model("llama").tokens_report("</s>", prepend_bos=False).prompts[0].eos == "text"
 
 
 def test_long_reports_are_cut() -> None:

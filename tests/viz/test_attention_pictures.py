@@ -137,7 +137,7 @@ def test_labels_of_long_prompts_do_not_overlap(heads: int, length: int) -> None:
         (TOKENS, causal(2, 4), {"head_names": ["a"]}, "head_names has 1 entries; it must be a list of 2"),
         (TOKENS, causal(2, 4), {"head_names": "ab"}, "head_names is 'ab'; it must be a list of 2"),
         ("John", causal(2, 4), {}, "tokens is one string, 'John'"),
-        ([1, 2, 3, 4], causal(2, 4), {}, "tokens holds int 1; it must hold strings"),
+        ([1.0, 2, 3, 4], causal(2, 4), {}, "tokens holds float 1.0; it must hold strings"),
         ([], causal(2, 4), {}, "tokens is empty"),
     ],
 )

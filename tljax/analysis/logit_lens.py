@@ -18,6 +18,7 @@ from tljax.errors import InputError
 from tljax.hooked_transformer import HookedTransformer
 from tljax.modules.norm import widened
 from tljax.text.batch import Batch
+from tljax.text.methods import token_labels
 
 
 @runtime_checkable
@@ -100,7 +101,7 @@ class LensReadout:
             raise InputError(f"prompt={prompt} is out of range: there are {batch} prompts.")
         tokens = [str(n) for n in range(positions)]
         if self.tokens is not None and self.tokens.shape[1] == positions:
-            tokens = model.to_str_tokens(self.tokens[prompt])
+            tokens = token_labels(model, self.tokens[prompt])
         return _texts(model, self.top_ids[:, prompt]), jnp.exp(self.top_log_probs[:, prompt]), self.labels, tokens
 
 
@@ -207,7 +208,8 @@ def logit_lens(
 def _texts(model: HookedTransformer, ids: Any) -> Any:
     """Ids of any shape as strings in nested lists."""
     ids = np.asarray(ids)
-    texts = {int(n): model.to_string(np.asarray([n])) for n in np.unique(ids)}
+    known = np.unique(ids)
+    texts = dict(zip(known.tolist(), token_labels(model, known), strict=True))
     return np.vectorize(lambda n: texts[int(n)], otypes=[object])(ids).tolist()
 
 

@@ -13,6 +13,7 @@ from tljax.cache.analyses import CacheAnalyses
 from tljax.cache.slices import SliceInput, apply_slice
 from tljax.config import HookedTransformerConfig
 from tljax.devices import resolve_device
+from tljax.elsewhere import CACHE, SaysWhatInstead
 from tljax.errors import CacheError, UnknownHookError
 from tljax.hooks.names import resolve
 from tljax.hooks.points import point_table
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @jax.tree_util.register_pytree_with_keys_class
-class ActivationCache(CacheAnalyses, Mapping[str, jax.Array]):
+class ActivationCache(CacheAnalyses, Mapping[str, jax.Array], SaysWhatInstead):
     """An immutable mapping from hook name to activation, and a pytree whose leaves are the activations.
 
     ``cache["blocks.5.hook_resid_post"]``, ``cache["resid_post", 5]``, ``cache["pattern", -1]``, ``cache["q0"]`` and
@@ -43,6 +44,8 @@ class ActivationCache(CacheAnalyses, Mapping[str, jax.Array]):
         cfg: the model's config.
         has_batch_dim: as given.
     """
+
+    _instead = CACHE
 
     def __init__(
         self,

@@ -10,8 +10,9 @@ import numpy as np
 from tljax.checkpoints.families import FAMILIES, TEXT_ARCHITECTURES
 from tljax.checkpoints.layout import axis_sizes, flatten, parameter_axes
 from tljax.checkpoints.mapping import Entry, Family, bind, is_bias, may_be_absent
-from tljax.checkpoints.native import write_side_files
+from tljax.checkpoints.native import write_json, write_side_files
 from tljax.checkpoints.reader import SINGLE
+from tljax.checkpoints.stop_tokens import GENERATION_CONFIG, stop_token_attributes
 from tljax.config import HookedTransformerConfig
 from tljax.errors import UnsupportedModelError
 from tljax.safetensors_files import write_safetensors
@@ -19,7 +20,8 @@ from tljax.typing import Params
 
 _NOT_THE_FUNCTION = """
     dtype matmul_precision init_mode initializer_range init_weights seed tokenizer_name tokenizer_prepends_bos
-    default_prepend_bos model_name original_architecture use_attn_result use_split_qkv_input use_attn_in
+    default_prepend_bos model_name original_architecture eos_token_ids bos_token_id pad_token_id
+    use_attn_result use_split_qkv_input use_attn_in
     use_hook_mlp_in use_hook_tokens weight_processing
 """
 
@@ -69,7 +71,11 @@ def save_hf(
     target = Path(directory)
     target.mkdir(parents=True, exist_ok=True)
     write_safetensors(target / SINGLE, headers, tensor)
-    write_side_files(target, attributes, tokenizer)
+    stops = stop_token_attributes(cfg)
+    write_json(target / GENERATION_CONFIG, stops)
+    if not 0 <= stops.get("pad_token_id", 0) < cfg.d_vocab:  # transformers would look for its row in the embedding
+        del stops["pad_token_id"]
+    write_side_files(target, attributes | stops, tokenizer)
 
 
 def _check_computed(flat: dict[str, Any], cfg: HookedTransformerConfig, family: Family) -> None:

@@ -10,17 +10,14 @@ from pathlib import Path
 
 from tljax.checkpoints import names
 from tljax.checkpoints.reader import CONFIG, INDEX, PICKLE, PICKLE_INDEX, SINGLE
+from tljax.checkpoints.stop_tokens import GENERATION_CONFIG
 from tljax.errors import CheckpointError, InputError
+from tljax.text.tokenizer_files import TOKENIZER_FILES
 
 MODELS = Path(__file__).parent.parent / "models"
 """Where the models bundled with tljax are."""
 
-VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
-TOKENIZER_FILES = (
-    *VOCABULARY_FILES, "merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-    "chat_template.jinja",
-)  # fmt: skip
-_SAFETENSORS = (CONFIG, SINGLE, INDEX, "model-*.safetensors", *TOKENIZER_FILES)
+_SAFETENSORS = (CONFIG, GENERATION_CONFIG, SINGLE, INDEX, "model-*.safetensors", *TOKENIZER_FILES)
 _PICKLES = (PICKLE, PICKLE_INDEX, "pytorch_model-*.bin")
 
 

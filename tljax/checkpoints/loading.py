@@ -25,10 +25,12 @@ from tljax.checkpoints.layout import (
 from tljax.checkpoints.mxfp4 import unpacked
 from tljax.checkpoints.placement import Placer, ShardingRule, placer
 from tljax.checkpoints.reader import CONFIG, Tensors, open_tensors, read_json
+from tljax.checkpoints.stop_tokens import read_stop_tokens
 from tljax.checkpoints.stored_names import known_names
 from tljax.config import HookedTransformerConfig, available_dtype
 from tljax.config_checks import PER_LAYER
 from tljax.errors import CheckpointError, ConfigError, InputError, UnsupportedModelError, nearest
+from tljax.text.tokenizer_files import has_tokenizer_files
 from tljax.typing import DeviceLike, Params
 from tljax.weights.processing import process_stage
 from tljax.weights.steps import STEPS, Steps
@@ -41,7 +43,7 @@ class Loaded:
     Attributes:
         cfg: its config, as it is after processing.
         params: nested parameters in the stored layout.
-        tokenizer_source: a directory with its tokenizer's files, or ``None`` if it has none.
+        tokenizer_source: a directory that holds a tokenizer, readable or not, or ``None`` if it holds none.
     """
 
     cfg: HookedTransformerConfig
@@ -146,7 +148,10 @@ def _check_options(steps: Mapping[str, Any], n_devices: int) -> None:
     if unknown := next((name for name in steps if name not in STEPS), None):
         parameters = inspect.signature(load_checkpoint).parameters.values()
         known = [*STEPS, *(each.name for each in parameters if each.kind is each.KEYWORD_ONLY)]
-        raise InputError(f"Loading has no option {unknown!r}.{nearest(unknown, known)} Options: {', '.join(known)}.")
+        known += ["tokenizer", "default_prepend_bos", "default_padding_side"]
+        raise InputError(
+            f"from_pretrained has no option {unknown!r}.{nearest(unknown, known)} Options: {', '.join(known)}."
+        )
 
 
 def _check_names(ignore: Any) -> None:
@@ -173,7 +178,8 @@ def describe(directory: Path, ignore: str | Sequence[str] = ()) -> _Description:
         family = family_of(attributes, origin)
         names = (ignore,) if isinstance(ignore, str) else tuple(ignore)
         hf = family.config(_without(attributes, names, family.defaults, origin), origin)
-        cfg = family.read_config(hf).replace(original_architecture=family.architecture)
+        stops = read_stop_tokens(directory, attributes)
+        cfg = family.read_config(hf).replace(original_architecture=family.architecture, **stops)
         rows = list(family.rows(hf))
         hf.refuse_unread()
         computed = family.computed(cfg)
@@ -249,8 +255,7 @@ def _requested(
 
 
 def _tokenizer_source(location: hub.Location) -> Path | None:
-    found = any((location.directory / file).exists() for file in hub.VOCABULARY_FILES)
-    return location.directory if found else None
+    return location.directory if has_tokenizer_files(location.directory) else None
 
 
 def _read(

@@ -72,5 +72,10 @@ def write_side_files(directory: Path, config: Mapping[str, Any], tokenizer: Any)
     """Writes the tokenizer's files and, last of all, config.json."""
     if tokenizer is not None:
         tokenizer.save_pretrained(directory)
-    with replace_file(directory / CONFIG) as stream:
-        stream.write((json.dumps(config, indent=2) + "\n").encode())
+    write_json(directory / CONFIG, config)
+
+
+def write_json(file: Path, content: Mapping[str, Any]) -> None:
+    """Writes a JSON object under a temporary name and renames it when complete."""
+    with replace_file(file) as stream:
+        stream.write((json.dumps(content, indent=2) + "\n").encode())

@@ -55,6 +55,8 @@ def read_json(path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path} is not valid JSON ({error}). It may be half-downloaded: fetch it again."
         ) from None
+    except OSError as error:
+        raise _unreadable(path, error) from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds a JSON {type(content).__name__}, expected an object.")
     return content
@@ -172,10 +174,31 @@ def _opened(file: Path) -> Iterator[Any]:
         with safe_open(file, framework="numpy") as handle:
             yield handle
     except (SafetensorError, OSError) as error:
+        raise _unreadable(file, error) from error
+
+
+def _unreadable(file: Path, error: Exception) -> CheckpointError:
+    """The error for a file that cannot be opened or is damaged, by what is the matter with it."""
+    if file.is_dir():
+        reason = "is a directory, not a file. Move what it holds to where it belongs, or fetch the file again."
+    elif isinstance(error, PermissionError):
+        reason = "may not be read by this user (permission denied): change its permissions, or who you are."
+    elif _size(file) == 0:
+        reason = "is empty (0 bytes), as an interrupted download or a full disk leaves it: fetch it again."
+    elif _starts_with(file, b"version https://git-lfs"):
+        reason = "is a git-lfs pointer, not the weights: run `git lfs pull`."
+    elif isinstance(error, OSError):
+        reason = f"cannot be read: the system says {error}. The file itself may be whole: check its disk or network."
+    else:
         reason = f"cannot be read ({error}). It is damaged or half-downloaded: fetch it again."
-        if _starts_with(file, b"version https://git-lfs"):
-            reason = "is a git-lfs pointer, not the weights: run `git lfs pull`."
-        raise CheckpointError(f"{file} {reason}") from error
+    return CheckpointError(f"{file} {reason}")
+
+
+def _size(file: Path) -> int | None:
+    try:
+        return file.stat().st_size
+    except OSError:
+        return None
 
 
 def _starts_with(file: Path, start: bytes) -> bool:
@@ -190,6 +213,8 @@ def _unpickle(file: Path) -> Mapping[str, Any]:
     try:
         content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except Exception as error:  # torch raises anything from EOFError to its own pickle errors
+        if isinstance(error, OSError) or _size(file) == 0:
+            raise _unreadable(file, error) from error
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"{file} is not a plain pickle of tensors, or is damaged ({reason}).") from error
     if not isinstance(content, Mapping) or not all(isinstance(value, torch.Tensor) for value in content.values()):

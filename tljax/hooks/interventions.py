@@ -239,11 +239,23 @@ def _static_payload(kind: str, static: Any) -> Any:
     return slice(*static) if kind == "slice" else static
 
 
-def _number(value: Any) -> Any:
-    """A float leaf: host scalars become numpy, so that a new number is the same kind of argument as the last."""
+def _number(value: Any, what: str = "An intervention") -> Any:
+    """A float leaf: host scalars become numpy, so that a new number is the same kind of argument as the last.
+
+    Raises:
+        InterventionError: the value is no number and no array of numbers; ``what`` names whose it is.
+    """
     if isinstance(value, jax.Array):
         return value
-    array = np.asarray(value)
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        raise InterventionError(f"{what} takes a number or an array of numbers, got rows of unequal length.") from error
+    if array.dtype.kind in "OUSMm":
+        fix = "To set entries to zero use tljax.Zero." if value is None else f"Convert it, such as {what}(2.0)."
+        raise InterventionError(
+            f"{what} takes a number or an array of numbers, got {type(value).__name__} {str(value)[:60]!r}. {fix}"
+        )
     return array.astype(np.float32) if array.dtype.kind in "iuf" and array.dtype.itemsize != 2 else array
 
 
@@ -255,7 +267,7 @@ class _WithValue(Intervention):
 
     def __init__(self, value: Any, *, mask: Any = None, **at: Any) -> None:
         super().__init__(mask, **at)
-        self._set("value", _number(value))
+        self._set("value", _number(value, type(self).__name__))
 
 
 class Replace(_WithValue):
@@ -291,7 +303,7 @@ class Scale(Intervention):
 
     def __init__(self, factor: Any, *, mask: Any = None, **at: Any) -> None:
         super().__init__(mask, **at)
-        self._set("factor", _number(factor))
+        self._set("factor", _number(factor, type(self).__name__))
 
     def transform(self, value: jax.Array, hook: HookPoint) -> jax.Array:
         return value * self.aligned(self.factor, value, hook)
@@ -326,7 +338,7 @@ class Mean(Intervention):
         self, reference: Any = None, *, over: str | Sequence[str] = "batch", mask: Any = None, **at: Any
     ) -> None:
         super().__init__(mask, **at)
-        self._set("reference", None if reference is None else _number(reference))
+        self._set("reference", None if reference is None else _number(reference, type(self).__name__))
         self._set("over", (over,) if isinstance(over, str) else tuple(over))
 
     def transform(self, value: jax.Array, hook: HookPoint) -> jax.Array:
@@ -352,7 +364,7 @@ class _Subspace(Intervention):
 
     def __init__(self, directions: Any, *, mask: Any = None, **at: Any) -> None:
         super().__init__(mask, **at)
-        self._set("directions", _number(directions))
+        self._set("directions", _number(directions, type(self).__name__))
 
     def component(self, value: jax.Array, hook: HookPoint) -> jax.Array:
         directions = jnp.atleast_2d(jnp.asarray(self.directions)).astype(jnp.float32)
@@ -389,8 +401,8 @@ class Noise(Intervention):
 
     def __init__(self, scale: Any, seed: Any = 0, *, mask: Any = None, **at: Any) -> None:
         super().__init__(mask, **at)
-        self._set("scale", _number(scale))
-        self._set("seed", _number(seed))
+        self._set("scale", _number(scale, type(self).__name__))
+        self._set("seed", _number(seed, type(self).__name__))
 
     def transform(self, value: jax.Array, hook: HookPoint) -> jax.Array:
         key = jax.random.key(jnp.asarray(self.seed).astype(jnp.uint32))

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from tljax.elsewhere import POINT, SaysWhatInstead
 from tljax.errors import HookError
 
 HOOKS = "hooks"
@@ -39,7 +40,7 @@ class Window:
 
 
 @dataclasses.dataclass(frozen=True)
-class HookPoint:
+class HookPoint(SaysWhatInstead):
     """What a hook function is told about the activation it receives.
 
     Attributes:
@@ -54,6 +55,7 @@ class HookPoint:
     axes: tuple[str, ...] = ()
     window: Window | None = dataclasses.field(default=None, compare=False)
     below: int | None = None
+    _instead = POINT
 
     @property
     def layer(self) -> LayerIndex | None:

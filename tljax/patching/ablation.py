@@ -30,7 +30,7 @@ def ablation_sweep(
     reference: Any = None,
     over: str | Sequence[str] = ("batch", "pos"),
     seed: int = 0,
-    layers: Sequence[int] | None = None,
+    layers: Sequence[int] | int | None = None,
     at: Mapping[str, Any] | None = None,
     reduce: Reduce = "mean",
     max_batch: int | Literal["auto"] = "auto",
@@ -69,7 +69,7 @@ def ablation_sweep(
 
 
 def _run_reference(
-    model: HookedTransformer, reference: Any, activation_name: str, layers: Sequence[int] | None
+    model: HookedTransformer, reference: Any, activation_name: str, layers: Sequence[int] | int | None
 ) -> tuple[Mapping[str, jax.Array], Any]:
     """A reference set's activations, and which of its tokens are not padding (``None``: all, or it is not known)."""
     if isinstance(reference, ActivationCache | Mapping):

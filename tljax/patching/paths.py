@@ -48,7 +48,7 @@ def path_patch(
     axes: Sequence[str] = ("head",),
     *,
     freeze_mlps: bool = False,
-    layers: Sequence[int] | None = None,
+    layers: Sequence[int] | int | None = None,
     at: Mapping[str, Any] | None = None,
     reduce: Reduce = "mean",
     max_batch: int | Literal["auto"] = "auto",

@@ -27,7 +27,7 @@ def steering_sweep(
     activation_name: str = "resid_pre",
     axes: Sequence[str] = (),
     *,
-    layers: Sequence[int] | None = None,
+    layers: Sequence[int] | int | None = None,
     at: Mapping[str, Any] | None = None,
     reduce: Reduce = "mean",
     max_batch: int | Literal["auto"] = "auto",

@@ -42,7 +42,7 @@ def sweep(
     activation_name: str,
     axes: Sequence[str] = ("pos",),
     *,
-    layers: Sequence[int] | None = None,
+    layers: Sequence[int] | int | None = None,
     at: Mapping[str, Any] | None = None,
     reduce: Reduce = "mean",
     max_batch: int | Literal["auto"] = "auto",
@@ -64,7 +64,7 @@ def sweep(
             ``"embed"``; a full name such as ``"blocks.3.attn.hook_z"`` means that layer alone.
         axes: the axes, besides the layer, along which sites are told apart: ``("pos",)``, ``("head",)``,
             ``("pos", "head")``, ``("head", "query_pos", "key_pos")`` …; along the others a site is the whole axis.
-        layers: the layers to patch; all by default.
+        layers: the layers to patch, or one; all by default.
         at: entries to keep to, by axis: ``at={"pos": [-1]}``. Along an axis of ``axes`` these are the sites; along
             another, the part that is patched.
         reduce: ``"mean"`` averages a metric over prompts, ``"none"`` keeps it for each prompt.
@@ -125,7 +125,7 @@ def prepare_sweep(
     model: HookedTransformer,
     corrupted: Any,
     activation_name: str,
-    layers: Sequence[int] | None = None,
+    layers: Sequence[int] | int | None = None,
     extra: Sequence[str] = (),
 ) -> Setup:
     """Checks what is to be patched and runs the base run, which also keeps the points named in ``extra``."""
@@ -145,7 +145,7 @@ def prepare_sweep(
 
 
 def named_points(
-    cfg: HookedTransformerConfig, activation_name: str, layers: Sequence[int] | None
+    cfg: HookedTransformerConfig, activation_name: str, layers: Sequence[int] | int | None
 ) -> tuple[tuple[str, ...], tuple[int, ...]]:
     """Full names of the patched points, and their layers."""
     table = point_table(cfg)
@@ -155,7 +155,7 @@ def named_points(
     if layer_of(activation_name) is not None:
         name = resolve(activation_name, table, cfg.n_layers)
         return (name,), (layer_of(name) or 0,)
-    numbers = range(cfg.n_layers) if layers is None else layers
+    numbers = range(cfg.n_layers) if layers is None else [layers] if isinstance(layers, int | np.integer) else layers
     for layer in numbers:
         if not -cfg.n_layers <= layer < cfg.n_layers:
             raise InputError(f"layers= names layer {layer}; the model has layers 0 to {cfg.n_layers - 1}.")
@@ -261,7 +261,7 @@ def _entries(axis: str, index: Any, size: int, name: str) -> np.ndarray:
 def site_labels(model: HookedTransformer, setup: Setup, entries: Mapping[str, np.ndarray]) -> dict[str, list[str]]:
     """Texts for the entries of some axes: layers, and tokens where there is one prompt and a tokenizer."""
     labels = {"layer": [f"L{number}" for number in entries["layer"]]}
-    if model._tokenizer is not None and len(setup.tokens) == 1:
+    if model.tokenizer is not None and len(setup.tokens) == 1:
         tokens = model.to_str_tokens(setup.tokens[0])
         for axis in POSITION_AXES:
             if axis in entries:

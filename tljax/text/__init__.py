@@ -1,8 +1,8 @@
 """Text in and out: tokenizers, tokens, generation."""
 
 from tljax.text.tokenizer import Tokenizer as Tokenizer
-from tljax.text.tokenizer import load_tokenizer as load_tokenizer
 from tljax.text.tokenizer import wrap_tokenizer as wrap_tokenizer
+from tljax.text.tokenizer_files import load_tokenizer as load_tokenizer
 from tljax.text.tokens import TruncationWarning as TruncationWarning
 from tljax.text.tokens import get_attention_mask as get_attention_mask
 from tljax.text.tokens import get_token_position as get_token_position

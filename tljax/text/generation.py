@@ -63,6 +63,7 @@ class Generation:
         kept = power_of_two(max_new_tokens) if keep_logits else 0
         self._state = self._decoder.start(prompts.value, prompts.mask, capacity, keys, kept)
         self._stopped: dict[int, int] = {}
+        self._length: int | None = None  # tokens until every text had ended, where strings ended them
 
     @property
     def n_new(self) -> int:
@@ -88,7 +89,7 @@ class Generation:
     def new_tokens(self) -> np.ndarray:
         """What was chosen so far, ``[batch, new token]``, filled after a text's end."""
         start = self.prompts.shape[1]
-        new = np.asarray(self._state.tokens)[:, start : start + self.n_new].copy()
+        new = np.asarray(self._state.tokens)[:, start : start + self.n_new][:, : self._length].copy()
         for row, end in self._stopped.items():
             new[row, end:] = self.ends.fill[row]
         return new
@@ -107,22 +108,27 @@ class Generation:
     def logits(self) -> tuple[jax.Array, ...]:
         """What each token was chosen from."""
         assert self._state.logits is not None
-        return tuple(jax.device_put(list(np.asarray(self._state.logits)[: self.n_new])))
+        return tuple(jax.device_put(list(np.asarray(self._state.logits)[: self.n_new][: self._length])))
 
     def _stop_at_strings(self) -> None:
-        new, done = self.new_tokens(), np.asarray(self._state.done).copy()
+        new, text, done = self.new_tokens(), self.is_text(), np.asarray(self._state.done).copy()
         for row in range(len(new)):
-            if row in self._stopped or not self._stands_in(row, new[row]):
+            answer = new[row][text[row]]
+            if row in self._stopped or not self._stands_in(row, answer):
                 continue
-            self._stopped[row] = next(n for n in range(1, len(new[row]) + 1) if self._stands_in(row, new[row, :n]))
+            self._stopped[row] = next(n for n in range(1, len(answer) + 1) if self._stands_in(row, answer[:n]))
             done[row] = True
+        if done.all():
+            self._length = int(self.is_text().sum(axis=1).max())
         self._state = dataclasses.replace(self._state, done=jax.device_put(done))
 
     def _stands_in(self, row: int, new: np.ndarray) -> bool:
         """Whether a stop string stands in an answer, which is decoded after its prompt: spaces may depend on it."""
         assert self.tokenizer is not None
         prompt = self.prompts.value[row][self.prompts.mask[row]].tolist() if self.prompts.kind != "embeds" else []
-        answer = self.tokenizer.decode([*prompt, *new.tolist()])[len(self.tokenizer.decode(prompt)) :]
+        before, whole = self.tokenizer.decode(prompt), self.tokenizer.decode([*prompt, *new.tolist()])
+        pairs = zip(before, whole, strict=False)  # the prompt's last character may end in the answer
+        answer = whole[next((n for n, (one, other) in enumerate(pairs) if one != other), len(before)) :]
         return any(string in answer for string in self.ends.strings)
 
 
@@ -141,23 +147,16 @@ def finish(generation: Generation, model: "HookedTransformer", return_type: Retu
         return jax.device_put(whole)
     if generation.tokenizer is None:
         raise TokenizerError('return_type="str" needs a tokenizer: attach one, or ask for return_type="tokens".')
-    mask = np.ones(whole.shape, bool)
-    mask[:, : before.shape[1]] = prompts.mask[:, -before.shape[1] :] if before.shape[1] else True
-    texts = [_text(generation, row, seen) for row, seen in zip(whole, mask, strict=True)]
+    shown = prompts.mask[:, : before.shape[1]]
+    prompts_ids = [ids[seen].tolist() for ids, seen in zip(before, shown, strict=True)]
+    answers = [ids[seen].tolist() for ids, seen in zip(new, generation.is_text(), strict=True)]
+    texts = [_text(generation, row, *ids) for row, ids in enumerate(zip(prompts_ids, answers, strict=True))]
     return texts[0] if prompts.kind == "str" or (prompts.kind != "list" and len(texts) == 1) else texts
 
 
-def _text(generation: Generation, row: np.ndarray, seen: np.ndarray) -> str:
-    """A row's text, without padding, the BOS that was added to it and what stands at and after its end."""
+def _text(generation: Generation, row: int, prompt: list[int], answer: list[int]) -> str:
+    """A row's text, without the BOS that was added to it and the token that ended it."""
     assert generation.tokenizer is not None
-    ids = row[seen].tolist()
-    n_new = generation.n_new
-    split = len(ids) - n_new
-    before, after = ids[:split], ids[split:]
-    if generation.ends.eos is not None:
-        ends = {*generation.ends.eos.ravel().tolist(), *generation.ends.fill.tolist()}
-        while after and after[-1] in ends:
-            after.pop()
-    if generation.prompts.added_bos and before:
-        before = before[1:]
-    return generation.tokenizer.decode([*before, *after])
+    if generation.ends.eos is not None and answer and answer[-1] in generation.ends.eos[row]:
+        answer = answer[:-1]
+    return generation.tokenizer.decode([*prompt[generation.prompts.added_bos :], *answer])

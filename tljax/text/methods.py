@@ -26,6 +26,13 @@ def texts_in(prompts: Any) -> list[Any] | None:
     return list(prompts) if isinstance(prompts, list | tuple) and any(isinstance(p, str) for p in prompts) else None
 
 
+def token_labels(model: "TextMethods", ids: Any) -> list[str]:
+    """One string for each of ``ids``, ``[n]``, to show: its text, or without a tokenizer the id."""
+    numbers = np.asarray(ids).tolist()
+    readable = model._tokenizer is not None and model._tokenizer.hf is not None
+    return cast(list[str], model.to_str_tokens(numbers)) if readable else [str(number) for number in numbers]
+
+
 class TextMethods:
     """Text to tokens and back. ``prepend_bos=None`` means ``cfg.default_prepend_bos``."""
 
@@ -37,7 +44,7 @@ class TextMethods:
             raise TokenizerError(
                 "This model has no tokenizer. Attach one: model = model.set_tokenizer(hugging_face_tokenizer)."
             )
-        return self._tokenizer
+        return self._tokenizer.ready()
 
     def _bos(self, prepend_bos: bool | None) -> bool:
         return self.cfg.default_prepend_bos if prepend_bos is None else prepend_bos
@@ -138,6 +145,8 @@ class TextMethods:
             )
         if not isinstance(prompts, list | tuple):
             return list(np.asarray(check_tokens(self.cfg, prompts)))
+        if not prompts:
+            raise InputError("There are no prompts in an empty list: give at least one text, or one row of token ids.")
         if not any(np.ndim(row) for row in prompts):
             prompts = [prompts]
         rows = [np.asarray(row) for row in prompts]

@@ -151,14 +151,14 @@ def _padded_left(value: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.nd
 
 
 def read_ends(
+    cfg: HookedTransformerConfig,
     tokenizer: "Tokenizer | None",
     batch: int,
-    d_vocab: int,
     stop_at_eos: bool,
     eos_token_id: Any,
     stop_strings: str | Sequence[str] | None,
 ) -> Ends:
-    """Checks when texts end.
+    """Checks when texts end: by the tokens of the call, else of the config, else the tokenizer's EOS.
 
     Raises:
         InputError: ``stop_at_eos`` without an EOS token, an id outside the vocabulary, one list too many or too few.
@@ -167,13 +167,18 @@ def read_ends(
     strings = () if stop_strings is None else (stop_strings,) if isinstance(stop_strings, str) else tuple(stop_strings)
     if strings and tokenizer is None:
         raise TokenizerError("stop_strings= needs a tokenizer: attach one with model.set_tokenizer(tokenizer).")
+    if strings and tokenizer is not None:
+        tokenizer.ready()
     if any(not isinstance(string, str) or not string for string in strings):
         raise InputError(f"stop_strings={stop_strings!r}: give a text, or several, none of them empty.")
-    known = None if tokenizer is None else tokenizer.eos_token_id
-    pad = 0 if tokenizer is None or tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    d_vocab = cfg.d_vocab_out
+    known, filler = _known_ends(cfg, tokenizer)
+    usual = np.full(batch, filler if filler is not None else max(known[0], 0) if known else 0, np.int32)
     if not stop_at_eos:
-        return Ends(None, np.full(batch, pad if known is None else known, np.int32), strings)
-    eos = known if eos_token_id is None else eos_token_id
+        return Ends(None, usual, strings)
+    if eos_token_id is None and known is not None:
+        return Ends(np.tile(np.asarray(known, np.int32), (batch, 1)), usual, strings)
+    eos = eos_token_id
     if eos is None:
         raise InputError(
             "stop_at_eos is on and there is no EOS token. Pass eos_token_id=, or stop_at_eos=False to generate "
@@ -189,8 +194,24 @@ def read_ends(
             raise InputError(f"eos_token_id={eos!r}: give token ids, whole numbers from 0 to {d_vocab - 1}.")
     width = max(len(row) for row in rows)
     padded = np.stack([np.pad(row, (0, width - len(row)), constant_values=-1) for row in rows])
-    fill = padded[:, 0] if known is None else np.full(batch, known)
+    own = cfg.eos_token_ids is not None or filler is None  # the call's tokens take the checkpoint's place
+    fill = padded[:, 0] if own else usual
     return Ends(padded.astype(np.int32), fill.astype(np.int32), strings)
+
+
+def _known_ends(cfg: HookedTransformerConfig, tokenizer: "Tokenizer | None") -> tuple[list[int] | None, int | None]:
+    """The tokens that end a text unless a call says otherwise, and what then stands after its end; ``None`` if unknown.
+
+    What the checkpoint declares goes before the tokenizer, as in transformers. Ids that the model cannot choose say
+    nothing; where there is no other, no text ends.
+    """
+    if met := [one for one in cfg.eos_token_ids or () if 0 <= one < cfg.d_vocab_out]:
+        padding = cfg.pad_token_id
+        return met, padding if padding is not None and 0 <= padding < cfg.d_vocab else None
+    eos = None if tokenizer is None else tokenizer.eos_token_id
+    if eos is not None:
+        return [eos], eos
+    return [-1] if cfg.eos_token_ids else None, None if tokenizer is None else tokenizer.pad_token_id
 
 
 def _is_nested(eos: Any) -> bool:

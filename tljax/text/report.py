@@ -116,16 +116,11 @@ def _rows(batch: Batch) -> list[list[int]]:
 
 def _sources(tokenizer: Tokenizer, row: list[int], text: str, prepend_bos: bool) -> list[Source]:
     """Where each token of a row comes from."""
-    bare, full = (list(tokenizer.hf(text, add_special_tokens=add, verbose=False)["input_ids"]) for add in (False, True))
-    extra = len(full) - len(bare)
-    before = next((n for n in range(extra + 1) if full[n : n + len(bare)] == bare), 0)
-    if tokenizer.prepends_bos and not bare:
-        before = 1
-    after = extra - before
+    before, after = _added(tokenizer, text)
     start: list[Source] = ["tokenizer"] * before
     if tokenizer.prepends_bos and not prepend_bos:
         start = start[1:]
-    elif tokenizer.prepends_bos and tokenizer.told_to_add_bos:
+    elif start and tokenizer.prepends_bos and tokenizer.told_to_add_bos:
         start[0] = "tljax"
     elif prepend_bos and not tokenizer.prepends_bos:
         start = ["tljax", *start]
@@ -133,6 +128,17 @@ def _sources(tokenizer: Tokenizer, row: list[int], text: str, prepend_bos: bool)
     end: list[Source] = ["tokenizer"] * after
     sources: list[Source] = [*start, *middle, *end]
     return sources[: len(row)]
+
+
+def _added(tokenizer: Tokenizer, text: str) -> tuple[int, int]:
+    """How many tokens the tokenizer adds before and after a text; one of special tokens alone does not show it."""
+    bare, full = tokenizer.plain(text), tokenizer.encode([text])[0]
+    extra, usual = len(full) - len(bare), tokenizer.added_around
+    if usual is not None and sum(usual) == extra:
+        return usual
+    places = [n for n in range(extra + 1) if full[n : n + len(bare)] == bare]
+    before = next((n for n in places if n >= tokenizer.prepends_bos), 0)
+    return before, extra - before
 
 
 def _prompt(
@@ -148,7 +154,7 @@ def _prompt(
         ]
     known = [token for token in row if token < tokenizer.d_vocab]
     pieces = iter(tokenizer.pieces(known))
-    starts, ends = roles[:1] == ["BOS"], roles[1:] and roles[-1] == "EOS"
+    starts, ends = roles[:1] == ["BOS"], roles[-1:] == ["EOS"]
     return PromptReport(
         ids=tuple(row),
         strings=tuple(next(pieces) if token < tokenizer.d_vocab else "" for token in row),

@@ -1,13 +1,11 @@
-"""``Tokenizer``: a Hugging Face tokenizer with its special tokens settled, and how one is read."""
+"""``Tokenizer``: a Hugging Face tokenizer with its special tokens settled."""
 
 import copy
 import dataclasses
+import functools
 import itertools
-import json
-import os
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Never
 
 from tljax.errors import InputError, TokenizerError
 from tljax.typing import PaddingSide
@@ -15,7 +13,9 @@ from tljax.typing import PaddingSide
 FALLBACK_EOS = "<|endoftext|>"
 BOS_NAMES = ("<|begin_of_text|>", "<s>", "<bos>", "[BOS]", "<|startoftext|>", FALLBACK_EOS)
 EOS_NAMES = ("<|end_of_text|>", "</s>", "<eos>", "[EOS]", FALLBACK_EOS)
+PAD_NAMES = ("<pad>", "[PAD]", "<|pad|>")
 PROBES = 64
+_LARGEST_VOCABULARY = 10_000_000
 REQUIRED_API = ("decode", "batch_decode", "get_vocab", "bos_token", "eos_token", "pad_token")
 
 
@@ -59,9 +59,15 @@ class Tokenizer:
         """
         if max_length is not None and max_length < 1:
             return [[] for _ in texts]
-        cut = max_length is not None
+        return self._encode(texts, truncation=max_length is not None, max_length=max_length)
+
+    def plain(self, text: str) -> list[int]:
+        """Returns the ids of a text alone, without the special tokens that ``hf`` adds by itself."""
+        return self._encode([text], add_special_tokens=False)[0]
+
+    def _encode(self, texts: Sequence[str], **options: Any) -> list[list[int]]:
         try:
-            encoded = self.hf(list(texts), padding=False, truncation=cut, max_length=max_length, verbose=False)
+            encoded = self.hf(list(texts), padding=False, verbose=False, **options)
         except Exception as error:  # tokenizers raises bare Exception
             raise TokenizerError(
                 f"The tokenizer cannot encode {list(texts)!r}: {error}. "
@@ -78,6 +84,50 @@ class Tokenizer:
         if not len(ids):
             return []
         return self.hf.batch_decode([[token] for token in ids], clean_up_tokenization_spaces=False)
+
+    def ready(self) -> "Tokenizer":
+        """Returns the tokenizer itself, to ask text of."""
+        return self
+
+    @functools.cached_property
+    def added_around(self) -> tuple[int, int] | None:
+        """How many special tokens ``hf`` puts before and after a text by itself; ``None`` if no text shows it."""
+        for bare, full in _probes(self.hf):
+            extra, special = len(full) - len(bare), {self.bos_token_id, self.eos_token_id, self.pad_token_id}
+            places = [n for n in range(extra + 1) if full[n : n + len(bare)] == bare]
+            if bare and not special & set(bare) and len(places) == 1:
+                return places[0], extra - places[0]
+        return None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class UnreadableTokenizer(Tokenizer):
+    """Stands for a tokenizer that could not be loaded, so that its model runs on token ids; text raises the reason."""
+
+    reason: str
+
+    @classmethod
+    def because(cls, reason: str) -> "UnreadableTokenizer":
+        """Makes one; ``reason`` says what failed and what to do."""
+        return cls(
+            hf=None, prepends_bos=False, bos_token_id=None, eos_token_id=None, pad_token_id=None, padding_side="right",
+            d_vocab=0, reason=reason,
+        )  # fmt: skip
+
+    def ready(self) -> Never:
+        raise TokenizerError(
+            f"This model's tokenizer could not be loaded, so it takes token ids only. {self.reason} A tokenizer of "
+            "your own is attached by model = model.set_tokenizer(hf_tokenizer)."
+        )
+
+    def _encode(self, texts: Sequence[str], **options: Any) -> Never:
+        self.ready()
+
+    def decode(self, ids: Sequence[int]) -> Never:
+        self.ready()
+
+    def pieces(self, ids: Sequence[int]) -> Never:
+        self.ready()
 
 
 def check_padding_side(padding_side: str | None) -> None:
@@ -107,7 +157,7 @@ def wrap_tokenizer(
         The wrapped copy.
 
     Raises:
-        TokenizerError: ``hf_tokenizer`` lacks a method that tokenization needs.
+        TokenizerError: ``hf_tokenizer`` lacks a method that tokenization needs, or its vocabulary is empty or damaged.
         InputError: ``default_padding_side`` is neither ``"left"`` nor ``"right"``.
 
     >>> from tokenizers import Tokenizer as Backend, models, pre_tokenizers
@@ -122,8 +172,11 @@ def wrap_tokenizer(
     if isinstance(hf_tokenizer, Tokenizer):
         return _with_padding_side(hf_tokenizer, default_padding_side)
     _check_api(hf_tokenizer)
+    vocab = hf_tokenizer.get_vocab()
+    if not vocab:
+        raise TokenizerError(f"This {type(hf_tokenizer).__name__} has no tokens: its vocabulary was not read.")
+    check_ids(vocab.values(), len(vocab), f"This {type(hf_tokenizer).__name__}")
     hf, told = _copy_that_adds_bos(hf_tokenizer) if add_bos else (copy.deepcopy(hf_tokenizer), False)
-    vocab = hf.get_vocab()
     if hf.eos_token is None and FALLBACK_EOS in vocab:
         hf.eos_token = FALLBACK_EOS
     if hf.pad_token is None and hf.eos_token is not None:
@@ -148,6 +201,8 @@ def wrap_tokenizer(
 def _with_padding_side(tokenizer: Tokenizer, padding_side: PaddingSide | None) -> Tokenizer:
     if padding_side is None or padding_side == tokenizer.padding_side:
         return tokenizer
+    if isinstance(tokenizer, UnreadableTokenizer):
+        return tokenizer
     hf = copy.deepcopy(tokenizer.hf)
     hf.padding_side = padding_side
     return dataclasses.replace(tokenizer, hf=hf, padding_side=padding_side)
@@ -162,6 +217,19 @@ def _check_api(hf_tokenizer: Any) -> None:
             f"Expected a Hugging Face tokenizer, got {type(hf_tokenizer).__name__} "
             f"without {', '.join(missing)}. Load one with load_tokenizer(name_or_directory), or wrap a "
             "tokenizers.Tokenizer as PreTrainedTokenizerFast(tokenizer_object=..., bos_token=...)."
+        )
+
+
+def check_ids(ids: Iterable[Any], count: int, origin: str) -> None:
+    """Refuses a vocabulary with an id that its size makes absurd: libraries walk through all the numbers below it.
+
+    Raises:
+        TokenizerError: there is such an id.
+    """
+    largest = max((one for one in ids if isinstance(one, int)), default=-1)
+    if largest > max(_LARGEST_VOCABULARY, 100 * count):
+        raise TokenizerError(
+            f"{origin} has a token of id {largest} in a vocabulary of {count}: the file is damaged. Fetch it again."
         )
 
 
@@ -197,124 +265,17 @@ def _prepends(hf: Any, bos: int | None, eos: int | None) -> bool:
         return False
     if bos != eos:
         return True
-    for probe in itertools.islice(hf.get_vocab(), PROBES):  # one id for both: see at which end of a text it stands
-        try:
-            bare, full = (list(hf(probe, add_special_tokens=add)["input_ids"]) for add in (False, True))
-        except Exception:  # tokenizers' own way to say that it has no id for some of the text
-            continue
+    for bare, full in _probes(hf):  # one id for both: see at which end of a text it stands
         if bare and bos not in bare:
             return full[: len(bare) + 1] == [bos, *bare]
     return True
 
 
-def load_tokenizer(
-    path_or_name: str | Path,
-    revision: str | None = None,
-    token: str | None = None,
-    *,
-    default_padding_side: PaddingSide | None = None,
-    add_bos: bool = True,
-) -> Tokenizer:
-    """Reads a tokenizer from a directory (no network) or from the hub.
-
-    A directory needs one of: ``tokenizer_config.json`` with the files it speaks of, ``tokenizer.json``, or
-    ``vocab.json`` with ``merges.txt`` (read as GPT-2's byte-level BPE). Where no
-    ``tokenizer_config.json`` names the special tokens, they come from the ids in ``config.json``, then from
-    what the tokenizer itself puts in front of a text, then from the usual names (``<s>``,
-    ``<|endoftext|>``, ...).
-
-    Args:
-        path_or_name: a directory, or a hub id.
-        revision: branch, tag or commit on the hub.
-        token: access token for the hub; ``None`` lets huggingface_hub find its own.
-        default_padding_side, add_bos: as in :func:`wrap_tokenizer`.
-
-    Raises:
-        TokenizerError: nothing to read there, or what is there cannot be read.
-    """
-    directory = Path(path_or_name).expanduser()
-    if not directory.is_dir():
-        if isinstance(path_or_name, Path) or path_or_name.startswith(("/", ".", "~")):
-            raise TokenizerError(f"No directory {str(path_or_name)!r}. Give a directory, or a hub id like 'org/name'.")
-        hf = _from_auto(path_or_name, revision=revision, token=token)
-    elif (directory / "tokenizer_config.json").is_file():
-        hf = _from_auto(str(directory), local_files_only=True)
-    else:
-        hf = _from_bare_files(directory)
-    return wrap_tokenizer(hf, default_padding_side, add_bos=add_bos)
-
-
-def _transformers() -> Any:
-    """Imports transformers without its advice to install PyTorch, which tokenizers do not need."""
-    silent = "TRANSFORMERS_NO_ADVISORY_WARNINGS"
-    before = os.environ.get(silent)
-    os.environ[silent] = "1"
-    try:
-        import transformers
-    finally:
-        if before is None:
-            del os.environ[silent]
-        else:
-            os.environ[silent] = before
-    return transformers
-
-
-def _from_auto(path_or_name: str, **options: Any) -> Any:
-    AutoTokenizer = _transformers().AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(path_or_name, **options)
-    except (OSError, ValueError, ImportError) as error:
-        raise TokenizerError(
-            f"Could not load a tokenizer from {path_or_name!r}: {error} Give a directory that holds "
-            "tokenizer.json, or a hub id; a private or gated one needs token= or HF_TOKEN."
-        ) from error
-
-
-def _from_bare_files(directory: Path) -> Any:
-    from tokenizers import Tokenizer as Backend
-    from tokenizers import decoders, models, pre_tokenizers
-
-    PreTrainedTokenizerFast = _transformers().PreTrainedTokenizerFast
-
-    whole, vocab, merges = (directory / name for name in ("tokenizer.json", "vocab.json", "merges.txt"))
-    if not whole.is_file() and not (vocab.is_file() and merges.is_file()):
-        if any(directory.glob("*.model")):
-            return _from_auto(str(directory), local_files_only=True)
-        found = ", ".join(sorted(path.name for path in directory.iterdir())) or "nothing"
-        raise TokenizerError(
-            f"No tokenizer in {str(directory)!r}: expected tokenizer.json, or vocab.json with merges.txt, "
-            f"found {found}. Save one there with hf_tokenizer.save_pretrained(directory)."
-        )
-    try:
-        if whole.is_file():
-            backend = Backend.from_file(str(whole))
-        else:
-            backend = Backend(models.BPE.from_file(str(vocab), str(merges)))
-            backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-            backend.decoder = decoders.ByteLevel()
-    except Exception as error:  # tokenizers raises bare Exception
-        raise TokenizerError(f"The tokenizer files in {str(directory)!r} cannot be read: {error}") from error
-    specials = _guess_special_tokens(backend, directory / "config.json")
-    return PreTrainedTokenizerFast(tokenizer_object=backend, **specials)
-
-
-def _guess_special_tokens(backend: Any, model_config: Path) -> dict[str, str]:
-    declared = json.loads(model_config.read_text()) if model_config.is_file() else {}
-    bare, full = (backend.encode("a", add_special_tokens=add).tokens for add in (False, True))
-    added_first = full[0] if len(full) > len(bare) and full[1 : 1 + len(bare)] == bare else None
-    guesses = {
-        "bos_token": _declared_token(backend, declared, "bos_token_id") or added_first or _known(backend, BOS_NAMES),
-        "eos_token": _declared_token(backend, declared, "eos_token_id") or _known(backend, EOS_NAMES),
-    }
-    return {role: token for role, token in guesses.items() if token is not None}
-
-
-def _declared_token(backend: Any, config: dict[str, Any], field: str) -> str | None:
-    token_id = config.get(field)
-    token_id = token_id[0] if isinstance(token_id, list) and token_id else token_id
-    return backend.id_to_token(token_id) if isinstance(token_id, int) else None
-
-
-def _known(backend: Any, names: tuple[str, ...]) -> str | None:
-    return next((name for name in names if backend.token_to_id(name) is not None), None)
+def _probes(hf: Any) -> Iterator[tuple[list[int], list[int]]]:
+    """Ids of some texts without and with the special tokens that ``hf`` adds."""
+    for probe in itertools.islice(hf.get_vocab(), PROBES):
+        try:
+            bare, full = (list(hf(probe, add_special_tokens=add)["input_ids"]) for add in (False, True))
+        except Exception:  # tokenizers' own way to say that it has no id for some of the text
+            continue
+        yield bare, full

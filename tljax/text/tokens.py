@@ -113,13 +113,14 @@ def _texts(input: str | Sequence[str]) -> list[str]:
 
 
 def _encode(tokenizer: Tokenizer, texts: list[str], prepend_bos: bool, n_ctx: int | None) -> list[list[int]]:
+    tokenizer = tokenizer.ready()
     adds = prepend_bos and not tokenizer.prepends_bos
     bos = tokenizer.bos_token_id
     if adds and bos is None:
         raise TokenizerError(
-            "prepend_bos is on, but the tokenizer has no BOS token. Pass prepend_bos=False (or set "
-            "default_prepend_bos to False in the config), or name one: "
-            "hf_tokenizer.add_special_tokens({'bos_token': '<bos>'})."
+            "prepend_bos is on, but the tokenizer has no BOS token. Pass prepend_bos=False, or load the model without "
+            "BOS once and for all: from_pretrained(..., default_prepend_bos=False). If a token of its vocabulary "
+            "starts texts, name that before you attach the tokenizer: hf_tokenizer.bos_token = '<s>'."
         )
     rows = tokenizer.encode(texts)
     room = None if n_ctx is None else n_ctx - adds
@@ -138,8 +139,8 @@ def _pad(tokenizer: Tokenizer, rows: list[list[int]], padding_side: PaddingSide)
     if tokenizer.pad_token_id is None and any(len(row) < width for row in rows):
         raise TokenizerError(
             f"Texts of {sorted({len(row) for row in rows})} tokens need padding, but the tokenizer has no "
-            "PAD token. Give texts of one length, or name one: "
-            "hf_tokenizer.add_special_tokens({'pad_token': '<pad>'})."
+            "PAD token. Use model.to_batch(texts), which needs none, give texts of one length, or name a token of its "
+            "vocabulary before you attach the tokenizer: hf_tokenizer.pad_token = '</s>'."
         )
     tokens = np.full((len(rows), width), tokenizer.pad_token_id or 0, dtype=np.int32)
     for target, row in zip(tokens, rows, strict=True):
@@ -237,7 +238,7 @@ def to_single_token(tokenizer: Tokenizer, string: str) -> int:
 
 
 def _plain_ids(tokenizer: Tokenizer, text: str) -> list[int]:
-    return _encode(tokenizer, [text], False, None)[0]
+    return tokenizer.ready().plain(text)
 
 
 def to_single_str_token(tokenizer: Tokenizer, int_token: int, *, d_vocab: int | None = None) -> str:

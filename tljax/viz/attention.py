@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from tljax.errors import InputError
-from tljax.viz.checks import between_zero_and_one, checked_array, checked_names, checked_tokens, one_prompt
+from tljax.viz.checks import Tokens, between_zero_and_one, checked_array, checked_names, checked_tokens, one_prompt
 from tljax.viz.drawing import MAX_PANELS, Picture, draw, plain, save_figure
 from tljax.viz.html import Html, render, running_token, token_label
 from tljax.viz.scale import Scale
@@ -16,14 +16,14 @@ _SCALE = Scale(0.0, 1.0)
 
 
 def attention_patterns(
-    tokens: Sequence[str], attention: Any, *, head_names: Sequence[str] | None = None, title: str | None = None
+    tokens: Tokens, attention: Any, *, head_names: Sequence[str] | None = None, title: str | None = None
 ) -> Html:
     """All heads small, one of them large; moving over a token shows where the head looks from there.
 
     Values are rounded to thousandths. The colours always run from 0 to 1, so that heads compare.
 
     Args:
-        tokens: the prompt's tokens as strings, ``model.to_str_tokens(prompt)``.
+        tokens: the prompt's tokens as strings, ``model.to_str_tokens(prompt)``, or as ids.
         attention: attention after the softmax, ``[head, query, key]`` or ``[query, key]``, such as
             ``cache["pattern", layer]``. A leading batch axis of one is dropped.
         head_names: one name for each head; by default ``head 0``, ``head 1``, ..., and none for a head alone.
@@ -45,7 +45,7 @@ def attention_patterns(
 
 
 def attention_figure(
-    tokens: Sequence[str],
+    tokens: Tokens,
     attention: Any,
     *,
     head_names: Sequence[str] | None = None,

@@ -3,30 +3,44 @@
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from tljax.errors import InputError
 
+Tokens = Sequence[str] | Sequence[int] | np.ndarray | jax.Array
+"""A prompt's tokens to show: strings, or ids."""
+
 
 def checked_tokens(tokens: Any) -> list[str]:
-    """The tokens of one prompt as strings; one prompt in a list is taken out of it."""
+    """The tokens of one prompt as strings, ids as their numbers; one prompt in a list is taken out of it."""
     if isinstance(tokens, str):
         raise InputError(
             f"tokens is one string, {tokens[:30]!r}. Give a list of strings, one a token: model.to_str_tokens(prompt)."
         )
-    texts = list(tokens)
-    if texts and not isinstance(texts[0], str) and isinstance(texts[0], Sequence | np.ndarray):
+    texts = _entries(tokens)
+    if texts and isinstance(texts[0], list | tuple | np.ndarray | jax.Array) and np.ndim(texts[0]):
         one_prompt(len(texts), "tokens")
-        texts = list(texts[0])
+        texts = _entries(texts[0])
     if not texts:
         raise InputError("tokens is empty; a picture needs one token at least.")
-    for text in texts:
-        if not isinstance(text, str):
-            raise InputError(
-                f"tokens holds {type(text).__name__} {text!r}; it must hold strings. model.to_str_tokens makes them of "
-                "a prompt or of token ids."
-            )
-    return texts
+    return [shown_token(text, "tokens") for text in texts]
+
+
+def _entries(tokens: Any) -> list[Any]:
+    return np.asarray(tokens).tolist() if isinstance(tokens, np.ndarray | jax.Array) else list(tokens)
+
+
+def shown_token(token: Any, name: str) -> str:
+    """A token as it is shown: its text, or its id where there is no tokenizer to make text of it."""
+    if isinstance(token, int | np.integer) and not isinstance(token, bool):
+        return str(token)
+    if isinstance(token, str):
+        return token
+    raise InputError(
+        f"{name} holds {type(token).__name__} {token!r}; it must hold strings, or token ids. model.to_str_tokens makes "
+        "strings of a prompt or of ids."
+    )
 
 
 def checked_array(values: Any, name: str) -> np.ndarray:

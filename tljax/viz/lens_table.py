@@ -7,7 +7,15 @@ from typing import Any
 import numpy as np
 
 from tljax.errors import InputError
-from tljax.viz.checks import between_zero_and_one, checked_array, checked_names, checked_tokens, one_prompt
+from tljax.viz.checks import (
+    Tokens,
+    between_zero_and_one,
+    checked_array,
+    checked_names,
+    checked_tokens,
+    one_prompt,
+    shown_token,
+)
 from tljax.viz.drawing import colour_bar, new_figure, plain, save_figure, show_matrix
 from tljax.viz.html import Html, render, spelt, token_label
 from tljax.viz.scale import Scale, scale_of
@@ -21,7 +29,7 @@ def logit_lens_table(
     top_tokens: Any,
     probabilities: Any,
     labels: Sequence[str],
-    tokens: Sequence[str],
+    tokens: Tokens,
     *,
     colour_values: Any = None,
     colour_title: str = "probability",
@@ -32,10 +40,10 @@ def logit_lens_table(
     Moving over a cell lists its ``k`` tokens. Probabilities are rounded to four places.
 
     Args:
-        top_tokens: the likeliest tokens as strings, ``[layer, pos, k]``.
+        top_tokens: the likeliest tokens as strings or ids, ``[layer, pos, k]``.
         probabilities: their probabilities, ``[layer, pos, k]``.
         labels: a name for each layer, first to last.
-        tokens: the prompt's tokens as strings.
+        tokens: the prompt's tokens as strings or ids.
         colour_values: values ``[layer, pos]`` to colour by, such as the entropy in nats; by default the probability
             of the likeliest token, on a scale from 0 to 1.
         colour_title: what they are.
@@ -66,7 +74,7 @@ def logit_lens_figure(
     top_tokens: Any,
     probabilities: Any,
     labels: Sequence[str],
-    tokens: Sequence[str],
+    tokens: Tokens,
     *,
     colour_values: Any = None,
     colour_title: str = "probability",
@@ -129,6 +137,11 @@ def _colours(chances: np.ndarray, colour_values: Any) -> tuple[np.ndarray, Scale
     return values, scale_of(values)
 
 
+def _as_shown(words: np.ndarray) -> np.ndarray:
+    texts = np.array([shown_token(word, "top_tokens") for word in words.flat], dtype=object)
+    return texts.reshape(words.shape)
+
+
 def _checked(
     top_tokens: Any, probabilities: Any, labels: Sequence[str], tokens: Any
 ) -> tuple[np.ndarray, np.ndarray, list[str], list[str]]:
@@ -145,9 +158,7 @@ def _checked(
         raise InputError(
             f"top_tokens and probabilities are [layer, pos, k], of one shape; got {words.shape} and {chances.shape}."
         )
-    wrong = next((word for word in words.flat if not isinstance(word, str)), None)
-    if wrong is not None:
-        raise InputError(f"top_tokens holds {type(wrong).__name__} {wrong!r}; it must hold strings, decoded tokens.")
+    words = _as_shown(words)
     if words.shape[1] != len(texts):
         raise InputError(
             f"top_tokens of shape {words.shape} has {words.shape[1]} positions; there are {len(texts)} tokens."

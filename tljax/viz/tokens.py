@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from tljax.errors import InputError
-from tljax.viz.checks import checked_array, checked_names, checked_tokens, one_prompt
+from tljax.viz.checks import Tokens, checked_array, checked_names, checked_tokens, one_prompt
 from tljax.viz.drawing import MAX_PANELS, new_figure, plain, save_figure
 from tljax.viz.html import Html, render, running_token, token_label
 from tljax.viz.scale import Scale, scale_of
@@ -17,7 +17,7 @@ _LETTER_INCHES, _LINE_INCHES = 0.09, 0.28
 
 
 def colored_tokens(
-    tokens: Sequence[str],
+    tokens: Tokens,
     values: Any,
     *,
     names: Sequence[str] | None = None,
@@ -31,7 +31,7 @@ def colored_tokens(
     colour scale unless both ends are given.
 
     Args:
-        tokens: the prompt's tokens as strings, ``model.to_str_tokens(prompt)``.
+        tokens: the prompt's tokens as strings, ``model.to_str_tokens(prompt)``, or as ids.
         values: one value a token, ``[pos]``, or several, ``[pos, feature]``. A leading batch axis of one is dropped.
         names: one name for each feature; by default ``value``, or ``feature 0``, ``feature 1``, ...
         title: a heading.
@@ -63,7 +63,7 @@ def colored_tokens(
 
 
 def colored_tokens_figure(
-    tokens: Sequence[str],
+    tokens: Tokens,
     values: Any,
     *,
     names: Sequence[str] | None = None,

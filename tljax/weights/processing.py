@@ -28,10 +28,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from tljax.config import HookedTransformerConfig
+from tljax.errors import refuse_unknown_options
 from tljax.modules.norm import stored_dtype
 from tljax.typing import Params
 from tljax.weights.factors import refactor_heads
-from tljax.weights.steps import Steps
+from tljax.weights.steps import STEPS, Steps
 
 Stage = dict[str, Any]
 HEAD = ("ln_final", "unembed")
@@ -57,6 +58,7 @@ def process_weights(
     Raises:
         ConfigError: ``refactor_factored_attn_matrices`` was asked for where it is not exact.
     """
+    refuse_unknown_options(process_weights, steps, STEPS)
     chosen = Steps.for_config(cfg, **steps)
     embed = {name: part for name, part in params.items() if name not in (*HEAD, "blocks")}
     head = {name: part for name, part in params.items() if name in HEAD}

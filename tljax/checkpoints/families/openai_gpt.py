@@ -27,6 +27,7 @@ def read_config(hf: HFConfig) -> HookedTransformerConfig:
         normalization_type="LN",
         use_normalization_of_residual=True,
         positional_embedding_type="standard",
+        default_prepend_bos=False,  # its vocabulary has no token that starts a text
     )
 
 
