@@ -125,6 +125,14 @@ PROMISED: tuple[tuple[str, Keys], ...] = (
         "query_pre_attn_scalar": 256, "rope_local_base_freq": 10000, "rope_scaling": None, "rope_theta": 1000000,
         "sliding_window": 512, "sliding_window_pattern": 6, "use_bidirectional_attention": False,
     }),
+    (r"google/gemma-3-(4b|12b|27b).*", {
+        "architectures": ["Gemma3ForConditionalGeneration"], "model_type": "gemma3", "boi_token_index": 255999,
+        "eoi_token_index": 256000, "eos_token_id": [1, 106], "image_token_index": 262144, "mm_tokens_per_image": 256,
+        "text_config": {"hidden_size": 2560, "intermediate_size": 10240, "model_type": "gemma3_text",
+                        "num_hidden_layers": 34, "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+                        "sliding_window": 1024},
+        "vision_config": {"hidden_size": 1152, "image_size": 896, "model_type": "siglip_vision_model"},
+    }),
     (r"mistralai/Mistral-7B-.*", MISTRAL | {"sliding_window": 4096, "rope_theta": 10000.0}),
     (r"mistralai/Mistral-(Nemo|Small).*", MISTRAL | {"sliding_window": None, "rope_theta": 1e8, "head_dim": 128}),
     (r"mistralai/Mixtral-.*", MISTRAL | {

@@ -38,7 +38,10 @@ def _described(**attributes: Any) -> Any:
 
 
 _LLAVA = {"architectures": ["LlavaForConditionalGeneration"], "model_type": "llava"}
-_MISTRAL3 = {"architectures": ["Mistral3ForConditionalGeneration"], "text_config": {"model_type": "ministral3"}}
+_MISTRAL3 = {
+    "architectures": ["Mistral3ForConditionalGeneration"], "model_type": "mistral3",
+    "text_config": {"model_type": "ministral3"},
+}  # fmt: skip
 CASES += (
     Case(
         "saved from DataParallel inside torch.compile",

@@ -218,7 +218,7 @@ def _without(
     """
     left = dict(attributes)
     for name in names:
-        if name.rpartition(".")[2] in needed or name in ("architectures", "model_type"):
+        if name.rpartition(".")[2] in needed or name in ("architectures", "model_type", "text_config"):
             raise InputError(f"ignore_config names {name!r}, which says what model this is: it cannot be ignored.")
         outer, _, inner = name.partition(".")
         if name in left:

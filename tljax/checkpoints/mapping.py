@@ -147,7 +147,6 @@ class Family:
         rows: HF config → the table.
         prefix: may be missing from a checkpoint's keys (checkpoints of the bare model without its head).
         ignored: patterns of stored buffers that are not parameters.
-        computed: our config → parameters that follow from a formula and are not stored, by path.
         renamed: patterns of starts of stored names, and what the table has instead.
         tower: for a multimodal architecture, where its config holds that of the text model, which the rest describes.
         computed: our config → by path, what makes a parameter that follows from a formula and is not stored.

@@ -50,7 +50,7 @@ def read_json(path: Path) -> dict[str, Any]:
             f"directory with {CONFIG} and {SINGLE} (or {INDEX} and its shards)."
         ) from None
     except RecursionError:
-        raise CheckpointError(f"{path} nests objects or lists too deeply to be read.") from None
+        raise CheckpointError(f"{path} is not valid JSON: it nests objects or lists too deeply to be read.") from None
     except ValueError as error:  # of the syntax, the encoding, or a number of thousands of digits
         raise CheckpointError(
             f"{path} is not valid JSON ({error}). It may be half-downloaded: fetch it again."
