@@ -15,14 +15,9 @@ from tljax.checkpoints.native import write_side_files
 from tljax.checkpoints.reader import SINGLE
 from tljax.config import HookedTransformerConfig
 from tljax.errors import UnsupportedModelError
+from tljax.fingerprint import NOT_THE_FUNCTION
 from tljax.safetensors_files import write_safetensors
 from tljax.typing import Params
-
-_NOT_THE_FUNCTION = """
-    dtype matmul_precision init_mode initializer_range init_weights seed tokenizer_name tokenizer_prepends_bos
-    default_prepend_bos model_name original_architecture use_attn_result use_split_qkv_input use_attn_in
-    use_hook_mlp_in use_hook_tokens weight_processing
-"""
 
 
 def save_hf(
@@ -92,8 +87,7 @@ def _check_shared(one: Entry, other: Entry, flat: dict[str, Any], family: Family
 
 def _fitting_family(cfg: HookedTransformerConfig, nonzero: frozenset[str], tied: bool) -> tuple[Family, dict[str, Any]]:
     """Returns the family whose config, written and read back, is ``cfg`` again, and that written config."""
-    ignored = _NOT_THE_FUNCTION.split()
-    checked = [field.name for field in dataclasses.fields(cfg) if field.name not in ignored]
+    checked = [field.name for field in dataclasses.fields(cfg) if field.name not in NOT_THE_FUNCTION]
     reasons = []
     for family in FAMILIES:
         if cfg.original_architecture not in (None, family.architecture):
