@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from tljax.checkpoints import load_checkpoint, save_hf, save_native
+from tljax.checkpoints.parameters import check_parameters
 from tljax.config import HookedTransformerConfig, available_dtype
 from tljax.devices import names_device, resolve_device
 from tljax.errors import ConfigError, FrozenModelError, InputError
@@ -96,6 +97,7 @@ class HookedTransformer(RunMethods, GenerationMethods, TextMethods, WeightProper
 
     Raises:
         ConfigError: the config is not one, or the vocabulary size is unknown.
+        CheckpointError: ``params`` do not fit the config; names all that do not.
 
     >>> model = HookedTransformer(HookedTransformerConfig(d_model=8, n_heads=2, n_layers=2, n_ctx=6, d_vocab=5))
     >>> model(jnp.array([[1, 2, 3]])).shape
@@ -123,6 +125,8 @@ class HookedTransformer(RunMethods, GenerationMethods, TextMethods, WeightProper
             raise ConfigError("d_vocab is not set: give it in the config, or pass a tokenizer to take it from.")
         if params is None:
             params = init_params(config, config.seed or 0)
+        else:
+            check_parameters(params, config)
         self._assign(config, params, HookDictionary(), wrapped)
 
     def _assign(
@@ -165,12 +169,19 @@ class HookedTransformer(RunMethods, GenerationMethods, TextMethods, WeightProper
         )
 
     def replace(self, **changes: Any) -> "HookedTransformer":
-        """Returns a copy with another ``params``, ``cfg`` or ``tokenizer``."""
+        """Returns a copy with another ``params``, ``cfg`` or ``tokenizer``.
+
+        Raises:
+            CheckpointError: parameters and config do not fit each other; names all that do not. Parameters that are
+                stacked, all along one new leading axis, are taken: a model for ``jax.vmap``.
+        """
         if unknown := set(changes) - {"params", "cfg", "tokenizer"}:
             raise InputError(f"replace takes params, cfg and tokenizer, got {sorted(unknown)}.")
         tokenizer = _wrap(changes["tokenizer"], None) if "tokenizer" in changes else self._tokenizer
-        cfg = HookedTransformerConfig.unwrap(changes.get("cfg", self.cfg))
-        return self._make(cfg, changes.get("params", self.params), self._hooks, tokenizer)
+        cfg, params = HookedTransformerConfig.unwrap(changes.get("cfg", self.cfg)), changes.get("params", self.params)
+        if "params" in changes or "cfg" in changes:
+            check_parameters(params, cfg)
+        return self._make(cfg, params, self._hooks, tokenizer)
 
     # Loading and saving
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from tljax.config import HookedTransformerConfig
 from tljax.errors import CacheError
@@ -88,6 +89,9 @@ def _check_shapes(arrays: dict[str, jax.Array], cfg: HookedTransformerConfig) ->
         wrong = [size for size, found in zip(fixed[::-1], value.shape[::-1], strict=False) if size not in (None, found)]
         if wrong or value.ndim < len(fixed):
             raise ValueError(f"{name} cannot have the shape {value.shape}")
+        numbers = spec is None or spec.below is not None or name == "hook_tokens"
+        if not numbers and not jnp.issubdtype(value.dtype, jnp.floating):
+            raise ValueError(f"{name} cannot be {value.dtype}")
 
 
 def _check_marks(marks: dict[str, Any]) -> None:
