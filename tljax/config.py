@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import jax
@@ -423,7 +423,7 @@ class HookedTransformerConfig:
 
         Fields at their derived value (``d_mlp`` at ``4 * d_model``, ``attn_scale`` at ``sqrt(d_head)`` …) follow.
         """
-        self._refuse_unknown(changes)
+        self.refuse_unknown(changes)
         fitted: dict[str, Any] = dict.fromkeys(_FITTED_TO_ROTARY_DIM)
         derived = dataclasses.replace(self, **_DERIVED, **fitted)
         follow = {
@@ -447,7 +447,7 @@ class HookedTransformerConfig:
         Raises:
             ConfigError: a key is not a field (names the nearest one), or a value does not validate.
         """
-        cls._refuse_unknown(fields)
+        cls.refuse_unknown(fields)
         return cls(**fields)
 
     @classmethod
@@ -463,7 +463,8 @@ class HookedTransformerConfig:
         )
 
     @classmethod
-    def _refuse_unknown(cls, fields: Mapping[str, Any]) -> None:
+    def refuse_unknown(cls, fields: Iterable[str]) -> None:
+        """Raises ConfigError if a name is no field of a config."""
         names = [field.name for field in dataclasses.fields(cls)]
         unknown = [f"{key!r} is not a config field.{nearest(key, names)}" for key in fields if key not in names]
         if unknown:

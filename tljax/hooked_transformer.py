@@ -239,12 +239,19 @@ class HookedTransformer(RunMethods, GenerationMethods, TextMethods, WeightProper
         return cls.from_pretrained(model_name, **(off | options))
 
     def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
-        """Writes config, parameters and tokenizer so that ``from_pretrained_no_processing(directory)`` is bit-equal."""
-        save_native(self.params, self.cfg, None if self._tokenizer is None else self._tokenizer.hf, directory)
+        """Writes config, parameters and tokenizer so that ``from_pretrained_no_processing(directory)`` is bit-equal.
+
+        A checkpoint that is there is replaced as a whole: a process that is killed meanwhile leaves the old one, the
+        new one, or a directory that is refused; a tokenizer of the old one does not stay.
+        """
+        save_native(self.params, self.cfg, self.tokenizer, directory)
 
     def save_hf(self, directory: str | os.PathLike[str]) -> None:
-        """Writes a checkpoint that Hugging Face transformers loads; needs unprocessed weights of a known family."""
-        save_hf(self.params, self.cfg, directory)
+        """Writes a checkpoint that Hugging Face transformers loads, with the tokenizer.
+
+        Needs unprocessed weights of a known family. What is there is replaced as by :meth:`save_pretrained`.
+        """
+        save_hf(self.params, self.cfg, directory, self.tokenizer)
 
     def process_weights(self, **steps: bool) -> "HookedTransformer":
         """Returns the model with processed weights; see :func:`tljax.weights.processing.process_weights`."""

@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from tljax.checkpoints.layout import axis_sizes, flatten, parameter_axes
 from tljax.checkpoints.mapping import Entry, Family, bind, is_bias, may_be_absent
 from tljax.checkpoints.native import write_side_files
 from tljax.checkpoints.reader import SINGLE
+from tljax.checkpoints.replacing import replace_checkpoint
 from tljax.config import HookedTransformerConfig
 from tljax.errors import UnsupportedModelError
 from tljax.fingerprint import NOT_THE_FUNCTION
@@ -28,7 +28,8 @@ def save_hf(
     Args:
         params: nested parameters, with norms not folded.
         cfg: their config; ``original_architecture`` chooses the family, otherwise the first one that fits.
-        directory: created if it does not exist.
+        directory: created if it does not exist. A checkpoint that it holds is replaced, its tokenizer too; killed at any
+            moment, it holds the old one, the new one, or none that loads.
         tokenizer: a Hugging Face tokenizer to save with them, or ``None``.
 
     Raises:
@@ -61,10 +62,9 @@ def save_hf(
         return entry.write(key, [flat[path] for path in entry.targets], axes[entry.targets[0]], sizes)
 
     headers = {key: (np.dtype(flat[entry.targets[0]].dtype), entry.shape(sizes)) for key, entry in by_key.items()}
-    target = Path(directory)
-    target.mkdir(parents=True, exist_ok=True)
-    write_safetensors(target / SINGLE, headers, tensor)
-    write_side_files(target, attributes, tokenizer)
+    with replace_checkpoint(directory) as written:
+        write_safetensors(written / SINGLE, headers, tensor)
+        write_side_files(written, attributes, tokenizer)
 
 
 def _check_computed(flat: dict[str, Any], cfg: HookedTransformerConfig, family: Family) -> None:

@@ -1,9 +1,10 @@
 """From a name to parameters: find, check, then read, place and process one stage at a time."""
 
 import dataclasses
+import functools
 import inspect
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,7 @@ class _Description:
     prefix: str = ""
     ignored: tuple[str, ...] = ()
     computed: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    checked: Callable[[Tensors, Path], Tensors] = lambda tensors, _: tensors
 
 
 def load_checkpoint(
@@ -111,7 +113,7 @@ def load_checkpoint(
     described = describe(location.directory)
     cfg = _requested(described.cfg, location, "float32" if dtype is None else dtype, n_ctx, first_n_layers)
     chosen = Steps.for_config(cfg, **steps)
-    tensors = unpacked(open_tensors(location.directory))
+    tensors = unpacked(described.checked(open_tensors(location.directory), location.directory))
     entries = mapping.match(
         described.rows,
         described.cfg,
@@ -144,7 +146,9 @@ def describe(directory: Path) -> _Description:
     try:
         if native.FORMAT in attributes:
             cfg = native.read_config(attributes, origin)
-            return _Description(cfg, native.rows(cfg))
+            return _Description(
+                cfg, native.rows(cfg), checked=functools.partial(native.checked, attributes=attributes)
+            )
         family = family_of(attributes, origin)
         hf = HFConfig(attributes, origin)
         cfg = family.read_config(hf).replace(original_architecture=family.architecture)

@@ -17,7 +17,9 @@ _THEIRS = ("mask", "IGNORE", "_W_K", "_W_V", "_b_K", "_b_V")
 _SHOWN = 12
 
 
-def check_parameters(params: Params, cfg: HookedTransformerConfig, consequence: str = "") -> None:
+def check_parameters(
+    params: Params, cfg: HookedTransformerConfig, consequence: str = "", may_be_stacked: bool = True
+) -> None:
     """Checks nested parameters in the stored layout; under a transformation it looks at shapes alone.
 
     Where ``n_heads`` is ``d_model``, TransformerLens's ``W_Q`` has the shape of ours and cannot be told from it.
@@ -26,6 +28,7 @@ def check_parameters(params: Params, cfg: HookedTransformerConfig, consequence: 
         params: arrays, tracers or ``jax.ShapeDtypeStruct``, as a config has them or all stacked along a leading axis.
         cfg: the config.
         consequence: what follows, for the error.
+        may_be_stacked: whether stacked ones are taken.
 
     Raises:
         CheckpointError: they do not fit; lists what is missing, unknown or of another shape or kind.
@@ -33,7 +36,7 @@ def check_parameters(params: Params, cfg: HookedTransformerConfig, consequence: 
     _check_nesting(params, cfg)
     flat, expected = flatten(params), _shapes(cfg)
     shapes = {path: getattr(leaf, "shape", None) for path, leaf in flat.items()}
-    if shapes != expected and not _are_stacked(shapes, expected):
+    if shapes != expected and not (may_be_stacked and _are_stacked(shapes, expected)):
         raise CheckpointError(_message(shapes, expected, consequence))
     if wrong := [
         f"{path} is {leaf.dtype}" for path, leaf in flat.items() if not jnp.issubdtype(leaf.dtype, jnp.floating)
