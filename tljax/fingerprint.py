@@ -197,7 +197,9 @@ def sample_of(params: Params) -> WeightSample | None:
 
     It is kept for the latest few sets of parameters, as long as these live.
     """
-    leaves = jax.tree.leaves({name: part for name, part in params.items() if name != "pos_embed"})  # its length is n_ctx
+    leaves = jax.tree.leaves(
+        {name: part for name, part in params.items() if name != "pos_embed"}
+    )  # its length is n_ctx
     key = tuple(map(id, leaves))
     references, sample = _kept.get(key, ([], None))
     if sample is not None and all(ref() is leaf for ref, leaf in zip(references, leaves, strict=True)):

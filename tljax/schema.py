@@ -10,8 +10,8 @@ def mismatch(value: Any, spec: Any, where: str = "it") -> str | None:
 
     Args:
         value: what was read.
-        spec: ``bool``, ``str``, ``int`` or ``float`` (which must be finite; whole numbers are numbers too) for a value of
-            that type; ``dict`` for any object; ``None`` for null; a set for one of its members; a tuple of specs for
+        spec: ``bool``, ``str``, ``int`` or ``float`` (which must be finite; whole numbers are numbers too) for a value
+            of that type; ``dict`` for any object; ``None`` for null; a set for one of its members; a tuple of specs for
             any of them; ``[spec]`` for a list; ``{str: spec}`` for an object of any keys; ``{"key": spec, …}`` for one
             of exactly these keys, where ``"key?"`` may be absent.
         where: what to call the value.

@@ -119,7 +119,7 @@ class ActivationCache(CacheAnalyses, Mapping[str, jax.Array]):
         return self._model
 
     def check_model(self, model: "HookedTransformer", what: str = "This cache") -> None:
-        """Checks that the cache is of a model, as far as is known: it costs nothing where it came from ``model`` itself.
+        """Checks that a model made the cache, as far as is known; costs nothing where it came from ``model`` itself.
 
         Raises:
             CacheError: another model made it; says what differs.
@@ -130,8 +130,8 @@ class ActivationCache(CacheAnalyses, Mapping[str, jax.Array]):
             more = f"; and {len(differences) - 4} more" if len(differences) > 4 else ""
             raise CacheError(
                 f"{what} was made by a model with {self.cfg.n_layers} layers of width {self.cfg.d_model}, "
-                f"{self.cfg.model_name!r}, that is not this one: {'; '.join(differences[:4])}{more}. Run its prompts on "
-                "this model. If you mean to put one model's activations into another, pass cache.as_if_from(model)."
+                f"{self.cfg.model_name!r}, that is not this one: {'; '.join(differences[:4])}{more}. Run its prompts "
+                "on this model. If you mean to put one model's activations into another, pass cache.as_if_from(model)."
             )
 
     def with_model(self, model: "HookedTransformer") -> "ActivationCache":

@@ -73,8 +73,9 @@ def load(path: Path) -> Stored:
             _check_shapes(arrays, origin.cfg)
         _check_marks(marks)
     return Stored(
-        {name: arrays[name] for name in header["order"]}, origin, header["has_batch_dim"], tuple(marks.values())
-    )
+        {name: arrays[name] for name in header["order"]}, origin, header["has_batch_dim"],
+        (marks[_PADDING[0]], marks[_PADDING[1]]),
+    )  # fmt: skip
 
 
 def _check_shapes(arrays: dict[str, jax.Array], cfg: HookedTransformerConfig) -> None:

@@ -28,8 +28,8 @@ def save_hf(
     Args:
         params: nested parameters, with norms not folded.
         cfg: their config; ``original_architecture`` chooses the family, otherwise the first one that fits.
-        directory: created if it does not exist. A checkpoint that it holds is replaced, its tokenizer too; killed at any
-            moment, it holds the old one, the new one, or none that loads.
+        directory: created if it does not exist. A checkpoint that it holds is replaced, its tokenizer too; killed at
+            any moment, it holds the old one, the new one, or none that loads.
         tokenizer: a Hugging Face tokenizer to save with them, or ``None``.
 
     Raises:

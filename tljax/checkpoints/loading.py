@@ -146,9 +146,7 @@ def describe(directory: Path) -> _Description:
     try:
         if native.FORMAT in attributes:
             cfg = native.read_config(attributes, origin)
-            return _Description(
-                cfg, native.rows(cfg), checked=functools.partial(native.checked, attributes=attributes)
-            )
+            return _Description(cfg, native.rows(cfg), checked=functools.partial(native.checked, attributes=attributes))
         family = family_of(attributes, origin)
         hf = HFConfig(attributes, origin)
         cfg = family.read_config(hf).replace(original_architecture=family.architecture)

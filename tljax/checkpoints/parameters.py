@@ -58,8 +58,9 @@ def _check_nesting(params: Any, cfg: HookedTransformerConfig) -> None:
         )
     if flat := [key for key in params if not isinstance(key, str) or "." in key]:
         raise CheckpointError(
-            f"params has the flat name {flat[0]!r}: parameters are nested. A state dict of TransformerLens goes through "
-            "HookedTransformer.from_transformer_lens; other flat names through tljax.checkpoints.layout.unflatten."
+            f"params has the flat name {flat[0]!r}: parameters are nested. A state dict of TransformerLens goes "
+            "through HookedTransformer.from_transformer_lens; other flat names through "
+            "tljax.checkpoints.layout.unflatten."
         )
     blocks = params.get("blocks", ())
     if not isinstance(blocks, tuple | list):

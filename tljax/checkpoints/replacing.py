@@ -33,8 +33,8 @@ def replace_checkpoint(directory: str | os.PathLike[str]) -> Iterator[Path]:
     target = Path(directory)
     if (target / _ADAPTER).exists():
         raise CheckpointError(
-            f"{target} holds an adapter ({_ADAPTER}), which belongs to another model than the one to be saved there, and "
-            "readers would apply it. Save into another directory, or take the adapter away first."
+            f"{target} holds an adapter ({_ADAPTER}), which belongs to another model than the one to be saved there, "
+            "and readers would apply it. Save into another directory, or take the adapter away first."
         )
     target.mkdir(parents=True, exist_ok=True)
     for left in target.glob(f"{SAVING}*"):  # of a process that was killed
