@@ -154,9 +154,11 @@ def stored_config(fields: Mapping[str, Any]) -> HookedTransformerConfig:
     if isinstance(layers := fields.get("n_layers"), int) and layers > _MOST_LAYERS:
         raise ValueError(f"n_layers={layers} is more than any model has")
     try:
-        return HookedTransformerConfig.from_dict(fields)
+        cfg = HookedTransformerConfig.from_dict(fields)
+        hash(cfg.replace())  # what a model will do with it
     except (TypeError, AttributeError, ArithmeticError) as error:
         raise ValueError(f"its fields do not describe a model: {error}") from error
+    return cfg
 
 
 def fingerprint_of(model: "HookedTransformer") -> Fingerprint:
