@@ -9,7 +9,6 @@ import jax.numpy as jnp
 from tljax.checkpoints.layout import flatten, parameter_shapes
 from tljax.config import HookedTransformerConfig
 from tljax.errors import CheckpointError, nearest
-from tljax.typing import Params
 
 _TURNED = ("W_Q", "W_K", "W_V")
 _THEIRS = ("mask", "IGNORE", "_W_K", "_W_V", "_b_K", "_b_V")
@@ -18,7 +17,7 @@ _SHOWN = 12
 
 
 def check_parameters(
-    params: Params, cfg: HookedTransformerConfig, consequence: str = "", may_be_stacked: bool = True
+    params: Any, cfg: HookedTransformerConfig, consequence: str = "", may_be_stacked: bool = True
 ) -> None:
     """Checks nested parameters in the stored layout; under a transformation it looks at shapes alone.
 
