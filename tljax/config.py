@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import jax
@@ -438,7 +438,7 @@ class HookedTransformerConfig(SaysWhatInstead):
 
         Fields at their derived value (``d_mlp`` at ``4 * d_model``, ``attn_scale`` at ``sqrt(d_head)`` …) follow.
         """
-        self._refuse_unknown(changes)
+        self.refuse_unknown(changes)
         fitted: dict[str, Any] = dict.fromkeys(_FITTED_TO_ROTARY_DIM)
         derived = dataclasses.replace(self, **_DERIVED, **fitted)
         follow = {
@@ -462,7 +462,7 @@ class HookedTransformerConfig(SaysWhatInstead):
         Raises:
             ConfigError: a key is not a field (names the nearest one), or a value does not validate.
         """
-        cls._refuse_unknown(fields)
+        cls.refuse_unknown(fields)
         return cls(**fields)
 
     @classmethod
@@ -478,7 +478,8 @@ class HookedTransformerConfig(SaysWhatInstead):
         )
 
     @classmethod
-    def _refuse_unknown(cls, fields: Mapping[str, Any]) -> None:
+    def refuse_unknown(cls, fields: Iterable[str]) -> None:
+        """Raises ConfigError if a name is no field of a config."""
         names = [field.name for field in dataclasses.fields(cls)]
         unknown = [f"{key!r} is not a config field.{nearest(key, names)}" for key in fields if key not in names]
         if unknown:

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from tljax.checkpoints import load_checkpoint, save_hf, save_native
+from tljax.checkpoints.parameters import check_parameters
 from tljax.config import HookedTransformerConfig, available_dtype
 from tljax.devices import names_device, resolve_device
 from tljax.elsewhere import MODEL, SaysWhatInstead
@@ -96,6 +97,7 @@ class HookedTransformer(RunMethods, GenerationMethods, TextMethods, WeightProper
 
     Raises:
         ConfigError: the config is not one, or the vocabulary size is unknown.
+        CheckpointError: ``params`` do not fit the config; names all that do not.
 
     >>> model = HookedTransformer(HookedTransformerConfig(d_model=8, n_heads=2, n_layers=2, n_ctx=6, d_vocab=5))
     >>> model(jnp.array([[1, 2, 3]])).shape
@@ -124,6 +126,8 @@ class HookedTransformer(RunMethods, GenerationMethods, TextMethods, WeightProper
             raise ConfigError("d_vocab is not set: give it in the config, or pass a tokenizer to take it from.")
         if params is None:
             params = init_params(config, config.seed or 0)
+        else:
+            check_parameters(params, config)
         self._assign(config, params, HookDictionary(), wrapped)
 
     def _assign(
@@ -166,13 +170,20 @@ class HookedTransformer(RunMethods, GenerationMethods, TextMethods, WeightProper
         )
 
     def replace(self, **changes: Any) -> "HookedTransformer":
-        """Returns a copy with another ``params``, ``cfg`` or ``tokenizer``."""
+        """Returns a copy with another ``params``, ``cfg`` or ``tokenizer``.
+
+        Raises:
+            CheckpointError: parameters and config do not fit each other; names all that do not. Parameters that are
+                stacked, all along one new leading axis, are taken: a model for ``jax.vmap``.
+        """
         if unknown := set(changes) - {"params", "cfg", "tokenizer"}:
             close = nearest(min(unknown), ("params", "cfg", "tokenizer"))
             raise InputError(f"replace takes params, cfg and tokenizer, got {sorted(unknown)}.{close}")
         tokenizer = _wrap(changes["tokenizer"], None) if "tokenizer" in changes else self._tokenizer
-        cfg = HookedTransformerConfig.unwrap(changes.get("cfg", self.cfg))
-        return self._make(cfg, changes.get("params", self.params), self._hooks, tokenizer)
+        cfg, params = HookedTransformerConfig.unwrap(changes.get("cfg", self.cfg)), changes.get("params", self.params)
+        if "params" in changes or "cfg" in changes:
+            check_parameters(params, cfg)
+        return self._make(cfg, params, self._hooks, tokenizer)
 
     # Loading and saving
 
@@ -234,18 +245,23 @@ class HookedTransformer(RunMethods, GenerationMethods, TextMethods, WeightProper
         return cls.from_pretrained(model_name, **(off | options))
 
     def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
-        """Writes config, parameters and tokenizer so that ``from_pretrained_no_processing(directory)`` is bit-equal."""
-        save_native(self.params, self.cfg, None if self._tokenizer is None else self._tokenizer.hf, directory)
+        """Writes config, parameters and tokenizer so that ``from_pretrained_no_processing(directory)`` is bit-equal.
+
+        A checkpoint that is there is replaced as a whole: a process that is killed meanwhile leaves the old one, the
+        new one, or a directory that is refused; a tokenizer of the old one does not stay.
+        """
+        save_native(self.params, self.cfg, self.tokenizer, directory)
 
     def save_hf(self, directory: str | os.PathLike[str]) -> None:
         """Writes a checkpoint that Hugging Face transformers loads; needs unprocessed weights of a known family.
 
-        The tokens that end a text are written too: the config's, or else the tokenizer's.
+        The tokenizer is written too, and the tokens that end a text: the config's, or else the tokenizer's. What is
+        there is replaced as by :meth:`save_pretrained`.
         """
         cfg, tokenizer = self.cfg, self._tokenizer
         if cfg.eos_token_ids is None and tokenizer is not None and tokenizer.eos_token_id is not None:
             cfg = cfg.replace(eos_token_ids=tokenizer.eos_token_id)
-        save_hf(self.params, cfg, directory)
+        save_hf(self.params, cfg, directory, self.tokenizer)
 
     def process_weights(self, **steps: bool) -> "HookedTransformer":
         """Returns the model with processed weights; see :func:`tljax.weights.processing.process_weights`."""

@@ -96,6 +96,7 @@ def direct_logit_attribution(
     Raises:
         InputError: an unknown unit, no answer, neither or both of input and cache, answers that do not fit the prompts.
         UnknownHookError: the cache lacks an activation.
+        CacheError: another model made it.
     """
     if unit not in UNITS:
         raise InputError(f"unit is one of {', '.join(map(repr, UNITS))}; got {unit!r}.{nearest(unit, UNITS)}")
@@ -103,8 +104,9 @@ def direct_logit_attribution(
         raise InputError("Give answer_tokens: the token whose logit is to be taken apart, such as ' Mary'.")
     if (input is None) == (cache is None):
         raise InputError("direct_logit_attribution reads a prompt or a cache: give input or cache=, one of them.")
-    kept = cache
-    if kept is None:
+    if cache is not None:
+        kept = cache.with_model(model)
+    else:
         _, kept = model.run_with_cache(input, names_filter=lambda name: name.endswith(_NEEDED[unit]))
     return _attributed(cast(ActivationCache, kept), answer_tokens, incorrect_tokens, unit, pos)
 

@@ -152,7 +152,7 @@ def _similarity(attention: Any, wanted: Any, exclude_bos: bool, exclude_current_
 
 def _attention(model: HookedTransformer, rows: Any, cache: ActivationCache | None) -> list[jax.Array]:
     """One array a layer, ``[prompt, head, pos, pos]``."""
-    ran: ActivationCache = cache if cache is not None else _run(model, rows)
+    ran: ActivationCache = cache.with_model(model) if cache is not None else _run(model, rows)
     patterns = [ran["pattern", layer] for layer in range(model.cfg.n_layers)]
     patterns = patterns if ran.has_batch_dim else [pattern[None] for pattern in patterns]
     found, size = patterns[0].shape, rows.shape[1]

@@ -61,7 +61,7 @@ class JacobianLens:
 
     def check(self, model: HookedTransformer) -> None:
         """Raises InputError if the lens was not fitted on this model's residual stream."""
-        self.basis.check(model.cfg)
+        self.basis.check(model)
 
     def carry(self, stack: jax.Array, depths: Sequence[int]) -> jax.Array:
         """Maps ``[depth, ..., d_model]`` to their mean effect on the final stream, each row by its depth's matrix."""
@@ -152,7 +152,7 @@ class JacobianLens:
             layers=layers,
             n_prompts=len(rows),
             skip_first_positions=skip_first_positions,
-            basis=LensBasis.of(model.cfg),
+            basis=LensBasis.of(model),
         )
 
     @classmethod
@@ -164,9 +164,9 @@ class JacobianLens:
         """
         lenses = list(lenses)
         if not lenses or any(
-            getattr(lens, name) != getattr(lenses[0], name)
+            not lens.basis.is_the_same_as(lenses[0].basis)
+            or (lens.layers, lens.skip_first_positions) != (lenses[0].layers, lenses[0].skip_first_positions)
             for lens in lenses
-            for name in ("basis", "layers", "skip_first_positions")
         ):
             raise InputError("merge takes one or more lenses of the same model, layers and skip_first_positions.")
         count = sum(lens.n_prompts for lens in lenses)
@@ -189,7 +189,16 @@ class JacobianLens:
         Raises:
             CheckpointError: the file is missing, damaged, or something else.
         """
-        arrays, basis, details = load_lens(path, "Jacobian")
+
+        def shapes(basis: LensBasis, details: Any) -> dict[str, tuple[int | None, ...]]:
+            layers, counts = details["layers"], (details["n_prompts"] - 1, details["skip_first_positions"])
+            last = basis.n_layers - 1
+            if len(set(layers)) < len(layers) or any(not 0 <= n < last for n in layers) or min(counts) < 0:
+                raise ValueError(f"a lens of {basis.n_layers} layers cannot have {details}")
+            return {"matrices": (len(layers), basis.d_model, basis.d_model)}
+
+        form = {"layers": [int], "n_prompts": int, "skip_first_positions": int}
+        arrays, basis, details = load_lens(path, "Jacobian", form, shapes)
         return cls(matrices=arrays["matrices"], basis=basis, layers=tuple(details.pop("layers")), **details)
 
 

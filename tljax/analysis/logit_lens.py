@@ -176,6 +176,7 @@ def logit_lens(
     Raises:
         InputError: neither or both of input and cache; depths out of range or unknown to the lens; a lens of another
             model.
+        CacheError: a cache that another model made.
     """
     if (input is None) == (cache is None):
         raise InputError("logit_lens reads a prompt or a cache: give input or cache=, one of them.")
@@ -185,7 +186,7 @@ def logit_lens(
     if lens is not None:
         lens.check(model)
     if cache is not None:
-        kept = cache
+        kept = cache.with_model(model) if isinstance(cache, ActivationCache) else cache
         tokens = None if tokens is None else jnp.atleast_2d(jnp.asarray(tokens))
     else:
         prompts = _prompts(model, input)

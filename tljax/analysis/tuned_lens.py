@@ -52,7 +52,7 @@ class TunedLens:
 
     def check(self, model: HookedTransformer) -> None:
         """Raises InputError if the lens was not fitted on this model's residual stream."""
-        self.basis.check(model.cfg)
+        self.basis.check(model)
 
     def carry(self, stack: jax.Array, depths: Sequence[int]) -> jax.Array:
         """Maps ``[depth, ..., d_model]`` to what the final stream is expected to be, each row by its depth's map."""
@@ -111,7 +111,7 @@ class TunedLens:
                 maps, state, loss = _step(maps, state, streams, final, batch.mask, ends, cfg=cfg, optimizer=optimizer)
                 losses.append(loss)
                 progress.advance(1)
-        return cls(weight=maps[0], bias=maps[1], losses=jnp.stack(losses), basis=LensBasis.of(cfg))
+        return cls(weight=maps[0], bias=maps[1], losses=jnp.stack(losses), basis=LensBasis.of(model))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the lens as one safetensors file."""
@@ -125,7 +125,12 @@ class TunedLens:
         Raises:
             CheckpointError: the file is missing, damaged, or something else.
         """
-        arrays, basis, _ = load_lens(path, "tuned")
+
+        def shapes(basis: LensBasis, _: Any) -> dict[str, tuple[int | None, ...]]:
+            layers, width = basis.n_layers, basis.d_model
+            return {"weight": (layers, width, width), "bias": (layers, width), "losses": (None, layers)}
+
+        arrays, basis, _ = load_lens(path, "tuned", {}, shapes)
         return cls(**arrays, basis=basis)
 
 

@@ -1,12 +1,13 @@
 """``ActivationCache``: the activations of a run, by hook name, with TransformerLens's short forms."""
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
+from jax.core import Tracer
 
 from tljax.cache import io, padding
 from tljax.cache.analyses import CacheAnalyses
@@ -15,12 +16,30 @@ from tljax.config import HookedTransformerConfig
 from tljax.devices import resolve_device
 from tljax.elsewhere import CACHE, SaysWhatInstead
 from tljax.errors import CacheError, UnknownHookError
+from tljax.fingerprint import Fingerprint, WeightSample, fingerprint_of, sample_of
 from tljax.hooks.names import resolve
 from tljax.hooks.points import point_table
 from tljax.typing import DeviceLike
 
 if TYPE_CHECKING:
     from tljax.hooked_transformer import HookedTransformer
+
+
+class _Carried:
+    """A sample of the model's weights in the structure of a cache, where it tells no two structures apart.
+
+    So caches of two models of one config are added, and share compiled programs. What a program returns must then not
+    carry the sample of the model it was first traced for: under trace the sample is dropped.
+    """
+
+    def __init__(self, weights: WeightSample | None) -> None:
+        self.weights = weights
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Carried)
+
+    def __hash__(self) -> int:
+        return hash(_Carried)
 
 
 @jax.tree_util.register_pytree_with_keys_class
@@ -33,7 +52,8 @@ class ActivationCache(CacheAnalyses, Mapping[str, jax.Array], SaysWhatInstead):
     Args:
         cache_dict: activations by full hook name.
         model: the model that made them; only its config, and for some analyses its final norm, are used. It is not part
-            of the pytree: a cache that went through ``jit`` or ``vmap`` needs :meth:`with_model` for those.
+            of the pytree: a cache that went through ``jit`` or ``vmap`` needs :meth:`with_model` for those. What makes
+            it known again, :attr:`fingerprint`, is (``jit`` and ``vmap`` keep the config of it only).
         has_batch_dim: whether the activations still have their batch axis.
         cfg: the model's config, where there is no model.
         token_mask: ``[batch, pos]``, true at text, false at padding; ``None`` where nothing is padded.
@@ -64,19 +84,28 @@ class ActivationCache(CacheAnalyses, Mapping[str, jax.Array], SaysWhatInstead):
         self.cfg: HookedTransformerConfig = config
         self.has_batch_dim = has_batch_dim
         self._model = model
+        self._weights: WeightSample | None = None  # of a model that is not attached
         self._padding = (padding.to_offsets(token_mask), padding.to_offsets(key_mask))
 
     def tree_flatten_with_keys(self) -> tuple[list[tuple[Any, Any]], Any]:
         keyed = [(jax.tree_util.DictKey(name), value) for name, value in self.cache_dict.items()]
         padding_key = jax.tree_util.GetAttrKey("padding")
-        return [*keyed, (padding_key, self._padding)], (tuple(self.cache_dict), self.cfg, self.has_batch_dim)
+        carried = _Carried(self.fingerprint.weights if _are_known(self.cache_dict.values()) else None)
+        aux = tuple(self.cache_dict), self.cfg, self.has_batch_dim, carried
+        return [*keyed, (padding_key, self._padding)], aux
 
     @classmethod
     def tree_unflatten(cls, aux: Any, children: Sequence[Any]) -> "ActivationCache":
-        names, cfg, has_batch_dim = aux
+        names, cfg, has_batch_dim, carried = aux
         cache = cls(dict(zip(names, children[:-1], strict=True)), cfg=cfg, has_batch_dim=has_batch_dim)
         cache._padding = children[-1]
+        cache._weights = carried.weights if _are_known(children[:-1]) else None
         return cache
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """What tells the model that made the cache from others: its config, processing, and a sample of its weights."""
+        return Fingerprint(self.cfg, self._weights if self._model is None else sample_of(self._model.params))
 
     @property
     def model(self) -> "HookedTransformer":
@@ -92,8 +121,36 @@ class ActivationCache(CacheAnalyses, Mapping[str, jax.Array], SaysWhatInstead):
             )
         return self._model
 
+    def check_model(self, model: "HookedTransformer", what: str = "This cache") -> None:
+        """Checks that a model made the cache, as far as is known; costs nothing where it came from ``model`` itself.
+
+        Raises:
+            CacheError: another model made it; says what differs.
+        """
+        if self._model is not None and self._model.params is model.params and self.cfg is model.cfg:
+            return
+        if differences := self.fingerprint.differences(fingerprint_of(model)):
+            more = f"; and {len(differences) - 4} more" if len(differences) > 4 else ""
+            raise CacheError(
+                f"{what} was made by a model with {self.cfg.n_layers} layers of width {self.cfg.d_model}, "
+                f"{self.cfg.model_name!r}, that is not this one: {'; '.join(differences[:4])}{more}. Run its prompts "
+                "on this model. If you mean to put one model's activations into another, pass cache.as_if_from(model)."
+            )
+
     def with_model(self, model: "HookedTransformer") -> "ActivationCache":
-        """Returns the same cache with a model attached."""
+        """Returns the same cache with its model attached.
+
+        Raises:
+            CacheError: another model made it; :meth:`as_if_from` attaches it all the same.
+        """
+        self.check_model(model)
+        return self.as_if_from(model)
+
+    def as_if_from(self, model: "HookedTransformer") -> "ActivationCache":
+        """Returns the same activations as if ``model`` had made them: for patching from one model into another.
+
+        ``sweep(tuned, prompt, base_cache.as_if_from(tuned), metric, "resid_pre")``
+        """
         cache = ActivationCache(self.cache_dict, model, self.has_batch_dim)
         cache._padding = self._padding
         return cache
@@ -102,8 +159,12 @@ class ActivationCache(CacheAnalyses, Mapping[str, jax.Array], SaysWhatInstead):
         """A function of each array, the marks of padding among them."""
         batch = self.has_batch_dim if has_batch_dim is None else has_batch_dim
         kept = {name: function(value) for name, value in self.cache_dict.items()}
-        cache = ActivationCache(kept, self._model, batch, self.cfg)
-        cache._padding = tuple(None if offsets is None else function(offsets) for offsets in self._padding)
+        return self._like(kept, batch, tuple(None if mark is None else function(mark) for mark in self._padding))
+
+    def _like(self, cache_dict: Mapping[str, jax.Array], has_batch_dim: bool, marks: Any) -> "ActivationCache":
+        """A cache of other arrays of the same model."""
+        cache = ActivationCache(cache_dict, self._model, has_batch_dim, self.cfg)
+        cache._padding, cache._weights = marks, self._weights
         return cache
 
     @property
@@ -119,13 +180,11 @@ class ActivationCache(CacheAnalyses, Mapping[str, jax.Array], SaysWhatInstead):
 
     def with_activations(self, cache_dict: Mapping[str, jax.Array]) -> "ActivationCache":
         """Returns a cache of other activations of the same run."""
-        cache = ActivationCache(cache_dict, self._model, self.has_batch_dim, self.cfg)
-        cache._padding = self._padding
-        return cache
+        return self._like(cache_dict, self.has_batch_dim, self._padding)
 
     def without_padding(self, cache_dict: Mapping[str, jax.Array]) -> "ActivationCache":
         """Returns a cache of other, unpadded activations of the same model."""
-        return ActivationCache(cache_dict, self._model, self.has_batch_dim, self.cfg)
+        return self._like(cache_dict, self.has_batch_dim, (None, None))
 
     def unpad(self, prompt: int) -> "ActivationCache":
         """Returns one prompt's activations without padding, as if it had run alone.
@@ -227,22 +286,29 @@ class ActivationCache(CacheAnalyses, Mapping[str, jax.Array], SaysWhatInstead):
         return self._map(lambda value: apply_slice(value, batch_slice, 0), has_batch_dim=not one)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the cache as one safetensors file that records the model's config."""
-        io.save(Path(path), self.cache_dict, self.cfg, self.has_batch_dim, self._padding)
+        """Writes the cache as one safetensors file that records which model made it."""
+        io.save(Path(path), self.cache_dict, self.fingerprint, self.has_batch_dim, self._padding)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], model: "HookedTransformer | None" = None) -> "ActivationCache":
         """Reads a cache that :meth:`save` wrote.
 
+        Args:
+            path: the file.
+            model: the model that made it, to attach. To attach another: ``load(path).as_if_from(model)``.
+
         Raises:
-            CacheError: the file is missing, damaged, or not a tljax cache; or ``model`` has other shapes.
+            CacheError: the file is missing, damaged, or not a tljax cache; or ``model`` did not make it.
         """
-        cache_dict, cfg, has_batch_dim, offsets = io.load(Path(path))
-        if model is not None and (model.cfg.d_model, model.cfg.n_layers) != (cfg.d_model, cfg.n_layers):
-            raise CacheError(
-                f"{path} was made by a model with {cfg.n_layers} layers of width {cfg.d_model}; this one has "
-                f"{model.cfg.n_layers} of {model.cfg.d_model}."
-            )
-        cache = cls(cache_dict, model, has_batch_dim, cfg)
-        cache._padding = offsets
-        return cache
+        stored = io.load(Path(path))
+        cache = cls(stored.activations, None, stored.has_batch_dim, stored.origin.cfg)
+        cache._padding, cache._weights = stored.padding, stored.origin.weights
+        if model is None:
+            return cache
+        cache.check_model(model, f"The cache in {path}")
+        return cache.as_if_from(model)
+
+
+def _are_known(values: Iterable[Any]) -> bool:
+    """Whether all are arrays that hold numbers now, outside of any transformation."""
+    return all(isinstance(value, jax.Array | np.ndarray) and not isinstance(value, Tracer) for value in values)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,18 +11,13 @@ from tljax.checkpoints.layout import axis_sizes, flatten, parameter_axes
 from tljax.checkpoints.mapping import Entry, Family, bind, is_bias, may_be_absent
 from tljax.checkpoints.native import write_json, write_side_files
 from tljax.checkpoints.reader import SINGLE
+from tljax.checkpoints.replacing import replace_checkpoint
 from tljax.checkpoints.stop_tokens import GENERATION_CONFIG, stop_token_attributes
 from tljax.config import HookedTransformerConfig
 from tljax.errors import UnsupportedModelError
+from tljax.fingerprint import NOT_THE_FUNCTION
 from tljax.safetensors_files import write_safetensors
 from tljax.typing import Params
-
-_NOT_THE_FUNCTION = """
-    dtype matmul_precision init_mode initializer_range init_weights seed tokenizer_name tokenizer_prepends_bos
-    default_prepend_bos model_name original_architecture eos_token_ids bos_token_id pad_token_id
-    use_attn_result use_split_qkv_input use_attn_in
-    use_hook_mlp_in use_hook_tokens weight_processing
-"""
 
 
 def save_hf(
@@ -35,7 +29,8 @@ def save_hf(
         params: nested parameters, with norms not folded.
         cfg: their config; ``original_architecture`` chooses the family, otherwise the first one that fits. The text
             model of a multimodal checkpoint is written as the text-only architecture.
-        directory: created if it does not exist.
+        directory: created if it does not exist. A checkpoint that it holds is replaced, its tokenizer too; killed at
+            any moment, it holds the old one, the new one, or none that loads.
         tokenizer: a Hugging Face tokenizer to save with them, or ``None``.
 
     Raises:
@@ -68,14 +63,14 @@ def save_hf(
         return entry.write(key, [flat[path] for path in entry.targets], axes[entry.targets[0]], sizes)
 
     headers = {key: (np.dtype(flat[entry.targets[0]].dtype), entry.shape(sizes)) for key, entry in by_key.items()}
-    target = Path(directory)
-    target.mkdir(parents=True, exist_ok=True)
-    write_safetensors(target / SINGLE, headers, tensor)
     stops = stop_token_attributes(cfg)
-    write_json(target / GENERATION_CONFIG, stops)
+    inner = dict(stops)
     if not 0 <= stops.get("pad_token_id", 0) < cfg.d_vocab:  # transformers would look for its row in the embedding
-        del stops["pad_token_id"]
-    write_side_files(target, attributes | stops, tokenizer)
+        del inner["pad_token_id"]
+    with replace_checkpoint(directory) as written:
+        write_safetensors(written / SINGLE, headers, tensor)
+        write_json(written / GENERATION_CONFIG, stops)
+        write_side_files(written, attributes | inner, tokenizer)
 
 
 def _check_computed(flat: dict[str, Any], cfg: HookedTransformerConfig, family: Family) -> None:
@@ -99,8 +94,7 @@ def _check_shared(one: Entry, other: Entry, flat: dict[str, Any], family: Family
 
 def _fitting_family(cfg: HookedTransformerConfig, nonzero: frozenset[str], tied: bool) -> tuple[Family, dict[str, Any]]:
     """Returns the family whose config, written and read back, is ``cfg`` again, and that written config."""
-    ignored = _NOT_THE_FUNCTION.split()
-    checked = [field.name for field in dataclasses.fields(cfg) if field.name not in ignored]
+    checked = [field.name for field in dataclasses.fields(cfg) if field.name not in NOT_THE_FUNCTION]
     reasons = []
     asked_for = TEXT_ARCHITECTURES.get(cfg.original_architecture or "", cfg.original_architecture)
     for family in FAMILIES:

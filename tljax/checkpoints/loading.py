@@ -1,6 +1,7 @@
 """From a name to parameters: find, check, then read, place and process one stage at a time."""
 
 import dataclasses
+import functools
 import inspect
 import os
 import warnings
@@ -61,6 +62,8 @@ class _Description:
     ignored: tuple[str, ...] = ()
     computed: Mapping[str, Callable[[], np.ndarray]] = dataclasses.field(default_factory=dict)
     renamed: tuple[tuple[str, str], ...] = ()
+    checked: Callable[[Tensors, Path], Tensors] = lambda tensors, _: tensors
+    checked: Callable[[Tensors, Path], Tensors] = lambda tensors, _: tensors
 
 
 def load_checkpoint(
@@ -121,7 +124,7 @@ def load_checkpoint(
     described = describe(location.directory, ignore_config)
     cfg = _requested(described.cfg, location, "float32" if dtype is None else dtype, n_ctx, first_n_layers)
     chosen = Steps.for_config(cfg, **steps)
-    stored = unpacked(open_tensors(location.directory))
+    stored = unpacked(described.checked(open_tensors(location.directory), location.directory))
     mapping.check_counts(described.rows, described.cfg, stored.info, str(location.directory))
     is_known = mapping.is_stored_name(described.rows, described.cfg, described.prefix, described.ignored)
     tensors = known_names(stored, is_known, described.renamed, str(location.directory))
@@ -174,7 +177,7 @@ def describe(directory: Path, ignore: str | Sequence[str] = ()) -> _Description:
             if ignore:
                 raise InputError("ignore_config is about Hugging Face's config.json: this one is tljax's own format.")
             cfg = native.read_config(attributes, origin)
-            return _Description(cfg, native.rows(cfg))
+            return _Description(cfg, native.rows(cfg), checked=functools.partial(native.checked, attributes=attributes))
         family = family_of(attributes, origin)
         names = (ignore,) if isinstance(ignore, str) else tuple(ignore)
         hf = family.config(_without(attributes, names, family.defaults, origin), origin)

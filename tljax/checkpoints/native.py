@@ -9,16 +9,21 @@ from typing import Any
 import jax
 import numpy as np
 
-from tljax.checkpoints.layout import flatten, parameter_axes, parameter_shapes
+from tljax.checkpoints.layout import flatten, parameter_axes
 from tljax.checkpoints.mapping import Row
-from tljax.checkpoints.reader import CONFIG, SINGLE
+from tljax.checkpoints.parameters import check_parameters
+from tljax.checkpoints.reader import CONFIG, SINGLE, Tensors
+from tljax.checkpoints.replacing import replace_checkpoint
 from tljax.config import HookedTransformerConfig
 from tljax.errors import CheckpointError, UnsupportedModelError
-from tljax.safetensors_files import replace_file, write_safetensors
+from tljax.fingerprint import stored_config
+from tljax.safetensors_files import checksum, read_seal, replace_file, seal_of, write_safetensors
 from tljax.typing import Params
 
 FORMAT = "tljax_format"
 VERSION = 1
+_CHECKSUM, _WEIGHTS = "tljax_checksum", "tljax_weights"
+"""In config.json: a checksum of its fields, and the seal of the weights saved with it; absent in older checkpoints."""
 
 
 def read_config(attributes: Mapping[str, Any], origin: str) -> HookedTransformerConfig:
@@ -28,7 +33,49 @@ def read_config(attributes: Mapping[str, Any], origin: str) -> HookedTransformer
         raise UnsupportedModelError(
             f"{origin} has {FORMAT}={version!r}, but this version of tljax reads {VERSION}: update tljax."
         )
-    return HookedTransformerConfig.from_dict(fields)
+    written = fields.pop(_CHECKSUM, None)
+    HookedTransformerConfig.refuse_unknown([name for name in fields if name != _WEIGHTS])
+    if written != (seal_of(fields) if _WEIGHTS in fields else None):
+        raise CheckpointError(
+            f"{origin} was changed after it was written, or is damaged. To change a saved model, load it and save "
+            "model.replace(cfg=model.cfg.replace(...))."
+        )
+    fields.pop(_WEIGHTS, None)
+    return stored_config(fields)
+
+
+def checked(tensors: Tensors, directory: Path, attributes: Mapping[str, Any]) -> Tensors:
+    """The tensors of a checkpoint of ours, each compared with its checksum as it is read.
+
+    Raises:
+        CheckpointError: the weights are not those that were saved with config.json, or their header is damaged.
+    """
+    file = directory / SINGLE
+    try:
+        found = read_seal(file) if file.is_file() else None
+    except ValueError as error:
+        raise CheckpointError(f"{file} is damaged: {error}.") from error
+    checksums, seal = found or (None, None)
+    if seal != attributes.get(_WEIGHTS) or (checksums is not None and checksums.keys() != tensors.info.keys()):
+        raise CheckpointError(
+            f"{file} and {directory / CONFIG} are of two different saves: take both from one, or save the model again."
+        )
+    return tensors if checksums is None else _Checked(tensors, file, checksums)
+
+
+class _Checked:
+    """Tensors that must have their checksums."""
+
+    def __init__(self, tensors: Tensors, file: Path, checksums: Mapping[str, str]) -> None:
+        self.info = tensors.info
+        self._tensors, self._file, self._checksums = tensors, file, checksums
+
+    def read(self, key: str) -> np.ndarray:
+        """Returns tensor ``key`` in its stored dtype."""
+        array = self._tensors.read(key)
+        if checksum(array) != self._checksums[key]:
+            raise CheckpointError(f"{self._file} is damaged: {key} does not have the checksum it was written with.")
+        return array
 
 
 def rows(cfg: HookedTransformerConfig) -> list[Row]:
@@ -41,7 +88,8 @@ def save_native(
 ) -> None:
     """Writes a checkpoint that :func:`load_checkpoint` reads back bit for bit.
 
-    Files are written under a temporary name and renamed when complete, config.json last.
+    A checkpoint that the directory holds is replaced, its tokenizer too; killed at any moment, the directory holds the
+    old one, the new one, or none that loads: see :func:`~tljax.checkpoints.replacing.replace_checkpoint`.
 
     Args:
         params: nested parameters.
@@ -52,20 +100,15 @@ def save_native(
     Raises:
         CheckpointError: the parameters do not have the shapes of ``cfg``.
     """
-    flat, expected = flatten(params), parameter_shapes(cfg)
-    shapes = {path: tuple(leaf.shape) for path, leaf in flat.items()}
-    wrong = [
-        f"{path} is {shapes.get(path, 'absent')}, should be {expected.get(path, 'absent')}"
-        for path in sorted(shapes.keys() | expected.keys())
-        if shapes.get(path) != expected.get(path)
-    ]
-    if wrong:
-        raise CheckpointError(f"The parameters do not fit the config, nothing was saved. {'; '.join(wrong[:12])}.")
-    target = Path(directory)
-    target.mkdir(parents=True, exist_ok=True)
-    headers = {path: (np.dtype(leaf.dtype), shapes[path]) for path, leaf in flat.items()}
-    write_safetensors(target / SINGLE, headers, lambda path: np.asarray(jax.device_get(flat[path])))
-    write_side_files(target, {FORMAT: VERSION, **cfg.to_dict()}, tokenizer)
+    check_parameters(params, cfg, ", nothing was saved", may_be_stacked=False)
+    flat = flatten(params)
+    headers = {path: (np.dtype(leaf.dtype), tuple(leaf.shape)) for path, leaf in flat.items()}
+    with replace_checkpoint(directory) as written:
+        seal = write_safetensors(
+            written / SINGLE, headers, lambda path: np.asarray(jax.device_get(flat[path])), sealed=True
+        )
+        fields = {_WEIGHTS: seal, **cfg.to_dict()}
+        write_side_files(written, {FORMAT: VERSION, _CHECKSUM: seal_of(fields), **fields}, tokenizer)
 
 
 def write_side_files(directory: Path, config: Mapping[str, Any], tokenizer: Any) -> None:

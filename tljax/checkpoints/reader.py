@@ -5,7 +5,6 @@ next to the model.
 """
 
 import contextlib
-import json
 import zipfile
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
@@ -18,10 +17,13 @@ from safetensors import SafetensorError, safe_open
 
 from tljax.checkpoints.mapping import TensorInfo
 from tljax.errors import CheckpointError, UnsupportedModelError
+from tljax.safetensors_files import parse_json
 
 CONFIG = "config.json"
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLE, PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
+SAVING = ".saving-"
+"""How the name of the folder starts into which a checkpoint is written before it replaces another."""
 
 
 @runtime_checkable
@@ -42,16 +44,15 @@ def read_json(path: Path) -> dict[str, Any]:
         CheckpointError: the file is missing, is not JSON, or is not an object.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         found = sorted(entry.name for entry in path.parent.iterdir())[:8] if path.parent.is_dir() else []
+        cut_off = " A save into it was cut off: save again." if found and found[0].startswith(SAVING) else ""
         raise CheckpointError(
             f"{path.parent} has no {path.name}; it holds {found or 'nothing'}. A checkpoint is a "
-            f"directory with {CONFIG} and {SINGLE} (or {INDEX} and its shards)."
+            f"directory with {CONFIG} and {SINGLE} (or {INDEX} and its shards).{cut_off}"
         ) from None
-    except RecursionError:
-        raise CheckpointError(f"{path} is not valid JSON: it nests objects or lists too deeply to be read.") from None
-    except ValueError as error:  # of the syntax, the encoding, or a number of thousands of digits
+    except ValueError as error:  # of the syntax, the encoding, depth, or a number of thousands of digits
         raise CheckpointError(
             f"{path} is not valid JSON ({error}). It may be half-downloaded: fetch it again."
         ) from None

@@ -1,6 +1,6 @@
 """Ablation sweeps: knock out every site in turn, and see what it was worth."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -16,6 +16,7 @@ from tljax.inputs import prepare
 from tljax.patching.edits import expand
 from tljax.patching.measured import Metrics, Reduce
 from tljax.patching.result import PatchingResult
+from tljax.patching.sources import FromReference
 from tljax.patching.sweep import named_points, sweep
 
 
@@ -52,6 +53,7 @@ def ablation_sweep(
 
     Raises:
         InputError: an unknown kind, a reference that is missing or does not fit.
+        CacheError: a reference cache that another model made.
     """
     if kind not in ("zero", "mean", "resample"):
         raise InputError(f'kind={kind!r} is not one of "zero", "mean" and "resample".')
@@ -86,7 +88,7 @@ def _run_reference(
 
 def mean_source(
     cache: Mapping[str, jax.Array], over: str | Sequence[str] = ("batch", "pos"), token_mask: Any = None
-) -> Callable[[jax.Array, HookPoint], jax.Array]:
+) -> FromReference:
     """A sweep's source: the mean of a reference set's activations.
 
     Args:
@@ -113,10 +115,10 @@ def mean_source(
         average = reference.mean(axis=axes, keepdims=True, where=counted)
         return jnp.broadcast_to(average, activation.shape).astype(activation.dtype)
 
-    return mean
+    return FromReference(cache, mean)
 
 
-def resample_source(cache: Mapping[str, jax.Array], seed: int = 0) -> Callable[[jax.Array, HookPoint], jax.Array]:
+def resample_source(cache: Mapping[str, jax.Array], seed: int = 0) -> FromReference:
     """A sweep's source: activations of prompts drawn from a reference set, the same prompts at every site.
 
     Args:
@@ -130,7 +132,7 @@ def resample_source(cache: Mapping[str, jax.Array], seed: int = 0) -> Callable[[
         drawn = np.random.default_rng(seed).choice(many, wanted, replace=many < wanted)
         return reference[jnp.asarray(drawn)]
 
-    return resample
+    return FromReference(cache, resample)
 
 
 def _reference(cache: Mapping[str, jax.Array], activation: jax.Array, hook: HookPoint, same_length: bool) -> jax.Array:

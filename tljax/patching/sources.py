@@ -38,6 +38,22 @@ class Source:
     final: np.ndarray | None = None
 
 
+@dataclasses.dataclass(frozen=True)
+class FromReference:
+    """A hook whose values come from a reference set.
+
+    Attributes:
+        reference: the reference set's activations by full name.
+        hook: gives the values.
+    """
+
+    reference: Mapping[str, jax.Array]
+    hook: Callable[[jax.Array, HookPoint], jax.Array]
+
+    def __call__(self, activation: jax.Array, hook: HookPoint) -> jax.Array:
+        return self.hook(activation, hook)
+
+
 def read_source(model: HookedTransformer, base: BaseRun, source: Any, names: tuple[str, ...]) -> Source:
     """Reads a sweep's source.
 
@@ -52,7 +68,11 @@ def read_source(model: HookedTransformer, base: BaseRun, source: Any, names: tup
 
     Raises:
         InputError: the source lacks a point, does not match the prompts' shape, or is none of these.
+        CacheError: a cache that another model made.
     """
+    made_of = source.reference if isinstance(source, FromReference) else source
+    if isinstance(made_of, ActivationCache):
+        made_of.check_model(model, "The cache to patch from")
     if isinstance(source, ActivationCache | Mapping):
         return Source(_from_cache(base, source), rounding(model.cfg), _final_of(base, source, model.cfg.n_layers))
     if callable(source):

@@ -77,6 +77,7 @@ def sweep(
     Raises:
         InputError: an axis that the activation lacks, prompts of different lengths, a metric that reads what does not
             exist.
+        CacheError: a cache that another model made; ``cache.as_if_from(model)`` is taken.
         UnknownHookError: an activation that the model does not have.
 
     Warns:

@@ -163,8 +163,8 @@ def card(cfg: HookedTransformerConfig, log: dict[str, Any]) -> str:
 def save_bundled(directory: Path, model: HookedTransformer) -> HookedTransformer:
     """Writes the model in tljax's own format with its tokenizer, and returns what is read back."""
     directory.mkdir(parents=True, exist_ok=True)
-    build_tokenizer(data.vocabulary()).save(str(directory / "tokenizer.json"), pretty=False)
     save_native(model.params, model.cfg, None, directory)
+    build_tokenizer(data.vocabulary()).save(str(directory / "tokenizer.json"), pretty=False)
     return HookedTransformer.from_pretrained_no_processing(directory)
 
 

@@ -191,7 +191,7 @@ def train(
         if on_log is not None:
             on_log(model.replace(params=state[0]), history[-1])
         if config.out is not None and (done == config.steps or (config.save_every and not done % config.save_every)):
-            save_state(Path(config.out), state, done, history, _identity(config))
+            save_state(Path(config.out), state, done, history, _identity(config), model.cfg)
     return TrainResult(model=model.replace(params=state[0]), history=tuple(history))
 
 
@@ -230,7 +230,7 @@ def _begin(
         raise ConfigError(
             f"{config.out} already holds a checkpoint. Pass resume=True to go on from it, or another out directory."
         )
-    return load_state(Path(config.out), state, _identity(config))
+    return load_state(Path(config.out), state, _identity(config), model.cfg)
 
 
 def _identity(config: TrainConfig) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from tljax.safetensors_files import replace_file
 from tljax.viz.html import spelt
 from tljax.viz.scale import DIVERGING, Scale
 
@@ -114,7 +115,9 @@ def save_figure(figure: Any, path: str | os.PathLike[str] | None) -> None:
     """Saves a figure if there is a path, making its folder."""
     if path is not None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, **_WHOLE)
+        kind = Path(path).suffix.removeprefix(".").lower() or "png"
+        with replace_file(Path(path) if Path(path).suffix else Path(f"{os.fspath(path)}.png")) as stream:
+            figure.savefig(stream, format=kind, **_WHOLE)
 
 
 def plain(label: str, longest: int = _LONGEST_LABEL) -> str:

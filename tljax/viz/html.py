@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tljax.safetensors_files import replace_file
+
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Html:
@@ -27,7 +29,8 @@ class Html:
         """Writes a page (UTF-8) that opens in any browser, without a network."""
         page = _environment().get_template("page.html.jinja").render(title=self.title, picture=self)
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(path).write_text(page, encoding="utf-8")
+        with replace_file(Path(path)) as stream:
+            stream.write(page.encode())
 
     def __html__(self) -> str:  # the name by which templates know what is escaped already
         return self.html

@@ -1,0 +1,111 @@
+"""Whether parameters fit a config: names, shapes, kinds of numbers; all that is wrong is said at once."""
+
+import functools
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+
+from tljax.checkpoints.layout import flatten, parameter_shapes
+from tljax.config import HookedTransformerConfig
+from tljax.errors import CheckpointError, nearest
+
+_TURNED = ("W_Q", "W_K", "W_V")
+_THEIRS = ("mask", "IGNORE", "_W_K", "_W_V", "_b_K", "_b_V")
+"""Entries of TransformerLens's state dicts that are no parameters here."""
+_SHOWN = 12
+
+
+def check_parameters(
+    params: Any, cfg: HookedTransformerConfig, consequence: str = "", may_be_stacked: bool = True
+) -> None:
+    """Checks nested parameters in the stored layout; under a transformation it looks at shapes alone.
+
+    Where ``n_heads`` is ``d_model``, TransformerLens's ``W_Q`` has the shape of ours and cannot be told from it.
+
+    Args:
+        params: arrays, tracers or ``jax.ShapeDtypeStruct``, as a config has them or all stacked along a leading axis.
+        cfg: the config.
+        consequence: what follows, for the error.
+        may_be_stacked: whether stacked ones are taken.
+
+    Raises:
+        CheckpointError: they do not fit; lists what is missing, unknown or of another shape or kind.
+    """
+    _check_nesting(params, cfg)
+    flat, expected = flatten(params), _shapes(cfg)
+    shapes = {path: getattr(leaf, "shape", None) for path, leaf in flat.items()}
+    if shapes != expected and not (may_be_stacked and _are_stacked(shapes, expected)):
+        raise CheckpointError(_message(shapes, expected, consequence))
+    if wrong := [
+        f"{path} is {leaf.dtype}" for path, leaf in flat.items() if not jnp.issubdtype(leaf.dtype, jnp.floating)
+    ]:
+        raise CheckpointError(f"Parameters are floating-point numbers; {_listed(wrong)}.")
+
+
+@functools.lru_cache(maxsize=64)
+def _shapes(cfg: HookedTransformerConfig) -> dict[str, tuple[int, ...]]:
+    return parameter_shapes(cfg)
+
+
+def _check_nesting(params: Any, cfg: HookedTransformerConfig) -> None:
+    """Refuses what is no nested mapping with a sequence of blocks."""
+    if not isinstance(params, Mapping):
+        raise CheckpointError(
+            f"params must be nested dicts such as model.params, got {type(params).__name__}: "
+            "{'embed': {'W_E': ...}, 'blocks': ({'attn': {'W_Q': ...}, ...}, ...), 'unembed': {...}}."
+        )
+    if flat := [key for key in params if not isinstance(key, str) or "." in key]:
+        raise CheckpointError(
+            f"params has the flat name {flat[0]!r}: parameters are nested. A state dict of TransformerLens goes "
+            "through HookedTransformer.from_transformer_lens; other flat names through "
+            "tljax.checkpoints.layout.unflatten."
+        )
+    blocks = params.get("blocks", ())
+    if not isinstance(blocks, tuple | list):
+        raise CheckpointError(
+            f"params['blocks'] must be a tuple of one dict for each of the {cfg.n_layers} layers, got "
+            f"{type(blocks).__name__}."
+        )
+
+
+def _are_stacked(shapes: Mapping[str, Any], expected: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether all have one more leading axis, of one size: several models, for ``jax.vmap``."""
+    if shapes.keys() != expected.keys() or None in shapes.values():
+        return False
+    sizes = {shape[0] if len(shape) == len(expected[path]) + 1 else None for path, shape in shapes.items()}
+    return len(sizes) == 1 and None not in sizes and all(shape[1:] == expected[path] for path, shape in shapes.items())
+
+
+def _message(shapes: Mapping[str, Any], expected: Mapping[str, tuple[int, ...]], consequence: str) -> str:
+    known = shapes.keys() & expected.keys()
+    wrong = [
+        f"{path} is {_shown(shapes.get(path, 'absent'))}, should be {expected.get(path, 'absent')}"
+        + ("" if path in expected else nearest(path, expected.keys() - known, 1))
+        for path in [*expected, *(path for path in shapes if path not in expected)]
+        if path not in known or shapes[path] != expected[path]
+    ]
+    text = f"The parameters do not fit the config{consequence}. {_listed(wrong)}."
+    turned = [path for path in known if path.endswith(_TURNED) and shapes[path] != expected[path]]
+    theirs = [path for path in shapes if path not in expected and path.endswith(_THEIRS)]
+    if theirs or any(shapes[path] == _theirs(expected[path]) for path in turned):
+        text += (
+            " This is TransformerLens's layout (W_Q [n_heads, d_model, d_head]); tljax stores W_Q [d_model, n_heads, "
+            "d_head]: load it with HookedTransformer.from_transformer_lens(state_dict, cfg)."
+        )
+    return text
+
+
+def _theirs(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return (shape[1], shape[0], *shape[2:])
+
+
+def _shown(shape: Any) -> Any:
+    return "no array" if shape is None else shape
+
+
+def _listed(wrong: Iterable[str]) -> str:
+    """The first of many, and how many more there are."""
+    wrong = list(wrong)
+    more = f"; and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
+    return "; ".join(wrong[:_SHOWN]) + more

@@ -1,0 +1,254 @@
+"""Which model an activation, a lens or a file belongs to: what it computes, what its weights went through, a sample.
+
+The sample is a few numbers of every parameter, read once for each set of parameters (2 ms at the shape of gpt2-small).
+It is compared up to rounding, so that a model is itself in bfloat16, on another device, and processed elsewhere; one
+step of fine-tuning makes it another. A change to a few entries only (one token's row, one neuron) may go unseen. While
+parameters are traced there is no sample, and the configs alone are compared.
+"""
+
+import base64
+import dataclasses
+import functools
+import weakref
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from tljax.config import HookedTransformerConfig
+from tljax.typing import Params
+
+if TYPE_CHECKING:
+    from tljax.hooked_transformer import HookedTransformer
+
+NOT_THE_FUNCTION = frozenset(
+    """
+    dtype matmul_precision init_mode initializer_range init_weights seed tokenizer_name tokenizer_prepends_bos
+    default_prepend_bos eos_token_ids bos_token_id pad_token_id model_name original_architecture use_attn_result
+    use_split_qkv_input use_attn_in use_hook_mlp_in use_hook_tokens weight_processing
+    """.split()
+)
+"""Fields of the config that leave what the model computes as it is, but for rounding."""
+
+FORM = {"config": dict, "weights": (None, {"values": str, "rounding": float})}
+"""A fingerprint in a file's header, as :func:`tljax.schema.mismatch` takes it."""
+
+_NOT_THE_STREAM = ("d_vocab", "d_vocab_out", "logits_multiplier", "output_logits_soft_cap")
+_COUNT = 16
+"""Numbers read of each parameter."""
+_NOISE = 1e-5
+"""Differences up to this share of a parameter's size are those of two machines that processed it."""
+_KIN = 0.4
+"""Mean correlation of two models' parameters from which on one is a fine-tuned form of the other; unrelated ones: 0."""
+_MOST_LAYERS = 100_000
+_MOST_KEPT = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightSample:
+    """A few numbers of every parameter.
+
+    Attributes:
+        values: float32 in little-endian bytes, ``[parameter, 16]``.
+        rounding: the coarsest relative rounding among the parameters' dtypes.
+    """
+
+    values: bytes
+    rounding: float
+
+    @property
+    def array(self) -> np.ndarray:
+        """The numbers, float64 ``[parameter, 16]``."""
+        return np.frombuffer(self.values, "<f4").reshape(-1, _COUNT).astype(np.float64)
+
+    def is_of_the_same(self, other: "WeightSample") -> bool:
+        """Whether both are of the same weights, up to rounding."""
+        if self == other:
+            return True
+        if len(self.values) != len(other.values):
+            return False
+        one, two = self.array, other.array
+        with np.errstate(invalid="ignore", over="ignore"):
+            sizes = np.sqrt(np.maximum((one**2).mean(axis=1), (two**2).mean(axis=1)))
+            sizes = np.maximum(sizes, 0.01 * np.sqrt((sizes**2).mean()))[:, None]
+            rounding = max(self.rounding, other.rounding) * np.maximum(np.abs(one), np.abs(two))
+            near = np.abs(one - two) <= rounding + _NOISE * sizes
+        return bool((near | (one == two) | (np.isnan(one) & np.isnan(two))).all())
+
+    def is_kin_of(self, other: "WeightSample") -> bool:
+        """Whether one may be a fine-tuned form of the other: parameters go together, on average."""
+        if len(self.values) != len(other.values):
+            return False
+        one, two = (array - array.mean(axis=1, keepdims=True) for array in (self.array, other.array))
+        norms = np.sqrt((one**2).sum(axis=1) * (two**2).sum(axis=1))
+        informative = norms > 0
+        if not informative.any():
+            return True
+        return bool(((one * two).sum(axis=1)[informative] / norms[informative]).mean() >= _KIN)
+
+
+@dataclasses.dataclass(frozen=True)
+class Fingerprint:
+    """What tells models apart.
+
+    Attributes:
+        cfg: the config; of its fields count those that the function depends on, and the processing.
+        weights: a sample of the parameters; ``None`` where they are not known.
+    """
+
+    cfg: HookedTransformerConfig
+    weights: WeightSample | None = None
+
+    def differences(self, other: "Fingerprint") -> tuple[str, ...]:
+        """How another model differs, one phrase for each way; empty for the same model, as far as is known."""
+        found = () if self.cfg is other.cfg else _differences(self.cfg, other.cfg, False)
+        if found or self.weights is None or other.weights is None or self.weights.is_of_the_same(other.weights):
+            return found
+        return ("the weights are other numbers",)
+
+    def differences_of_stream(self, other: "Fingerprint") -> tuple[str, ...]:
+        """The same for the residual stream alone: folded norms leave it as it is, and fine-tuning leaves it kindred."""
+        found = _differences(self.cfg, other.cfg, True)
+        if found or self.weights is None or other.weights is None or self.weights.is_kin_of(other.weights):
+            return found
+        return ("the weights have nothing in common",)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values for JSON, of the form :data:`FORM`."""
+        sample = self.weights
+        values = None if sample is None else base64.b64encode(sample.values).decode()
+        return {
+            "config": self.cfg.to_dict(),
+            "weights": None if sample is None else {"values": values, "rounding": sample.rounding},
+        }
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> "Fingerprint":
+        """Reads :meth:`to_dict`.
+
+        Raises:
+            ValueError: what was stored is no fingerprint.
+        """
+        sample = stored["weights"]
+        if sample is not None:
+            values = base64.b64decode(sample["values"], validate=True)
+            if len(values) % (4 * _COUNT):
+                raise ValueError("its sample of the weights is incomplete")
+            sample = WeightSample(values, float(sample["rounding"]))
+        return cls(stored_config(stored["config"]), sample)
+
+
+def stored_config(fields: Mapping[str, Any]) -> HookedTransformerConfig:
+    """A config from one of tljax's own files.
+
+    Raises:
+        ValueError: the fields describe no model.
+    """
+    for name, value in fields.items():
+        for one in value if isinstance(value, list) else (value,):
+            if not (one is None or isinstance(one, bool | int | float | str)):
+                raise ValueError(f"{name} cannot be a {type(one).__name__}")
+    if isinstance(layers := fields.get("n_layers"), int) and layers > _MOST_LAYERS:
+        raise ValueError(f"n_layers={layers} is more than any model has")
+    try:
+        cfg = HookedTransformerConfig.from_dict(fields)
+        hash(cfg.replace())  # what a model will do with it
+    except (TypeError, AttributeError, ArithmeticError) as error:
+        raise ValueError(f"its fields do not describe a model: {error}") from error
+    return cfg
+
+
+def fingerprint_of(model: "HookedTransformer") -> Fingerprint:
+    """The fingerprint of a model; its hooks do not count."""
+    return Fingerprint(model.cfg, sample_of(model.params))
+
+
+@functools.lru_cache(maxsize=256)
+def _differences(there: HookedTransformerConfig, here: HookedTransformerConfig, stream: bool) -> tuple[str, ...]:
+    ignored = {*NOT_THE_FUNCTION, "n_ctx", *(_NOT_THE_STREAM if stream else ())}
+
+    def value(cfg: HookedTransformerConfig, name: str) -> Any:
+        got = getattr(cfg, name)
+        return got.removesuffix("Pre") if name == "normalization_type" and got is not None else got
+
+    names = [field.name for field in dataclasses.fields(there) if field.name not in ignored]
+    found = [
+        f"{name}={getattr(there, name)!r} there, {getattr(here, name)!r} here"
+        for name in names
+        if value(there, name) != value(here, name)
+    ]
+    counted = ("center_writing_weights",) if stream else there.weight_processing + here.weight_processing
+    found += [
+        f"{step} {'applied there, not here' if step in there.weight_processing else 'applied here, not there'}"
+        for step in dict.fromkeys(counted)
+        if (step in there.weight_processing) != (step in here.weight_processing)
+    ]
+    if not stream and not found and there.normalization_type != here.normalization_type:
+        found = [f"normalization_type={there.normalization_type!r} there, {here.normalization_type!r} here"]
+    return tuple(found)
+
+
+_kept: dict[tuple[int, ...], tuple[list["weakref.ref[Any]"], WeightSample]] = {}
+
+
+def sample_of(params: Params) -> WeightSample | None:
+    """A sample of parameters; ``None`` where they are traced, deleted or on other hosts.
+
+    It is kept for the latest few sets of parameters, as long as these live.
+    """
+    leaves = jax.tree.leaves(
+        {name: part for name, part in params.items() if name != "pos_embed"}
+    )  # its length is n_ctx
+    key = tuple(map(id, leaves))
+    references, sample = _kept.get(key, ([], None))
+    if sample is not None and all(ref() is leaf for ref, leaf in zip(references, leaves, strict=True)):
+        return sample
+    if not leaves or not all(map(_is_known, leaves)):
+        return None
+    values = jax.device_get([_some(leaf) for leaf in leaves])
+    rounding = max(float(jnp.finfo(leaf.dtype).eps) for leaf in leaves)
+    with np.errstate(over="ignore"):
+        sample = WeightSample(np.stack(values).astype("<f4").tobytes(), rounding)
+    if not any(isinstance(leaf, np.ndarray) for leaf in leaves):  # numpy's can change in place
+        while len(_kept) >= _MOST_KEPT:
+            _kept.pop(next(iter(_kept)), None)
+        _kept[key] = ([weakref.ref(leaf) for leaf in leaves], sample)
+    return sample
+
+
+def _is_known(leaf: Any) -> bool:
+    if isinstance(leaf, Tracer) or not isinstance(leaf, jax.Array | np.ndarray):
+        return False
+    if not jnp.issubdtype(leaf.dtype, jnp.floating):
+        return False
+    return isinstance(leaf, np.ndarray) or (not leaf.is_deleted() and leaf.is_fully_addressable)
+
+
+def _some(leaf: Any) -> Any:
+    """Numbers of a parameter at scattered places, ``[16]``; only they are read."""
+    if not leaf.size:
+        return np.zeros(_COUNT, np.float32)
+    index = _places(leaf.shape)
+    if isinstance(leaf, np.ndarray) or _is_here(leaf):
+        return np.asarray(leaf)[index]  # no copy is made
+    return _gathered(leaf, index)
+
+
+def _is_here(leaf: jax.Array) -> bool:
+    devices = leaf.devices()
+    return len(devices) == 1 and next(iter(devices)).platform == "cpu"
+
+
+@functools.lru_cache(maxsize=1024)
+def _places(shape: tuple[int, ...]) -> tuple[np.ndarray, ...]:
+    size = int(np.prod(shape, dtype=np.int64))
+    flat = [((number + 1) * 0x9E3779B97F4A7C15 % 2**64) * size >> 64 for number in range(_COUNT)]  # golden ratio
+    return tuple(np.asarray(place) for place in np.unravel_index(flat, shape))
+
+
+@jax.jit
+def _gathered(leaf: jax.Array, index: tuple[jax.Array, ...]) -> jax.Array:
+    return leaf[index]
