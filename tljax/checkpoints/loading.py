@@ -11,7 +11,9 @@ import jax
 import numpy as np
 
 from tljax.checkpoints import hub, mapping, native
+from tljax.checkpoints.adapters import Adapted, merged, open_adapter
 from tljax.checkpoints.families import family_of
+from tljax.checkpoints.finite import Finite, refuse_overflow
 from tljax.checkpoints.hf_config import HFConfig
 from tljax.checkpoints.layout import (
     BLOCKS,
@@ -25,11 +27,12 @@ from tljax.checkpoints.layout import (
 from tljax.checkpoints.mxfp4 import unpacked
 from tljax.checkpoints.placement import Placer, ShardingRule, placer
 from tljax.checkpoints.reader import CONFIG, Tensors, open_tensors, read_json
+from tljax.checkpoints.sources import AdapterLike, Sources, find
 from tljax.config import HookedTransformerConfig, available_dtype
 from tljax.config_checks import PER_LAYER
 from tljax.errors import CheckpointError, ConfigError, InputError, UnsupportedModelError, nearest
 from tljax.typing import DeviceLike, Params
-from tljax.weights.processing import process_stage
+from tljax.weights.processing import process_and_check
 from tljax.weights.steps import STEPS, Steps
 
 
@@ -72,6 +75,9 @@ def load_checkpoint(
     checkpoint_value: int | None = None,
     checkpoint_index: int | None = None,
     n_devices: int = 1,
+    adapter: AdapterLike = None,
+    adapter_revision: str | None = None,
+    allow_nonfinite: bool = False,
     **steps: bool,
 ) -> Loaded:
     """Loads a Hugging Face or tljax checkpoint, tensor by tensor and without torch.
@@ -80,7 +86,8 @@ def load_checkpoint(
     about one stage (the head, the embedding or one block) over the model.
 
     Args:
-        name: a directory, a bundled model, an alias such as ``"gpt2-small"``, or a hub id.
+        name: a directory, a bundled model, an alias such as ``"gpt2-small"``, or a hub id; of a LoRA adapter, which
+            names its base, too.
         dtype: dtype of the parameters, whatever they are stored in; ``None`` means float32.
         device: where they go; see :func:`tljax.checkpoints.placement.placer`.
         revision: branch, tag or commit on the hub.
@@ -90,28 +97,39 @@ def load_checkpoint(
         first_n_layers: load only the first layers.
         checkpoint_value: training step of a published checkpoint (Pythia, Stanford GPT-2).
         checkpoint_index: the same, by its position in the list of checkpoints.
+        adapter: directory or hub id of a LoRA adapter to merge into the weights; ``False``: none, though one be beside
+            them. See :func:`tljax.checkpoints.sources.find`.
+        adapter_revision: branch, tag or commit of ``adapter`` on the hub.
+        allow_nonfinite: load NaN, infinities and numbers that overflow ``dtype`` as they are.
         n_devices: accepted for TransformerLens's sake; several devices are a sharding, ``device=``.
         **steps: weight processing: see :meth:`tljax.weights.steps.Steps.for_config`.
 
     Raises:
         InputError: an option that there is none of, or ``n_devices`` other than 1.
-        CheckpointError: the checkpoint is not there, incomplete, damaged, or disagrees with its config.
-        UnsupportedModelError: an architecture, attribute or storage format that tljax does not implement.
+        CheckpointError: the checkpoint is not there, incomplete, damaged, or disagrees with its config; the adapter
+            does not fit; a weight is NaN or infinite, or does not fit ``dtype``.
+        UnsupportedModelError: an architecture, attribute, adapter or storage format that tljax does not implement.
         ConfigError: ``n_ctx``, ``first_n_layers`` or ``dtype`` that the checkpoint cannot be loaded with.
     """
     _check_options(steps, n_devices)
-    location = hub.locate(
+    sources = find(
         name,
+        adapter,
+        adapter_revision=adapter_revision,
         revision=revision,
         token=token,
         cache_dir=cache_dir,
         checkpoint_value=checkpoint_value,
         checkpoint_index=checkpoint_index,
     )
-    described = describe(location.directory)
-    cfg = _requested(described.cfg, location, "float32" if dtype is None else dtype, n_ctx, first_n_layers)
+    described = describe(sources.base.directory)
+    tensors = _open(sources, described, allow_nonfinite)
+    if isinstance(tensors, Adapted) and tensors.n_tokens not in (None, described.cfg.d_vocab):
+        resized = described.cfg.replace(d_vocab=tensors.n_tokens, d_vocab_out=tensors.n_tokens)
+        described = dataclasses.replace(described, cfg=resized)
+    cfg = _requested(described.cfg, sources, "float32" if dtype is None else dtype, n_ctx, first_n_layers)
     chosen = Steps.for_config(cfg, **steps)
-    tensors = unpacked(open_tensors(location.directory))
+    origin = str(sources.base.directory)
     entries = mapping.match(
         described.rows,
         described.cfg,
@@ -119,10 +137,26 @@ def load_checkpoint(
         prefix=described.prefix,
         ignored=described.ignored,
         computed=described.computed.keys(),
-        origin=str(location.directory),
+        origin=origin,
     )
-    params = _read(entries, tensors, described, cfg, chosen, placer(device))
-    return Loaded(cfg=chosen.config_after(cfg), params=params, tokenizer_source=_tokenizer_source(location))
+    params = _read(entries, tensors, described, cfg, chosen, placer(device), None if allow_nonfinite else origin)
+    tokenizer = sources.tokenizer()
+    return Loaded(
+        cfg=chosen.config_after(cfg), params=params, tokenizer_source=None if tokenizer is None else tokenizer.directory
+    )
+
+
+def _open(sources: Sources, described: _Description, allow_nonfinite: bool) -> Tensors:
+    """Opens the tensors of the base, with the adapter merged into them if there is one."""
+
+    def checked(tensors: Tensors, place: hub.Location) -> Tensors:
+        return tensors if allow_nonfinite else Finite(tensors, str(place.directory))
+
+    tensors = checked(unpacked(open_tensors(sources.base.directory)), sources.base)
+    if sources.adapter is None or sources.settings is None:
+        return tensors
+    places = mapping.places(described.rows, described.cfg, tensors.info, described.prefix)
+    return merged(tensors, checked(open_adapter(sources.adapter.directory), sources.adapter), sources.settings, places)
 
 
 def _check_options(steps: Mapping[str, Any], n_devices: int) -> None:
@@ -160,7 +194,7 @@ def describe(directory: Path) -> _Description:
 
 def _requested(
     cfg: HookedTransformerConfig,
-    location: hub.Location,
+    sources: Sources,
     dtype: Any,
     n_ctx: int | None,
     first_n_layers: int | None,
@@ -177,14 +211,9 @@ def _requested(
         **{name: entries[:layers] for name in PER_LAYER if (entries := getattr(cfg, name)) is not None},
         n_ctx=cfg.n_ctx if n_ctx is None else n_ctx,
         dtype=name,
-        model_name=location.model_name if cfg.model_name == "custom" else cfg.model_name,
-        tokenizer_name=(location.repo or cfg.tokenizer_name) if _tokenizer_source(location) else None,
+        model_name=sources.named(sources.base.model_name if cfg.model_name == "custom" else cfg.model_name),
+        tokenizer_name=(tokenizer.repo or cfg.tokenizer_name) if (tokenizer := sources.tokenizer()) else None,
     )
-
-
-def _tokenizer_source(location: hub.Location) -> Path | None:
-    found = any((location.directory / file).exists() for file in hub.VOCABULARY_FILES)
-    return location.directory if found else None
 
 
 def _read(
@@ -194,8 +223,12 @@ def _read(
     cfg: HookedTransformerConfig,
     steps: Steps,
     place: Placer,
+    origin: str | None,
 ) -> Params:
-    """Reads the stages of ``cfg`` one after another; ``stored`` describes the files."""
+    """Reads the stages of ``cfg`` one after another; ``stored`` describes the files.
+
+    A number that overflows is an error that names ``origin``, unless that is ``None``.
+    """
     sizes, axes, shapes = axis_sizes(stored.cfg), parameter_axes(cfg), parameter_shapes(cfg)
 
     def read_stage(paths: list[str], stage: str, prefix: str) -> Params:
@@ -213,7 +246,12 @@ def _read(
     params: dict[str, jax.Array] = {}
     for stage, paths in stages_of(cfg).items():
         prefix = f"{stage}." if stage.startswith(BLOCKS) else ""
-        processed = flatten(process_stage(read_stage(paths, stage, prefix), steps, cfg.dtype))
-        params |= {prefix + name: place(prefix + name, array) for name, array in processed.items()}
+        processed, finite = process_and_check(read_stage(paths, stage, prefix), steps, cfg.dtype)
+        if origin is not None and not finite.all():
+            flat = zip(jax.tree_util.tree_leaves_with_path(processed), np.asarray(finite), strict=True)
+            names = {prefix + ".".join(key.key for key in path): leaf.dtype for (path, leaf), well in flat if not well}
+            keys = {path: entry.keys(sizes) for entry in entries[stage] for path in entry.targets}
+            refuse_overflow({path: names[path] for path in names if path not in stored.computed}, keys, tensors, origin)
+        params |= {prefix + name: place(prefix + name, array) for name, array in flatten(processed).items()}
         jax.block_until_ready(params)
     return unflatten(params)

@@ -175,6 +175,15 @@ class Entry:
         """Returns the shape of each of its tensors."""
         return self.row.shape(sizes)[1 if _each(self.key) else 0 :]
 
+    def input_first(self, ours: Sequence[str]) -> bool:
+        """Whether each of its tensors is a matrix whose first axis is the one that our parameter contracts.
+
+        An embedding contracts its vocabulary. ``ours``: axes of the first target.
+        """
+        start = 1 if _each(self.key) else 0
+        groups = _parse(self.row.axes)[start:]
+        return len(groups) == 2 and groups[0][0] == ours[start]
+
     def read(
         self, read: Callable[[str], np.ndarray], ours: Sequence[str], sizes: Mapping[str, int]
     ) -> tuple[np.ndarray, ...]:
@@ -257,6 +266,46 @@ def match(
     if weights := sorted(path for path in unfilled if not may_be_absent(path)):
         raise ValueError(f"The table fills no {weights}: every weight needs a row.")
     return stages
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where a tensor that the table knows is stored.
+
+    Attributes:
+        key: its name in the checkpoint; its own name where it is not stored, because it is tied.
+        tied_to: the stored name of the tensor that stands for it, or that transformers takes in its place.
+        input_first: whether it is a matrix stored with the axis it contracts first, as ``Conv1D`` and embeddings are.
+        of_vocabulary: whether its first axis is the vocabulary.
+    """
+
+    key: str
+    tied_to: str | None
+    input_first: bool
+    of_vocabulary: bool
+
+
+def places(
+    rows: Sequence[Row], cfg: HookedTransformerConfig, tensors: Mapping[str, TensorInfo], prefix: str = ""
+) -> dict[str, Place]:
+    """Returns where each tensor of the table is stored, by every name that it goes by (see :func:`match`)."""
+    sizes, axes = axis_sizes(cfg), parameter_axes(cfg)
+    found: dict[str, Place] = {}
+    for entry in bind(rows, cfg.n_layers):
+        stored = _stored_name(entry, sizes, prefix, tensors)
+        if stored is None:
+            continue
+        names = [name for name in (entry.key, entry.row.aka) if name]
+        names += [name.removeprefix(prefix) for name in names]
+        own = entry.key if stored not in names else stored
+        others = (entry.row.tied_to or "", (entry.row.tied_to or "").removeprefix(prefix))
+        tied_to = stored if own != stored else next((name for name in others if name in tensors), None)
+        first = entry.input_first(axes[entry.targets[0]])
+        of_vocabulary = _parse(entry.row.axes)[:1] in ((("d_vocab",),), (("d_vocab_out",),))
+        for name in names:
+            for known, key in zip(keys_of(name, sizes), keys_of(own, sizes), strict=True):
+                found.setdefault(known, Place(key, tied_to, first, of_vocabulary))
+    return found
 
 
 def at_layer(template: str, layer: int | None) -> str:

@@ -16,7 +16,8 @@ TransformerLens's steps, each a pure function of parameters and applied only whe
 - ``refactor_factored_attn_matrices``, only when asked for: each head's query-key and output-value matrices are
   factored by their singular value decomposition.
 
-A step that does not apply is skipped. Arithmetic is in float32 (or wider), results return to their own dtype.
+A step that does not apply is skipped. Arithmetic is in float32, or in float64 where numbers are read or kept in it;
+results return to their own dtype.
 Applying the steps a second time changes no bit: a row whose mean is rounding noise is left as it is.
 """
 
@@ -25,7 +26,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from tljax.config import HookedTransformerConfig
 from tljax.modules.norm import stored_dtype
@@ -76,14 +77,30 @@ def process_stage(params: Stage, steps: Steps, dtype: str | None = None) -> Stag
         steps: what to do.
         dtype: dtype of the result; ``None`` keeps that of each parameter.
     """
+    return _processed(params, steps, dtype)
+
+
+@functools.partial(jax.jit, static_argnames=("steps", "dtype"))
+def process_and_check(params: Stage, steps: Steps, dtype: str | None = None) -> tuple[Stage, Bool[Array, " leaves"]]:
+    """:func:`process_stage`, and whether each leaf of the result, in order, holds finite numbers only."""
+    processed = _processed(params, steps, dtype)
+    return processed, jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(processed)])
+
+
+def _processed(params: Stage, steps: Steps, dtype: str | None) -> Stage:
     leaves = jax.tree_util.tree_leaves_with_path(params)
     stored = {path: stored_dtype(path[-1].key, jnp.dtype(dtype or leaf.dtype)) for path, leaf in leaves}
-    wide = jax.tree.map(lambda leaf: leaf.astype("float64" if leaf.dtype == "float64" else "float32"), params)
+    wide = jax.tree_util.tree_map_with_path(lambda path, leaf: leaf.astype(_widest(leaf.dtype, stored[path])), params)
     coarsest = max(stored.values(), key=lambda kind: float(jnp.finfo(kind).eps))
     process = process_block if "attn" in params else process_head if "unembed" in params else process_embed
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: leaf.astype(stored[path]), process(wide, steps, coarsest)
     )
+
+
+def _widest(*dtypes: jnp.dtype) -> str:
+    """What is computed in: float64 where the numbers are read or kept in it, otherwise float32."""
+    return "float64" if "float64" in map(str, dtypes) else "float32"
 
 
 def process_embed(params: Stage, steps: Steps, stored: jnp.dtype) -> Stage:
