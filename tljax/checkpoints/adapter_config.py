@@ -103,9 +103,14 @@ def read_adapter_config(directory: Path, ignore: Collection[str] = ()) -> Adapte
     fields = _Fields(attributes, origin)
     config = AdapterConfig(
         r=fields("r", int, default=8),
-        lora_alpha=fields("lora_alpha", int, float, default=8),
+        lora_alpha=float(fields("lora_alpha", int, float, default=8)),
         rank_pattern=_pattern(fields("rank_pattern", dict, default={}), origin, "rank_pattern", int),
-        alpha_pattern=_pattern(fields("alpha_pattern", dict, default={}), origin, "alpha_pattern", int, float),
+        alpha_pattern={
+            key: float(value)
+            for key, value in _pattern(
+                fields("alpha_pattern", dict, default={}), origin, "alpha_pattern", int, float
+            ).items()
+        },
         use_rslora=fields("use_rslora", bool, default=False),
         use_dora=fields("use_dora", bool, default=False),
         lora_bias=fields("lora_bias", bool, default=False),

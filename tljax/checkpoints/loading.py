@@ -27,7 +27,7 @@ from tljax.checkpoints.layout import (
 from tljax.checkpoints.mxfp4 import unpacked
 from tljax.checkpoints.placement import Placer, ShardingRule, placer
 from tljax.checkpoints.reader import CONFIG, Tensors, open_tensors, read_json
-from tljax.checkpoints.sources import AdapterLike, Sources, find
+from tljax.checkpoints.sources import Sources, find
 from tljax.config import HookedTransformerConfig, available_dtype
 from tljax.config_checks import PER_LAYER
 from tljax.errors import CheckpointError, ConfigError, InputError, UnsupportedModelError, nearest
@@ -75,7 +75,7 @@ def load_checkpoint(
     checkpoint_value: int | None = None,
     checkpoint_index: int | None = None,
     n_devices: int = 1,
-    adapter: AdapterLike = None,
+    adapter: Any = None,
     adapter_revision: str | None = None,
     allow_nonfinite: bool = False,
     **steps: bool,

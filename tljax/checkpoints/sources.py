@@ -4,14 +4,12 @@ import dataclasses
 import os
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from tljax.checkpoints import hub
 from tljax.checkpoints.adapter_config import ADAPTER_CONFIG, AdapterConfig, read_adapter_config
 from tljax.checkpoints.reader import INDEX, PICKLE, PICKLE_INDEX, SINGLE
 from tljax.errors import CheckpointError, InputError, UnsupportedModelError
-
-AdapterLike = str | os.PathLike[str] | Literal[False] | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +41,7 @@ class Sources:
 
 def find(
     name: str | os.PathLike[str],
-    adapter: AdapterLike = None,
+    adapter: Any = None,
     *,
     adapter_revision: str | None = None,
     token: str | bool | None = None,
