@@ -21,7 +21,12 @@ from tljax.checkpoints.layout import flatten
 from tljax.errors import CheckpointError, InputError, UnsupportedModelError
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "adapters"
-RAW: dict[str, Any] = {"fold_ln": False, "center_writing_weights": False, "center_unembed": False, "fold_value_biases": False}
+RAW: dict[str, Any] = {
+    "fold_ln": False,
+    "center_writing_weights": False,
+    "center_unembed": False,
+    "fold_value_biases": False,
+}
 with safe_open(GOLDEN / "expected.safetensors", "np") as file:
     EXPECTED = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     RECORD = json.loads(file.metadata()["record"])

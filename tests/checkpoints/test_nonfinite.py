@@ -35,7 +35,7 @@ def test_finite(dtype: Any) -> None:
     largest = np.finfo(dtype).max if dtype is not ml_dtypes.bfloat16 else ml_dtypes.finfo(dtype).max
     numbers = np.full((3, 100_003), largest, dtype)  # more than one chunk
     assert all_finite(numbers)
-    assert all_finite(-numbers.T)
+    assert all_finite(np.negative(numbers).T)
     assert all_finite(np.zeros((0, 4), dtype))
     assert all_finite(np.zeros((), dtype))
     for bad in (np.nan, -np.nan, np.inf, -np.inf):

@@ -61,6 +61,11 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "tied_tokens": ("llama_mqa_tied_llama3", {"r": 2, "target_modules": ["k_proj"], "trainable_token_indices": [1, 5]}),
     "more_tokens": ("llama_mha", {"r": 2, "target_modules": ["q_proj"]}),
+    "all_experts": (
+        "gpt_oss_gqa",
+        {"r": 1, "target_modules": ["q_proj"], "alpha_pattern": {"experts.down_proj": 3},
+         "target_parameters": ["1.mlp.experts.gate_up_proj", "mlp.experts.down_proj"]},
+    ),
     "experts": ("mixtral_gqa", {"r": 1, "target_modules": ["q_proj", "gate"]}),
 }  # fmt: skip
 

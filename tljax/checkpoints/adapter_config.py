@@ -25,7 +25,6 @@ read from the base's table, whatever ``fan_in_fan_out`` says: PEFT goes by the k
 """
 
 OFF: dict[str, str] = {
-    "target_parameters": "adapts parameters that are no module's weight, such as all experts at once",
     "layer_replication": "stacks layers of the base anew",
     "alora_invocation_tokens": "acts only after certain tokens, so it cannot be merged into weights",
     "use_qalora": "pools the input of quantised layers",
@@ -59,6 +58,7 @@ class AdapterConfig:
         use_dora: each row of the merged matrix has a length of its own.
         lora_bias: the second factor has a bias.
         tokens: rows of embeddings that the adapter holds, by module; the module ``None`` is the input embedding.
+        target_parameters: ends of the names of parameters that are adapted on their own, such as all experts at once.
         base: directory, hub id or alias of the model it was trained on, if it says so.
         revision: the base's revision on the hub.
         origin: named in errors.
@@ -72,9 +72,14 @@ class AdapterConfig:
     use_dora: bool
     lora_bias: bool
     tokens: Mapping[str | None, tuple[int, ...]]
+    target_parameters: tuple[str, ...]
     base: str | None
     revision: str | None
     origin: str
+
+    def targets(self, parameter: str) -> bool:
+        """Whether a parameter, by its dotted name in the base, is adapted on its own and not as part of a module."""
+        return any(f".{parameter}".endswith(f".{end}") for end in self.target_parameters)
 
     def rank(self, module: str) -> int:
         """Returns the rank of the factors of ``module``, a dotted name in the base."""
@@ -115,6 +120,7 @@ def read_adapter_config(directory: Path, ignore: Collection[str] = ()) -> Adapte
         use_dora=fields("use_dora", bool, default=False),
         lora_bias=fields("lora_bias", bool, default=False),
         tokens=_tokens(fields("trainable_token_indices", list, dict, default={}), origin),
+        target_parameters=tuple(map(str, fields("target_parameters", list, default=[]))),
         base=fields("base_model_name_or_path", str, default=None) or None,
         revision=fields("revision", str, default=None) or None,
         origin=origin,

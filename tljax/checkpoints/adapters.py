@@ -27,8 +27,8 @@ _PART = re.compile(
     r"(?P<tokens>(?:token_adapter\.)?trainable_tokens_delta(?:\.default)?))"
 )
 _WHOLE = re.compile(r"(?P<module>.+?)(?:\.base_layer|\.modules_to_save(?:\.default)?)?\.(?P<leaf>[^.]+)")
-_COPY = ".original_module."
-"""In the names of the base's own weights, which old versions of PEFT wrote beside what replaces them."""
+_WRAPPED, _COPY = ".base_layer", ".original_module."
+"""In the names of what is inside a wrapper; of the base's own weights, which old versions of PEFT wrote as well."""
 
 
 @dataclasses.dataclass
@@ -95,9 +95,16 @@ class Adapted:
 
     def _with_product(self, matrix: np.ndarray, parts: Mapping[str, np.ndarray], change: _Change) -> np.ndarray:
         """Adds the product of the factors to ``matrix``, then gives each row its length (DoRA); rows are outputs."""
-        rows = matrix.T if change.place.input_first else matrix
+        rows = np.swapaxes(matrix, -1, -2) if change.place.input_first else matrix
+        scale = matrix.dtype.type(self._config.scale(change.module))
+        if matrix.ndim == 3:  # one an expert: A's first axis is [expert, rank], B's last one [rank, expert]
+            inward = parts["A"].reshape(len(matrix), -1, parts["A"].shape[1])
+            outward = parts["B"].reshape(len(parts["B"]), -1, len(matrix))
+            for expert in range(len(matrix)):
+                rows[expert] += scale * (outward[..., expert] @ inward[expert])
+            return matrix
         product = parts["B"] @ parts["A"]
-        product *= matrix.dtype.type(self._config.scale(change.module))
+        product *= scale
         rows += product
         if "magnitude" in parts:
             with np.errstate(divide="ignore", invalid="ignore"):  # a row of zeros has no direction: an error later on
@@ -164,7 +171,7 @@ class _Plan:
         name = _unwrapped(key)
         if part := _PART.fullmatch(name):
             module, kind = part["module"], part["factor"] or part["of_embedding"] or str(part.lastgroup)
-            change = self._change(module, "bias" if kind == "bias" else "weight")
+            change = self._change(*self._parameter(module, "bias" if kind == "bias" else "weight"))
             if change is None:
                 self._homeless.append(key)
             elif kind == "tokens":
@@ -182,9 +189,24 @@ class _Plan:
         elif not np.array_equal(self._adapter.read(key), self._adapter.read(change.whole), equal_nan=True):
             self._wrong.append(f"{key} and {change.whole} both replace {change.place.key}, and differ")
 
+    def _parameter(self, module: str, leaf: str) -> tuple[str, str]:
+        """The module and the parameter that factors named after ``module`` belong to.
+
+        Where several parameters of one module are adapted, PEFT wraps it once for each: the last one is outermost.
+        """
+        bare = module
+        while bare.endswith(_WRAPPED):
+            bare = bare.removesuffix(_WRAPPED)
+        inside = (len(module) - len(bare)) // len(_WRAPPED)
+        names = (name.rpartition(".") for name in self._places if self._config.targets(name))
+        leaves = [own for owner, _, own in names if owner == bare]
+        return (bare, leaves[-1 - inside]) if inside < len(leaves) else (module, leaf)
+
     def _change(self, module: str, leaf: str) -> _Change | None:
-        place = self._places.get(f"{module}.{leaf}")
-        return None if place is None else self.changes.setdefault(place.key, _Change(place, module))
+        name = f"{module}.{leaf}"
+        if (place := self._places.get(name)) is None:
+            return None
+        return self.changes.setdefault(place.key, _Change(place, name if self._config.targets(name) else module))
 
     def check(self, base: Tensors) -> None:
         """Raises CheckpointError, with all that is wrong at once."""
@@ -230,11 +252,11 @@ class _Plan:
             self._wrong.append(f"{change.whole} is {list(shape)}, but {place.key} is {list(stored.shape)}")
         expected: dict[str, tuple[int, ...]] = {}
         if "A" in change.parts or "B" in change.parts:
-            if len(shape) != 2:
+            if len(shape) not in (2, 3):
                 self._wrong.append(f"{module} is adapted as a matrix, but {place.key} is {list(shape)}")
                 return
-            outputs, inputs = shape[::-1] if place.input_first else shape
-            rank = self._config.rank(module)
+            outputs, inputs = shape[-1:-3:-1] if place.input_first else shape[-2:]
+            rank = self._config.rank(module) * (shape[0] if len(shape) == 3 else 1)
             expected = {"A": (rank, inputs), "B": (outputs, rank), "magnitude": (outputs,)}
         if "bias" in change.parts:
             expected["bias"] = shape

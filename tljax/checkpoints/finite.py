@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -50,6 +51,18 @@ def all_finite(array: np.ndarray) -> bool:
     return all((chunk & unsigned).max() < infinity for chunk in chunks)
 
 
+def _well(array: jax.Array) -> bool:
+    """Whether a parameter is finite; one on a processor is looked at where it lies."""
+    if len(array.devices()) == 1 and next(iter(array.devices())).platform == "cpu":
+        return all_finite(np.asarray(array))
+    return bool(_finite_on_device(array))
+
+
+@jax.jit
+def _finite_on_device(array: jax.Array) -> jax.Array:
+    return jnp.isfinite(array).all()
+
+
 def _described(array: np.ndarray) -> str:
     """Says how many NaN and infinities there are, and where the first is."""
     bad = ~np.isfinite(array)
@@ -60,18 +73,22 @@ def _described(array: np.ndarray) -> str:
 
 
 def refuse_overflow(
-    dtypes: Mapping[str, np.dtype], keys: Mapping[str, tuple[str, ...]], tensors: Tensors, origin: str
+    params: Mapping[str, jax.Array], keys: Mapping[str, tuple[str, ...]], tensors: Tensors, origin: str
 ) -> None:
-    """Raises the error for parameters that are finite in the file and not once they are loaded.
+    """Raises an error if parameters that are finite in the file are not so once they are loaded.
 
     Args:
-        dtypes: what each of them is kept in, by our path; with none of them nothing is raised.
+        params: the parameters by our path.
         keys: the tensors that parameters were read from, by our path.
         tensors: what they are read from.
         origin: the checkpoint.
+
+    Raises:
+        CheckpointError: a number overflowed.
     """
     causes = []
-    for path, dtype in dtypes.items():
+    for path in sorted(path for path, array in params.items() if not _well(array)):
+        dtype = params[path].dtype
         ends, stored = float(jnp.finfo(dtype).max), keys.get(path, ())
         largest = max((float(np.abs(tensors.read(key).astype(np.float64)).max(initial=0)) for key in stored), default=0)
         cause = f"{', '.join(stored) or 'weight processing'} ({path}) overflows {dtype}, which ends at {ends:.6g}: "

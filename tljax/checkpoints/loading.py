@@ -32,7 +32,7 @@ from tljax.config import HookedTransformerConfig, available_dtype
 from tljax.config_checks import PER_LAYER
 from tljax.errors import CheckpointError, ConfigError, InputError, UnsupportedModelError, nearest
 from tljax.typing import DeviceLike, Params
-from tljax.weights.processing import process_and_check
+from tljax.weights.processing import process_stage
 from tljax.weights.steps import STEPS, Steps
 
 
@@ -246,12 +246,11 @@ def _read(
     params: dict[str, jax.Array] = {}
     for stage, paths in stages_of(cfg).items():
         prefix = f"{stage}." if stage.startswith(BLOCKS) else ""
-        processed, finite = process_and_check(read_stage(paths, stage, prefix), steps, cfg.dtype)
-        if origin is not None and not finite.all():
-            flat = zip(jax.tree_util.tree_leaves_with_path(processed), np.asarray(finite), strict=True)
-            names = {prefix + ".".join(key.key for key in path): leaf.dtype for (path, leaf), well in flat if not well}
+        processed = flatten(process_stage(read_stage(paths, stage, prefix), steps, cfg.dtype))
+        placed = {prefix + name: place(prefix + name, array) for name, array in processed.items()}
+        if origin is not None:
             keys = {path: entry.keys(sizes) for entry in entries[stage] for path in entry.targets}
-            refuse_overflow({path: names[path] for path in names if path not in stored.computed}, keys, tensors, origin)
-        params |= {prefix + name: place(prefix + name, array) for name, array in flatten(processed).items()}
+            refuse_overflow({path: placed[path] for path in placed.keys() - stored.computed}, keys, tensors, origin)
+        params |= placed
         jax.block_until_ready(params)
     return unflatten(params)

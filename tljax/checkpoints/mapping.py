@@ -176,13 +176,13 @@ class Entry:
         return self.row.shape(sizes)[1 if _each(self.key) else 0 :]
 
     def input_first(self, ours: Sequence[str]) -> bool:
-        """Whether each of its tensors is a matrix whose first axis is the one that our parameter contracts.
+        """Whether each of its tensors is a matrix, or one an expert, whose first axis is the one that ours contracts.
 
         An embedding contracts its vocabulary. ``ours``: axes of the first target.
         """
-        start = 1 if _each(self.key) else 0
-        groups = _parse(self.row.axes)[start:]
-        return len(groups) == 2 and groups[0][0] == ours[start]
+        groups = _parse(self.row.axes)
+        start = 1 if len(groups) == 3 else 0
+        return len(groups) == 2 + start and groups[start][0] == ours[start]
 
     def read(
         self, read: Callable[[str], np.ndarray], ours: Sequence[str], sizes: Mapping[str, int]
@@ -275,7 +275,8 @@ class Place:
     Attributes:
         key: its name in the checkpoint; its own name where it is not stored, because it is tied.
         tied_to: the stored name of the tensor that stands for it, or that transformers takes in its place.
-        input_first: whether it is a matrix stored with the axis it contracts first, as ``Conv1D`` and embeddings are.
+        input_first: whether it is a matrix (or one an expert) stored with the axis it contracts first, as ``Conv1D``
+            and embeddings are.
         of_vocabulary: whether its first axis is the vocabulary.
     """
 

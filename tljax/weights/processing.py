@@ -26,7 +26,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from tljax.config import HookedTransformerConfig
 from tljax.modules.norm import stored_dtype
@@ -77,17 +77,6 @@ def process_stage(params: Stage, steps: Steps, dtype: str | None = None) -> Stag
         steps: what to do.
         dtype: dtype of the result; ``None`` keeps that of each parameter.
     """
-    return _processed(params, steps, dtype)
-
-
-@functools.partial(jax.jit, static_argnames=("steps", "dtype"))
-def process_and_check(params: Stage, steps: Steps, dtype: str | None = None) -> tuple[Stage, Bool[Array, " leaves"]]:
-    """:func:`process_stage`, and whether each leaf of the result, in order, holds finite numbers only."""
-    processed = _processed(params, steps, dtype)
-    return processed, jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(processed)])
-
-
-def _processed(params: Stage, steps: Steps, dtype: str | None) -> Stage:
     leaves = jax.tree_util.tree_leaves_with_path(params)
     stored = {path: stored_dtype(path[-1].key, jnp.dtype(dtype or leaf.dtype)) for path, leaf in leaves}
     wide = jax.tree_util.tree_map_with_path(lambda path, leaf: leaf.astype(_widest(leaf.dtype, stored[path])), params)
