@@ -72,7 +72,7 @@ def test_logits_are_peft_s(case: str, hf_checkpoint: Checkpoints) -> None:
     base = hf_checkpoint(CASES[case])
     assert same(fingerprint(base), RECORD["bases"][CASES[case]])
     model = HookedTransformer.from_pretrained_no_processing(base, adapter=GOLDEN / case)
-    np.testing.assert_allclose(model(EXPECTED["tokens"]), EXPECTED[case], atol=1e-4, rtol=0)
+    np.testing.assert_allclose(model(EXPECTED["tokens"]), EXPECTED[case], atol=2e-4, rtol=0)
 
 
 def test_processing_comes_after_the_merge(hf_checkpoint: Checkpoints) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 from tljax.checkpoints.adapter_config import ADAPTER, ADAPTER_CONFIG, ADAPTER_PICKLE, AdapterConfig
 from tljax.checkpoints.mapping import FLOATS, SHOWN, Place, TensorInfo
 from tljax.checkpoints.reader import PickleFiles, SafetensorsFiles, Tensors
+from tljax.checkpoints.stored_names import rename
 from tljax.errors import CheckpointError
 
 _WRAPPERS = re.compile(r"^base_model\.model\.|^module\.|(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module)\.")
@@ -130,7 +131,13 @@ def open_adapter(directory: Path) -> Tensors:
     )
 
 
-def merged(base: Tensors, adapter: Tensors, config: AdapterConfig, places: Mapping[str, Place]) -> Adapted:
+def merged(
+    base: Tensors,
+    adapter: Tensors,
+    config: AdapterConfig,
+    places: Mapping[str, Place],
+    renamed: Sequence[tuple[str, str]] = (),
+) -> Adapted:
     """Returns the tensors of ``base`` with ``adapter`` merged into them.
 
     Args:
@@ -138,12 +145,13 @@ def merged(base: Tensors, adapter: Tensors, config: AdapterConfig, places: Mappi
         adapter: the adapter's.
         config: what the adapter's tensors mean.
         places: where the base stores what, by every name, from :func:`tljax.checkpoints.mapping.places`.
+        renamed: patterns of starts of names in files of the base, and what they are in ``places``.
 
     Raises:
         CheckpointError: a tensor of the adapter has no place in the base, lacks its partner, or has another shape or
             rank than the base and the adapter's config say; lists all of them.
     """
-    plan = _Plan(adapter, config, places)
+    plan = _Plan(adapter, config, places, renamed)
     plan.check(base)
     return Adapted(base, adapter, config, plan.with_tied(base), plan.embedding)
 
@@ -157,8 +165,14 @@ def token_ids(config: AdapterConfig, module: str, embedding: str) -> tuple[int, 
 class _Plan:
     """Which tensor of the adapter changes which of the base, and what does not fit."""
 
-    def __init__(self, adapter: Tensors, config: AdapterConfig, places: Mapping[str, Place]) -> None:
-        self._adapter, self._config, self._places = adapter, config, places
+    def __init__(
+        self,
+        adapter: Tensors,
+        config: AdapterConfig,
+        places: Mapping[str, Place],
+        renamed: Sequence[tuple[str, str]],
+    ) -> None:
+        self._adapter, self._config, self._places, self._renamed = adapter, config, places, renamed
         self.changes: dict[str, _Change] = {}
         self._homeless: list[str] = []
         self._wrong: list[str] = []
@@ -204,7 +218,7 @@ class _Plan:
 
     def _change(self, module: str, leaf: str) -> _Change | None:
         name = f"{module}.{leaf}"
-        if (place := self._places.get(name)) is None:
+        if (place := self._places.get(name) or self._places.get(rename(name, self._renamed))) is None:
             return None
         return self.changes.setdefault(place.key, _Change(place, name if self._config.targets(name) else module))
 
@@ -276,6 +290,10 @@ class _Plan:
     def with_tied(self, base: Tensors) -> dict[str, _Change]:
         """The changes, with those of tensors that are tied to a changed one and do not follow it, or follow it."""
         changes = dict(self.changes)
+        for change in self.changes.values():  # of a pair of which only the other one is stored
+            if change.tokens and change.place.key not in base.info:
+                source = next(place for place in self._places.values() if place.key == change.place.tied_to)
+                changes.setdefault(source.key, dataclasses.replace(change, place=source))
         for place in self._places.values():
             source = self.changes.get(place.tied_to or "")
             if source is None or place.key in changes:

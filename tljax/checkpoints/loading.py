@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import os
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from tljax.checkpoints.mxfp4 import unpacked
 from tljax.checkpoints.placement import Placer, ShardingRule, placer
 from tljax.checkpoints.reader import CONFIG, Tensors, open_tensors, read_json
 from tljax.checkpoints.sources import Sources, find
+from tljax.checkpoints.stored_names import known_names
 from tljax.config import HookedTransformerConfig, available_dtype
 from tljax.config_checks import PER_LAYER
 from tljax.errors import CheckpointError, ConfigError, InputError, UnsupportedModelError, nearest
@@ -60,6 +62,7 @@ class _Description:
     prefix: str = ""
     ignored: tuple[str, ...] = ()
     computed: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    renamed: tuple[tuple[str, str], ...] = ()
 
 
 def load_checkpoint(
@@ -123,7 +126,7 @@ def load_checkpoint(
         checkpoint_index=checkpoint_index,
     )
     described = describe(sources.base.directory)
-    tensors = _open(sources, described, allow_nonfinite)
+    base, tensors = _open(sources, described, allow_nonfinite)
     if isinstance(tensors, Adapted) and tensors.n_tokens not in (None, described.cfg.d_vocab):
         resized = described.cfg.replace(d_vocab=tensors.n_tokens, d_vocab_out=tensors.n_tokens)
         described = dataclasses.replace(described, cfg=resized)
@@ -139,6 +142,7 @@ def load_checkpoint(
         computed=described.computed.keys(),
         origin=origin,
     )
+    _warn_of_untied(entries, base, origin)
     params = _read(entries, tensors, described, cfg, chosen, placer(device), None if allow_nonfinite else origin)
     tokenizer = sources.tokenizer()
     return Loaded(
@@ -146,17 +150,21 @@ def load_checkpoint(
     )
 
 
-def _open(sources: Sources, described: _Description, allow_nonfinite: bool) -> Tensors:
-    """Opens the tensors of the base, with the adapter merged into them if there is one."""
+def _open(sources: Sources, described: _Description, allow_nonfinite: bool) -> tuple[Tensors, Tensors]:
+    """Opens the tensors of the base by the names of the table; then those with the adapter, if any, merged into them."""
 
     def checked(tensors: Tensors, place: hub.Location) -> Tensors:
         return tensors if allow_nonfinite else Finite(tensors, str(place.directory))
 
-    tensors = checked(unpacked(open_tensors(sources.base.directory)), sources.base)
+    stored = unpacked(open_tensors(sources.base.directory))
+    is_known = mapping.is_stored_name(described.rows, described.cfg, described.prefix, described.ignored)
+    named = known_names(stored, is_known, described.renamed, str(sources.base.directory))
+    base = checked(named, sources.base)
     if sources.adapter is None or sources.settings is None:
-        return tensors
-    places = mapping.places(described.rows, described.cfg, tensors.info, described.prefix)
-    return merged(tensors, checked(open_adapter(sources.adapter.directory), sources.adapter), sources.settings, places)
+        return base, base
+    places = mapping.places(described.rows, described.cfg, base.info, described.prefix)
+    adapter = checked(open_adapter(sources.adapter.directory), sources.adapter)
+    return base, merged(base, adapter, sources.settings, places, described.renamed)
 
 
 def _check_options(steps: Mapping[str, Any], n_devices: int) -> None:
@@ -181,6 +189,8 @@ def describe(directory: Path) -> _Description:
             return _Description(cfg, native.rows(cfg))
         family = family_of(attributes, origin)
         hf = HFConfig(attributes, origin)
+        if family.tower is not None:
+            hf = family.tower.text_config(hf)
         cfg = family.read_config(hf).replace(original_architecture=family.architecture)
         rows = list(family.rows(hf))
         hf.refuse_unread()
@@ -189,7 +199,20 @@ def describe(directory: Path) -> _Description:
         raise
     except (ValueError, TypeError, ArithmeticError) as error:
         raise CheckpointError(f"{origin} does not describe a model: {error}") from error
-    return _Description(cfg, rows, family.prefix, family.ignored, computed)
+    return _Description(cfg, rows, family.prefix, family.ignored, computed, family.renamed)
+
+
+def _warn_of_untied(entries: Mapping[str, list[mapping.Entry]], tensors: Tensors, origin: str) -> None:
+    """Warns of tensors that the config ties but that are stored apart and differ: as in transformers, both count."""
+    for one, other in mapping.stored_apart(entries):
+        both = one.key in tensors.info and other.key in tensors.info  # an adapter has only one of the two
+        if both and not np.array_equal(tensors.read(one.key), tensors.read(other.key)):
+            warnings.warn(
+                f"{origin} ties {one.key} to {other.key} (tie_word_embeddings, or its default), but stores both, and "
+                "they differ. Each is used as it is stored, as transformers does: set tie_word_embeddings to false in "
+                "config.json, or remove the one that should not be there.",
+                stacklevel=2,
+            )
 
 
 def _requested(

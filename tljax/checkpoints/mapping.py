@@ -23,6 +23,7 @@ import numpy as np
 
 from tljax.checkpoints.hf_config import HFConfig
 from tljax.checkpoints.layout import axis_sizes, parameter_axes, stage_of
+from tljax.checkpoints.tower import Tower
 from tljax.config import HookedTransformerConfig
 from tljax.errors import CheckpointError, UnsupportedModelError
 
@@ -49,10 +50,11 @@ class Row:
         axes: its axes, outermost first, in the vocabulary of ``layout.axis_sizes``.
         paths: our dotted path; ``a.W_Q|W_K|W_V`` names the parts of a fused tensor in stored order.
         aka: another name older checkpoints use for the same tensor.
-        tied_to: the tensor to read instead when this one is not stored.
+        tied_to: the tensor that is the same: where only one of the two is stored, it is read for both.
         skip: leading rows of the tensor that the model never uses.
         layers: the layers that have it; ``None``: all.
-        other: a second way to store what other rows fill, used where it is found, and never written.
+        other: a second way to store what other rows fill, used where it is found, and never written. If another row
+            has the same key, the shape tells which of the two is meant.
     """
 
     key: str
@@ -146,6 +148,8 @@ class Family:
         prefix: may be missing from a checkpoint's keys (checkpoints of the bare model without its head).
         ignored: patterns of stored buffers that are not parameters.
         computed: our config → parameters that follow from a formula and are not stored, by path.
+        renamed: patterns of starts of stored names, and what the table has instead.
+        tower: for a multimodal architecture, where its config holds that of the text model, which the rest describes.
     """
 
     architecture: str
@@ -157,6 +161,8 @@ class Family:
     ignored: tuple[str, ...] = ()
     computed: Callable[[HookedTransformerConfig], Mapping[str, np.ndarray]] = lambda cfg: {}
     aka: str | None = None
+    renamed: tuple[tuple[str, str], ...] = ()
+    tower: Tower | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -257,7 +263,7 @@ def match(
             if tensors[key].shape != expected:
                 misshapen.append(f"{key} is {list(tensors[key].shape)}, config.json says {list(expected)}")
         stages.setdefault(stage_of(entry.targets[0]), []).append(entry)
-    skip = re.compile("|".join(f"(?:{pattern})" for pattern in ignored) or r"(?!)")
+    skip = _pattern(ignored)
     extra = [f"{key} {list(tensors[key].shape)}" for key in tensors if key not in used and not skip.fullmatch(key)]
     _report(origin, {"missing": missing, "unexpected": extra, "of another shape": misshapen})
     unfilled = (
@@ -291,13 +297,14 @@ def places(
 ) -> dict[str, Place]:
     """Returns where each tensor of the table is stored, by every name that it goes by (see :func:`match`)."""
     sizes, axes = axis_sizes(cfg), parameter_axes(cfg)
+    entries = bind(rows, cfg.n_layers)
+    tied = _tied(entries)
     found: dict[str, Place] = {}
-    for entry in bind(rows, cfg.n_layers):
-        stored = _stored_name(entry, sizes, prefix, tensors)
+    for entry in entries:
+        stored = _stored_name(entry, tied.get(entry.key), sizes, prefix, tensors)
         if stored is None:
             continue
-        names = [name for name in (entry.key, entry.row.aka) if name]
-        names += [name.removeprefix(prefix) for name in names]
+        names = _names(entry, prefix)
         own = entry.key if stored not in names else stored
         others = (entry.row.tied_to or "", (entry.row.tied_to or "").removeprefix(prefix))
         tied_to = stored if own != stored else next((name for name in others if name in tensors), None)
@@ -307,6 +314,25 @@ def places(
             for known, key in zip(keys_of(name, sizes), keys_of(own, sizes), strict=True):
                 found.setdefault(known, Place(key, tied_to, first, of_vocabulary))
     return found
+
+
+def stored_apart(stages: Mapping[str, Sequence[Entry]]) -> list[tuple[Entry, Entry]]:
+    """Returns tied entries each of which found a tensor of its own, the one that may be absent first."""
+    entries = [entry for stage in stages.values() for entry in stage]
+    by_row = {entry.row.key: entry for entry in entries}
+    pairs = [(entry, by_row[entry.row.tied_to]) for entry in entries if entry.row.tied_to in by_row]
+    return [(one, other) for one, other in pairs if one.key != other.key]
+
+
+def is_stored_name(
+    rows: Iterable[Row], cfg: HookedTransformerConfig, prefix: str = "", ignored: Sequence[str] = ()
+) -> Callable[[str], bool]:
+    """Returns whether a name is one that a tensor of ``rows`` may be stored under, or one of those to pass over."""
+    sizes, skip = axis_sizes(cfg), _pattern(ignored)
+    names = {
+        key for entry in bind(rows, cfg.n_layers) for name in _names(entry, prefix) for key in keys_of(name, sizes)
+    }
+    return lambda name: name in names or skip.fullmatch(name) is not None
 
 
 def at_layer(template: str, layer: int | None) -> str:
@@ -338,7 +364,14 @@ def _as_stored(
     entries: Sequence[Entry], sizes: Mapping[str, int], prefix: str, tensors: Mapping[str, TensorInfo]
 ) -> list[Entry]:
     """Entries under their stored names (their own, where nothing is stored), of two ways to store one the one found."""
-    found = {id(entry): name for entry in entries if (name := _stored_name(entry, sizes, prefix, tensors)) is not None}
+    tied = _tied(entries)
+    keys = {entry.key for entry in entries if not entry.row.other}
+    found: dict[int, str] = {}
+    for entry in entries:
+        name = _stored_name(entry, tied.get(entry.key), sizes, prefix, tensors)
+        by_shape = entry.row.other and entry.key in keys
+        if name is not None and not (by_shape and tensors[name].shape != entry.shape(sizes)):
+            found[id(entry)] = name
     filled = {path for entry in entries if entry.row.other and id(entry) in found for path in entry.targets}
     return [
         dataclasses.replace(entry, key=found.get(id(entry), entry.key))
@@ -347,12 +380,30 @@ def _as_stored(
     ]
 
 
-def _stored_name(entry: Entry, sizes: Mapping[str, int], prefix: str, tensors: Mapping[str, TensorInfo]) -> str | None:
-    for name in (entry.key, entry.row.aka, entry.row.tied_to):
+def _names(entry: Entry, prefix: str) -> list[str]:
+    """The names that an entry's tensor may be stored under, its own first."""
+    names = [name for name in (entry.key, entry.row.aka) if name]
+    return [*names, *(name.removeprefix(prefix) for name in names)]
+
+
+def _tied(entries: Sequence[Entry]) -> dict[str, str]:
+    """What is tied to a tensor, by its name."""
+    return {entry.row.tied_to: entry.row.key for entry in entries if entry.row.tied_to}
+
+
+def _stored_name(
+    entry: Entry, tied: str | None, sizes: Mapping[str, int], prefix: str, tensors: Mapping[str, TensorInfo]
+) -> str | None:
+    """The first of an entry's names that is stored: its own, then that of the tensor it is tied to, or is ``tied``."""
+    for name in (entry.key, entry.row.aka, entry.row.tied_to, tied):
         for candidate in (name, name.removeprefix(prefix)) if name else ():
             if any(key in tensors for key in keys_of(candidate, sizes)):
                 return candidate
     return None
+
+
+def _pattern(patterns: Sequence[str]) -> re.Pattern[str]:
+    return re.compile("|".join(f"(?:{pattern})" for pattern in patterns) or r"(?!)")
 
 
 def _report(origin: str, problems: Mapping[str, list[str]]) -> None:
