@@ -235,7 +235,7 @@ def test_adapters_on_the_hub(gpt2: Path, tmp_path: Path, monkeypatch: pytest.Mon
         ({"kasa_config": {"beta": 1.0}, "arrow_config": {"top_k": 1}}, "arrow_config=.*; kasa_config="),
         ({"init_lora_weights": "pissa_niter_4"}, "pissa_niter_4.*path_initial_model_for_weight_conversion"),
         ({"init_lora_weights": "loftq"}, "init_lora_weights='loftq'"),
-        ({"some_new_key": 3, "another": "x"}, r"some_new_key=3, another='x'.*does not know.*ignore_config"),
+        ({"some_new_key": 3, "another": "x"}, r"some_new_key=3, another='x'.*does not know.*ignore_adapter_config"),
     ],
     ids=lambda value: ", ".join(value) if isinstance(value, dict) else "",
 )
@@ -264,6 +264,14 @@ def test_adapters_of_other_kinds_are_refused_by_name(config: dict[str, Any], mes
 def test_a_config_that_the_tensors_contradict(config: dict[str, Any], message: str, gpt2: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=message):
         load(gpt2, adapter=changed(tmp_path, **config))
+
+
+def test_an_unknown_key_may_be_passed_over(gpt2: Path, tmp_path: Path) -> None:
+    adapter = changed(tmp_path, some_new_key=3)
+    known = load(gpt2, adapter=GOLDEN / "rslora_conv1d")
+    assert_same(load(gpt2, adapter=adapter, ignore_adapter_config=["some_new_key"]), known)
+    with pytest.raises(InputError, match=r"no 'some_new_kei' to ignore. Did you mean 'some_new_key'"):
+        load(gpt2, adapter=adapter, ignore_adapter_config=["some_new_kei"])
 
 
 def test_everything_that_does_not_fit_is_said_at_once(gpt2: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tljax.checkpoints.reader import read_json
-from tljax.errors import CheckpointError, UnsupportedModelError
+from tljax.errors import CheckpointError, InputError, UnsupportedModelError, nearest
 
 ADAPTER_CONFIG, ADAPTER, ADAPTER_PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 
@@ -100,10 +100,14 @@ def read_adapter_config(directory: Path, ignore: Collection[str] = ()) -> Adapte
 
     Raises:
         CheckpointError: it is missing or damaged, or a value has the wrong type.
+        InputError: a key to ignore that is not there.
         UnsupportedModelError: another kind of adapter than LoRA, or a key that tljax does not know or implement.
     """
     origin = str(directory / ADAPTER_CONFIG)
-    attributes = {key: value for key, value in read_json(directory / ADAPTER_CONFIG).items() if key not in ignore}
+    attributes = read_json(directory / ADAPTER_CONFIG)
+    if absent := next((key for key in ignore if key not in attributes), None):
+        raise InputError(f"{origin} has no {absent!r} to ignore.{nearest(absent, attributes)}")
+    attributes = {key: value for key, value in attributes.items() if key not in ignore}
     _refuse(attributes, origin)
     fields = _Fields(attributes, origin)
     config = AdapterConfig(
@@ -186,7 +190,7 @@ class _Fields:
             raise UnsupportedModelError(
                 f"{self._origin} sets {shown}, which tljax does not know. Merging the adapter anyway could give other "
                 "numbers than its authors'. If you know that it changes nothing, load with "
-                f"ignore_config={list(left)!r}; if not, merge the adapter with peft and load the result."
+                f"ignore_adapter_config={list(left)!r}; if not, merge the adapter with peft and load the result."
             )
 
 

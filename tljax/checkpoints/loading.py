@@ -4,7 +4,7 @@ import dataclasses
 import inspect
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +80,7 @@ def load_checkpoint(
     n_devices: int = 1,
     adapter: Any = None,
     adapter_revision: str | None = None,
+    ignore_adapter_config: Sequence[str] = (),
     allow_nonfinite: bool = False,
     **steps: bool,
 ) -> Loaded:
@@ -103,6 +104,8 @@ def load_checkpoint(
         adapter: directory or hub id of a LoRA adapter to merge into the weights; ``False``: none, though one be beside
             them. See :func:`tljax.checkpoints.sources.find`.
         adapter_revision: branch, tag or commit of ``adapter`` on the hub.
+        ignore_adapter_config: keys of adapter_config.json to pass over though tljax does not know them, because you
+            know that they change nothing.
         allow_nonfinite: load NaN, infinities and numbers that overflow ``dtype`` as they are.
         n_devices: accepted for TransformerLens's sake; several devices are a sharding, ``device=``.
         **steps: weight processing: see :meth:`tljax.weights.steps.Steps.for_config`.
@@ -119,6 +122,7 @@ def load_checkpoint(
         name,
         adapter,
         adapter_revision=adapter_revision,
+        ignore=ignore_adapter_config,
         revision=revision,
         token=token,
         cache_dir=cache_dir,
@@ -151,7 +155,7 @@ def load_checkpoint(
 
 
 def _open(sources: Sources, described: _Description, allow_nonfinite: bool) -> tuple[Tensors, Tensors]:
-    """Opens the tensors of the base by the names of the table; then those with the adapter, if any, merged into them."""
+    """Opens the tensors of the base by the table's names; returns them, and them with the adapter, if any, merged."""
 
     def checked(tensors: Tensors, place: hub.Location) -> Tensors:
         return tensors if allow_nonfinite else Finite(tensors, str(place.directory))
