@@ -298,6 +298,39 @@ def test_everything_that_does_not_fit_is_said_at_once(gpt2: Path, tmp_path: Path
         assert part in message
 
 
+def test_a_module_without_any_tensor(hf_checkpoint: Checkpoints, tmp_path: Path) -> None:
+    def without(part: str) -> Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]:
+        return lambda tensors: {key: value for key, value in tensors.items() if part not in key}
+
+    for case, part in (
+        ("fused_whole_head", "lm_head"),
+        ("fused_whole_head", "attention.dense"),
+        ("rslora_conv1d", "wpe"),
+    ):
+        adapter = changed(tmp_path / part, case, without(part))
+        with pytest.raises(CheckpointError, match=f"1 of its modules without a tensor: {part.rpartition('.')[2]}\n"):
+            load(hf_checkpoint(CASES[case]), adapter=adapter)
+    adapter = changed(tmp_path / "tokens", "tied_tokens", without("tokens"))
+    with pytest.raises(CheckpointError, match="without a tensor: trainable_token_indices"):
+        load(hf_checkpoint(CASES["tied_tokens"]), adapter=adapter)
+
+
+def test_dora_of_a_row_of_zeros(hf_checkpoint: Checkpoints, tmp_path: Path) -> None:
+    def zero(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        for key in tensors:
+            if "h.1.mlp.c_proj" in key and "lora_B" in key:
+                tensors[key][5] = 0
+        return tensors
+
+    def zero_base(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        tensors["transformer.h.1.mlp.c_proj.weight"][:, 5] = 0
+        return tensors
+
+    base = rewrite(hf_checkpoint("gpt2_untied"), tmp_path / "base", zero_base)
+    with pytest.raises(CheckpointError, match=r"output 5 of transformer.h.1.mlp.c_proj is zero"):
+        load(base, adapter=changed(tmp_path / "adapter", "dora_conv1d_embedding", zero))
+
+
 def test_an_adapter_of_another_model(hf_checkpoint: Checkpoints) -> None:
     with pytest.raises(CheckpointError, match=r"does not fit this base(?s:.*)27 without a place(?s:.*)base is 'gpt2'"):
         load(hf_checkpoint("neox"), adapter=GOLDEN / "lora_bias_conv1d")

@@ -50,7 +50,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "fused_whole_head": (
         "neox",
-        {"r": 2, "target_modules": ["query_key_value", "dense"], "modules_to_save": ["embed_out", "final_layer_norm"]},
+        {"r": 2, "target_modules": ["query_key_value", "dense"], "modules_to_save": ["lm_head", "final_layer_norm"]},
     ),
     "fused_dora": ("falcon_mqa", {"r": 2, "target_modules": ["query_key_value", "dense_4h_to_h"], "use_dora": True}),
     "dora_conv1d_embedding": ("gpt2_untied", {"r": 2, "target_modules": ["c_attn", "c_proj", "wte"], "use_dora": True}),

@@ -20,7 +20,7 @@ _INERT = """
 INERT = frozenset(_INERT.split())
 """Keys that change nothing here: of training and bookkeeping, or facts that the stored tensors show by themselves.
 
-What was adapted, and which biases and whole modules were trained, is read from the tensors. How a matrix is stored is
+What was adapted, and which biases were trained, is read from the tensors. How a matrix is stored is
 read from the base's table, whatever ``fan_in_fan_out`` says: PEFT goes by the kind of layer, too.
 """
 
@@ -59,6 +59,7 @@ class AdapterConfig:
         lora_bias: the second factor has a bias.
         tokens: rows of embeddings that the adapter holds, by module; the module ``None`` is the input embedding.
         target_parameters: ends of the names of parameters that are adapted on their own, such as all experts at once.
+        modules: ends of the names of modules that must have tensors, if the base has such modules.
         base: directory, hub id or alias of the model it was trained on, if it says so.
         revision: the base's revision on the hub.
         origin: named in errors.
@@ -73,6 +74,7 @@ class AdapterConfig:
     lora_bias: bool
     tokens: Mapping[str | None, tuple[int, ...]]
     target_parameters: tuple[str, ...]
+    modules: tuple[str, ...]
     base: str | None
     revision: str | None
     origin: str
@@ -125,6 +127,7 @@ def read_adapter_config(directory: Path, ignore: Collection[str] = ()) -> Adapte
         lora_bias=fields("lora_bias", bool, default=False),
         tokens=_tokens(fields("trainable_token_indices", list, dict, default={}), origin),
         target_parameters=tuple(map(str, fields("target_parameters", list, default=[]))),
+        modules=_modules(attributes),
         base=fields("base_model_name_or_path", str, default=None) or None,
         revision=fields("revision", str, default=None) or None,
         origin=origin,
@@ -208,6 +211,15 @@ def _pattern(pattern: Mapping[str, Any], origin: str, name: str, *types: type) -
         except re.error as error:
             raise CheckpointError(f"{origin} has {name}[{key!r}], which is no regular expression ({error}).") from None
     return pattern
+
+
+def _modules(attributes: Mapping[str, Any]) -> tuple[str, ...]:
+    """Names of adapted and of whole modules, as far as they are listed; a string is a pattern, not a name."""
+    listed = [
+        attributes.get("modules_to_save"),
+        None if attributes.get("exclude_modules") else attributes.get("target_modules"),
+    ]
+    return tuple(str(name) for names in listed if isinstance(names, list) for name in names)
 
 
 def _tokens(given: list[Any] | dict[str, Any], origin: str) -> Mapping[str | None, tuple[int, ...]]:

@@ -108,8 +108,13 @@ class Adapted:
         product *= scale
         rows += product
         if "magnitude" in parts:
-            with np.errstate(divide="ignore", invalid="ignore"):  # a row of zeros has no direction: an error later on
-                rows *= (parts["magnitude"] / np.linalg.norm(rows, axis=1))[:, None]
+            lengths = np.linalg.norm(rows, axis=1)
+            if not lengths.all():
+                raise CheckpointError(
+                    f"{self._config.origin}: output {int(lengths.argmin())} of {change.module} is zero in base and "
+                    "adapter together, so that DoRA cannot give it a length. Is this the adapter's base?"
+                )
+            rows *= (parts["magnitude"] / lengths)[:, None]
         return matrix
 
 
@@ -177,6 +182,11 @@ class _Plan:
         self._homeless: list[str] = []
         self._wrong: list[str] = []
         self.embedding = ""
+        self._targeted: dict[str, list[str]] = {}  # module → its parameters that are adapted on their own
+        for name in places if config.target_parameters else ():
+            if config.targets(name):
+                module, _, leaf = name.rpartition(".")
+                self._targeted.setdefault(module, []).append(leaf)
         for key in adapter.info:
             if _COPY not in key:
                 self._sort(key)
@@ -212,8 +222,7 @@ class _Plan:
         while bare.endswith(_WRAPPED):
             bare = bare.removesuffix(_WRAPPED)
         inside = (len(module) - len(bare)) // len(_WRAPPED)
-        names = (name.rpartition(".") for name in self._places if self._config.targets(name))
-        leaves = [own for owner, _, own in names if owner == bare]
+        leaves = self._targeted.get(bare, [])
         return (bare, leaves[-1 - inside]) if inside < len(leaves) else (module, leaf)
 
     def _change(self, module: str, leaf: str) -> _Change | None:
@@ -233,6 +242,7 @@ class _Plan:
             "without a place in the base": [f"{key} {list(info[key].shape)}" for key in self._homeless],
             "not stored as numbers that tljax reads": odd,
             "wrong": self._wrong,
+            "of its modules without a tensor": self._absent(),
         }
         origin = self._config.origin
         if not info:
@@ -245,6 +255,17 @@ class _Plan:
                 "Give that base, or an adapter of this one; adapter=False loads without any."
             )
 
+    def _absent(self) -> list[str]:
+        """Modules that the config says are adapted, of which the base has some and the adapter none."""
+        changed = {
+            name for change in self.changes.values() for name in (change.module, change.module.rpartition(".")[0])
+        }
+        names = [f".{name.rpartition('.')[0]}" for name in self._places]
+        expected = [name for name in self._config.modules if not any(f".{own}".endswith(f".{name}") for own in changed)]
+        absent = [name for name in expected if any(own.endswith(f".{name}") for own in names)]
+        tokens = any(change.tokens for change in self.changes.values())
+        return absent + (["trainable_token_indices"] if self._config.tokens and not tokens else [])
+
     def _check_parts(self, change: _Change) -> None:
         config, parts = self._config, set(change.parts)
         if parts & {"A", "B", "magnitude"}:
@@ -253,9 +274,10 @@ class _Plan:
                 self._wrong.append(f"{change.module} has {_named(parts)}, expected {_named(expected)}")
         if "bias" in parts and not config.lora_bias:
             self._wrong.append(f"{change.module} has a bias of lora_B, though lora_bias is off")
-        followers = [self.changes[p.key] for p in self._places.values() if p.tied_to and p.key in self.changes]
-        tied = [other for other in followers if other.place.tied_to == change.place.key and not other.tokens]
-        if change.tokens and (change.whole or change.parts or tied):
+        if not change.tokens:
+            return
+        others = [other for other in self.changes.values() if other.place.tied_to == change.place.key]
+        if change.whole or change.parts or not all(other.tokens for other in others):
             self._wrong.append(f"{change.module} has new rows of tokens, and it or what is tied to it is adapted, too")
 
     def _check_shapes(self, change: _Change, base: Tensors) -> None:
