@@ -214,7 +214,8 @@ class HookedTransformer(RunMethods, GenerationMethods, TextMethods, WeightProper
             default_prepend_bos: overrides the family's default.
             default_padding_side: overrides the tokenizer's.
             **options: ``dtype``, ``device``, ``revision``, ``token``, ``n_ctx``, ``first_n_layers``,
-                ``checkpoint_index``, ``checkpoint_value``, ``ignore_config``: see
+                ``checkpoint_index``, ``checkpoint_value``, ``ignore_config``, ``adapter``,
+                ``allow_nonfinite``: see
                 :func:`tljax.checkpoints.load_checkpoint`.
 
         Raises:

@@ -118,3 +118,55 @@ CASES += (
     _config("two families", {"model_type": "gpt2"}, CheckpointError, "contradicts itself", "GPT2LMHeadModel"),
     _config("attention that sees what comes", {"is_causal": False}, UnsupportedModelError, "is_causal=False"),
 )
+
+
+# Adapters, NaN and overflow
+
+
+def _adapted(w: World, config: dict[str, Any] | str, **options: Any) -> HookedTransformer:
+    """The small model from a directory with an adapter beside it, of this config and without tensors."""
+    with tempfile.TemporaryDirectory() as directory:
+        w.small.save_pretrained(directory)
+        text = config if isinstance(config, str) else json.dumps({"peft_type": "LORA"} | config)
+        Path(directory, "adapter_config.json").write_text(text)
+        save_file({}, Path(directory, "adapter_model.safetensors"))
+        return HookedTransformer.from_pretrained_no_processing(directory, **options)
+
+
+def _with_number(w: World, number: float, **options: Any) -> HookedTransformer:
+    """The small model, saved and loaded again with another number in ``W_in``."""
+    with tempfile.TemporaryDirectory() as directory:
+        w.small.save_pretrained(directory)
+        file = Path(directory, "model.safetensors")
+        tensors = load_file(file)
+        tensors["blocks.0.mlp.W_in"][1, 2] = number
+        save_file(tensors, file)
+        return HookedTransformer.from_pretrained_no_processing(directory, **options)
+
+
+CASES += (
+    Case("an adapter without tensors", lambda w: _adapted(w, {}), CheckpointError, "holds no tensors"),
+    Case("an adapter beside, left out", lambda w: _adapted(w, {}, adapter=False).cfg.d_model, equals=8),
+    Case("a prompt as adapter", lambda w: _adapted(w, {"peft_type": "PROMPT_TUNING"}), UnsupportedModelError, "PROMPT"),
+    Case("a classifier's adapter", lambda w: _adapted(w, {"task_type": "SEQ_CLS"}), UnsupportedModelError, "head"),
+    Case("PiSSA", lambda w: _adapted(w, {"init_lora_weights": "pissa"}), UnsupportedModelError, "were changed"),
+    Case("an activated adapter", lambda w: _adapted(w, {"alora_invocation_tokens": [1]}), UnsupportedModelError,
+         "only after"),
+    Case("an adapter's new key", lambda w: _adapted(w, {"use_x": 1}), UnsupportedModelError, "use_x=1",
+         "ignore_adapter"),
+    Case("an adapter's rank in words", lambda w: _adapted(w, {"r": "eight"}), CheckpointError, "r='eight'", "int"),
+    Case("a true rank", lambda w: _adapted(w, {"r": True}), CheckpointError, "r=True"),
+    Case("half an adapter config", lambda w: _adapted(w, '{"r": 8'), CheckpointError, "not valid JSON"),
+    Case("two adapters", lambda w: w.tiny.from_pretrained("tljax-tiny", adapter=["a/b", "c/d"]), InputError,
+         "one adapter"),
+    Case("adapter=True", lambda w: w.tiny.from_pretrained("tljax-tiny", adapter=True), InputError, "or False for none"),
+    Case("a model as adapter", lambda w: w.tiny.from_pretrained("tljax-tiny", adapter="tljax-tiny"), CheckpointError,
+         "has no adapter_config.json", "first argument"),
+    Case("a NaN weight", lambda w: _with_number(w, float("nan")), CheckpointError, "W_in holds 1 NaN", "[1, 2]"),
+    Case("an infinite weight", lambda w: _with_number(w, float("inf")), CheckpointError, "1 infinite",
+         "allow_nonfinite"),
+    Case("float16 overflows", lambda w: _with_number(w, 1e6, dtype="float16"), CheckpointError, "blocks.0.mlp.W_in",
+         "1e+06", "65504", "bfloat16"),
+    Case("overflow on demand", lambda w: _with_number(w, 1e6, dtype="float16", allow_nonfinite=True).W_in[0, 1, 2],
+         equals=float("inf")),
+)  # fmt: skip

@@ -16,6 +16,7 @@ from hf_models import rewrite, shard
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from safetensors.numpy import load_file, save_file
 
+from tljax import HookedTransformer
 from tljax.checkpoints import Loaded, hub, load_checkpoint, save_native
 from tljax.checkpoints.layout import flatten
 from tljax.errors import CheckpointError, ConfigError, InputError, UnsupportedModelError
@@ -152,6 +153,27 @@ def test_options_that_there_are_none_of(gpt2: Path) -> None:
 def test_float64_needs_x64(gpt2: Path) -> None:
     with pytest.raises(ConfigError, match=r"float64 needs .*jax_enable_x64"):
         load_raw(gpt2, dtype="float64")
+
+
+def test_float64_is_read_and_processed_in_float64(gpt2: Path, tmp_path: Path) -> None:
+    """Numbers that float32 does not hold arrive, and processing loses nothing that float64 holds."""
+    tensors = {}
+
+    def widened(stored: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        rng = np.random.default_rng(0)
+        tensors.update({key: value + 1e-9 * rng.standard_normal(value.shape) for key, value in stored.items()})
+        return tensors
+
+    tokens = np.array([[3, 17, 5, 38, 0, 22, 9, 30]])
+    with jax.enable_x64(True):
+        for source in (gpt2, rewrite(gpt2, tmp_path, widened)):  # stored in float32, and in float64
+            raw = HookedTransformer.from_pretrained_no_processing(source, dtype="float64")
+            processed = HookedTransformer.from_pretrained(source, dtype="float64")
+            assert {leaf.dtype.name for leaf in jax.tree.leaves(processed.params)} == {"float64"}
+            expected = jax.nn.log_softmax(raw(tokens))
+            for model in (processed, raw.process_weights()):
+                np.testing.assert_allclose(jax.nn.log_softmax(model(tokens)), expected, atol=1e-12, rtol=0)
+        np.testing.assert_array_equal(raw.params["embed"]["W_E"], tensors["transformer.wte.weight"])
 
 
 def test_tokenizer_source_is_the_directory_that_holds_one(gpt2: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 
 from tljax.checkpoints import names
+from tljax.checkpoints.adapter_config import ADAPTER, ADAPTER_CONFIG, ADAPTER_PICKLE
 from tljax.checkpoints.reader import CONFIG, INDEX, PICKLE, PICKLE_INDEX, SINGLE
 from tljax.checkpoints.stop_tokens import GENERATION_CONFIG
 from tljax.errors import CheckpointError, InputError
@@ -17,8 +18,9 @@ from tljax.text.tokenizer_files import TOKENIZER_FILES
 MODELS = Path(__file__).parent.parent / "models"
 """Where the models bundled with tljax are."""
 
-_SAFETENSORS = (CONFIG, GENERATION_CONFIG, SINGLE, INDEX, "model-*.safetensors", *TOKENIZER_FILES)
-_PICKLES = (PICKLE, PICKLE_INDEX, "pytorch_model-*.bin")
+_ADAPTER = (ADAPTER_CONFIG, ADAPTER, *TOKENIZER_FILES)
+_SAFETENSORS = (CONFIG, GENERATION_CONFIG, SINGLE, INDEX, "model-*.safetensors", *_ADAPTER)
+_PICKLES = (PICKLE, PICKLE_INDEX, "pytorch_model-*.bin", ADAPTER_PICKLE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +46,7 @@ def locate(
     cache_dir: str | Path | None = None,
     checkpoint_value: int | None = None,
     checkpoint_index: int | None = None,
+    adapter: bool = False,
 ) -> Location:
     """Finds a checkpoint by name, downloading it if it is on the hub and not in the local cache.
 
@@ -54,6 +57,7 @@ def locate(
         cache_dir: where downloads are kept; by default huggingface_hub's cache.
         checkpoint_value: training step of a published checkpoint (Pythia, Stanford GPT-2).
         checkpoint_index: the same, as a position in the list of published checkpoints.
+        adapter: an adapter is asked for: of a repository on the hub fetch that, not weights.
 
     Raises:
         CheckpointError: no such directory, name, repository or revision; no access; an interrupted download.
@@ -69,14 +73,16 @@ def locate(
     repo = names.hub_id(os.fspath(name))
     if checkpoint_value is not None or checkpoint_index is not None:
         revision = names.checkpoint_revision(repo, checkpoint_value, checkpoint_index)
-    return Location(_download(repo, revision, token, cache_dir), repo.rpartition("/")[2], repo)
+    patterns = (_ADAPTER, (ADAPTER_PICKLE,)) if adapter else (_SAFETENSORS, _PICKLES)
+    return Location(_download(repo, revision, token, cache_dir, *patterns), repo.rpartition("/")[2], repo)
 
 
 def _local(name: str | os.PathLike[str]) -> Path | None:
     """Returns the directory ``name`` stands for, if it stands for one."""
     text, path = os.fspath(name), Path(name).expanduser()
     bare = os.sep not in text and "/" not in text
-    if path.is_dir() and (not bare or (path / CONFIG).is_file()):  # a stray directory must not hide an alias
+    described = (path / CONFIG).is_file() or (path / ADAPTER_CONFIG).is_file()
+    if path.is_dir() and (not bare or described):  # a stray directory must not hide an alias
         return path
     if bare and (MODELS / text.lower() / CONFIG).is_file():
         return MODELS / text.lower()
@@ -85,7 +91,15 @@ def _local(name: str | os.PathLike[str]) -> Path | None:
     return None
 
 
-def _download(repo: str, revision: str | None, token: str | bool | None, cache_dir: str | Path | None) -> Path:
+def _download(
+    repo: str,
+    revision: str | None,
+    token: str | bool | None,
+    cache_dir: str | Path | None,
+    first: tuple[str, ...],
+    pickles: tuple[str, ...],
+) -> Path:
+    """Downloads files of the patterns ``first``, and of ``pickles`` where the first have no weights among them."""
     import huggingface_hub
     from huggingface_hub import errors
 
@@ -104,9 +118,9 @@ def _download(repo: str, revision: str | None, token: str | bool | None, cache_d
 
     at = f"{repo} at revision {revision!r}" if revision else repo
     try:
-        directory = snapshot(_SAFETENSORS)
-        if not any((directory / file).exists() for file in (SINGLE, INDEX)):
-            directory = snapshot(_SAFETENSORS + _PICKLES)
+        directory = snapshot(first)
+        if not any((directory / file).exists() for file in (SINGLE, INDEX, ADAPTER)):
+            directory = snapshot(first + pickles)
         return directory
     except errors.GatedRepoError as error:
         raise CheckpointError(

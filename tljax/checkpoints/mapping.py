@@ -201,6 +201,15 @@ class Entry:
         """Returns the shape of each of its tensors."""
         return self.row.shape(sizes)[1 if _each(self.key) else 0 :]
 
+    def input_first(self, ours: Sequence[str]) -> bool:
+        """Whether each of its tensors is a matrix, or one an expert, whose first axis is the one that ours contracts.
+
+        An embedding contracts its vocabulary. ``ours``: axes of the first target.
+        """
+        groups = _parse(self.row.axes)
+        start = 1 if len(groups) == 3 else 0
+        return len(groups) == 2 + start and groups[start][0] == ours[start]
+
     def read(
         self, read: Callable[[str], np.ndarray], ours: Sequence[str], sizes: Mapping[str, int]
     ) -> tuple[np.ndarray, ...]:
@@ -285,6 +294,48 @@ def match(
     return stages
 
 
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where a tensor that the table knows is stored.
+
+    Attributes:
+        key: its name in the checkpoint; its own name where it is not stored, because it is tied.
+        tied_to: the stored name of the tensor that stands for it, or that transformers takes in its place.
+        input_first: whether it is a matrix (or one an expert) stored with the axis it contracts first, as ``Conv1D``
+            and embeddings are.
+        of_vocabulary: whether its first axis is the vocabulary.
+    """
+
+    key: str
+    tied_to: str | None
+    input_first: bool
+    of_vocabulary: bool
+
+
+def places(
+    rows: Sequence[Row], cfg: HookedTransformerConfig, tensors: Mapping[str, TensorInfo], prefix: str = ""
+) -> dict[str, Place]:
+    """Returns where each tensor of the table is stored, by every name that it goes by (see :func:`match`)."""
+    sizes, axes = axis_sizes(cfg), parameter_axes(cfg)
+    entries = bind(rows, cfg.n_layers)
+    tied = _tied(entries)
+    found: dict[str, Place] = {}
+    for entry in entries:
+        stored = _stored_name(entry, tied.get(entry.key), sizes, prefix, tensors)
+        if stored is None:
+            continue
+        names = _names(entry, prefix)
+        own = entry.key if stored not in names else stored
+        others = (entry.row.tied_to or "", (entry.row.tied_to or "").removeprefix(prefix))
+        tied_to = stored if own != stored else next((name for name in others if name in tensors), None)
+        first = entry.input_first(axes[entry.targets[0]])
+        of_vocabulary = _parse(entry.row.axes)[:1] in ((("d_vocab",),), (("d_vocab_out",),))
+        for name in names:
+            for known, key in zip(keys_of(name, sizes), keys_of(own, sizes), strict=True):
+                found.setdefault(known, Place(key, tied_to, first, of_vocabulary))
+    return found
+
+
 def stored_apart(stages: Mapping[str, Sequence[Entry]]) -> list[tuple[Entry, Entry]]:
     """Returns tied entries each of which found a tensor of its own, the one that may be absent first."""
     entries = [entry for stage in stages.values() for entry in stage]
@@ -299,12 +350,7 @@ def is_stored_name(
     """Returns whether a name is one that a tensor of ``rows`` may be stored under, or one of those to pass over."""
     sizes, skip = axis_sizes(cfg), _pattern(ignored)
     names = {
-        key
-        for entry in bind(rows, cfg.n_layers)
-        for name in (entry.key, entry.row.aka)
-        if name
-        for candidate in (name, name.removeprefix(prefix))
-        for key in keys_of(candidate, sizes)
+        key for entry in bind(rows, cfg.n_layers) for name in _names(entry, prefix) for key in keys_of(name, sizes)
     }
     return lambda name: name in names or skip.fullmatch(name) is not None
 
@@ -356,7 +402,7 @@ def _as_stored(
     entries: Sequence[Entry], sizes: Mapping[str, int], prefix: str, tensors: Mapping[str, TensorInfo]
 ) -> list[Entry]:
     """Entries under their stored names (their own, where nothing is stored), of two ways to store one the one found."""
-    tied = {entry.row.tied_to: entry.row.key for entry in entries if entry.row.tied_to}
+    tied = _tied(entries)
     keys = {entry.key for entry in entries if not entry.row.other}
     found: dict[int, str] = {}
     for entry in entries:
@@ -370,6 +416,17 @@ def _as_stored(
         for entry in entries
         if (id(entry) in found if entry.row.other else not filled.issuperset(entry.targets))
     ]
+
+
+def _names(entry: Entry, prefix: str) -> list[str]:
+    """The names that an entry's tensor may be stored under, its own first."""
+    names = [name for name in (entry.key, entry.row.aka) if name]
+    return [*names, *(name.removeprefix(prefix) for name in names)]
+
+
+def _tied(entries: Sequence[Entry]) -> dict[str, str]:
+    """What is tied to a tensor, by its name."""
+    return {entry.row.tied_to: entry.row.key for entry in entries if entry.row.tied_to}
 
 
 def _stored_name(

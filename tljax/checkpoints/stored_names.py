@@ -46,10 +46,10 @@ def known_names(
     Raises:
         CheckpointError: only some names have a wrapper's prefix, or two tensors would have one name.
     """
-    wrapper = _wrapper(list(tensors.info), lambda name: is_known(_rename(name, renamed)))
+    wrapper = _wrapper(list(tensors.info), lambda name: is_known(rename(name, renamed)))
     names: dict[str, str] = {}
     for stored in tensors.info:
-        ours = _rename(stored.removeprefix(wrapper), renamed)
+        ours = rename(stored.removeprefix(wrapper), renamed)
         ours = ours if is_known(ours) else stored
         if ours in names:
             raise CheckpointError(
@@ -73,7 +73,8 @@ def _wrapper(stored: Sequence[str], is_known: Callable[[str], bool]) -> str:
     return ""
 
 
-def _rename(name: str, renamed: Sequence[tuple[str, str]]) -> str:
+def rename(name: str, renamed: Sequence[tuple[str, str]]) -> str:
+    """Returns ``name`` with its start replaced by the first pattern of ``renamed`` that matches."""
     for pattern, ours in renamed:
         if found := re.match(pattern, name):
             return ours + name[found.end() :]

@@ -16,7 +16,8 @@ TransformerLens's steps, each a pure function of parameters and applied only whe
 - ``refactor_factored_attn_matrices``, only when asked for: each head's query-key and output-value matrices are
   factored by their singular value decomposition.
 
-A step that does not apply is skipped. Arithmetic is in float32 (or wider), results return to their own dtype.
+A step that does not apply is skipped. Arithmetic is in float32, or in float64 where numbers are read or kept in it;
+results return to their own dtype.
 Applying the steps a second time changes no bit: a row whose mean is rounding noise is left as it is.
 """
 
@@ -80,12 +81,17 @@ def process_stage(params: Stage, steps: Steps, dtype: str | None = None) -> Stag
     """
     leaves = jax.tree_util.tree_leaves_with_path(params)
     stored = {path: stored_dtype(path[-1].key, jnp.dtype(dtype or leaf.dtype)) for path, leaf in leaves}
-    wide = jax.tree.map(lambda leaf: leaf.astype("float64" if leaf.dtype == "float64" else "float32"), params)
+    wide = jax.tree_util.tree_map_with_path(lambda path, leaf: leaf.astype(_widest(leaf.dtype, stored[path])), params)
     coarsest = max(stored.values(), key=lambda kind: float(jnp.finfo(kind).eps))
     process = process_block if "attn" in params else process_head if "unembed" in params else process_embed
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: leaf.astype(stored[path]), process(wide, steps, coarsest)
     )
+
+
+def _widest(*dtypes: jnp.dtype) -> str:
+    """What is computed in: float64 where the numbers are read or kept in it, otherwise float32."""
+    return "float64" if "float64" in map(str, dtypes) else "float32"
 
 
 def process_embed(params: Stage, steps: Steps, stored: jnp.dtype) -> Stage:

@@ -1,0 +1,103 @@
+"""NaN, infinities and overflows on load are errors that name the tensor."""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tljax.checkpoints.reader import Tensors
+from tljax.errors import CheckpointError
+
+_CHUNK = 1 << 17
+"""Numbers looked at in one go: few enough to stay in a processor's cache."""
+GO_ON = "allow_nonfinite=True loads it all the same."
+
+
+class Finite:
+    """Tensors of a checkpoint; reading one that holds a NaN or an infinity is an error.
+
+    Args:
+        tensors: what to read from.
+        origin: named in the error.
+    """
+
+    def __init__(self, tensors: Tensors, origin: str) -> None:
+        self._tensors, self._origin = tensors, origin
+        self.info = tensors.info
+
+    def read(self, key: str) -> np.ndarray:
+        """Returns tensor ``key`` in its stored dtype.
+
+        Raises:
+            CheckpointError: it holds a NaN or an infinity.
+        """
+        array = self._tensors.read(key)
+        if not all_finite(array):
+            raise CheckpointError(
+                f"{self._origin}: {key} holds {_described(array)}. No trained model has these: the file is damaged, or "
+                f"it was written after training had diverged. {GO_ON}"
+            )
+        return array
+
+
+def all_finite(array: np.ndarray) -> bool:
+    """Whether an array of floats holds neither NaN nor infinity; takes no memory, and less time than a copy."""
+    bits = np.dtype(f"u{array.dtype.itemsize}")
+    infinity = np.array(np.inf, array.dtype).view(bits)
+    unsigned = np.array(~np.array(0, bits) >> np.array(1, bits), bits)
+    flat = array.reshape(-1).view(bits)
+    chunks = (flat[start : start + _CHUNK] for start in range(0, flat.size, _CHUNK))
+    return all((chunk & unsigned).max() < infinity for chunk in chunks)
+
+
+def _well(array: jax.Array) -> bool:
+    """Whether a parameter is finite; one on a processor is looked at where it lies."""
+    if len(array.devices()) == 1 and next(iter(array.devices())).platform == "cpu":
+        return all_finite(np.asarray(array))
+    return bool(_finite_on_device(array))
+
+
+@jax.jit
+def _finite_on_device(array: jax.Array) -> jax.Array:
+    return jnp.isfinite(array).all()
+
+
+def _described(array: np.ndarray) -> str:
+    """Says how many NaN and infinities there are, and where the first is."""
+    bad = ~np.isfinite(array)
+    nans = int(np.isnan(array).sum())
+    counts = [f"{count} {word}" for count, word in ((nans, "NaN"), (int(bad.sum()) - nans, "infinite")) if count]
+    first = [int(index) for index in np.unravel_index(int(bad.argmax()), array.shape)]
+    return f"{' and '.join(counts)} of {array.size} numbers, the first at {first}"
+
+
+def refuse_overflow(
+    params: Mapping[str, jax.Array], keys: Mapping[str, tuple[str, ...]], tensors: Tensors, origin: str
+) -> None:
+    """Raises an error if parameters that are finite in the file are not so once they are loaded.
+
+    Args:
+        params: the parameters by our path.
+        keys: the tensors that parameters were read from, by our path.
+        tensors: what they are read from.
+        origin: the checkpoint.
+
+    Raises:
+        CheckpointError: a number overflowed.
+    """
+    causes = []
+    for path in sorted(path for path, array in params.items() if not _well(array)):
+        dtype = params[path].dtype
+        ends, stored = float(jnp.finfo(dtype).max), keys.get(path, ())
+        largest = max((float(np.abs(tensors.read(key).astype(np.float64)).max(initial=0)) for key in stored), default=0)
+        cause = f"{', '.join(stored) or 'weight processing'} ({path}) overflows {dtype}, which ends at {ends:.6g}: "
+        past = largest > ends
+        cause += f"its largest number is {largest:.6g}" if past else "that is what weight processing makes of it"
+        causes.append((not past, cause))
+    if causes:
+        more = f" (and {len(causes) - 1} more)" if len(causes) > 1 else ""
+        raise CheckpointError(
+            f"{origin}: {min(causes)[1]}{more}. Load with another dtype= ('bfloat16' and 'float32' reach 3e38), or "
+            f"without weight processing (from_pretrained_no_processing). {GO_ON}"
+        )

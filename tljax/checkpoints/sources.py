@@ -1,0 +1,146 @@
+"""Which base and which adapter a name means."""
+
+import dataclasses
+import os
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from tljax.checkpoints import hub
+from tljax.checkpoints.adapter_config import ADAPTER_CONFIG, AdapterConfig, read_adapter_config
+from tljax.checkpoints.reader import INDEX, PICKLE, PICKLE_INDEX, SINGLE
+from tljax.errors import CheckpointError, InputError, UnsupportedModelError
+
+
+@dataclasses.dataclass(frozen=True)
+class Sources:
+    """Where a model comes from.
+
+    Attributes:
+        base: the checkpoint.
+        adapter: the adapter to merge into it, if any.
+        settings: what the adapter's config says.
+    """
+
+    base: hub.Location
+    adapter: hub.Location | None = None
+    settings: AdapterConfig | None = None
+
+    def named(self, base: str) -> str:
+        """Returns short name ``base`` with the adapter's after a plus sign, if there is one."""
+        if self.adapter is None:
+            return base
+        beside = self.adapter.directory == self.base.directory
+        return f"{base}+{'adapter' if beside else self.adapter.model_name}"
+
+    def tokenizer(self) -> hub.Location | None:
+        """Where the tokenizer's files are: the adapter's own if it has any, which may know tokens the base lacks."""
+        places = (place for place in (self.adapter, self.base) if place is not None)
+        return next((place for place in places if _holds(place.directory, *hub.VOCABULARY_FILES)), None)
+
+
+def find(
+    name: str | os.PathLike[str],
+    adapter: Any = None,
+    *,
+    adapter_revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+    ignore: Collection[str] = (),
+    **revision: Any,
+) -> Sources:
+    """Finds a checkpoint by name, and the adapter that goes on it.
+
+    Args:
+        name: a directory, a bundled model, an alias or a hub id: of a checkpoint, or of an adapter, which names its
+            base.
+        adapter: directory or hub id of an adapter for the checkpoint ``name``; ``False``: none, even if one is beside
+            the weights. By default one that is beside the weights in a directory is taken, as transformers does.
+        adapter_revision: revision of ``adapter`` on the hub.
+        token, cache_dir: as for :func:`tljax.checkpoints.hub.locate`.
+        ignore: keys of the adapter's config to pass over though they are not known.
+        **revision: the others of :func:`tljax.checkpoints.hub.locate`, for ``name``.
+
+    Raises:
+        CheckpointError: something of it is not there.
+        InputError: ``adapter`` is neither a name nor ``False``, or ``name`` has an adapter of its own.
+        UnsupportedModelError: an adapter that tljax cannot merge, or a repository that holds weights and an adapter.
+    """
+    _check(adapter, adapter_revision)
+    access: dict[str, Any] = {"token": token, "cache_dir": cache_dir}
+    found = hub.locate(name, **access, **revision)
+    beside = _holds(found.directory, ADAPTER_CONFIG)
+    weights = _holds(found.directory, SINGLE, INDEX, PICKLE, PICKLE_INDEX)
+    if adapter is False:
+        if beside and not weights:
+            raise InputError(f"{name} holds an adapter and no weights, so there is nothing to load with adapter=False.")
+        return Sources(found)
+    if adapter is not None:
+        return Sources(found, *_given(name, adapter, adapter_revision, found if beside else None, access, ignore))
+    if not beside:
+        return Sources(found)
+    if weights and found.repo is not None:
+        raise UnsupportedModelError(
+            f"{name} holds whole weights and an adapter ({ADAPTER_CONFIG}) side by side, and does not say whether the "
+            f"weights have the adapter in them. adapter=False loads the weights as they are; "
+            f"from_pretrained(base, adapter={os.fspath(name)!r}) loads the adapter on its base."
+        )
+    settings = read_adapter_config(found.directory, ignore)
+    return Sources(found if weights else _base_of(settings, access), found, settings)
+
+
+def _check(adapter: Any, adapter_revision: str | None) -> None:
+    if adapter is True or not isinstance(adapter, str | os.PathLike | bool | None):
+        raise InputError(
+            f"adapter={adapter!r}: expected the directory or hub id of one adapter, or False for none. To merge "
+            "several: load with one by from_pretrained_no_processing, save_hf the model, and load that with the next."
+        )
+    if adapter_revision is not None and not adapter:
+        raise InputError(
+            "adapter_revision= goes with adapter=; of an adapter that is the model's name, give revision=."
+        )
+
+
+def _given(
+    name: str | os.PathLike[str],
+    adapter: str | os.PathLike[str],
+    revision: str | None,
+    beside: hub.Location | None,
+    access: dict[str, Any],
+    ignore: Collection[str],
+) -> tuple[hub.Location, AdapterConfig]:
+    """The adapter that the caller names, and its config."""
+    place = hub.locate(adapter, revision=revision, adapter=True, **access)
+    if beside is not None and beside.directory.resolve() != place.directory.resolve():
+        raise InputError(
+            f"{name} has an adapter of its own ({ADAPTER_CONFIG}), and adapter={os.fspath(adapter)!r} is another. "
+            "Name a checkpoint without one: its base, or a directory from which the adapter's files are taken away."
+        )
+    if not _holds(place.directory, ADAPTER_CONFIG):
+        held = sorted(entry.name for entry in place.directory.iterdir())[:8]
+        raise CheckpointError(
+            f"adapter={os.fspath(adapter)!r} has no {ADAPTER_CONFIG}; it holds {held or 'nothing'}. An adapter is what "
+            "peft's save_pretrained writes; a whole model is the first argument."
+        )
+    return place, read_adapter_config(place.directory, ignore)
+
+
+def _base_of(settings: AdapterConfig, access: dict[str, Any]) -> hub.Location:
+    """The checkpoint that an adapter's config names."""
+    way_out = "Give the base yourself: from_pretrained(base, adapter=...)."
+    if settings.base is None:
+        raise CheckpointError(f"{settings.origin} does not say which model it belongs to. {way_out}")
+    try:
+        directory = Path(settings.base).expanduser().is_dir()
+        base = hub.locate(settings.base, revision=None if directory else settings.revision, **access)
+    except (CheckpointError, InputError) as error:
+        raise CheckpointError(f"{settings.origin} names the base {settings.base!r}: {error} {way_out}") from error
+    if _holds(base.directory, ADAPTER_CONFIG):
+        raise UnsupportedModelError(
+            f"{settings.origin} names the base {settings.base!r}, which holds an adapter itself. {way_out}"
+        )
+    return base
+
+
+def _holds(directory: Path, *names: str) -> bool:
+    return any((directory / name).is_file() for name in names)
