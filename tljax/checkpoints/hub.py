@@ -6,10 +6,13 @@ A directory is used as it is and never touches the network. ``HF_TOKEN``, ``HF_E
 
 import dataclasses
 import os
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
 from tljax.checkpoints import names
-from tljax.checkpoints.reader import CONFIG, INDEX, PICKLE, PICKLE_INDEX, SINGLE
+from tljax.checkpoints.reader import CONFIG, HOSTED, INDEX, PICKLE, PICKLE_INDEX, SINGLE
 from tljax.errors import CheckpointError, InputError
 
 MODELS = Path(__file__).parent.parent / "models"
@@ -21,7 +24,8 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
 )  # fmt: skip
 _SAFETENSORS = (CONFIG, SINGLE, INDEX, "model-*.safetensors", *TOKENIZER_FILES)
-_PICKLES = (PICKLE, PICKLE_INDEX, "pytorch_model-*.bin")
+_PICKLES = (PICKLE, PICKLE_INDEX, "pytorch_model-*.bin", HOSTED)
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,11 +36,13 @@ class Location:
         directory: its files.
         model_name: short name for the config.
         repo: its hub id, when it came from the hub.
+        weights: the file with its weights, where the directory holds several checkpoints.
     """
 
     directory: Path
     model_name: str
     repo: str | None = None
+    weights: str | None = None
 
 
 def locate(
@@ -69,10 +75,40 @@ def locate(
         if chosen:
             raise InputError(f"{name} is a directory, which has one revision only; got {chosen[0]!r}.")
         return Location(directory, directory.resolve().name)
-    repo = names.hub_id(os.fspath(name))
+    repo, weights = names.hub_id(os.fspath(name)), None
+    short = repo.rpartition("/")[2]
     if checkpoint_value is not None or checkpoint_index is not None:
-        revision = names.checkpoint_revision(repo, checkpoint_value, checkpoint_index)
-    return Location(_download(repo, revision, token, cache_dir), repo.rpartition("/")[2], repo)
+        if repo in names.CHECKPOINTS_AS_FILES:
+            weights = _training_checkpoint(repo, token, checkpoint_value, checkpoint_index)
+        else:
+            revision = names.checkpoint_revision(repo, checkpoint_value, checkpoint_index)
+    return Location(_download(repo, revision, token, cache_dir, weights), short, repo, weights)
+
+
+def tokenizer_directory(repo: str, *, token: str | bool | None = None, cache_dir: str | Path | None = None) -> Path:
+    """Downloads the files of a tokenizer that a checkpoint of another repository names, and returns their directory.
+
+    Raises:
+        CheckpointError: it cannot be had; the model then loads with ``tokenizer=``.
+    """
+    try:
+        return _fetch(repo, lambda: _snapshot(repo, TOKENIZER_FILES, token=token, cache_dir=cache_dir))
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"The checkpoint names the tokenizer of {repo}. {error} To do without it pass tokenizer=, such as "
+            "transformers.AutoTokenizer.from_pretrained(directory)."
+        ) from error
+
+
+def _training_checkpoint(repo: str, token: str | bool | None, value: int | None, index: int | None) -> str:
+    """The file of a training checkpoint in a repository that keeps them side by side."""
+    import huggingface_hub
+
+    api = huggingface_hub.HfApi(endpoint=os.environ.get("HF_ENDPOINT") or None)
+    files = _fetch(repo, lambda: api.list_repo_files(repo, token=token))
+    matches = [re.fullmatch(r"checkpoints/.*_(\d+)\.pth", file) for file in files]
+    found = {int(match[1]): match[0] for match in matches if match}
+    return found[names.choose_checkpoint(repo, sorted(found), value, index)]
 
 
 def _local(name: str | os.PathLike[str]) -> Path | None:
@@ -88,29 +124,48 @@ def _local(name: str | os.PathLike[str]) -> Path | None:
     return None
 
 
-def _download(repo: str, revision: str | None, token: str | bool | None, cache_dir: str | Path | None) -> Path:
+def _snapshot(repo: str, patterns: Sequence[str], **options: Any) -> Path:
+    """Downloads the files of a repository that match, where they are not in the cache."""
     import huggingface_hub
-    from huggingface_hub import errors
 
-    def snapshot(patterns: tuple[str, ...]) -> Path:
-        return Path(
-            huggingface_hub.snapshot_download(
-                repo,
-                revision=revision,
-                token=token,
-                cache_dir=cache_dir,
-                allow_patterns=list(patterns),
-                endpoint=os.environ.get("HF_ENDPOINT") or None,
-                local_files_only=os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"),
-            )
+    return Path(
+        huggingface_hub.snapshot_download(
+            repo,
+            allow_patterns=list(patterns),
+            endpoint=os.environ.get("HF_ENDPOINT") or None,
+            local_files_only=os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"),
+            **options,
         )
+    )
+
+
+def _download(
+    repo: str,
+    revision: str | None,
+    token: str | bool | None,
+    cache_dir: str | Path | None,
+    weights: str | None = None,
+) -> Path:
+    options = {"revision": revision, "token": token, "cache_dir": cache_dir}
+
+    def download() -> Path:
+        if weights is not None:
+            return _snapshot(repo, (CONFIG, weights, *TOKENIZER_FILES), **options)
+        directory = _snapshot(repo, _SAFETENSORS, **options)
+        if not any((directory / file).exists() for file in (SINGLE, INDEX)):
+            directory = _snapshot(repo, _SAFETENSORS + _PICKLES, **options)
+        return directory
+
+    return _fetch(repo, download, revision)
+
+
+def _fetch(repo: str, download: Callable[[], T], revision: str | None = None) -> T:
+    """What ``download`` returns; what goes wrong in it as an error that says what to do."""
+    from huggingface_hub import errors
 
     at = f"{repo} at revision {revision!r}" if revision else repo
     try:
-        directory = snapshot(_SAFETENSORS)
-        if not any((directory / file).exists() for file in (SINGLE, INDEX)):
-            directory = snapshot(_SAFETENSORS + _PICKLES)
-        return directory
+        return download()
     except errors.GatedRepoError as error:
         raise CheckpointError(
             f"{at} is gated: accept its licence on its hub page, then set HF_TOKEN to that account's token."

@@ -1,16 +1,17 @@
 """From a name to parameters: find, check, then read, place and process one stage at a time."""
 
 import dataclasses
+import functools
 import inspect
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from tljax.checkpoints import hub, mapping, native
+from tljax.checkpoints import hosted, hub, mapping, native, transformer_lens
 from tljax.checkpoints.families import family_of
 from tljax.checkpoints.hf_config import HFConfig
 from tljax.checkpoints.layout import (
@@ -22,6 +23,7 @@ from tljax.checkpoints.layout import (
     stages_of,
     unflatten,
 )
+from tljax.checkpoints.memory import MemoryTensors, read_hf_model
 from tljax.checkpoints.mxfp4 import unpacked
 from tljax.checkpoints.placement import Placer, ShardingRule, placer
 from tljax.checkpoints.reader import CONFIG, Tensors, open_tensors, read_json
@@ -41,11 +43,17 @@ class Loaded:
         cfg: its config, as it is after processing.
         params: nested parameters in the stored layout.
         tokenizer_source: a directory with its tokenizer's files, or ``None`` if it has none.
+        tokenizer_elsewhere: fetches them from another repository that the checkpoint names.
     """
 
     cfg: HookedTransformerConfig
     params: Params
     tokenizer_source: Path | None
+    tokenizer_elsewhere: Callable[[], Path] | None = None
+
+    def tokenizer_files(self) -> Path | None:
+        """Returns the directory with its tokenizer's files, fetching them where they are elsewhere."""
+        return self.tokenizer_source if self.tokenizer_elsewhere is None else self.tokenizer_elsewhere()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +65,31 @@ class _Description:
     prefix: str = ""
     ignored: tuple[str, ...] = ()
     computed: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    hint: Callable[[Mapping[str, mapping.TensorInfo]], str] = lambda stored: ""
+    tokenizer_repo: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Source:
+    """Where a checkpoint is, before anything of it is understood.
+
+    Attributes:
+        name: short name for the config.
+        origin: what errors call it.
+        attributes: its config.json.
+        config_name: what errors call that.
+        tensors: opens its tensors; another call returns the same.
+        tokenizer: a directory with its tokenizer's files, or ``None``.
+        repo: its hub id, when it came from the hub.
+    """
+
+    name: str
+    origin: str
+    attributes: Mapping[str, Any]
+    config_name: str
+    tensors: Callable[[], Tensors]
+    tokenizer: Path | None = None
+    repo: str | None = None
 
 
 def load_checkpoint(
@@ -72,6 +105,7 @@ def load_checkpoint(
     checkpoint_value: int | None = None,
     checkpoint_index: int | None = None,
     n_devices: int = 1,
+    hf_model: Any = None,
     **steps: bool,
 ) -> Loaded:
     """Loads a Hugging Face or tljax checkpoint, tensor by tensor and without torch.
@@ -91,6 +125,8 @@ def load_checkpoint(
         checkpoint_value: training step of a published checkpoint (Pythia, Stanford GPT-2).
         checkpoint_index: the same, by its position in the list of checkpoints.
         n_devices: accepted for TransformerLens's sake; several devices are a sharding, ``device=``.
+        hf_model: a transformers model in memory, whose config and tensors are read instead of any file; ``name`` is
+            then only its name, and the tokenizer's where it is a directory.
         **steps: weight processing: see :meth:`tljax.weights.steps.Steps.for_config`.
 
     Raises:
@@ -100,29 +136,115 @@ def load_checkpoint(
         ConfigError: ``n_ctx``, ``first_n_layers`` or ``dtype`` that the checkpoint cannot be loaded with.
     """
     _check_options(steps, n_devices)
-    location = hub.locate(
-        name,
-        revision=revision,
-        token=token,
-        cache_dir=cache_dir,
-        checkpoint_value=checkpoint_value,
-        checkpoint_index=checkpoint_index,
+    at = {"revision": revision, "checkpoint_value": checkpoint_value, "checkpoint_index": checkpoint_index}
+    if hf_model is None:
+        source = _files(hub.locate(name, token=token, cache_dir=cache_dir, **at))
+    else:
+        source = _in_memory(name, hf_model, at)
+    described = _describe(source)
+    cfg = _requested(described.cfg, source, "float32" if dtype is None else dtype, n_ctx, first_n_layers)
+    loaded = _load(described, source, cfg, Steps.for_config(cfg, **steps), placer(device))
+    if source.repo is None or described.tokenizer_repo is None or loaded.tokenizer_source is not None:
+        return loaded
+    fetch = functools.partial(hub.tokenizer_directory, described.tokenizer_repo, token=token, cache_dir=cache_dir)
+    return dataclasses.replace(loaded, tokenizer_elsewhere=fetch)
+
+
+def load_transformer_lens(
+    state_dict: Mapping[str, Any] | str | os.PathLike[str],
+    cfg: Any,
+    *,
+    dtype: Any = None,
+    device: DeviceLike | ShardingRule = None,
+    n_ctx: int | None = None,
+    first_n_layers: int | None = None,
+    **steps: bool,
+) -> Loaded:
+    """Loads a state dict of TransformerLens 3.9, with the config that goes with it.
+
+    Args:
+        state_dict: names to arrays (numpy, jax, torch), or a file with that (.safetensors, or of torch's).
+        cfg: see :func:`tljax.checkpoints.transformer_lens.read_config`.
+        dtype: of the parameters; ``None`` means the config's.
+        device, n_ctx, first_n_layers: as in :func:`load_checkpoint`.
+        **steps: weight processing, off unless asked for.
+
+    Raises:
+        CheckpointError: the state dict is not what the config describes; lists every tensor that is not.
+        UnsupportedModelError: a field or a storage format that tljax does not implement.
+        ConfigError, InputError: as in :func:`load_checkpoint`.
+    """
+    _check_options(steps, 1)
+    stored_cfg = transformer_lens.read_config(cfg)
+    if isinstance(state_dict, str | os.PathLike):
+        tensors, origin = transformer_lens.open_file(Path(state_dict)), os.fspath(state_dict)
+    elif isinstance(state_dict, Mapping):
+        tensors, origin = MemoryTensors(state_dict, "state_dict"), "The state dict"
+    else:
+        raise InputError(
+            f"state_dict is a {type(state_dict).__name__}; expected a mapping from names to arrays, such as "
+            "model.state_dict() in TransformerLens, or a file that holds one."
+        )
+    described = _of_transformer_lens(stored_cfg, transformer_lens.rows(stored_cfg))
+    directory = Path(stored_cfg.tokenizer_name or "").expanduser() if stored_cfg.tokenizer_name else None
+    source = _Source(
+        name=stored_cfg.model_name,
+        origin=origin,
+        attributes={},
+        config_name="cfg",
+        tensors=lambda: transformer_lens.OneNumber(tensors),
+        tokenizer=directory if directory is not None and directory.is_dir() else None,
     )
-    described = describe(location.directory)
-    cfg = _requested(described.cfg, location, "float32" if dtype is None else dtype, n_ctx, first_n_layers)
-    chosen = Steps.for_config(cfg, **steps)
-    tensors = unpacked(open_tensors(location.directory))
-    entries = mapping.match(
-        described.rows,
-        described.cfg,
-        tensors.info,
-        prefix=described.prefix,
-        ignored=described.ignored,
-        computed=described.computed.keys(),
-        origin=str(location.directory),
+    wanted = _requested(stored_cfg, source, stored_cfg.dtype if dtype is None else dtype, n_ctx, first_n_layers)
+    chosen = Steps.for_config(wanted, **{step: steps.get(step, False) for step in STEPS})
+    return _load(described, source, wanted, chosen, placer(device))
+
+
+def _files(location: hub.Location) -> _Source:
+    """A checkpoint on disk."""
+    directory = location.directory
+    found = any((directory / file).exists() for file in hub.VOCABULARY_FILES)
+    return _Source(
+        name=location.model_name,
+        origin=str(directory),
+        attributes=read_json(directory / CONFIG),
+        config_name=CONFIG,
+        tensors=functools.cache(lambda: unpacked(open_tensors(directory, location.weights))),
+        tokenizer=directory if found else None,
+        repo=location.repo,
     )
-    params = _read(entries, tensors, described, cfg, chosen, placer(device))
-    return Loaded(cfg=chosen.config_after(cfg), params=params, tokenizer_source=_tokenizer_source(location))
+
+
+def _in_memory(name: str | os.PathLike[str], hf_model: Any, at: Mapping[str, Any]) -> _Source:
+    """A transformers model that is in memory already; its tokenizer is that of ``name`` where this is a directory."""
+    if chosen := [option for option, value in at.items() if value is not None]:
+        raise InputError(f"{chosen[0]}={at[chosen[0]]!r} chooses files on the hub; hf_model= reads none. Drop one.")
+    attributes, tensors = read_hf_model(hf_model)
+    path = Path(name).expanduser()
+    found = any((path / file).exists() for file in hub.VOCABULARY_FILES)
+    return _Source(path.name, "hf_model", attributes, "config", lambda: unpacked(tensors), path if found else None)
+
+
+def _load(
+    described: _Description, source: _Source, cfg: HookedTransformerConfig, steps: Steps, place: Placer
+) -> Loaded:
+    """Checks what is stored against the table, both ways, and reads it."""
+    tensors = source.tensors()
+    try:
+        entries = mapping.match(
+            described.rows,
+            described.cfg,
+            tensors.info,
+            prefix=described.prefix,
+            ignored=described.ignored,
+            computed=described.computed.keys(),
+            origin=source.origin,
+            config_name=source.config_name,
+        )
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}{described.hint(tensors.info)}") from error
+    params = _read(entries, tensors, described, cfg, steps, place)
+    return Loaded(cfg=steps.config_after(cfg), params=params, tokenizer_source=source.tokenizer)
 
 
 def _check_options(steps: Mapping[str, Any], n_devices: int) -> None:
@@ -138,13 +260,22 @@ def _check_options(steps: Mapping[str, Any], n_devices: int) -> None:
 
 
 def describe(directory: Path) -> _Description:
-    """Reads config.json: tljax's own format by its mark, anything else by its architecture."""
-    attributes = read_json(directory / CONFIG)
-    origin = str(directory / CONFIG)
+    """Describes the checkpoint in a directory."""
+    return _describe(_files(hub.Location(directory, directory.name)))
+
+
+def _describe(source: _Source) -> _Description:
+    """Reads config.json: tljax's own format by its mark, TransformerLens's by its keys, others by architecture."""
+    attributes = source.attributes
+    origin = os.path.join(source.origin, source.config_name) if source.config_name == CONFIG else "hf_model.config"
     try:
         if native.FORMAT in attributes:
             cfg = native.read_config(attributes, origin)
             return _Description(cfg, native.rows(cfg))
+        if hosted.is_hosted(attributes):
+            cfg = hosted.read_config(attributes)
+            table = hosted.rows(cfg, attributes, source.tensors().info)
+            return _of_transformer_lens(cfg, table, attributes.get("tokenizer_name"))
         family = family_of(attributes, origin)
         hf = HFConfig(attributes, origin)
         cfg = family.read_config(hf).replace(original_architecture=family.architecture)
@@ -158,16 +289,28 @@ def describe(directory: Path) -> _Description:
     return _Description(cfg, rows, family.prefix, family.ignored, computed)
 
 
+def _of_transformer_lens(
+    cfg: HookedTransformerConfig, rows: list[mapping.Row], tokenizer_repo: str | None = None
+) -> _Description:
+    return _Description(
+        cfg,
+        rows,
+        ignored=transformer_lens.ignored(cfg),
+        hint=functools.partial(transformer_lens.hint, cfg, rows),
+        tokenizer_repo=tokenizer_repo,
+    )
+
+
 def _requested(
     cfg: HookedTransformerConfig,
-    location: hub.Location,
+    source: _Source,
     dtype: Any,
     n_ctx: int | None,
     first_n_layers: int | None,
 ) -> HookedTransformerConfig:
     """Returns the checkpoint's config with what the caller asked for instead."""
     name = available_dtype(dtype)
-    if n_ctx is not None and n_ctx > cfg.n_ctx and cfg.positional_embedding_type == "standard":
+    if n_ctx is not None and n_ctx > cfg.n_ctx and cfg.learns_positions:
         raise ConfigError(f"n_ctx={n_ctx} is longer than the {cfg.n_ctx} positions this checkpoint has learnt.")
     layers = cfg.n_layers if first_n_layers is None else first_n_layers
     if not 1 <= layers <= cfg.n_layers:
@@ -177,14 +320,9 @@ def _requested(
         **{name: entries[:layers] for name in PER_LAYER if (entries := getattr(cfg, name)) is not None},
         n_ctx=cfg.n_ctx if n_ctx is None else n_ctx,
         dtype=name,
-        model_name=location.model_name if cfg.model_name == "custom" else cfg.model_name,
-        tokenizer_name=(location.repo or cfg.tokenizer_name) if _tokenizer_source(location) else None,
+        model_name=source.name if cfg.model_name == "custom" else cfg.model_name,
+        tokenizer_name=(source.repo or cfg.tokenizer_name) if source.tokenizer else None,
     )
-
-
-def _tokenizer_source(location: hub.Location) -> Path | None:
-    found = any((location.directory / file).exists() for file in hub.VOCABULARY_FILES)
-    return location.directory if found else None
 
 
 def _read(

@@ -42,6 +42,8 @@ def _why_not_fold_ln(cfg: HookedTransformerConfig) -> str | None:
 
 
 def _why_not_center_writing(cfg: HookedTransformerConfig) -> str | None:
+    if cfg.positional_embedding_type == "shortformer":
+        return "queries and keys read position embeddings without a norm, their mean included"
     if cfg.d_embed is not None:
         return "a projection comes between the embedding and the residual stream"
     if cfg.normalization_type not in ("LN", "LNPre"):
