@@ -253,14 +253,15 @@ def run_forward(
     cache: dict[str, Any] = {}
     shortformer, positions = cfg.positional_embedding_type == "shortformer", None
     unasked = shortformer and start is None and POSITIONS not in names
-    if shortformer and start is not None:
+    if shortformer and start is not None and start < cfg.n_layers:
         positions = embed_positions(embedding_module(cfg), params["pos_embed"], value, context)
     for stage, inputs in _stages(cfg, params, context, hooks, (*names, POSITIONS) if unasked else names, start, stop):
         if shortformer and stage.entry is not None:  # a block
             inputs = (dataclasses.replace(inputs[0], pos_embed=positions),)
         value, recorded = run_stage(stage, (value, *inputs), traced)
-        positions = recorded.pop(POSITIONS) if unasked and POSITIONS in recorded else recorded.get(POSITIONS, positions)
-        recorded = {stage.prefix + name: recorded[name] for name in stage.captured if name in recorded}
+        positions = recorded.get(POSITIONS, positions)
+        wanted = [name for name in stage.captured if not (unasked and name == POSITIONS)]
+        recorded = {stage.prefix + name: recorded[name] for name in wanted}
         cache |= keep(recorded) if keep is not None and recorded else recorded
     return value, cache
 

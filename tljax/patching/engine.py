@@ -258,7 +258,7 @@ def _fit(stream: jax.Array | None, n_tokens: int, like: jax.Array) -> jax.Array:
 
 
 @jax.jit
-def _taken(base: jax.Array, source: np.ndarray) -> jax.Array:
+def _taken(base: jax.Array, source: Any) -> jax.Array:
     """``[batch, frame, d_model]`` of the base run, at the places of packed tokens, ``[1, token, d_model]``."""
     return base.reshape(-1, base.shape[-1])[source][None]
 

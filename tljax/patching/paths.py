@@ -83,13 +83,14 @@ def path_patch(
     refuse_paths(model)
     wanted = read_receivers(model.cfg, receivers)
     setup = prepare_sweep(model, prompt, sender, layers, extra=_frozen_names(model.cfg))
-    if setup.point not in SENDERS or not enters_stream(model.cfg, setup.point):
+    senders = [point for point in SENDERS if enters_stream(model.cfg, point)]
+    if setup.point not in senders:
         raise InputError(
-            f"A sender is added to the residual stream: one of {', '.join(map(repr, SENDERS))}; got {setup.point!r}."
+            f"A sender is added to the residual stream: one of {', '.join(map(repr, senders))}; got {setup.point!r}."
         )
     read = read_source(model, setup.base, source, setup.names)
-    senders = site_grid(model, setup, lambda spec: read.values(spec)[None], axes, at, tolerance=read.tolerance)
-    sites = senders.sites
+    tried = site_grid(model, setup, lambda spec: read.values(spec)[None], axes, at, tolerance=read.tolerance)
+    sites = tried.sites
     stream_bytes = setup.base.final.nbytes * len({receiver.layer for receiver in wanted})
     group = max(1, _STREAMS_BUDGET // stream_bytes)
     parts = [
@@ -99,7 +100,7 @@ def path_patch(
         )
         for first in range(0, len(sites), group)
     ]  # fmt: skip
-    return _joined(parts).as_result(senders.sizes, senders.names, reduce, f"path from {sender}", senders.labels)
+    return _joined(parts).as_result(tried.sizes, tried.names, reduce, f"path from {sender}", tried.labels)
 
 
 def refuse_paths(model: HookedTransformer) -> None:
