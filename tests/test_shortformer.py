@@ -1,4 +1,4 @@
-"""Position embeddings that only queries and keys read: against TransformerLens 3.9, and through everything that runs."""
+"""Position embeddings that only queries and keys read: against TransformerLens 3.9, and in everything that runs."""
 
 import functools
 import json
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from tljax import HookedTransformer, Replace
+from tljax import HookedTransformer, HookedTransformerConfig, Replace
 from tljax.errors import InputError
 from tljax.patching import LogitDiff, path_patch, sweep
 
@@ -50,7 +50,7 @@ def difference(logits: jax.Array) -> float:
 def test_activations_are_transformer_lens_s(model: HookedTransformer, tokens: np.ndarray, run: str) -> None:
     mask = np.ones_like(tokens)
     mask[0, : 2 if run == "left" else 0] = 0
-    names = [name for name in golden(run)]
+    names = list(golden(run))
     assert len(names) > 5
     _, cache = model.run_with_cache(tokens, names_filter=names, attention_mask=mask)
     for name, value in golden(run).items():
@@ -140,3 +140,20 @@ def test_gradients_reach_the_table(model: HookedTransformer) -> None:
     table = np.abs(np.asarray(gradient.params["pos_embed"]["W_pos"])).sum(axis=1)
     assert (table[:4] > 0).all()
     assert not table[5:].any()
+
+
+def test_a_fresh_model_has_the_table() -> None:
+    fresh = HookedTransformer(
+        HookedTransformerConfig(
+            d_model=8,
+            n_heads=2,
+            n_layers=1,
+            n_ctx=4,
+            d_vocab=9,
+            attn_only=True,
+            positional_embedding_type="shortformer",
+        )
+    )
+    assert fresh.W_pos.shape == (4, 8)
+    assert fresh([[1, 2]]).shape == (1, 2, 9)
+    assert "hook_pos_embed" in fresh.hook_points()

@@ -330,8 +330,9 @@ def init_params(cfg: HookedTransformerConfig, seed: int = 0) -> Params:
     keys = jax.random.split(jax.random.key(seed), cfg.n_layers + 2)
     tokens = np.zeros((1, 1), np.int32)
     residual = np.zeros((1, 1, cfg.d_model), cfg.jnp_dtype)
-    position: Any = residual if cfg.positional_embedding_type == "shortformer" else None
-    context = AttentionContext(pos_embed=position)
+    context = AttentionContext()
+    if cfg.positional_embedding_type == "shortformer":
+        context = AttentionContext(pos_embed=jnp.zeros_like(residual))
 
     def draw(module: nn.Module, key: jax.Array, *inputs: Any) -> Params:
         return dict(module.init(key, *inputs)).get("params", {})

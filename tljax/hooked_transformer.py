@@ -3,7 +3,7 @@
 import os
 import warnings
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import jax
@@ -231,7 +231,7 @@ class HookedTransformer(RunMethods, GenerationMethods, TextMethods, WeightProper
     @classmethod
     def from_transformer_lens(
         cls,
-        state_dict: Mapping[str, Any] | str | os.PathLike[str],
+        state_dict: Any,
         cfg: Any,
         *,
         tokenizer: Any = None,

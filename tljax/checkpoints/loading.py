@@ -151,7 +151,7 @@ def load_checkpoint(
 
 
 def load_transformer_lens(
-    state_dict: Mapping[str, Any] | str | os.PathLike[str],
+    state_dict: Any,
     cfg: Any,
     *,
     dtype: Any = None,
@@ -221,6 +221,7 @@ def _in_memory(name: str | os.PathLike[str], hf_model: Any, at: Mapping[str, Any
         raise InputError(f"{chosen[0]}={at[chosen[0]]!r} chooses files on the hub; hf_model= reads none. Drop one.")
     attributes, tensors = read_hf_model(hf_model)
     path = Path(name).expanduser()
+    path = path.resolve() if path.is_dir() else path
     found = any((path / file).exists() for file in hub.VOCABULARY_FILES)
     return _Source(path.name, "hf_model", attributes, "config", lambda: unpacked(tensors), path if found else None)
 

@@ -23,7 +23,7 @@ class MemoryTensors(Tensors):
         InputError: a name that is no string, or a value that is no array.
     """
 
-    def __init__(self, tensors: Mapping[str, Any], origin: str) -> None:
+    def __init__(self, tensors: Mapping[Any, Any], origin: str) -> None:
         self._tensors = dict(tensors)
         self.info = {name: _info(name, value, origin) for name, value in self._tensors.items()}
 

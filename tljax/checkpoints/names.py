@@ -190,6 +190,11 @@ def checkpoint_labels(repo: str) -> tuple[tuple[int, ...], str]:
     if owner == "stanford-crfm":
         spans = ((0, 100, 10), (100, 2000, 50), (2000, 20000, 100), (20000, 400001, 1000))
         return tuple(step for span in spans for step in range(*span)), "checkpoint-"
+    if repo in CHECKPOINTS_AS_FILES:
+        raise InputError(
+            f"tljax knows no training checkpoints of {repo} without asking the hub, where they are files: load "
+            "one with checkpoint_index= or checkpoint_value=; a number that there is none of names the nearest."
+        )
     raise InputError(
         f"tljax knows no training checkpoints of {repo}. Pass revision= with a branch, tag or commit instead."
     )
