@@ -156,4 +156,4 @@ def test_a_fresh_model_has_the_table() -> None:
     )
     assert fresh.W_pos.shape == (4, 8)
     assert fresh([[1, 2]]).shape == (1, 2, 9)
-    assert "hook_pos_embed" in fresh.hook_points()
+    assert "hook_pos_embed" in [point.name for point in fresh.hook_points()]

@@ -56,7 +56,7 @@ CASES += (
         "embed.W_E as int8",
     ),
     Case("a list for a tensor", lambda w: _lens(w, state={"embed.W_E": [[1.0]]}), InputError, "'embed.W_E' as a list"),
-    Case("a misspelt field", lambda w: _lens(w, n_key_value_head=1), ConfigError, "Did you mean 'n_key_value_heads'?"),
+    Case("a misspelt field", lambda w: _lens(w, n_key_value_head=1), ConfigError, "Did you mean 'n_key_value_heads'"),
     Case(
         "a field of a later version",
         lambda w: _lens(w, per_layer_head_dim=4),
@@ -83,7 +83,13 @@ CASES += (
         "n_heads=3",
         "power of two",
     ),
-    Case("a model instead of its state", lambda w: _load(w.small, w.small.cfg), InputError, "HookedTransformer", "cfg"),
+    Case(
+        "a model instead of its state",
+        lambda w: _load(w.small, w.small.cfg),
+        InputError,
+        "HookedTransformer",
+        "model.state_dict()",
+    ),
     Case("cfg left out of the call", lambda w: _load({}, None), InputError, "cfg is a NoneType", "to_dict()"),
     Case("a file that is not there", lambda w: _load("no.pth", w.small.cfg), CheckpointError, "no.pth is not a file"),
     Case(
