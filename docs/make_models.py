@@ -25,11 +25,23 @@ NOT_SUPPORTED: dict[str, str] = {
     "GPT2LMHeadCustomModel": "SantaCoder's own code; the same weights are in `bigcode/gpt_bigcode-santacoder`, which "
     "the name `santacoder` leads to",
     "QWenLMHeadModel": "Qwen 1 runs code of its own, which transformers does not have",
-    "Gemma3ForConditionalGeneration": "Gemma 3 with images; the text-only checkpoints are read",
     "BertForMaskedLM": "an encoder: tljax has decoders",
     "T5ForConditionalGeneration": "an encoder and a decoder: tljax has decoders",
 }
 """Architecture → why."""
+
+TOWERS_HEAD = """## Text models of multimodal checkpoints
+
+Of these the text model is read, and what belongs to images is left out: the tensors named in the table, and the
+attributes of config.json that make, place or count image tokens. Logits of text prompts are tested against
+transformers' own class (float32, 5e-5). A token of text has one position, so rotary positions in three parts
+(`mrope_section`) are the ordinary ones. The id of an image token is an id like any other, as in transformers
+without pixels. Both names of tensors are read, older (`language_model.model.layers`, or `model.layers` beside
+`visual`) and newer (`model.language_model.layers`), and configs with `text_config` as well as Qwen's flat ones of
+old. `model.save_hf` writes the text model alone.
+
+| architecture | read and written as | tensors left out |
+|---|---|---|"""
 
 STEPS = {
     "fold_ln": "fold norms",
@@ -111,6 +123,12 @@ def table(figures: dict[str, dict[str, Any]]) -> str:
         golden = [each for name, each in found.items() if name.startswith("transformerlens/")]
         own = [each for name, each in found.items() if not name.startswith("transformerlens/")]
         lines.append(row(architecture, about, own, golden))
+    lines += ["", TOWERS_HEAD]
+    for family in families.TOWERS:
+        left_out = family.ignored[-1].replace("|", "\\|")
+        lines.append(
+            f"| `{family.architecture}` | `{families.TEXT_ARCHITECTURES[family.architecture]}` | `{left_out}` |"
+        )
     if NOT_SUPPORTED:
         lines += ["", "## Not supported", "", "| architecture | why |", "|---|---|"]
         lines += [f"| `{architecture}` | {why} |" for architecture, why in sorted(NOT_SUPPORTED.items())]

@@ -15,7 +15,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "smollm3_window": (
         "smollm3",
         MQA_TIED | {"use_sliding_window": True, "sliding_window": 6, "no_rope_layers": [0, 1, 0],
-                    "attention_bias": True},
+                    "attention_bias": True, "mlp_bias": True},
     ),
     "gemma_mqa_tied": ("gemma", MQA_TIED | {"head_dim": 10}),
     "gemma_gqa_bias": (

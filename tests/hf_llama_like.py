@@ -33,7 +33,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "arcee_mha": ("arcee", SIZES),
     "arcee_gqa_bias": ("arcee", GQA | {"attention_bias": True, "mlp_bias": True, "head_dim": 10}),
     "seed_oss_gqa": ("seed_oss", GQA | {"head_dim": 10}),
-    "seed_oss_out_bias": ("seed_oss", SIZES | {"head_dim": None, "attention_out_bias": True}),
+    "seed_oss_out_bias": ("seed_oss", SIZES | {"head_dim": None, "attention_out_bias": True, "mlp_bias": True}),
     "seed_oss_no_bias_tied": ("seed_oss", MQA_TIED | {"attention_bias": False}),
     "glm_gqa": ("glm", GQA | {"head_dim": 12}),
     "glm_no_bias_tied": (

@@ -60,6 +60,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         | {
             "rope_parameters": {"rope_type": "linear", "factor": 3.0, "rope_theta": 100.0},
             "hidden_act": "gelu_pytorch_tanh",
+            "mlp_bias": True,
         },
     ),
     **hf_llama_like.VARIANTS,

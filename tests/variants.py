@@ -42,7 +42,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     "multipliers": {
         **ROTARY, "act_fn": "silu", "gated_mlp": True, "normalization_type": "RMS", "rmsnorm_uses_offset": True,
-        "embedding_multiplier": 3.0, "residual_multiplier": 0.4, "logits_multiplier": 0.5,
+        "embedding_multiplier": 3.0, "residual_multiplier": 0.4, "logits_multiplier": 0.5, "gated_mlp_bias": True,
     },
     "unrotated": {**ROTARY, "normalization_type": "RMS", "rotary_layers": (False, True)},
     "post_norm_only": {

@@ -81,7 +81,9 @@ class HookedTransformerConfig:
         d_vocab: number of token ids; ``-1`` means "take it from the tokenizer".
         d_vocab_out: number of output logits; ``-1`` means ``d_vocab``.
         act_fn: the MLP's activation, one of ``ACTIVATIONS``; ``"xielu"`` has parameters, ``mlp.act`` (Apertus).
-        gated_mlp: ``act(x W_gate) * (x W_in)`` instead of ``act(x W_in)``.
+        gated_mlp: ``act(x W_gate) * (x W_in)`` instead of ``act(x W_in)``; ``b_in`` is added to the product.
+        gated_mlp_bias: both branches have biases of their own, added before the product (Granite code):
+            ``act(x W_gate + b_gate) * (x W_in + b_in)``.
         num_experts: number of experts of a mixture, in place of the MLP; ``None``: no mixture.
         experts_per_token: how many of them each token is sent to.
         d_expert: width of one expert; ``None`` means ``d_mlp``.
@@ -188,6 +190,7 @@ class HookedTransformerConfig:
     d_vocab_out: int = -1
     act_fn: str | None = "relu"
     gated_mlp: bool = False
+    gated_mlp_bias: bool = False
     num_experts: int | None = None
     experts_per_token: int | None = None
     d_expert: int | None = None

@@ -88,6 +88,8 @@ def _check_combinations(cfg: "HookedTransformerConfig") -> None:
         raise ConfigError(f"attn_types may hold 'global' and 'local', got {sorted(set(cfg.attn_types))}.")
     if cfg.gated_mlp and cfg.act_fn is not None and cfg.act_fn.endswith("_ln"):
         raise ConfigError(f"act_fn={cfg.act_fn!r} normalises inside the MLP and has no gated form.")
+    if cfg.gated_mlp_bias and (not cfg.gated_mlp or cfg.attn_only):
+        raise ConfigError("gated_mlp_bias gives the two branches of a gated MLP their biases: set gated_mlp too.")
     if cfg.attn_only and cfg.parallel_attn_mlp:
         raise ConfigError("attn_only has no MLP to run in parallel: set one of attn_only, parallel_attn_mlp.")
     if cfg.attn_only and cfg.use_hook_mlp_in:

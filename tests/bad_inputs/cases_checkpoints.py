@@ -1,11 +1,17 @@
 """Checkpoints, adapters and configs that cannot be loaded as they are."""
 
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors.numpy import load_file, save_file
 from table import Case, World
 
 from tljax import HookedTransformer
+from tljax.checkpoints.loading import describe
 from tljax.errors import (
     CheckpointError,
     ConfigError,
@@ -15,6 +21,80 @@ from tljax.errors import (
 )
 
 CASES: tuple[Case, ...] = ()
+
+
+# Text towers, wrapped names, biases of gated MLPs
+
+
+def _renamed(w: World, rename: Callable[[str], str]) -> HookedTransformer:
+    """The small model, saved and loaded again with other names for its tensors."""
+    with tempfile.TemporaryDirectory() as directory:
+        w.small.save_pretrained(directory)
+        file = Path(directory, "model.safetensors")
+        save_file({rename(name): tensor for name, tensor in load_file(file).items()}, file)
+        return HookedTransformer.from_pretrained_no_processing(directory)
+
+
+def _described(**attributes: Any) -> Any:
+    """The config of a directory with this config.json."""
+    text = {"hidden_size": 16, "num_hidden_layers": 1, "sliding_window": 4}
+    whole = {"architectures": ["Gemma3ForConditionalGeneration"], "model_type": "gemma3", "text_config": text}
+    with tempfile.TemporaryDirectory() as directory:
+        Path(directory, "config.json").write_text(json.dumps(whole | attributes))
+        return describe(Path(directory)).cfg
+
+
+_LLAVA = {"architectures": ["LlavaForConditionalGeneration"], "model_type": "llava"}
+_MISTRAL3 = {"architectures": ["Mistral3ForConditionalGeneration"], "text_config": {"model_type": "ministral3"}}
+CASES += (
+    Case(
+        "saved from DataParallel inside torch.compile",
+        lambda w: _renamed(w, lambda name: f"_orig_mod.module.{name}").params["embed"]["W_E"],
+        equals=lambda w: w.small.params["embed"]["W_E"],
+        tolerance=0.0,
+    ),
+    Case(
+        "two state dicts mixed, one of them from DataParallel",
+        lambda w: _renamed(w, lambda name: f"module.{name}" if "attn" in name else name),
+        CheckpointError,
+        "is wrapped in part",
+        "module.blocks.0.attn",
+        "model.module",
+    ),
+    Case(
+        "a prefix on the block's names alone",
+        lambda w: _renamed(w, lambda name: name.replace("blocks.", "net.blocks.")),
+        CheckpointError,
+        "unexpected: net.blocks.0",
+        "missing: blocks.0",
+    ),
+    Case("gated biases without a gate", lambda w: w.config(gated_mlp_bias=True), ConfigError, "set gated_mlp"),
+    Case("a Gemma 3 with images", lambda w: _described().n_heads, equals=8),
+    Case(
+        "a multimodal config without its text model",
+        lambda w: _described(text_config=None),
+        CheckpointError,
+        "text_config=None",
+        "expected the attributes",
+    ),
+    Case(
+        "an unknown attribute beside text_config",
+        lambda w: _described(memory_tokens=4),
+        UnsupportedModelError,
+        "memory_tokens=4",
+    ),
+    Case(
+        "an unknown attribute in text_config",
+        lambda w: _described(text_config={"memory_tokens": 4}),
+        UnsupportedModelError,
+        "(text_config) sets memory_tokens=4",
+    ),
+    Case("a text model of another kind", lambda w: _described(**_MISTRAL3), UnsupportedModelError, "'ministral3'"),
+    Case("a multimodal model that tljax has not", lambda w: _described(**_LLAVA), UnsupportedModelError, "LlavaFor"),
+)
+
+
+# TransformerLens's own form, and models in memory
 
 
 def _lens(w: World, drop: str = "", state: Any = None, **fields: Any) -> HookedTransformer:

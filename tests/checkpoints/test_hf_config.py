@@ -106,7 +106,6 @@ def test_llama3_scaling_is_read(read: Describe) -> None:
         (GPT2, {"is_encoder_decoder": True}, r"is_encoder_decoder=True"),
         (NEOX, {"hidden_act": "mish"}, r"hidden_act='mish'"),
         (NEOX, {"rope_scaling": {"type": "mrope"}}, r"rope_type='mrope'.*default, linear, dynamic"),
-        (LLAMA, {"mlp_bias": True}, r"mlp_bias=True.*supported: False"),
         (LLAMA, {"rope_scaling": {"rope_type": "proportional"}}, r"rope_type='proportional'"),
         (LLAMA, {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "mscale": 1.0}}, r"'mscale': 1.0"),
         (LLAMA, {"partial_rotary_factor": 0.5}, r"partial_rotary_factor=0.5"),

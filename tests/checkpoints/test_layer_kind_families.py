@@ -36,8 +36,7 @@ def test_layers_that_rotate() -> None:
     ("variant", "changes", "named"),
     [
         ("smollm3_gqa", {"no_rope_layers": [1, 0]}, "no_rope_layers"),
-        ("smollm3_gqa", {"mlp_bias": True}, "mlp_bias"),
-        ("granite_bias_tied", {"mlp_bias": True}, "mlp_bias"),
+        ("gemma_mqa_tied", {"mlp_bias": True}, "mlp_bias"),
         ("gemma_mqa_tied", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
         ("qwen3_gqa", {"rope_parameters": {"rope_type": "axial"}}, "axial"),
     ],

@@ -8,8 +8,8 @@ from hf_models import VARIANTS, hf_config
 from tljax import HookedTransformerConfig
 from tljax.checkpoints.families import family_of
 from tljax.checkpoints.hf_config import HFConfig
-from tljax.checkpoints.layout import flatten, parameter_axes, parameter_shapes, stages_of, unflatten
-from tljax.checkpoints.mapping import Row, TensorInfo, bind, match, may_be_absent
+from tljax.checkpoints.layout import axis_sizes, flatten, parameter_axes, parameter_shapes, stages_of, unflatten
+from tljax.checkpoints.mapping import Row, TensorInfo, bind, match, may_be_absent, stored_apart
 from tljax.errors import CheckpointError, UnsupportedModelError
 from tljax.forward import init_params
 
@@ -213,3 +213,40 @@ def test_every_weight_has_a_row(variant: str) -> None:
         <= filled
         <= set(parameter_axes(cfg))
     )
+
+
+def test_of_tied_tensors_either_may_be_the_one_that_is_stored() -> None:
+    """In every family that ties its embeddings."""
+    tied = 0
+    for variant in VARIANTS:
+        attributes = hf_config(variant).to_dict()
+        family, hf = family_of(attributes), HFConfig(attributes)
+        cfg, table = family.read_config(hf), list(family.rows(hf))
+        sizes = axis_sizes(cfg)
+        entries = [entry for entry in bind(table, cfg.n_layers) if not entry.row.other]
+        stored = {key: TensorInfo("F32", entry.shape(sizes)) for entry in entries for key in entry.keys(sizes)}
+        for row in [row for row in table if row.tied_to is not None]:
+            tied += 1
+            head = {key: info for key, info in stored.items() if key != row.tied_to}
+            embedding = {key: info for key, info in stored.items() if key != row.key}
+            for tensors, name in ((head, row.key), (embedding, row.tied_to), (stored, None)):
+                stages = match(table, cfg, tensors, prefix=family.prefix, computed=family.computed(cfg))
+                found = [entry for stage in stages.values() for entry in stage]
+                names = {entry.key for entry in found if entry.row.key in (row.key, row.tied_to)}
+                assert names == ({name} if name else {row.key, row.tied_to}), variant
+                apart = [(one.key, other.key) for one, other in stored_apart(stages)]
+                assert apart == ([] if name else [(row.key, row.tied_to)])
+            neither = {key: info for key, info in head.items() if key != row.key}
+            with pytest.raises(CheckpointError, match="2 missing"):
+                match(table, cfg, neither, prefix=family.prefix, computed=family.computed(cfg))
+    assert tied > 20
+
+
+def test_of_two_ways_under_one_name_the_shape_tells() -> None:
+    other = Row("embed.W_E", "d_model d_vocab", "embed.W_E", other=True)
+    turned = stored() | {"embed.W_E": TensorInfo("F32", (4, 6))}
+    for tensors, is_other in ((stored(), False), (turned, True)):
+        entries = match([*rows(), other], CFG, tensors)["embed"]
+        assert [entry.row.other for entry in entries if entry.key == "embed.W_E"] == [is_other]
+    with pytest.raises(CheckpointError, match=r"embed.W_E is \[5, 5\], config.json says \[6, 4\]"):
+        match([*rows(), other], CFG, stored() | {"embed.W_E": TensorInfo("F32", (5, 5))})

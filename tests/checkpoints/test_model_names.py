@@ -205,6 +205,12 @@ google/gemma-3-270m gemma-3-270m
 google/gemma-3-270m-it gemma-3-270m-it
 google/gemma-3-1b-pt gemma-3-1b-pt
 google/gemma-3-1b-it gemma-3-1b-it
+google/gemma-3-4b-pt gemma-3-4b-pt
+google/gemma-3-4b-it gemma-3-4b-it
+google/gemma-3-12b-pt gemma-3-12b-pt
+google/gemma-3-12b-it gemma-3-12b-it
+google/gemma-3-27b-pt gemma-3-27b-pt
+google/gemma-3-27b-it gemma-3-27b-it
 google/gemma-7b gemma-7b
 google/gemma-7b-it gemma-7b-it
 mistralai/Mistral-7B-Instruct-v0.1 mistral-7b-instruct
@@ -240,7 +246,7 @@ PUBLISHED = [line.split() for line in OFFICIAL.split("\n") if line]
 
 
 def test_every_name_and_alias_leads_to_its_repository() -> None:
-    assert len(PUBLISHED) == 218
+    assert len(PUBLISHED) == 224
     wrong = {name: hub_id(name) for repo, *names in PUBLISHED for name in (repo, *names) if hub_id(name) != repo}
     assert not wrong
 

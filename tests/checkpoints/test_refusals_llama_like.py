@@ -76,7 +76,6 @@ def read(tmp_path: Path) -> Read:
         (PHI3, {"attention_bias": True}, r"attention_bias=True"),
         (PHI3, {"auto_map": {"AutoModelForCausalLM": "modeling_mine.Phi3"}}, r"auto_map=.*modeling_mine.*of its own"),
         (ARCEE, {"rope_scaling": {"rope_type": "proportional"}}, r"rope_type='proportional'"),
-        (SEED_OSS, {"mlp_bias": True}, r"mlp_bias=True.*supported: False"),
         (SEED_OSS, {"auto_map": {"AutoConfig": "a.B"}}, r"auto_map=.*code of its own"),
         (GLM, {"sliding_window": 4}, r"sliding_window=4"),
         (GLM, {"rope_scaling": {"type": "dynamic", "factor": 2.0, "alpha": 3.0}}, r"'dynamic'.*'alpha': 3.0"),

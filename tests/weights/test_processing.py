@@ -19,6 +19,7 @@ CASES: dict[str, dict[str, Any]] = {
     "ln": {},
     "ln_rotary_parallel": {"positional_embedding_type": "rotary", "parallel_attn_mlp": True},
     "ln_gated": {"gated_mlp": True},
+    "ln_gated_bias": {"gated_mlp": True, "gated_mlp_bias": True},
     "ln_final_rms": {"final_rms": True},
     "ln_solu": {"act_fn": "solu_ln"},
     "ln_attn_only_bidirectional": {"attn_only": True, "attention_dir": "bidirectional"},
@@ -111,6 +112,16 @@ def test_no_step_changes_nothing() -> None:
     new_params, new_cfg = process_weights(params, cfg, **dict.fromkeys(FLAGS, False))
     assert new_cfg == cfg
     assert_bit_equal(new_params, params)
+
+
+def test_both_branches_of_a_gated_mlp_with_biases_take_the_norm_s() -> None:
+    cfg, params = make("ln_gated_bias")
+    new, new_cfg = process_weights(params, cfg)
+    assert new_cfg.normalization_type == "LNPre"
+    norm, mlp = params["blocks"][1]["ln2"], params["blocks"][1]["mlp"]
+    for name in ("gate", "in"):
+        bias = mlp[f"b_{name}"] + norm["b"] @ mlp[f"W_{name}"]
+        np.testing.assert_allclose(new["blocks"][1]["mlp"][f"b_{name}"], bias, atol=1e-6)
 
 
 def means(params: dict[str, Any], path: str, axis: int) -> float:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from tljax.checkpoints.families import FAMILIES
+from tljax.checkpoints.families import FAMILIES, TEXT_ARCHITECTURES
 from tljax.checkpoints.hf_config import HFConfig
 from tljax.checkpoints.layout import axis_sizes, flatten, parameter_axes
 from tljax.checkpoints.mapping import Entry, Family, bind, is_bias, may_be_absent
@@ -32,7 +32,8 @@ def save_hf(
 
     Args:
         params: nested parameters, with norms not folded.
-        cfg: their config; ``original_architecture`` chooses the family, otherwise the first one that fits.
+        cfg: their config; ``original_architecture`` chooses the family, otherwise the first one that fits. The text
+            model of a multimodal checkpoint is written as the text-only architecture.
         directory: created if it does not exist.
         tokenizer: a Hugging Face tokenizer to save with them, or ``None``.
 
@@ -95,8 +96,9 @@ def _fitting_family(cfg: HookedTransformerConfig, nonzero: frozenset[str], tied:
     ignored = _NOT_THE_FUNCTION.split()
     checked = [field.name for field in dataclasses.fields(cfg) if field.name not in ignored]
     reasons = []
+    asked_for = TEXT_ARCHITECTURES.get(cfg.original_architecture or "", cfg.original_architecture)
     for family in FAMILIES:
-        if cfg.original_architecture not in (None, family.architecture):
+        if asked_for not in (None, family.architecture):
             continue
         attributes = {
             "architectures": [family.architecture],

@@ -112,6 +112,15 @@ class HFConfig:
         changed._read = self._read
         return changed
 
+    @property
+    def attributes(self) -> Mapping[str, Any]:
+        """All attributes, whether read or not."""
+        return self._attributes
+
+    def inner(self, attributes: Mapping[str, Any], name: str) -> "HFConfig":
+        """Returns the config that attribute ``name`` holds, which keeps its own account of what is read."""
+        return HFConfig(attributes, f"{self.origin} ({name})")
+
     def only(self, **allowed: Any) -> None:
         """Refuses the model unless each attribute is absent, null or exactly the value given here."""
         for name, value in allowed.items():

@@ -178,6 +178,8 @@ def _mlp_axes(cfg: HookedTransformerConfig, name: str, width: str) -> dict[str, 
     axes = {"W_in": f"d_model {width}", "W_out": f"{width} d_model", "b_in": width, "b_out": "d_model"}
     if cfg.gated_mlp:
         axes["W_gate"] = f"d_model {width}"
+    if cfg.gated_mlp_bias:
+        axes["b_gate"] = width
     return {f"{name}.{leaf}": spec for leaf, spec in axes.items()}
 
 

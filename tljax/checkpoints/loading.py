@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import inspect
 import os
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from tljax.checkpoints.memory import MemoryTensors, read_hf_model
 from tljax.checkpoints.mxfp4 import unpacked
 from tljax.checkpoints.placement import Placer, ShardingRule, placer
 from tljax.checkpoints.reader import CONFIG, Tensors, open_tensors, read_json
+from tljax.checkpoints.stored_names import known_names
 from tljax.config import HookedTransformerConfig, available_dtype
 from tljax.config_checks import PER_LAYER
 from tljax.errors import CheckpointError, ConfigError, InputError, UnsupportedModelError, nearest
@@ -65,6 +67,7 @@ class _Description:
     prefix: str = ""
     ignored: tuple[str, ...] = ()
     computed: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    renamed: tuple[tuple[str, str], ...] = ()
     hint: Callable[[Mapping[str, mapping.TensorInfo]], str] = lambda stored: ""
     tokenizer_repo: str | None = None
 
@@ -230,7 +233,8 @@ def _load(
     described: _Description, source: _Source, cfg: HookedTransformerConfig, steps: Steps, place: Placer
 ) -> Loaded:
     """Checks what is stored against the table, both ways, and reads it."""
-    tensors = source.tensors()
+    is_known = mapping.is_stored_name(described.rows, described.cfg, described.prefix, described.ignored)
+    tensors = known_names(source.tensors(), is_known, described.renamed, source.origin)
     try:
         entries = mapping.match(
             described.rows,
@@ -244,6 +248,7 @@ def _load(
         )
     except CheckpointError as error:
         raise CheckpointError(f"{error}{described.hint(tensors.info)}") from error
+    _warn_of_untied(entries, tensors, source.origin)
     params = _read(entries, tensors, described, cfg, steps, place)
     return Loaded(cfg=steps.config_after(cfg), params=params, tokenizer_source=source.tokenizer)
 
@@ -279,6 +284,8 @@ def _describe(source: _Source) -> _Description:
             return _of_transformer_lens(cfg, table, attributes.get("tokenizer_name"))
         family = family_of(attributes, origin)
         hf = HFConfig(attributes, origin)
+        if family.tower is not None:
+            hf = family.tower.text_config(hf)
         cfg = family.read_config(hf).replace(original_architecture=family.architecture)
         rows = list(family.rows(hf))
         hf.refuse_unread()
@@ -287,7 +294,19 @@ def _describe(source: _Source) -> _Description:
         raise
     except (ValueError, TypeError, ArithmeticError) as error:
         raise CheckpointError(f"{origin} does not describe a model: {error}") from error
-    return _Description(cfg, rows, family.prefix, family.ignored, computed)
+    return _Description(cfg, rows, family.prefix, family.ignored, computed, family.renamed)
+
+
+def _warn_of_untied(entries: Mapping[str, list[mapping.Entry]], tensors: Tensors, origin: str) -> None:
+    """Warns of tensors that the config ties but that are stored apart and differ: as in transformers, both count."""
+    for one, other in mapping.stored_apart(entries):
+        if not np.array_equal(tensors.read(one.key), tensors.read(other.key)):
+            warnings.warn(
+                f"{origin} ties {one.key} to {other.key} (tie_word_embeddings, or its default), but stores both, and "
+                "they differ. Each is used as it is stored, as transformers does: set tie_word_embeddings to false in "
+                "config.json, or remove the one that should not be there.",
+                stacklevel=2,
+            )
 
 
 def _of_transformer_lens(

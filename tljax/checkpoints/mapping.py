@@ -23,6 +23,7 @@ import numpy as np
 
 from tljax.checkpoints.hf_config import HFConfig
 from tljax.checkpoints.layout import axis_sizes, parameter_axes, stage_of
+from tljax.checkpoints.tower import Tower
 from tljax.config import HookedTransformerConfig
 from tljax.errors import CheckpointError, UnsupportedModelError
 
@@ -49,10 +50,11 @@ class Row:
         axes: its axes, outermost first, in the vocabulary of ``layout.axis_sizes``.
         paths: our dotted path; ``a.W_Q|W_K|W_V`` names the parts of a fused tensor in stored order.
         aka: another name older checkpoints use for the same tensor.
-        tied_to: the tensor to read instead when this one is not stored.
+        tied_to: the tensor that is the same: where only one of the two is stored, it is read for both.
         skip: leading rows of the tensor that the model never uses.
         layers: the layers that have it; ``None``: all.
-        other: a second way to store what other rows fill, used where it is found, and never written.
+        other: a second way to store what other rows fill, used where it is found, and never written. If another row
+            has the same key, the shape tells which of the two is meant.
     """
 
     key: str
@@ -146,6 +148,8 @@ class Family:
         prefix: may be missing from a checkpoint's keys (checkpoints of the bare model without its head).
         ignored: patterns of stored buffers that are not parameters.
         computed: our config → parameters that follow from a formula and are not stored, by path.
+        renamed: patterns of starts of stored names, and what the table has instead.
+        tower: for a multimodal architecture, where its config holds that of the text model, which the rest describes.
     """
 
     architecture: str
@@ -157,6 +161,8 @@ class Family:
     ignored: tuple[str, ...] = ()
     computed: Callable[[HookedTransformerConfig], Mapping[str, np.ndarray]] = lambda cfg: {}
     aka: str | None = None
+    renamed: tuple[tuple[str, str], ...] = ()
+    tower: Tower | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -250,7 +256,7 @@ def match(
             if tensors[key].shape != expected:
                 misshapen.append(f"{key} is {list(tensors[key].shape)}, {config_name} says {list(expected)}")
         stages.setdefault(stage_of(entry.targets[0]), []).append(entry)
-    skip = re.compile("|".join(f"(?:{pattern})" for pattern in ignored) or r"(?!)")
+    skip = _pattern(ignored)
     extra = [f"{key} {list(tensors[key].shape)}" for key in tensors if key not in used and not skip.fullmatch(key)]
     _report(origin, config_name, {"missing": missing, "unexpected": extra, "of another shape": misshapen})
     unfilled = (
@@ -259,6 +265,30 @@ def match(
     if weights := sorted(path for path in unfilled if not may_be_absent(path)):
         raise ValueError(f"The table fills no {weights}: every weight needs a row.")
     return stages
+
+
+def stored_apart(stages: Mapping[str, Sequence[Entry]]) -> list[tuple[Entry, Entry]]:
+    """Returns tied entries each of which found a tensor of its own, the one that may be absent first."""
+    entries = [entry for stage in stages.values() for entry in stage]
+    by_row = {entry.row.key: entry for entry in entries}
+    pairs = [(entry, by_row[entry.row.tied_to]) for entry in entries if entry.row.tied_to in by_row]
+    return [(one, other) for one, other in pairs if one.key != other.key]
+
+
+def is_stored_name(
+    rows: Iterable[Row], cfg: HookedTransformerConfig, prefix: str = "", ignored: Sequence[str] = ()
+) -> Callable[[str], bool]:
+    """Returns whether a name is one that a tensor of ``rows`` may be stored under, or one of those to pass over."""
+    sizes, skip = axis_sizes(cfg), _pattern(ignored)
+    names = {
+        key
+        for entry in bind(rows, cfg.n_layers)
+        for name in (entry.key, entry.row.aka)
+        if name
+        for candidate in (name, name.removeprefix(prefix))
+        for key in keys_of(candidate, sizes)
+    }
+    return lambda name: name in names or skip.fullmatch(name) is not None
 
 
 def at_layer(template: str, layer: int | None) -> str:
@@ -290,7 +320,14 @@ def _as_stored(
     entries: Sequence[Entry], sizes: Mapping[str, int], prefix: str, tensors: Mapping[str, TensorInfo]
 ) -> list[Entry]:
     """Entries under their stored names (their own, where nothing is stored), of two ways to store one the one found."""
-    found = {id(entry): name for entry in entries if (name := _stored_name(entry, sizes, prefix, tensors)) is not None}
+    tied = {entry.row.tied_to: entry.row.key for entry in entries if entry.row.tied_to}
+    keys = {entry.key for entry in entries if not entry.row.other}
+    found: dict[int, str] = {}
+    for entry in entries:
+        name = _stored_name(entry, tied.get(entry.key), sizes, prefix, tensors)
+        by_shape = entry.row.other and entry.key in keys
+        if name is not None and not (by_shape and tensors[name].shape != entry.shape(sizes)):
+            found[id(entry)] = name
     filled = {path for entry in entries if entry.row.other and id(entry) in found for path in entry.targets}
     return [
         dataclasses.replace(entry, key=found.get(id(entry), entry.key))
@@ -299,12 +336,19 @@ def _as_stored(
     ]
 
 
-def _stored_name(entry: Entry, sizes: Mapping[str, int], prefix: str, tensors: Mapping[str, TensorInfo]) -> str | None:
-    for name in (entry.key, entry.row.aka, entry.row.tied_to):
+def _stored_name(
+    entry: Entry, tied: str | None, sizes: Mapping[str, int], prefix: str, tensors: Mapping[str, TensorInfo]
+) -> str | None:
+    """The first of an entry's names that is stored: its own, then that of the tensor it is tied to, or is ``tied``."""
+    for name in (entry.key, entry.row.aka, entry.row.tied_to, tied):
         for candidate in (name, name.removeprefix(prefix)) if name else ():
             if any(key in tensors for key in keys_of(candidate, sizes)):
                 return candidate
     return None
+
+
+def _pattern(patterns: Sequence[str]) -> re.Pattern[str]:
+    return re.compile("|".join(f"(?:{pattern})" for pattern in patterns) or r"(?!)")
 
 
 def _report(origin: str, config_name: str, problems: Mapping[str, list[str]]) -> None:

@@ -21,7 +21,7 @@ _REGULAR = (
     ("google/gemma-{}{}", "2b 7b", ("", "-it")),
     ("google/gemma-2-{}{}", "2b 9b 27b", ("", "-it")),
     ("google/gemma-3-{}{}", "270m", ("", "-it")),
-    ("google/gemma-3-{}{}", "1b", ("-pt", "-it")),
+    ("google/gemma-3-{}{}", "1b 4b 12b 27b", ("-pt", "-it")),
     ("roneneldan/TinyStories-{}{}", "1M 3M 8M 28M 33M 1Layer-21M 2Layers-33M", ("",)),
     ("roneneldan/TinyStories-Instruct-{}{}", "1M 3M 8M 28M 33M 2Layers-33M", ("",)),
     ("microsoft/phi-{}{}", "1 1_5 2 4", ("",)),
@@ -74,6 +74,10 @@ _OTHERS = {
     "microsoft/Phi-3-mini-4k-instruct": "phi-3",
     "allenai/OLMo-2-0425-1B": "olmo-2-1b",
     "allenai/OLMo-2-1124-7B": "olmo-2-7b",
+    "google/gemma-3-1b-pt": "gemma-3-1b",  # without an ending, the pretrained model is meant
+    "google/gemma-3-4b-pt": "gemma-3-4b",
+    "google/gemma-3-12b-pt": "gemma-3-12b",
+    "google/gemma-3-27b-pt": "gemma-3-27b",
     "swiss-ai/Apertus-8B-2509": "apertus-8b apertus",
     "swiss-ai/Apertus-8B-Instruct-2509": "apertus-8b-instruct apertus-instruct",
     "roneneldan/TinyStories-Instuct-1Layer-21M": "",  # the id lacks an r

@@ -230,7 +230,8 @@ def _neuron_points(
     branch = "gate branch before the activation" if cfg.gated_mlp else "neurons before the activation"
     yield HookPointSpec(f"{name}.hook_pre", axes, branch + whose, sizes=sizes)
     if cfg.gated_mlp:
-        yield HookPointSpec(f"{name}.hook_pre_linear", axes, "linear branch, x @ W_in" + whose, sizes=sizes)
+        linear = "linear branch, x @ W_in" + (" + b_in" if cfg.gated_mlp_bias and axes == _NEURONS else "")
+        yield HookPointSpec(f"{name}.hook_pre_linear", axes, linear + whose, sizes=sizes)
     if cfg.act_fn == "solu_ln":
         yield HookPointSpec(f"{name}.hook_mid", axes, f"neurons after the activation, before {name}.ln", sizes=sizes)
         yield from _norm_points(f"{name}.ln", cfg, sizes, axis="neuron")

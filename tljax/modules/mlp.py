@@ -14,7 +14,10 @@ from tljax.modules.norm import make_norm
 
 
 class MLP(nn.Module):
-    """``act(x W_in + b_in) W_out + b_out``, or gated ``(act(x W_gate) * (x W_in) + b_in) W_out + b_out``."""
+    """``act(x W_in + b_in) W_out + b_out``, or gated ``(act(x W_gate) * (x W_in) + b_in) W_out + b_out``.
+
+    Under ``cfg.gated_mlp_bias`` the gated form is ``(act(x W_gate + b_gate) * (x W_in + b_in)) W_out + b_out``.
+    """
 
     cfg: HookedTransformerConfig
     width: int | None = None
@@ -28,6 +31,8 @@ class MLP(nn.Module):
         self.b_in = self.param("b_in", initializers.zeros, (width,), dtype)
         if cfg.gated_mlp:
             self.W_gate = self.param("W_gate", inward, (cfg.d_model, width), dtype)
+        if cfg.gated_mlp_bias:
+            self.b_gate = self.param("b_gate", initializers.zeros, (width,), dtype)
         self.W_out = self.param("W_out", initializers.weight(cfg, width, cfg.d_model), (width, cfg.d_model), dtype)
         self.b_out = self.param("b_out", initializers.zeros, (cfg.d_model,), dtype)
         if cfg.act_fn == "solu_ln":
@@ -46,9 +51,12 @@ class MLP(nn.Module):
         return self.ln(hook(self, "hook_mid", post)) if self.cfg.act_fn == "solu_ln" else post
 
     def _gated(self, x: jax.Array) -> jax.Array:
-        gate = hook(self, "hook_pre", product(self, "W_gate", x, self.W_gate))
-        linear = hook(self, "hook_pre_linear", product(self, "W_in", x, self.W_in))
-        return self.act(gate) * linear + self.b_in[None, None]
+        gate, linear = product(self, "W_gate", x, self.W_gate), product(self, "W_in", x, self.W_in)
+        if self.cfg.gated_mlp_bias:
+            gate, linear = gate + self.b_gate[None, None], linear + self.b_in[None, None]
+        gate, linear = hook(self, "hook_pre", gate), hook(self, "hook_pre_linear", linear)
+        post = self.act(gate) * linear
+        return post if self.cfg.gated_mlp_bias else post + self.b_in[None, None]
 
 
 class XIELU(nn.Module):

@@ -5,7 +5,7 @@ TransformerLens's steps, each a pure function of parameters and applied only whe
 
 - ``fold_ln``: a norm's gain and bias move into the matrices that read it, which are then centred along
   ``d_model`` (a layer norm's output has no mean, so that part of them is never used). Not with layer norms
-  and gated MLPs or experts: a gate and a router have no bias of their own that could take the norm's.
+  and experts or gated MLPs (but for ``gated_mlp_bias``): a gate and a router have no bias that could take the norm's.
 - ``center_writing_weights``: whatever writes to the residual stream loses its mean along ``d_model``. Only
   when every reader is a layer norm, which subtracts that mean anyway; never with RMS norms, with ``final_rms`` or
   with norms on what attention and MLP put out.
@@ -130,7 +130,9 @@ def process_block(params: Stage, steps: Steps, stored: jnp.dtype) -> Stage:
 def _fold_mlp(norm: Stage, mlp: Stage, stored: jnp.dtype) -> Stage:
     mlp = dict(mlp)
     mlp["W_in"], mlp["b_in"] = _fold(norm, mlp["W_in"], mlp["b_in"], stored)
-    if "W_gate" in mlp:
+    if "b_gate" in mlp:
+        mlp["W_gate"], mlp["b_gate"] = _fold(norm, mlp["W_gate"], mlp["b_gate"], stored)
+    elif "W_gate" in mlp:
         mlp["W_gate"] = _scale(mlp["W_gate"], norm["w"])
     return mlp
 

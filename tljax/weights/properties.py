@@ -151,6 +151,11 @@ class WeightProperties:
         return self._block_weight("mlp", "W_gate") if self.cfg.gated_mlp else None
 
     @property
+    def b_gate(self) -> jax.Array | None:
+        """MLP gate biases ``[L, d_mlp]``, or ``None`` where the gate has none (``cfg.gated_mlp_bias`` is off)."""
+        return self._block_weight("mlp", "b_gate") if self.cfg.gated_mlp_bias else None
+
+    @property
     def W_out(self) -> jax.Array:
         """MLP output weights ``[L, d_mlp, d_model]``."""
         return self._block_weight("mlp", "W_out")

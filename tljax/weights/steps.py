@@ -38,7 +38,7 @@ def _why_not_fold_ln(cfg: HookedTransformerConfig) -> str | None:
         return "queries and keys read position embeddings after ln1, whose gain is not theirs"
     if norm == "LN" and cfg.num_experts is not None:
         return "the router and the experts' gates have no bias that could take the bias of ln2"
-    if norm == "LN" and cfg.gated_mlp:
+    if norm == "LN" and cfg.gated_mlp and not cfg.gated_mlp_bias:
         return "the MLP's gate has no bias that could take the bias of ln2"
     return None
 

@@ -49,6 +49,8 @@ from tljax.checkpoints.families.seed_oss import SEED_OSS
 from tljax.checkpoints.families.smollm3 import SMOLLM3
 from tljax.checkpoints.families.stablelm import STABLELM
 from tljax.checkpoints.families.starcoder2 import STARCODER2
+from tljax.checkpoints.families.towers import TEXT_ARCHITECTURES as TEXT_ARCHITECTURES
+from tljax.checkpoints.families.towers import TOWERS as TOWERS
 from tljax.checkpoints.families.xglm import XGLM
 from tljax.checkpoints.mapping import Family
 from tljax.errors import UnsupportedModelError, nearest
@@ -114,13 +116,13 @@ def family_of(attributes: Mapping[str, Any], origin: str = "config.json") -> Fam
         UnsupportedModelError: no family implements it; lists those that exist.
     """
     architectures = attributes.get("architectures") or []
-    for family in FAMILIES:
+    for family in (*FAMILIES, *TOWERS):
         if {family.architecture, family.aka} & set(architectures) or (
             not architectures and family.model_type == attributes.get("model_type")
         ):
             return family
     got = ", ".join(architectures) or str(attributes.get("model_type"))
-    supported = [family.architecture for family in FAMILIES]
+    supported = [family.architecture for family in (*FAMILIES, *TOWERS)]
     raise UnsupportedModelError(
         f"{origin} describes {got}, which tljax does not implement. Supported: {', '.join(supported)}."
         f"{nearest(got, supported)}"

@@ -3,7 +3,7 @@
 from typing import Any
 
 from tljax.checkpoints.families import llama
-from tljax.checkpoints.families.llama import IGNORED, read_decoder, write_decoder
+from tljax.checkpoints.families.llama import IGNORED, read_decoder, read_mlp_bias, write_decoder
 from tljax.checkpoints.hf_config import HFConfig, attention_bias
 from tljax.checkpoints.mapping import Family
 from tljax.config import HookedTransformerConfig
@@ -11,9 +11,9 @@ from tljax.config import HookedTransformerConfig
 
 def read_config(hf: HFConfig) -> HookedTransformerConfig:
     """Returns our config for a ``GraniteConfig``."""
-    hf.only(mlp_bias=False)
     return read_decoder(
         hf,
+        **read_mlp_bias(hf),
         attn_scale=1.0 / hf("attention_multiplier", 1.0),
         embedding_multiplier=float(hf("embedding_multiplier", 1.0)),
         residual_multiplier=float(hf("residual_multiplier", 1.0)),
@@ -25,6 +25,7 @@ def write_config(cfg: HookedTransformerConfig, nonzero: frozenset[str]) -> dict[
     """Returns the ``GraniteConfig`` attributes of ``cfg``."""
     return write_decoder(cfg) | {
         "attention_bias": attention_bias(nonzero),
+        "mlp_bias": cfg.gated_mlp_bias,
         "attention_multiplier": 1.0 / cfg.attn_scale,
         "embedding_multiplier": cfg.embedding_multiplier,
         "residual_multiplier": cfg.residual_multiplier,
@@ -37,7 +38,7 @@ GRANITE = Family(
     model_type="granite",
     read_config=read_config,
     write_config=write_config,
-    rows=llama.rows,
+    rows=llama.rows_with_mlp_bias,
     prefix="model.",
     ignored=IGNORED,
 )

@@ -14,6 +14,7 @@ _MOE = f"{BLOCK}.block_sparse_moe"
 def read_config(hf: HFConfig) -> HookedTransformerConfig:
     """Returns our config for a ``GraniteMoeConfig``."""
     experts.pass_over_training(hf)
+    hf.only(mlp_bias=False)
     return granite.read_config(hf).replace(
         num_experts=hf("num_local_experts", 8),
         experts_per_token=hf("num_experts_per_tok", 2),

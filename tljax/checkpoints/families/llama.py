@@ -77,6 +77,11 @@ def read_decoder(
     )
 
 
+def read_mlp_bias(hf: HFConfig) -> dict[str, Any]:
+    """Returns our field of the biases of a gated MLP, which ``mlp_bias`` switches on; off unless it says so."""
+    return {"gated_mlp_bias": hf("mlp_bias", False)}
+
+
 def read_window(hf: HFConfig, size: int | None, local: Sequence[bool]) -> dict[str, Any]:
     """Returns our window fields.
 
@@ -140,6 +145,16 @@ def decoder_rows(hf: HFConfig, attention: Sequence[Row], mlp: Sequence[Row]) -> 
     ]
 
 
+def gated_mlp_rows(biased: bool) -> list[Row]:
+    """Returns the rows of gate, input and output stored apart, and of the biases that all three have or lack."""
+    key, ours = f"{BLOCK}.mlp", "blocks.{l}.mlp"
+    return [
+        *layers.linear(f"{key}.gate_proj", "d_mlp d_model", f"{ours}.W_gate", biased=biased),
+        *layers.linear(f"{key}.up_proj", "d_mlp d_model", f"{ours}.W_in", biased=biased),
+        *layers.linear(f"{key}.down_proj", "d_model d_mlp", f"{ours}.W_out", biased=biased),
+    ]
+
+
 def attention_rows(qkv_bias: bool, out_bias: bool) -> list[Row]:
     """Returns the rows of queries, keys, values and output stored apart, and of the biases they have."""
     return layers.attention(f"{BLOCK}.self_attn", "o_proj", biased=qkv_bias, out_biased=out_bias)
@@ -147,19 +162,25 @@ def attention_rows(qkv_bias: bool, out_bias: bool) -> list[Row]:
 
 def read_config(hf: HFConfig) -> HookedTransformerConfig:
     """Returns our config for a ``LlamaConfig``."""
-    hf.only(mlp_bias=False, rope_interleaved=False)  # our gated MLP adds b_in after the product, Llama's before it
-    return read_decoder(hf)
+    hf.only(rope_interleaved=False)
+    return read_decoder(hf, **read_mlp_bias(hf))
 
 
 def write_config(cfg: HookedTransformerConfig, nonzero: frozenset[str]) -> dict[str, Any]:
     """Returns the ``LlamaConfig`` attributes of ``cfg``."""
-    return write_decoder(cfg) | {"attention_bias": attention_bias(nonzero)}
+    return write_decoder(cfg) | {"attention_bias": attention_bias(nonzero), "mlp_bias": cfg.gated_mlp_bias}
 
 
 def rows(hf: HFConfig) -> list[Row]:
-    """Returns the table: checkpoint tensor, its axes, our parameters."""
+    """Returns the table of Llama's relatives whose MLPs have no biases: tensor, its axes, our parameters."""
     biased = hf("attention_bias", False)
     return decoder_rows(hf, attention_rows(biased, biased), GATED_MLP)
+
+
+def rows_with_mlp_bias(hf: HFConfig) -> list[Row]:
+    """Returns the same where ``mlp_bias`` may give the MLPs biases."""
+    biased = hf("attention_bias", False)
+    return decoder_rows(hf, attention_rows(biased, biased), gated_mlp_rows(hf("mlp_bias", False)))
 
 
 LLAMA = Family(
@@ -167,7 +188,7 @@ LLAMA = Family(
     model_type="llama",
     read_config=read_config,
     write_config=write_config,
-    rows=rows,
+    rows=rows_with_mlp_bias,
     prefix="model.",
     ignored=IGNORED,
 )

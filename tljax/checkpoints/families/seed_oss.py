@@ -3,11 +3,12 @@
 from typing import Any
 
 from tljax.checkpoints.families.llama import (
-    GATED_MLP,
     IGNORED,
     attention_rows,
     decoder_rows,
+    gated_mlp_rows,
     read_decoder,
+    read_mlp_bias,
     write_decoder,
 )
 from tljax.checkpoints.hf_config import HFConfig, attention_bias
@@ -17,8 +18,7 @@ from tljax.config import HookedTransformerConfig
 
 def read_config(hf: HFConfig) -> HookedTransformerConfig:
     """Returns our config for a ``SeedOssConfig``."""
-    hf.only(mlp_bias=False)  # our gated MLP adds b_in after the product, Seed-OSS's before it
-    return read_decoder(hf, kv_heads=8, d_head=128, default_prepend_bos=False)
+    return read_decoder(hf, kv_heads=8, d_head=128, default_prepend_bos=False, **read_mlp_bias(hf))
 
 
 def write_config(cfg: HookedTransformerConfig, nonzero: frozenset[str]) -> dict[str, Any]:
@@ -26,13 +26,14 @@ def write_config(cfg: HookedTransformerConfig, nonzero: frozenset[str]) -> dict[
     return write_decoder(cfg) | {
         "attention_bias": attention_bias(nonzero - {"attn.b_O"}),
         "attention_out_bias": "attn.b_O" in nonzero,
+        "mlp_bias": cfg.gated_mlp_bias,
     }
 
 
 def rows(hf: HFConfig) -> list[Row]:
     """Returns the table: checkpoint tensor, its axes, our parameters."""
     attention = attention_rows(hf("attention_bias", True), hf("attention_out_bias", False))
-    return decoder_rows(hf, attention, GATED_MLP)
+    return decoder_rows(hf, attention, gated_mlp_rows(hf("mlp_bias", False)))
 
 
 SEED_OSS = Family(

@@ -3,7 +3,7 @@
 from typing import Any
 
 from tljax.checkpoints.families import llama, qwen2
-from tljax.checkpoints.families.llama import IGNORED, read_decoder, read_window
+from tljax.checkpoints.families.llama import IGNORED, read_decoder, read_mlp_bias, read_window
 from tljax.checkpoints.hf_config import HFConfig, attention_bias
 from tljax.checkpoints.mapping import Family
 from tljax.config import HookedTransformerConfig
@@ -11,7 +11,6 @@ from tljax.config import HookedTransformerConfig
 
 def read_config(hf: HFConfig) -> HookedTransformerConfig:
     """Returns our config for a ``SmolLM3Config``."""
-    hf.only(mlp_bias=False)
     n_layers, interval = hf("num_hidden_layers"), hf("no_rope_layer_interval", 4)
     rotates = hf("no_rope_layers", [(layer + 1) % interval != 0 for layer in range(n_layers)])
     if len(rotates) != n_layers:
@@ -19,7 +18,7 @@ def read_config(hf: HFConfig) -> HookedTransformerConfig:
     size = hf("sliding_window", None) if hf("use_sliding_window", False) else None
     window = read_window(hf, size, [not layer for layer in rotates])
     rotating = None if all(rotates) else tuple(map(bool, rotates))
-    return read_decoder(hf, kv_heads=4, theta=2e6, rotary_layers=rotating, **window)
+    return read_decoder(hf, kv_heads=4, theta=2e6, rotary_layers=rotating, **read_mlp_bias(hf), **window)
 
 
 def write_config(cfg: HookedTransformerConfig, nonzero: frozenset[str]) -> dict[str, Any]:
@@ -27,6 +26,7 @@ def write_config(cfg: HookedTransformerConfig, nonzero: frozenset[str]) -> dict[
     rotates = cfg.rotary_layers or (True,) * cfg.n_layers
     return qwen2.write_config(cfg, nonzero) | {
         "attention_bias": attention_bias(nonzero),
+        "mlp_bias": cfg.gated_mlp_bias,
         "pad_token_id": None,  # transformers' default may lie outside a smaller vocabulary
         "no_rope_layers": [int(layer) for layer in rotates],
     }
@@ -37,7 +37,7 @@ SMOLLM3 = Family(
     model_type="smollm3",
     read_config=read_config,
     write_config=write_config,
-    rows=llama.rows,
+    rows=llama.rows_with_mlp_bias,
     prefix="model.",
     ignored=IGNORED,
 )

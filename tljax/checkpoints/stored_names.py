@@ -1,0 +1,93 @@
+"""The names that tensors are stored under, and those by which a family's table knows them.
+
+What wraps a model while it trains (``torch.compile``, data parallelism, a trainer's own module) leaves a prefix on all
+of its tensors' names; a multimodal checkpoint keeps its text model apart.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from tljax.checkpoints.reader import Tensors
+from tljax.errors import CheckpointError
+
+WRAPPERS = ("_orig_mod.", "module.")
+"""Prefixes of ``torch.compile`` and of ``DataParallel``, as a whole model has them."""
+_DEEPEST = 3
+
+
+class Renamed:
+    """The tensors of a checkpoint under other names."""
+
+    def __init__(self, stored: Tensors, names: Mapping[str, str]) -> None:
+        self._stored, self._names = stored, names
+        self.info = {ours: stored.info[theirs] for ours, theirs in names.items()}
+
+    def read(self, key: str) -> np.ndarray:
+        """Returns tensor ``key`` in its stored dtype."""
+        return self._stored.read(self._names[key])
+
+
+def known_names(
+    tensors: Tensors,
+    is_known: Callable[[str], bool],
+    renamed: Sequence[tuple[str, str]] = (),
+    origin: str = "The checkpoint",
+) -> Tensors:
+    """Returns ``tensors`` by the names of the table; those it does not know keep the name they are stored under.
+
+    Args:
+        tensors: the stored tensors.
+        is_known: whether a name is the table's.
+        renamed: patterns of starts of names in the file, and what they are in the table; the first that matches counts.
+        origin: named in the error.
+
+    Raises:
+        CheckpointError: only some names have a wrapper's prefix, or two tensors would have one name.
+    """
+    wrapper = _wrapper(list(tensors.info), lambda name: is_known(_rename(name, renamed)))
+    names: dict[str, str] = {}
+    for stored in tensors.info:
+        ours = _rename(stored.removeprefix(wrapper), renamed)
+        ours = ours if is_known(ours) else stored
+        if ours in names:
+            raise CheckpointError(
+                f"{origin} stores {ours} twice, as {names[ours]} and as {stored}: it is not clear which one counts. "
+                "Remove one of them."
+            )
+        names[ours] = stored
+    _refuse_partly_wrapped([name.removeprefix(wrapper) for name in tensors.info], origin)
+    return tensors if all(ours == stored for ours, stored in names.items()) else Renamed(tensors, names)
+
+
+def _wrapper(stored: Sequence[str], is_known: Callable[[str], bool]) -> str:
+    """The prefix that all names share and without which some are known; none where some are known as they are."""
+    parts = stored[0].split(".") if stored else []
+    for depth in range(min(_DEEPEST + 1, len(parts))):
+        prefix = "".join(f"{part}." for part in parts[:depth])
+        if not all(name.startswith(prefix) for name in stored):
+            break
+        if any(is_known(name.removeprefix(prefix)) for name in stored):
+            return prefix
+    return ""
+
+
+def _rename(name: str, renamed: Sequence[tuple[str, str]]) -> str:
+    for pattern, ours in renamed:
+        if found := re.match(pattern, name):
+            return ours + name[found.end() :]
+    return name
+
+
+def _refuse_partly_wrapped(names: Sequence[str], origin: str) -> None:
+    wrapped = [name for name in names if name.startswith(WRAPPERS)]
+    if not wrapped:
+        return
+    bare = next((name for name in names if not name.startswith(WRAPPERS)), None)
+    others = f"but {len(names) - len(wrapped)} have none ({bare})" if bare else "and not all have the same"
+    raise CheckpointError(
+        f"{origin} is wrapped in part: the names of {len(wrapped)} of {len(names)} tensors begin with a prefix of "
+        f"torch.compile or DataParallel ({wrapped[0]}), {others}. Save the state of the module inside "
+        "(model.module, model._orig_mod), or give all names one prefix."
+    )

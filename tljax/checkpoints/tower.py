@@ -1,0 +1,106 @@
+"""Where the text model lies in a multimodal checkpoint: in which config, and under which names.
+
+Only the text model is read. Its prompts hold no image, so whatever makes, places or counts image tokens is left out.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from tljax.checkpoints.hf_config import SWITCHED_OFF, HFConfig
+from tljax.errors import CheckpointError
+
+TEXT, VISION = "text_config", "vision_config"
+_IMAGES = (
+    # the vision tower, and the layers between it and the text model
+    VISION, "multimodal_projector_bias", "projector_hidden_act", "spatial_merge_size", "vision_feature_layer",
+    "vision_feature_select_strategy",
+    # ids and numbers of the tokens that stand for images: to the text model, ids like any other
+    "image_token_id", "image_token_index", "video_token_id", "video_token_index", "vision_token_id",
+    "vision_start_token_id", "vision_end_token_id", "image_start_token_id", "image_end_token_id",
+    "video_start_token_id", "video_end_token_id", "boi_token_index", "eoi_token_index", "boi_token_id", "eoi_token_id",
+    "mm_tokens_per_image", "image_seq_length", "ignore_index",
+)  # fmt: skip
+"""Attributes that say nothing about text."""
+_OF_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
+RENAMED = (
+    (r"(?:model\.)?language_model\.lm_head\.", "lm_head."),
+    (r"(?:model\.)?language_model\.(?:model\.)?", "model."),
+)
+"""Starts of names in a multimodal checkpoint, old ones (``language_model.model.``) and new (``model.language_model.``),
+and what the text model alone calls them."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tower:
+    """How a multimodal config holds that of its text model.
+
+    Attributes:
+        text_architecture: the class that transformers has for the text model alone.
+        text_types: the ``model_type`` that ``text_config`` may have; empty where transformers does not look at it.
+        flat: older files have no ``text_config``, but its attributes beside those of images.
+        mrope: positions have three parts, of time, height and width (``mrope_section`` says which dimensions rotate by
+            which). In text all three are the token's position: the ordinary rotation.
+        tied: ``tie_word_embeddings`` of the whole config where it is absent.
+        tied_by_text: ``tie_word_embeddings`` in ``text_config`` ties too; otherwise transformers does not look at it.
+        defaults: what the text model's config class assumes, where the class of the text family may assume otherwise;
+            an attribute of two names under both, separated by a space.
+        only: attributes of the text family that the text model here ignores, and the value they must have.
+    """
+
+    text_architecture: str
+    text_types: tuple[str, ...] = ()
+    flat: bool = False
+    mrope: bool = False
+    tied: bool = False
+    tied_by_text: bool = True
+    defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    only: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def text_config(self, hf: HFConfig) -> HFConfig:
+        """Returns the text model's config, as that of its family.
+
+        Raises:
+            CheckpointError: there is no ``text_config``.
+            UnsupportedModelError: the whole config has an attribute that is neither the text model's nor known, or the
+                text model is of a type, or has a setting, that transformers would not take for this family.
+        """
+        for name in _IMAGES:
+            hf(name, None)
+        nested = hf(TEXT, None)
+        if nested is None and self.flat:
+            text = hf.changed(**self._completed(hf, hf.attributes))
+        elif isinstance(nested, Mapping):
+            for name in nested.keys() - SWITCHED_OFF.keys():
+                hf(name, None)  # transformers reads text_config and passes over attributes of that name beside it
+            tokens = {name: hf(name) for name in _OF_TOKENS if hf(name, None) is not None}
+            completed = self._completed(hf, {**nested, **tokens})
+            hf.refuse_unread()
+            text = hf.inner(completed, TEXT)
+            for name in _IMAGES:
+                text(name, None)
+        else:
+            raise CheckpointError(
+                f"{hf.origin} has {TEXT}={nested!r}: expected the attributes of the text model there."
+            )
+        if self.text_types and text("model_type", self.text_types[0]) not in self.text_types:
+            raise text.unsupported("model_type", text("model_type"), ", ".join(self.text_types))
+        text.only(**self.only)
+        return text
+
+    def _completed(self, hf: HFConfig, text: Mapping[str, Any]) -> dict[str, Any]:
+        """The text model's attributes with what is said elsewhere or not at all."""
+        tied = bool(hf("tie_word_embeddings", self.tied) or (self.tied_by_text and text.get("tie_word_embeddings")))
+        ropes = [name for name in ("rope_scaling", "rope_parameters") if self.mrope and name in text]
+        of_text = {name: _of_text(text[name]) for name in ropes}
+        absent = {names.split()[0]: value for names, value in self.defaults.items() if not text.keys() & names.split()}
+        return {**absent, **text, **of_text, "tie_word_embeddings": tied}
+
+
+def _of_text(rope: Any) -> Any:
+    """Rotary parameters without what matters to images alone."""
+    if not isinstance(rope, Mapping):
+        return rope
+    kept = {name: value for name, value in rope.items() if name not in ("mrope_section", "mrope_interleaved")}
+    kinds = {name: "default" for name in ("type", "rope_type") if kept.get(name) == "mrope"}
+    return {**kept, **kinds}
