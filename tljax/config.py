@@ -122,7 +122,9 @@ class HookedTransformerConfig(SaysWhatInstead):
             ``hook_mlp_out`` (Granite).
         logits_multiplier: multiplies the logits, after ``unembed.hook_out`` and before any soft cap.
         eps: added to the mean square inside the root of every norm.
-        positional_embedding_type: ``"standard"`` (learned), ``"rotary"``, ``"alibi"`` or ``"none"``.
+        positional_embedding_type: ``"standard"`` (learned, added to the residual stream), ``"shortformer"`` (learned,
+            added after ``ln1`` to what queries and keys are made of, in every layer, never to the residual stream),
+            ``"rotary"``, ``"alibi"`` or ``"none"``.
         alibi_bias_max: under ``"alibi"``, the last of ``H`` heads has slope ``2 ** -alibi_bias_max``.
         alibi_rounded: ALiBi as in Falcon-RW: what is added to the scores is ``slope * key``, both and their product
             rounded to bfloat16, over ``attn_scale``.
@@ -221,7 +223,7 @@ class HookedTransformerConfig(SaysWhatInstead):
     residual_multiplier: float = 1.0
     logits_multiplier: float = 1.0
     eps: float = 1e-5
-    positional_embedding_type: Literal["standard", "rotary", "alibi", "none"] = "standard"
+    positional_embedding_type: Literal["standard", "shortformer", "rotary", "alibi", "none"] = "standard"
     alibi_bias_max: float = 8.0
     alibi_rounded: bool = False
     post_embedding_ln: bool = False
@@ -355,6 +357,11 @@ class HookedTransformerConfig(SaysWhatInstead):
         """Whether attention and MLP read the residual stream through a norm."""
         elsewhere = self.use_normalization_after_only or self.use_normalization_of_residual
         return self.normalization_type is not None and not elsewhere
+
+    @property
+    def learns_positions(self) -> bool:
+        """Whether there is a table of learned positions, ``W_pos``."""
+        return self.positional_embedding_type in ("standard", "shortformer")
 
     @property
     def has_final_norm(self) -> bool:

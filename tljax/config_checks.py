@@ -24,7 +24,7 @@ ACTIVATIONS = (
     "xielu",
 )
 NORMALIZATIONS = ("LN", "LNPre", "RMS", "RMSPre", None)
-POSITIONAL_EMBEDDINGS = ("standard", "rotary", "alibi", "none")
+POSITIONAL_EMBEDDINGS = ("standard", "shortformer", "rotary", "alibi", "none")
 QK_NORM_SPANS = ("shared", "per_head", "joint")
 ROUTERS = ("softmax", "chosen_softmax", "sparsemixer", "sigmoid")
 INIT_MODES = (

@@ -29,6 +29,7 @@ from tljax.modules.embedding import EmbeddingStage, HeadStage
 from tljax.typing import Params
 
 _EMBEDDING, _HEAD = "embedding", "head"
+POSITIONS = "hook_pos_embed"
 _SEVERAL_TIMES = ("ln1.", "attn.kv_latent_norm.", "attn.hook_kv_latent")
 """How points start that fire more than once where queries, keys and values read apart."""
 
@@ -250,11 +251,27 @@ def run_forward(
     """
     traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((params, value, context, hooks)))
     cache: dict[str, Any] = {}
-    for stage, inputs in _stages(cfg, params, context, hooks, names, start, stop):
+    shortformer, positions = cfg.positional_embedding_type == "shortformer", None
+    unasked = shortformer and start is None and POSITIONS not in names
+    if shortformer and start is not None and start < cfg.n_layers:
+        positions = embed_positions(embedding_module(cfg), params["pos_embed"], value, context)
+    for stage, inputs in _stages(cfg, params, context, hooks, (*names, POSITIONS) if unasked else names, start, stop):
+        if shortformer and stage.entry is not None:  # a block
+            inputs = (dataclasses.replace(inputs[0], pos_embed=positions),)
         value, recorded = run_stage(stage, (value, *inputs), traced)
-        recorded = {stage.prefix + name: recorded[name] for name in stage.captured}
+        positions = recorded.get(POSITIONS, positions)
+        wanted = [name for name in stage.captured if not (unasked and name == POSITIONS)]
+        recorded = {stage.prefix + name: recorded[name] for name in wanted}
         cache |= keep(recorded) if keep is not None and recorded else recorded
     return value, cache
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def embed_positions(module: EmbeddingStage, params: Params, stream: jax.Array, context: AttentionContext) -> jax.Array:
+    """Position embeddings ``[batch, pos, d_model]`` of a residual stream that a shortformer's run starts at."""
+    alone = dataclasses.replace(context, past=None, pasts=None, window=None)
+    embedded: Any = module.apply({"params": {"pos_embed": params}}, stream[..., 0], alone, method="embed_positions")
+    return embedded
 
 
 def _stages(
@@ -314,6 +331,8 @@ def init_params(cfg: HookedTransformerConfig, seed: int = 0) -> Params:
     tokens = np.zeros((1, 1), np.int32)
     residual = np.zeros((1, 1, cfg.d_model), cfg.jnp_dtype)
     context = AttentionContext()
+    if cfg.positional_embedding_type == "shortformer":
+        context = AttentionContext(pos_embed=jnp.zeros_like(residual))
 
     def draw(module: nn.Module, key: jax.Array, *inputs: Any) -> Params:
         return dict(module.init(key, *inputs)).get("params", {})

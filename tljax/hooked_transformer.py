@@ -4,12 +4,12 @@ import os
 import warnings
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
 
-from tljax.checkpoints import load_checkpoint, save_hf, save_native
+from tljax.checkpoints import load_checkpoint, load_transformer_lens, save_hf, save_native
 from tljax.checkpoints.parameters import check_parameters
 from tljax.config import HookedTransformerConfig, available_dtype
 from tljax.devices import names_device, resolve_device
@@ -214,8 +214,8 @@ class HookedTransformer(RunMethods, GenerationMethods, TextMethods, WeightProper
             default_prepend_bos: overrides the family's default.
             default_padding_side: overrides the tokenizer's.
             **options: ``dtype``, ``device``, ``revision``, ``token``, ``n_ctx``, ``first_n_layers``,
-                ``checkpoint_index``, ``checkpoint_value``, ``ignore_config``, ``adapter``,
-                ``allow_nonfinite``: see
+                ``checkpoint_index``, ``checkpoint_value``, ``ignore_config``, ``adapter``, ``allow_nonfinite``, and
+                ``hf_model``, a transformers model in memory to read instead of files: see
                 :func:`tljax.checkpoints.load_checkpoint`.
 
         Raises:
@@ -230,8 +230,10 @@ class HookedTransformer(RunMethods, GenerationMethods, TextMethods, WeightProper
             fold_value_biases=fold_value_biases, refactor_factored_attn_matrices=refactor_factored_attn_matrices,
             **options,
         )  # fmt: skip
-        if tokenizer is None and loaded.tokenizer_source is not None:
-            tokenizer = load_tokenizer_if_possible(loaded.tokenizer_source)
+        if tokenizer is None and (files := loaded.tokenizer_files()) is not None:
+            tokenizer = load_tokenizer_if_possible(files)
+        if tokenizer is None and (files := loaded.tokenizer_files()) is not None:
+            tokenizer = load_tokenizer(files)
         cfg = loaded.cfg
         if default_prepend_bos is not None:
             cfg = cfg.replace(default_prepend_bos=default_prepend_bos)
@@ -244,6 +246,54 @@ class HookedTransformer(RunMethods, GenerationMethods, TextMethods, WeightProper
             ("fold_ln", "center_writing_weights", "center_unembed", "fold_value_biases"), False
         )
         return cls.from_pretrained(model_name, **(off | options))
+
+    @classmethod
+    def from_transformer_lens(
+        cls,
+        state_dict: Any,
+        cfg: Any,
+        *,
+        tokenizer: Any = None,
+        default_prepend_bos: bool | None = None,
+        default_padding_side: PaddingSide | None = None,
+        **options: Any,
+    ) -> "HookedTransformer":
+        """Loads a ``HookedTransformer`` of TransformerLens 3.9: its ``state_dict()`` and its ``cfg.to_dict()``.
+
+        The weights are taken as they are: already folded where ``cfg`` says so (``normalization_type="LNPre"``).
+
+        Args:
+            state_dict: names to arrays (numpy, jax, torch), a safetensors file, or what ``torch.save`` wrote, for which
+                alone torch is needed. Buffers (masks, rotary tables) are passed over.
+            cfg: the dict, a JSON file that holds it, or the config itself. Every field of 3.9's is honoured, known to
+                change nothing, or refused by name.
+            tokenizer: the tokenizer. Without it the one in the directory ``cfg.tokenizer_name`` is used, if that is a
+                directory: nothing is downloaded here.
+            default_prepend_bos, default_padding_side: override the config's and the tokenizer's.
+            **options: ``dtype`` (the config's by default), ``device``, ``n_ctx``, ``first_n_layers``; and
+                ``fold_ln=True``, ``center_writing_weights=True``, ``center_unembed=True``, ``fold_value_biases=True``,
+                ``refactor_factored_attn_matrices=True``, all off unless asked for: see
+                :func:`tljax.checkpoints.loading.load_transformer_lens`.
+
+        Raises:
+            CheckpointError: tensors are missing, unexpected or of another shape; lists them all.
+            ConfigError, UnsupportedModelError: a field of ``cfg`` that does not fit, or is not implemented.
+        """
+        loaded = load_transformer_lens(state_dict, cfg, **options)
+        if tokenizer is None and loaded.tokenizer_source is not None:
+            tokenizer = load_tokenizer_if_possible(loaded.tokenizer_source)
+        config = loaded.cfg
+        if default_prepend_bos is not None:
+            config = config.replace(default_prepend_bos=default_prepend_bos)
+        return cls(config, tokenizer, loaded.params, default_padding_side)
+
+    def load_state_dict(self, *_: Any, **__: Any) -> NoReturn:
+        """Raises FrozenModelError, which says how a state dict becomes a model."""
+        raise FrozenModelError(
+            "A HookedTransformer cannot change in place, so nothing is loaded into it. For a state dict of "
+            "TransformerLens: model = HookedTransformer.from_transformer_lens(state_dict, cfg), with cfg its "
+            "cfg.to_dict(). For parameters of tljax: model = model.replace(params=params)."
+        )
 
     def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
         """Writes config, parameters and tokenizer so that ``from_pretrained_no_processing(directory)`` is bit-equal.

@@ -89,7 +89,8 @@ class ModuleView:
 def block_view(cfg: HookedTransformerConfig, params: Params, layer: int) -> ModuleView:
     """View of one block; calling it runs the block on a residual stream without padding."""
     own, name = params["blocks"][layer], f"blocks.{layer}"
-    context = context_of_layer(cfg, AttentionContext(), layer)
+    table = params["pos_embed"]["W_pos"][None] if cfg.positional_embedding_type == "shortformer" else None
+    context = context_of_layer(cfg, AttentionContext(pos_embed=table), layer)
     modules: dict[str, nn.Module] = {
         "ln1": make_norm(cfg, pre_norm_kind(cfg)),
         "attn": make_attention(cfg, cfg.layer_kind(layer)),
@@ -124,7 +125,7 @@ def _parts_of_mixture(cfg: HookedTransformerConfig, own: Params, block: str) -> 
 def end_view(cfg: HookedTransformerConfig, params: Params, name: str) -> ModuleView:
     """View of ``embed``, ``pos_embed``, ``ln_final`` or ``unembed``."""
     modules = {"embed": Embed, "pos_embed": PosEmbed, "ln_final": final_norm, "unembed": Unembed}
-    if name == "pos_embed" and cfg.positional_embedding_type != "standard":
+    if name == "pos_embed" and not cfg.learns_positions:
         raise ConfigError(
             f"This model has no pos_embed: its positions are {cfg.positional_embedding_type!r}, not learned."
         )

@@ -16,7 +16,7 @@ from tljax.cache.slices import SliceInput, is_full
 from tljax.config import HookedTransformerConfig
 from tljax.devices import resolve_device
 from tljax.errors import InputError, refuse_unknown_options
-from tljax.forward import attention_input, run_forward
+from tljax.forward import POSITIONS, attention_input, run_forward
 from tljax.hooks.dictionary import HookDictionary
 from tljax.hooks.names import layer_of, select, stage_of
 from tljax.hooks.points import point_table
@@ -196,17 +196,21 @@ class RunMethods:
         prepend_bos: bool | None = None,
         padding_side: PaddingSide | None = None,
         attention_mask: Any = None,
-    ) -> tuple[jax.Array, jax.Array, None, jax.Array | None]:
-        """Embeds an input: ``(residual [batch, pos, d_model], tokens, None, attention_mask or None)``.
+    ) -> tuple[jax.Array, jax.Array, jax.Array | None, jax.Array | None]:
+        """Embeds an input: ``(residual [batch, pos, d_model], tokens, pos_embed or None, attention_mask or None)``.
 
-        The third entry is TransformerLens's ``shortformer_pos_embed``, which no supported model has.
+        The third entry is TransformerLens's ``shortformer_pos_embed``, ``[batch, pos, d_model]`` where positions are
+        embedded for queries and keys alone, and otherwise ``None``.
         """
         prepared = prepare(
             self.cfg, self._tokenizer, input, prepend_bos=prepend_bos, padding_side=padding_side,
             attention_mask=attention_mask,
         )  # fmt: skip
-        residual, _ = run_forward(self.cfg, self.params, prepared.value, prepared.context, hooks=self._hooks, stop=0)
-        return residual, jnp.asarray(prepared.tokens), None, prepared.context.token_mask
+        names = (POSITIONS,) if self.cfg.positional_embedding_type == "shortformer" else ()
+        residual, placed = run_forward(
+            self.cfg, self.params, prepared.value, prepared.context, hooks=self._hooks, names=names, stop=0
+        )
+        return residual, jnp.asarray(prepared.tokens), placed.get(POSITIONS), prepared.context.token_mask
 
     def loss_fn(self, logits: jax.Array, tokens: Any, attention_mask: Any = None, per_token: bool = False) -> jax.Array:
         """Cross entropy of next tokens, in nats: see :func:`tljax.losses.lm_cross_entropy_loss`."""

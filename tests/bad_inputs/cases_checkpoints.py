@@ -6,14 +6,29 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from safetensors.numpy import load_file, save_file
 from table import Case, World
 
 from tljax import HookedTransformer
-from tljax.checkpoints.loading import describe
-from tljax.errors import CheckpointError, ConfigError, InputError, UnsupportedModelError
+from tljax.checkpoints.description import describe
+from tljax.errors import (
+    CheckpointError,
+    ConfigError,
+    FrozenModelError,
+    InputError,
+    UnsupportedModelError,
+)
 
 CASES: tuple[Case, ...] = ()
+
+
+def _rewritten(directory: str, change: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]) -> None:
+    """Changes the tensors of a checkpoint that tljax saved, which then looks as one from before there were checksums."""
+    file, config = Path(directory, "model.safetensors"), Path(directory, "config.json")
+    save_file(change(load_file(file)), file)
+    fields = json.loads(config.read_text())
+    config.write_text(json.dumps({key: fields[key] for key in fields.keys() - {"tljax_checksum", "tljax_weights"}}))
 
 
 # Text towers, wrapped names, biases of gated MLPs
@@ -23,8 +38,7 @@ def _renamed(w: World, rename: Callable[[str], str]) -> HookedTransformer:
     """The small model, saved and loaded again with other names for its tensors."""
     with tempfile.TemporaryDirectory() as directory:
         w.small.save_pretrained(directory)
-        file = Path(directory, "model.safetensors")
-        save_file({rename(name): tensor for name, tensor in load_file(file).items()}, file)
+        _rewritten(directory, lambda tensors: {rename(name): tensor for name, tensor in tensors.items()})
         return HookedTransformer.from_pretrained_no_processing(directory)
 
 
@@ -137,10 +151,12 @@ def _with_number(w: World, number: float, **options: Any) -> HookedTransformer:
     """The small model, saved and loaded again with another number in ``W_in``."""
     with tempfile.TemporaryDirectory() as directory:
         w.small.save_pretrained(directory)
-        file = Path(directory, "model.safetensors")
-        tensors = load_file(file)
-        tensors["blocks.0.mlp.W_in"][1, 2] = number
-        save_file(tensors, file)
+
+        def change(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+            tensors["blocks.0.mlp.W_in"][1, 2] = number
+            return tensors
+
+        _rewritten(directory, change)
         return HookedTransformer.from_pretrained_no_processing(directory, **options)
 
 
@@ -170,3 +186,103 @@ CASES += (
     Case("overflow on demand", lambda w: _with_number(w, 1e6, dtype="float16", allow_nonfinite=True).W_in[0, 1, 2],
          equals=float("inf")),
 )  # fmt: skip
+
+
+# TransformerLens's own form, and models in memory
+
+
+def _lens(w: World, drop: str = "", state: Any = None, **fields: Any) -> HookedTransformer:
+    """Loads the small model in TransformerLens's form, with a tensor left out, others added, or other fields."""
+    attn, mlp = w.small.blocks[0].attn, w.small.blocks[0].mlp
+    own: dict[str, Any] = {"embed.W_E": w.small.W_E, "pos_embed.W_pos": w.small.W_pos}
+    own |= {f"blocks.0.attn.{x}_{y}": getattr(attn, f"{x}_{y}") for x in "Wb" for y in "QKVO"}
+    own |= {f"blocks.0.mlp.{x}_{y}": getattr(mlp, f"{x}_{y}") for x in "Wb" for y in ("in", "out")}
+    own |= {"unembed.W_U": w.small.W_U, "unembed.b_U": w.small.b_U}
+    own = {name: value for name, value in (own | (state or {})).items() if name != drop}
+    cfg = {name: getattr(w.small.cfg, name) for name in ("d_model", "d_head", "n_heads", "n_layers", "n_ctx", "d_mlp")}
+    cfg |= {"d_vocab": 12, "act_fn": "relu", "normalization_type": None}
+    return HookedTransformer.from_transformer_lens(own, {k: v for k, v in (cfg | fields).items() if v != "absent"})
+
+
+_load = HookedTransformer.from_transformer_lens
+CASES += (
+    Case("TransformerLens's form", lambda w: _lens(w)([[1, 2, 3]]), equals=lambda w: w.small([[1, 2, 3]])),
+    Case("its buffers", lambda w: _lens(w, state={"blocks.0.attn.IGNORE": np.float32(-np.inf)}).cfg.n_ctx, equals=4),
+    Case("a bias left out", lambda w: _lens(w, "blocks.0.attn.b_Q"), CheckpointError, "1 missing: blocks.0.attn.b_Q"),
+    Case(
+        "a tensor too many",
+        lambda w: _lens(w, state={"blocks.1.attn.b_O": np.zeros(8)}),
+        CheckpointError,
+        "1 unexpected: blocks.1.attn.b_O [8]",
+        "its cfg describes",
+    ),
+    Case("another width", lambda w: _lens(w, d_mlp=16), CheckpointError, "W_in is [8, 32], cfg says [8, 16]"),
+    Case(
+        "a norm in cfg alone",
+        lambda w: _lens(w, normalization_type="LN"),
+        CheckpointError,
+        "normalization_type='LNPre'",
+    ),
+    Case(
+        "weights as integers",
+        lambda w: _lens(w, state={"embed.W_E": np.zeros((12, 8), np.int8)}),
+        UnsupportedModelError,
+        "embed.W_E as int8",
+    ),
+    Case("a list for a tensor", lambda w: _lens(w, state={"embed.W_E": [[1.0]]}), InputError, "'embed.W_E' as a list"),
+    Case("a misspelt field", lambda w: _lens(w, n_key_value_head=1), ConfigError, "Did you mean 'n_key_value_heads'"),
+    Case(
+        "a field of a later version",
+        lambda w: _lens(w, per_layer_head_dim=4),
+        ConfigError,
+        "'per_layer_head_dim'",
+        "3.9",
+    ),
+    Case("no d_model", lambda w: _lens(w, d_model="absent"), ConfigError, "cfg lacks d_model", "to_dict()"),
+    Case("no d_vocab", lambda w: _lens(w, d_vocab=-1), ConfigError, "no d_vocab"),
+    Case(
+        "4-bit weights", lambda w: _lens(w, load_in_4bit=True), UnsupportedModelError, "load_in_4bit", "full precision"
+    ),
+    Case("T5's positions", lambda w: _lens(w, relative_attention_num_buckets=32), UnsupportedModelError, "T5"),
+    Case(
+        "log-n attention",
+        lambda w: _lens(w, use_logn_attn=True, train_seq_length=2),
+        UnsupportedModelError,
+        "use_logn_attn",
+    ),
+    Case(
+        "alibi of three heads",
+        lambda w: _lens(w, positional_embedding_type="alibi", n_heads=3),
+        UnsupportedModelError,
+        "n_heads=3",
+        "power of two",
+    ),
+    Case(
+        "a model instead of its state",
+        lambda w: _load(w.small, w.small.cfg),
+        InputError,
+        "HookedTransformer",
+        "model.state_dict()",
+    ),
+    Case("cfg left out of the call", lambda w: _load({}, None), InputError, "cfg is a NoneType", "to_dict()"),
+    Case("a file that is not there", lambda w: _load("no.pth", w.small.cfg), CheckpointError, "no.pth is not a file"),
+    Case(
+        "load_state_dict",
+        lambda w: w.small.load_state_dict({}),
+        FrozenModelError,
+        "from_transformer_lens(state_dict, cfg)",
+    ),
+    Case(
+        "hf_model by name",
+        lambda w: HookedTransformer.from_pretrained("gpt2", hf_model="gpt2"),
+        InputError,
+        "hf_model is a str",
+        "transformers model",
+    ),
+    Case(
+        "shortformer positions beyond the table",
+        lambda w: HookedTransformer(w.config(positional_embedding_type="shortformer"))([[1] * 5]),
+        InputError,
+        "n_ctx=4",
+    ),
+)

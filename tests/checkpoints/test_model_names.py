@@ -9,6 +9,35 @@ from tljax.checkpoints.names import ALIASES, _names, _published, checkpoint_labe
 from tljax.errors import CheckpointError, InputError
 
 OFFICIAL = """
+ArthurConmy/redwood_attn_2l redwood_attn_2l
+NeelNanda/Attn-Only-2L512W-Shortformer-6B-big-lr attn-only-2l-demo attn-only-2l-shortformer-6b-big-lr \
+attn-only-2l-induction-demo attn-only-demo
+NeelNanda/Attn_Only_1L512W_C4_Code attn-only-1l attn-only-1l-new attn-only-1l-c4-code
+NeelNanda/Attn_Only_2L512W_C4_Code attn-only-2l attn-only-2l-new attn-only-2l-c4-code
+NeelNanda/Attn_Only_3L512W_C4_Code attn-only-3l attn-only-3l-new attn-only-3l-c4-code
+NeelNanda/Attn_Only_4L512W_C4_Code attn-only-4l attn-only-4l-new attn-only-4l-c4-code
+NeelNanda/GELU_1L512W_C4_Code gelu-1l gelu-1l-new gelu-1l-c4-code
+NeelNanda/GELU_2L512W_C4_Code gelu-2l gelu-2l-new gelu-2l-c4-code
+NeelNanda/GELU_3L512W_C4_Code gelu-3l gelu-3l-new gelu-3l-c4-code
+NeelNanda/GELU_4L512W_C4_Code gelu-4l gelu-4l-new gelu-4l-c4-code
+NeelNanda/SoLU_10L1280W_C4_Code solu-10l solu-10l-new solu-10l-c4-code
+NeelNanda/SoLU_12L1536W_C4_Code solu-12l solu-12l-new solu-12l-c4-code
+NeelNanda/SoLU_1L512W_C4_Code solu-1l solu-1l-new solu-1l-c4-code
+NeelNanda/SoLU_1L512W_Wiki_Finetune solu-1l-wiki solu-1l-wiki-finetune solu-1l-finetune
+NeelNanda/SoLU_2L512W_C4_Code solu-2l solu-2l-new solu-2l-c4-code
+NeelNanda/SoLU_3L512W_C4_Code solu-3l solu-3l-new solu-3l-c4-code
+NeelNanda/SoLU_4L512W_C4_Code solu-4l solu-4l-new solu-4l-c4-code
+NeelNanda/SoLU_4L512W_Wiki_Finetune solu-4l-wiki solu-4l-wiki-finetune solu-4l-finetune
+NeelNanda/SoLU_6L768W_C4_Code solu-6l solu-6l-new solu-6l-c4-code
+NeelNanda/SoLU_8L1024W_C4_Code solu-8l solu-8l-new solu-8l-c4-code
+NeelNanda/SoLU_10L_v22_old solu-10l-pile solu-10l-old
+NeelNanda/SoLU_12L_v23_old solu-12l-pile solu-12l-old
+NeelNanda/SoLU_1L_v9_old solu-1l-pile solu-1l-old
+NeelNanda/SoLU_2L_v10_old solu-2l-pile solu-2l-old
+NeelNanda/SoLU_4L_v11_old solu-4l-pile solu-4l-old
+NeelNanda/SoLU_6L_v13_old solu-6l-pile solu-6l-old
+NeelNanda/SoLU_8L_v21_old solu-8l-pile solu-8l-old
+Baidicoot/Othello-GPT-Transformer-Lens othello-gpt
 EleutherAI/gpt-neox-20b gpt-neox-20b gpt-neox neox
 EleutherAI/pythia-1.4b pythia-1.4b EleutherAI/pythia-1.3b pythia-1.3b
 EleutherAI/pythia-1.4b-deduped pythia-1.4b-deduped EleutherAI/pythia-1.3b-deduped pythia-1.3b-deduped
@@ -217,7 +246,7 @@ PUBLISHED = [line.split() for line in OFFICIAL.split("\n") if line]
 
 
 def test_every_name_and_alias_leads_to_its_repository() -> None:
-    assert len(PUBLISHED) == 196
+    assert len(PUBLISHED) == 224
     wrong = {name: hub_id(name) for repo, *names in PUBLISHED for name in (repo, *names) if hub_id(name) != repo}
     assert not wrong
 

@@ -11,7 +11,7 @@ import pytest
 from published_keys import LLAMA, OTHERS, PROMISED, Keys
 from test_class_defaults import read
 
-from tljax.checkpoints.loading import describe
+from tljax.checkpoints.description import describe
 from tljax.checkpoints.names import ALIASES
 from tljax.errors import CheckpointError, InputError, TljaxError, UnsupportedModelError
 

@@ -9,7 +9,7 @@ import pytest
 from hf_models import rewrite
 
 from tljax.checkpoints import load_checkpoint, save_hf
-from tljax.checkpoints.loading import describe
+from tljax.checkpoints.description import describe
 from tljax.config import HookedTransformerConfig
 from tljax.errors import CheckpointError, UnsupportedModelError
 

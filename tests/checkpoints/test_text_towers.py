@@ -13,11 +13,11 @@ from safetensors.numpy import load_file
 
 from tljax import HookedTransformer, HookedTransformerConfig
 from tljax.checkpoints import Loaded, load_checkpoint
+from tljax.checkpoints.description import describe
 from tljax.checkpoints.export import save_hf
 from tljax.checkpoints.families import TEXT_ARCHITECTURES
 from tljax.checkpoints.families import towers as families
 from tljax.checkpoints.layout import flatten
-from tljax.checkpoints.loading import describe
 from tljax.checkpoints.names import hub_id
 from tljax.errors import CheckpointError, UnsupportedModelError
 

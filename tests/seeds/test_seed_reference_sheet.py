@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tljax import HookedTransformer
-from tljax.checkpoints.loading import describe
+from tljax.checkpoints.description import describe
 from tljax.checkpoints.names import hub_id
 from tljax.errors import HookError, InputError
 

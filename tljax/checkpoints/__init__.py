@@ -3,4 +3,5 @@
 from tljax.checkpoints.export import save_hf as save_hf
 from tljax.checkpoints.loading import Loaded as Loaded
 from tljax.checkpoints.loading import load_checkpoint as load_checkpoint
+from tljax.checkpoints.loading import load_transformer_lens as load_transformer_lens
 from tljax.checkpoints.native import save_native as save_native

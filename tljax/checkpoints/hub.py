@@ -6,11 +6,14 @@ A directory is used as it is and never touches the network. ``HF_TOKEN``, ``HF_E
 
 import dataclasses
 import os
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
 from tljax.checkpoints import names
 from tljax.checkpoints.adapter_config import ADAPTER, ADAPTER_CONFIG, ADAPTER_PICKLE
-from tljax.checkpoints.reader import CONFIG, INDEX, PICKLE, PICKLE_INDEX, SINGLE
+from tljax.checkpoints.reader import CONFIG, HOSTED, INDEX, PICKLE, PICKLE_INDEX, SINGLE
 from tljax.checkpoints.stop_tokens import GENERATION_CONFIG
 from tljax.errors import CheckpointError, InputError
 from tljax.text.tokenizer_files import TOKENIZER_FILES
@@ -20,7 +23,8 @@ MODELS = Path(__file__).parent.parent / "models"
 
 _ADAPTER = (ADAPTER_CONFIG, ADAPTER, *TOKENIZER_FILES)
 _SAFETENSORS = (CONFIG, GENERATION_CONFIG, SINGLE, INDEX, "model-*.safetensors", *_ADAPTER)
-_PICKLES = (PICKLE, PICKLE_INDEX, "pytorch_model-*.bin", ADAPTER_PICKLE)
+_PICKLES = (PICKLE, PICKLE_INDEX, "pytorch_model-*.bin", HOSTED, ADAPTER_PICKLE)
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,11 +35,13 @@ class Location:
         directory: its files.
         model_name: short name for the config.
         repo: its hub id, when it came from the hub.
+        weights: the file with its weights, where the directory holds several checkpoints.
     """
 
     directory: Path
     model_name: str
     repo: str | None = None
+    weights: str | None = None
 
 
 def locate(
@@ -70,11 +76,45 @@ def locate(
         if chosen:
             raise InputError(f"{name} is a directory, which has one revision only; got {chosen[0]!r}.")
         return Location(directory, directory.resolve().name)
-    repo = names.hub_id(os.fspath(name))
+    repo, weights = names.hub_id(os.fspath(name)), None
+    short = repo.rpartition("/")[2]
     if checkpoint_value is not None or checkpoint_index is not None:
-        revision = names.checkpoint_revision(repo, checkpoint_value, checkpoint_index)
-    patterns = (_ADAPTER, (ADAPTER_PICKLE,)) if adapter else (_SAFETENSORS, _PICKLES)
-    return Location(_download(repo, revision, token, cache_dir, *patterns), repo.rpartition("/")[2], repo)
+        if repo in names.CHECKPOINTS_AS_FILES:
+            weights = _training_checkpoint(repo, token, checkpoint_value, checkpoint_index)
+        else:
+            revision = names.checkpoint_revision(repo, checkpoint_value, checkpoint_index)
+    options = {"revision": revision, "token": token, "cache_dir": cache_dir}
+    if weights is not None:
+        first, pickles = (CONFIG, weights, *TOKENIZER_FILES), ()
+    else:
+        first, pickles = (_ADAPTER, (ADAPTER_PICKLE,)) if adapter else (_SAFETENSORS, _PICKLES)
+    return Location(_fetch(repo, lambda: _download(repo, first, pickles, **options), revision), short, repo, weights)
+
+
+def tokenizer_directory(repo: str, *, token: str | bool | None = None, cache_dir: str | Path | None = None) -> Path:
+    """Downloads the files of a tokenizer that a checkpoint of another repository names, and returns their directory.
+
+    Raises:
+        CheckpointError: it cannot be had; the model then loads with ``tokenizer=``.
+    """
+    try:
+        return _fetch(repo, lambda: _snapshot(repo, TOKENIZER_FILES, token=token, cache_dir=cache_dir))
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"The checkpoint names the tokenizer of {repo}. {error} To do without it pass tokenizer=, such as "
+            "transformers.AutoTokenizer.from_pretrained(directory)."
+        ) from error
+
+
+def _training_checkpoint(repo: str, token: str | bool | None, value: int | None, index: int | None) -> str:
+    """The file of a training checkpoint in a repository that keeps them side by side."""
+    import huggingface_hub
+
+    api = huggingface_hub.HfApi(endpoint=os.environ.get("HF_ENDPOINT") or None)
+    files = _fetch(repo, lambda: api.list_repo_files(repo, token=token))
+    matches = [re.fullmatch(r"checkpoints/.*_(\d+)\.pth", file) for file in files]
+    found = {int(match[1]): match[0] for match in matches if match}
+    return found[names.choose_checkpoint(repo, sorted(found), value, index)]
 
 
 def _local(name: str | os.PathLike[str]) -> Path | None:
@@ -91,37 +131,36 @@ def _local(name: str | os.PathLike[str]) -> Path | None:
     return None
 
 
-def _download(
-    repo: str,
-    revision: str | None,
-    token: str | bool | None,
-    cache_dir: str | Path | None,
-    first: tuple[str, ...],
-    pickles: tuple[str, ...],
-) -> Path:
-    """Downloads files of the patterns ``first``, and of ``pickles`` where the first have no weights among them."""
+def _snapshot(repo: str, patterns: Sequence[str], **options: Any) -> Path:
+    """Downloads the files of a repository that match, where they are not in the cache."""
     import huggingface_hub
-    from huggingface_hub import errors
 
-    def snapshot(patterns: tuple[str, ...]) -> Path:
-        return Path(
-            huggingface_hub.snapshot_download(
-                repo,
-                revision=revision,
-                token=token,
-                cache_dir=cache_dir,
-                allow_patterns=list(patterns),
-                endpoint=os.environ.get("HF_ENDPOINT") or None,
-                local_files_only=os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"),
-            )
+    return Path(
+        huggingface_hub.snapshot_download(
+            repo,
+            allow_patterns=list(patterns),
+            endpoint=os.environ.get("HF_ENDPOINT") or None,
+            local_files_only=os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"),
+            **options,
         )
+    )
+
+
+def _download(repo: str, first: tuple[str, ...], pickles: tuple[str, ...], **options: Any) -> Path:
+    """Downloads files of the patterns ``first``, and of ``pickles`` where the first have no weights among them."""
+    directory = _snapshot(repo, first, **options)
+    if pickles and not any((directory / file).exists() for file in (SINGLE, INDEX, ADAPTER)):
+        directory = _snapshot(repo, first + pickles, **options)
+    return directory
+
+
+def _fetch(repo: str, download: Callable[[], T], revision: str | None = None) -> T:
+    """What ``download`` returns; what goes wrong in it as an error that says what to do."""
+    from huggingface_hub import errors
 
     at = f"{repo} at revision {revision!r}" if revision else repo
     try:
-        directory = snapshot(first)
-        if not any((directory / file).exists() for file in (SINGLE, INDEX, ADAPTER)):
-            directory = snapshot(first + pickles)
-        return directory
+        return download()
     except errors.GatedRepoError as error:
         raise CheckpointError(
             f"{at} is gated: accept its licence on its hub page, then set HF_TOKEN to that account's token."

@@ -53,7 +53,7 @@ def parameter_axes(cfg: HookedTransformerConfig) -> dict[str, tuple[str, ...]]:
     )
     if cfg.d_embed is not None:
         axes |= {"embed.W_proj": "d_embed d_model", "unembed.W_proj": "d_model d_embed"}
-    if cfg.positional_embedding_type == "standard":
+    if cfg.learns_positions:
         axes["pos_embed.W_pos"] = "n_ctx d_model"
     kinds = [cfg.layer_kind(layer) for layer in range(cfg.n_layers)]
     blocks = {kind: _block_axes(cfg, kind) for kind in kinds}

@@ -1,21 +1,20 @@
-"""From a name to parameters: find, check, then read, place and process one stage at a time."""
+"""From a name to parameters: find, describe, check, then read, place and process one stage at a time."""
 
 import dataclasses
 import inspect
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from tljax.checkpoints import hub, mapping, native
+from tljax.checkpoints import mapping, transformer_lens
 from tljax.checkpoints.adapters import Adapted, merged, open_adapter
-from tljax.checkpoints.families import family_of
+from tljax.checkpoints.description import Description, describe_source, names_to_ignore, of_transformer_lens
 from tljax.checkpoints.finite import Finite, refuse_overflow
-from tljax.checkpoints.hf_config import HFConfig
 from tljax.checkpoints.layout import (
     BLOCKS,
     axis_sizes,
@@ -25,14 +24,15 @@ from tljax.checkpoints.layout import (
     stages_of,
     unflatten,
 )
-from tljax.checkpoints.mxfp4 import unpacked
+from tljax.checkpoints.memory import MemoryTensors
+from tljax.checkpoints.opening import Source, in_files, in_memory, locate_tokenizer, of_state_dict
 from tljax.checkpoints.placement import Placer, ShardingRule, placer
-from tljax.checkpoints.reader import CONFIG, Tensors, open_tensors, read_json
-from tljax.checkpoints.sources import Sources, find
+from tljax.checkpoints.reader import Tensors
+from tljax.checkpoints.sources import find
 from tljax.checkpoints.stored_names import known_names
 from tljax.config import HookedTransformerConfig, available_dtype
 from tljax.config_checks import PER_LAYER
-from tljax.errors import CheckpointError, ConfigError, InputError, UnsupportedModelError, nearest
+from tljax.errors import CheckpointError, ConfigError, InputError, nearest
 from tljax.typing import DeviceLike, Params
 from tljax.weights.processing import process_stage
 from tljax.weights.steps import STEPS, Steps
@@ -45,24 +45,28 @@ class Loaded:
     Attributes:
         cfg: its config, as it is after processing.
         params: nested parameters in the stored layout.
-        tokenizer_source: a directory with its tokenizer's files, or ``None`` if it has none.
+        tokenizer_source: a directory that holds a tokenizer, readable or not, or ``None`` if it holds none.
+        tokenizer_elsewhere: fetches them from another repository that the checkpoint names.
     """
 
     cfg: HookedTransformerConfig
     params: Params
     tokenizer_source: Path | None
+    tokenizer_elsewhere: Callable[[], Path] | None = None
+
+    def tokenizer_files(self) -> Path | None:
+        """Returns the directory with its tokenizer's files, fetching them where they are elsewhere."""
+        return self.tokenizer_source if self.tokenizer_elsewhere is None else self.tokenizer_elsewhere()
 
 
 @dataclasses.dataclass(frozen=True)
-class _Description:
-    """What a checkpoint's config.json says: the config, and the table that goes with it."""
+class _Asked:
+    """What the caller wants otherwise than the checkpoint has it."""
 
-    cfg: HookedTransformerConfig
-    rows: list[mapping.Row]
-    prefix: str = ""
-    ignored: tuple[str, ...] = ()
-    computed: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
-    renamed: tuple[tuple[str, str], ...] = ()
+    dtype: Any
+    n_ctx: int | None
+    first_n_layers: int | None
+    steps: Mapping[str, bool]
 
 
 def load_checkpoint(
@@ -81,6 +85,8 @@ def load_checkpoint(
     adapter: Any = None,
     adapter_revision: str | None = None,
     ignore_adapter_config: Sequence[str] = (),
+    ignore_config: str | Sequence[str] = (),
+    hf_model: Any = None,
     allow_nonfinite: bool = False,
     **steps: bool,
 ) -> Loaded:
@@ -106,6 +112,11 @@ def load_checkpoint(
         adapter_revision: branch, tag or commit of ``adapter`` on the hub.
         ignore_adapter_config: keys of adapter_config.json to pass over though tljax does not know them, because you
             know that they change nothing.
+        ignore_config: attributes of config.json to load without, as if the file did not have them: one that tljax does
+            not know and that you know to change nothing; of one that it reads, the class's default is taken instead.
+            ``"a.b"`` is ``b`` in the object ``a``. What says which model it is, and of what size, cannot be ignored.
+        hf_model: a transformers model in memory, whose config and tensors are read instead of any file; ``name`` is
+            then only its name, and the tokenizer's where it is a directory.
         allow_nonfinite: load NaN, infinities and numbers that overflow ``dtype`` as they are.
         n_devices: accepted for TransformerLens's sake; several devices are a sharding, ``device=``.
         **steps: weight processing: see :meth:`tljax.weights.steps.Steps.for_config`.
@@ -118,57 +129,107 @@ def load_checkpoint(
         ConfigError: ``n_ctx``, ``first_n_layers`` or ``dtype`` that the checkpoint cannot be loaded with.
     """
     _check_options(steps, n_devices)
-    sources = find(
-        name,
-        adapter,
-        adapter_revision=adapter_revision,
-        ignore=ignore_adapter_config,
-        revision=revision,
-        token=token,
-        cache_dir=cache_dir,
-        checkpoint_value=checkpoint_value,
-        checkpoint_index=checkpoint_index,
-    )
-    described = describe(sources.base.directory)
-    base, tensors = _open(sources, described, allow_nonfinite)
+    ignored = names_to_ignore(ignore_config)
+    revisions = {"revision": revision, "checkpoint_value": checkpoint_value, "checkpoint_index": checkpoint_index}
+    access = {"token": token, "cache_dir": cache_dir}
+    if hf_model is not None:
+        refused = {"adapter": adapter or None, "adapter_revision": adapter_revision}
+        source = in_memory(name, hf_model, revisions | refused)
+    else:
+        source = in_files(
+            find(name, adapter, adapter_revision=adapter_revision, ignore=ignore_adapter_config, **revisions, **access)
+        )
+    described = describe_source(source, ignored)
+    asked = _Asked("float32" if dtype is None else dtype, n_ctx, first_n_layers, steps)
+    loaded = _load(source, described, asked, placer(device), allow_nonfinite)
+    return dataclasses.replace(loaded, tokenizer_elsewhere=locate_tokenizer(source, described.tokenizer_repo, **access))
+
+
+def load_transformer_lens(
+    state_dict: Any,
+    cfg: Any,
+    *,
+    dtype: Any = None,
+    device: DeviceLike | ShardingRule = None,
+    n_ctx: int | None = None,
+    first_n_layers: int | None = None,
+    allow_nonfinite: bool = False,
+    **steps: bool,
+) -> Loaded:
+    """Loads a state dict of TransformerLens 3.9, with the config that goes with it.
+
+    Args:
+        state_dict: names to arrays (numpy, jax, torch), or a file with that (.safetensors, or of torch's).
+        cfg: see :func:`tljax.checkpoints.transformer_lens.read_config`.
+        dtype: of the parameters; ``None`` means the config's.
+        device, n_ctx, first_n_layers, allow_nonfinite: as in :func:`load_checkpoint`.
+        **steps: weight processing, off unless asked for.
+
+    Raises:
+        CheckpointError: the state dict is not what the config describes; lists every tensor that is not.
+        UnsupportedModelError: a field or a storage format that tljax does not implement.
+        ConfigError, InputError: as in :func:`load_checkpoint`.
+    """
+    _check_options(steps, 1)
+    stored_cfg = transformer_lens.read_config(cfg)
+    if isinstance(state_dict, str | os.PathLike):
+        tensors, origin = transformer_lens.open_file(Path(state_dict)), os.fspath(state_dict)
+    elif isinstance(state_dict, Mapping):
+        tensors, origin = MemoryTensors(state_dict, "state_dict"), "The state dict"
+    else:
+        raise InputError(
+            f"state_dict is a {type(state_dict).__name__}; expected a mapping from names to arrays, such as "
+            "model.state_dict() in TransformerLens, or a file that holds one."
+        )
+    described = of_transformer_lens(stored_cfg, transformer_lens.rows(stored_cfg))
+    own = transformer_lens.OneNumber(tensors)
+    source = of_state_dict(own, stored_cfg.model_name, origin, stored_cfg.tokenizer_name)
+    chosen = {step: steps.get(step, False) for step in STEPS}
+    asked = _Asked(stored_cfg.dtype if dtype is None else dtype, n_ctx, first_n_layers, chosen)
+    return _load(source, described, asked, placer(device), allow_nonfinite)
+
+
+def _load(source: Source, described: Description, asked: _Asked, place: Placer, allow_nonfinite: bool) -> Loaded:
+    """Checks what is stored against the table, both ways, and reads it."""
+    base, tensors = _open(source, described, allow_nonfinite)
     if isinstance(tensors, Adapted) and tensors.n_tokens not in (None, described.cfg.d_vocab):
         resized = described.cfg.replace(d_vocab=tensors.n_tokens, d_vocab_out=tensors.n_tokens)
         described = dataclasses.replace(described, cfg=resized)
-    cfg = _requested(described.cfg, sources, "float32" if dtype is None else dtype, n_ctx, first_n_layers)
-    chosen = Steps.for_config(cfg, **steps)
-    origin = str(sources.base.directory)
-    entries = mapping.match(
-        described.rows,
-        described.cfg,
-        tensors.info,
-        prefix=described.prefix,
-        ignored=described.ignored,
-        computed=described.computed.keys(),
-        origin=origin,
-    )
-    _warn_of_untied(entries, base, origin)
-    params = _read(entries, tensors, described, cfg, chosen, placer(device), None if allow_nonfinite else origin)
-    tokenizer = sources.tokenizer()
-    return Loaded(
-        cfg=chosen.config_after(cfg), params=params, tokenizer_source=None if tokenizer is None else tokenizer.directory
-    )
+    cfg = _requested(described.cfg, source, asked)
+    steps = Steps.for_config(cfg, **asked.steps)
+    try:
+        entries = mapping.match(
+            described.rows,
+            described.cfg,
+            tensors.info,
+            prefix=described.prefix,
+            ignored=described.ignored,
+            computed=described.computed.keys(),
+            origin=source.origin,
+            config_name=source.config_name,
+        )
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}{described.hint(tensors.info)}") from error
+    _warn_of_untied(entries, base, source.origin)
+    params = _read(entries, tensors, described, cfg, steps, place, None if allow_nonfinite else source.origin)
+    return Loaded(cfg=steps.config_after(cfg), params=params, tokenizer_source=source.tokenizer)
 
 
-def _open(sources: Sources, described: _Description, allow_nonfinite: bool) -> tuple[Tensors, Tensors]:
+def _open(source: Source, described: Description, allow_nonfinite: bool) -> tuple[Tensors, Tensors]:
     """Opens the tensors of the base by the table's names; returns them, and them with the adapter, if any, merged."""
 
-    def checked(tensors: Tensors, place: hub.Location) -> Tensors:
-        return tensors if allow_nonfinite else Finite(tensors, str(place.directory))
+    def finite(tensors: Tensors, origin: str) -> Tensors:
+        return tensors if allow_nonfinite else Finite(tensors, origin)
 
-    stored = unpacked(open_tensors(sources.base.directory))
+    stored = described.checked(source.tensors())
+    mapping.check_counts(described.rows, described.cfg, stored.info, source.origin)
     is_known = mapping.is_stored_name(described.rows, described.cfg, described.prefix, described.ignored)
-    named = known_names(stored, is_known, described.renamed, str(sources.base.directory))
-    base = checked(named, sources.base)
-    if sources.adapter is None or sources.settings is None:
+    base = finite(known_names(stored, is_known, described.renamed, source.origin), source.origin)
+    if source.adapter is None or source.adapter_config is None:
         return base, base
     places = mapping.places(described.rows, described.cfg, base.info, described.prefix)
-    adapter = checked(open_adapter(sources.adapter.directory), sources.adapter)
-    return base, merged(base, adapter, sources.settings, places, described.renamed)
+    adapter = finite(open_adapter(source.adapter), str(source.adapter))
+    return base, merged(base, adapter, source.adapter_config, places, described.renamed)
 
 
 def _check_options(steps: Mapping[str, Any], n_devices: int) -> None:
@@ -180,30 +241,10 @@ def _check_options(steps: Mapping[str, Any], n_devices: int) -> None:
     if unknown := next((name for name in steps if name not in STEPS), None):
         parameters = inspect.signature(load_checkpoint).parameters.values()
         known = [*STEPS, *(each.name for each in parameters if each.kind is each.KEYWORD_ONLY)]
-        raise InputError(f"Loading has no option {unknown!r}.{nearest(unknown, known)} Options: {', '.join(known)}.")
-
-
-def describe(directory: Path) -> _Description:
-    """Reads config.json: tljax's own format by its mark, anything else by its architecture."""
-    attributes = read_json(directory / CONFIG)
-    origin = str(directory / CONFIG)
-    try:
-        if native.FORMAT in attributes:
-            cfg = native.read_config(attributes, origin)
-            return _Description(cfg, native.rows(cfg))
-        family = family_of(attributes, origin)
-        hf = HFConfig(attributes, origin)
-        if family.tower is not None:
-            hf = family.tower.text_config(hf)
-        cfg = family.read_config(hf).replace(original_architecture=family.architecture)
-        rows = list(family.rows(hf))
-        hf.refuse_unread()
-        computed = family.computed(cfg)
-    except (CheckpointError, UnsupportedModelError):
-        raise
-    except (ValueError, TypeError, ArithmeticError) as error:
-        raise CheckpointError(f"{origin} does not describe a model: {error}") from error
-    return _Description(cfg, rows, family.prefix, family.ignored, computed, family.renamed)
+        known += ["tokenizer", "default_prepend_bos", "default_padding_side"]
+        raise InputError(
+            f"from_pretrained has no option {unknown!r}.{nearest(unknown, known)} Options: {', '.join(known)}."
+        )
 
 
 def _warn_of_untied(entries: Mapping[str, list[mapping.Entry]], tensors: Tensors, origin: str) -> None:
@@ -219,34 +260,28 @@ def _warn_of_untied(entries: Mapping[str, list[mapping.Entry]], tensors: Tensors
             )
 
 
-def _requested(
-    cfg: HookedTransformerConfig,
-    sources: Sources,
-    dtype: Any,
-    n_ctx: int | None,
-    first_n_layers: int | None,
-) -> HookedTransformerConfig:
+def _requested(cfg: HookedTransformerConfig, source: Source, asked: _Asked) -> HookedTransformerConfig:
     """Returns the checkpoint's config with what the caller asked for instead."""
-    name = available_dtype(dtype)
-    if n_ctx is not None and n_ctx > cfg.n_ctx and cfg.positional_embedding_type == "standard":
+    dtype, n_ctx = available_dtype(asked.dtype), asked.n_ctx
+    if n_ctx is not None and n_ctx > cfg.n_ctx and cfg.learns_positions:
         raise ConfigError(f"n_ctx={n_ctx} is longer than the {cfg.n_ctx} positions this checkpoint has learnt.")
-    layers = cfg.n_layers if first_n_layers is None else first_n_layers
+    layers = cfg.n_layers if asked.first_n_layers is None else asked.first_n_layers
     if not 1 <= layers <= cfg.n_layers:
         raise ConfigError(f"first_n_layers={layers} is not between 1 and the checkpoint's {cfg.n_layers}.")
     return cfg.replace(
         n_layers=layers,
         **{name: entries[:layers] for name in PER_LAYER if (entries := getattr(cfg, name)) is not None},
         n_ctx=cfg.n_ctx if n_ctx is None else n_ctx,
-        dtype=name,
-        model_name=sources.named(sources.base.model_name if cfg.model_name == "custom" else cfg.model_name),
-        tokenizer_name=(tokenizer.repo or cfg.tokenizer_name) if (tokenizer := sources.tokenizer()) else None,
+        dtype=dtype,
+        model_name=source.named(cfg.model_name),
+        tokenizer_name=(source.tokenizer_repo or cfg.tokenizer_name) if source.tokenizer else None,
     )
 
 
 def _read(
     entries: Mapping[str, list[mapping.Entry]],
     tensors: Tensors,
-    stored: _Description,
+    stored: Description,
     cfg: HookedTransformerConfig,
     steps: Steps,
     place: Placer,
@@ -265,7 +300,7 @@ def _read(
             for path, part in zip(entry.targets, parts, strict=True):
                 raw[path] = place(path, part[: shapes[path][0]] if part.ndim else part)  # cuts positions past n_ctx
         raw |= {
-            path: place(path, stored.computed[path][: shapes[path][0]]) for path in paths if path in stored.computed
+            path: place(path, stored.computed[path]()[: shapes[path][0]]) for path in paths if path in stored.computed
         }
         raw |= {path: place(path, np.zeros(shapes[path], cfg.dtype)) for path in paths if path not in raw}
         return unflatten({path.removeprefix(prefix): array for path, array in raw.items()})

@@ -246,6 +246,7 @@ def match(
     ignored: Sequence[str] = (),
     computed: Collection[str] = (),
     origin: str = "The checkpoint",
+    config_name: str = "config.json",
 ) -> dict[str, list[Entry]]:
     """Pairs the table with what is stored, both ways, before anything is read.
 
@@ -257,6 +258,7 @@ def match(
         ignored: patterns of stored names that are not parameters.
         computed: paths of parameters that are not stored.
         origin: named in the error.
+        config_name: what the error calls the config.
 
     Returns:
         Stage (``"head"``, ``"embed"``, ``"blocks.0"``, …) → entries whose ``key`` is the stored name.
@@ -281,11 +283,11 @@ def match(
                     "the checkpoint first, or load its full-precision original."
                 )
             if tensors[key].shape != expected:
-                misshapen.append(f"{key} is {list(tensors[key].shape)}, config.json says {list(expected)}")
+                misshapen.append(f"{key} is {list(tensors[key].shape)}, {config_name} says {list(expected)}")
         stages.setdefault(stage_of(entry.targets[0]), []).append(entry)
     skip = _pattern(ignored)
     extra = [f"{key} {list(tensors[key].shape)}" for key in tensors if key not in used and not skip.fullmatch(key)]
-    _report(origin, {"missing": missing, "unexpected": extra, "of another shape": misshapen})
+    _report(origin, config_name, {"missing": missing, "unexpected": extra, "of another shape": misshapen})
     unfilled = (
         set(axes) - set(computed) - {path for entries in stages.values() for entry in entries for path in entry.targets}
     )
@@ -444,16 +446,16 @@ def _pattern(patterns: Sequence[str]) -> re.Pattern[str]:
     return re.compile("|".join(f"(?:{pattern})" for pattern in patterns) or r"(?!)")
 
 
-def _report(origin: str, problems: Mapping[str, list[str]]) -> None:
-    lines = []
+def _report(origin: str, config_name: str, problems: Mapping[str, list[str]]) -> None:
+    lines, incomplete = [], "the download" if config_name == "config.json" else "it"
     for kind, names in problems.items():
         if names:
             rest = [f"… and {len(names) - SHOWN} more"] if len(names) > SHOWN else []
             lines.append(f"  {len(names)} {kind}: " + "; ".join(names[:SHOWN] + rest))
     if lines:
         raise CheckpointError(
-            f"{origin} does not hold the tensors its config.json describes:\n" + "\n".join(lines) + "\n"
-            "Nothing was loaded. Either the download is incomplete or config.json belongs to another model."
+            f"{origin} does not hold the tensors its {config_name} describes:\n" + "\n".join(lines) + "\n"
+            f"Nothing was loaded. Either {incomplete} is incomplete or {config_name} belongs to another model."
         )
 
 

@@ -1,7 +1,7 @@
 """Short names of checkpoints on the hub, and the training checkpoints they were published with."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from tljax.errors import CheckpointError, InputError, nearest
 
@@ -84,6 +84,32 @@ _OTHERS = {
 }
 """Hub id → short names that no rule gives."""
 
+_TOYS = {
+    "Attn_Only_{}512W_C4_Code": ("1L 2L 3L 4L", "attn-only"),
+    "GELU_{}512W_C4_Code": ("1L 2L 3L 4L", "gelu"),
+    "SoLU_{}512W_C4_Code": ("1L 2L 3L 4L", "solu"),
+    "SoLU_{}768W_C4_Code": ("6L", "solu"),
+    "SoLU_{}1024W_C4_Code": ("8L", "solu"),
+    "SoLU_{}1280W_C4_Code": ("10L", "solu"),
+    "SoLU_{}1536W_C4_Code": ("12L", "solu"),
+}
+_TOYS_OF_OLD = {"1L": "v9", "2L": "v10", "4L": "v11", "6L": "v13", "8L": "v21", "10L": "v22", "12L": "v23"}
+_IN_THEIR_OWN_FORM = {
+    "ArthurConmy/redwood_attn_2l": "",
+    "Baidicoot/Othello-GPT-Transformer-Lens": "othello-gpt",
+    "NeelNanda/Attn-Only-2L512W-Shortformer-6B-big-lr": "attn-only-2l-demo attn-only-2l-shortformer-6b-big-lr "
+    "attn-only-2l-induction-demo attn-only-demo",
+    **{f"NeelNanda/SoLU_{n}512W_Wiki_Finetune": f"solu-{n}-wiki solu-{n}-wiki-finetune solu-{n}-finetune"
+       for n in ("1L", "4L")},
+    **{f"NeelNanda/SoLU_{n}_{version}_old": f"solu-{n}-pile solu-{n}-old" for n, version in _TOYS_OF_OLD.items()},
+    **{f"NeelNanda/{pattern.format(n)}": f"{kind}-{n} {kind}-{n}-new {kind}-{n}-c4-code"
+       for pattern, (sizes, kind) in _TOYS.items() for n in sizes.split()},
+}  # fmt: skip
+"""Models in TransformerLens's own form: hub id → short names."""
+
+CHECKPOINTS_AS_FILES = frozenset(repo for repo in _IN_THEIR_OWN_FORM if repo.startswith("NeelNanda/"))
+"""Hub ids whose training checkpoints are files of one revision, not revisions."""
+
 _PYTHIA = {
     "14m": "", "31m": "", "70m": "19m", "160m": "125m", "410m": "350m", "1b": "800m", "1.4b": "1.3b",
     "2.8b": "2.7b", "6.9b": "6.7b", "12b": "13b",
@@ -98,6 +124,7 @@ _ONLY_FROM_META = {f"llama-{size}{end}" for size in ("7b", "13b", "30b", "65b") 
 def _published() -> Iterator[tuple[str, str]]:
     """Yields hub ids with the short names, separated by spaces, that do not follow from the id."""
     yield from _OTHERS.items()
+    yield from _IN_THEIR_OWN_FORM.items()
     for pattern, sizes, kinds in _REGULAR:
         yield from ((pattern.format(*parts), "") for parts in itertools.product(sizes.split(), kinds))
     for size, old in _PYTHIA.items():
@@ -167,6 +194,11 @@ def checkpoint_labels(repo: str) -> tuple[tuple[int, ...], str]:
     if owner == "stanford-crfm":
         spans = ((0, 100, 10), (100, 2000, 50), (2000, 20000, 100), (20000, 400001, 1000))
         return tuple(step for span in spans for step in range(*span)), "checkpoint-"
+    if repo in CHECKPOINTS_AS_FILES:
+        raise InputError(
+            f"tljax knows no training checkpoints of {repo} without asking the hub, where they are files: load "
+            "one with checkpoint_index= or checkpoint_value=; a number that there is none of names the nearest."
+        )
     raise InputError(
         f"tljax knows no training checkpoints of {repo}. Pass revision= with a branch, tag or commit instead."
     )
@@ -175,11 +207,17 @@ def checkpoint_labels(repo: str) -> tuple[tuple[int, ...], str]:
 def checkpoint_revision(repo: str, value: int | None, index: int | None) -> str:
     """Returns the revision of a training checkpoint, chosen by its step or by its place in the list."""
     labels, prefix = checkpoint_labels(repo)
+    return f"{prefix}{choose_checkpoint(repo, labels, value, index)}"
+
+
+def choose_checkpoint(repo: str, labels: Sequence[int], value: int | None, index: int | None) -> int:
+    """Returns the training checkpoint of that step, or the one at that place in the list."""
     if value is None and index is not None:
         if not -len(labels) <= index < len(labels):
             raise InputError(f"checkpoint_index={index} is out of range: {repo} has {len(labels)} checkpoints.")
         value = labels[index]
-    if value not in labels:
+    if value is None or value not in labels:
         close = sorted(labels, key=lambda label: abs(label - (value or 0)))[:2]
-        raise InputError(f"{repo} has no checkpoint at step {value}: the nearest are {sorted(close)}.")
-    return f"{prefix}{value}"
+        nearest_ones = f"the nearest are {sorted(close)}" if close else "there are none"
+        raise InputError(f"{repo} has no checkpoint at step {value}: {nearest_ones}.")
+    return value

@@ -5,6 +5,7 @@ next to the model.
 """
 
 import contextlib
+import fnmatch
 import zipfile
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
@@ -24,6 +25,8 @@ SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLE, PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 SAVING = ".saving-"
 """How the name of the folder starts into which a checkpoint is written before it replaces another."""
+HOSTED = "*final.pth"
+"""The name of the weights of models in TransformerLens's own form."""
 
 
 @runtime_checkable
@@ -63,15 +66,22 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def open_tensors(directory: Path) -> Tensors:
+def open_tensors(directory: Path, weights: str | None = None) -> Tensors:
     """Opens the weights in ``directory`` after reading only their headers.
 
-    A single safetensors file comes first, then an index with shards, then pickles (if torch is installed).
+    A single safetensors file comes first, then an index with shards, then pickles (if torch is installed): those of
+    transformers, and a file whose name ends in ``final.pth``, as TransformerLens hosts its models.
+
+    Args:
+        directory: the checkpoint's.
+        weights: the pickle to open, where the directory holds several.
 
     Raises:
         CheckpointError: no weights, a damaged or missing file, or an index that points outside the directory.
         UnsupportedModelError: only pickles, and torch is not installed.
     """
+    if weights is not None:
+        return PickleFiles([directory / weights])
     if (directory / SINGLE).exists():
         return SafetensorsFiles([directory / SINGLE])
     if (directory / INDEX).exists():
@@ -81,6 +91,11 @@ def open_tensors(directory: Path) -> Tensors:
     if (directory / PICKLE_INDEX).exists():
         return PickleFiles(*_shards(directory, PICKLE_INDEX))
     found = sorted(entry.name for entry in directory.iterdir())
+    hosted = [name for name in found if fnmatch.fnmatch(name, HOSTED)]
+    if len(hosted) > 1:
+        raise CheckpointError(f"{directory} holds {', '.join(hosted)}: keep the one to load.")
+    if hosted:
+        return PickleFiles([directory / hosted[0]])
     raise CheckpointError(
         f"{directory} has no weights: expected {SINGLE} or {INDEX}, found {found[:12]}. "
         "Files ending in .incomplete are an interrupted download: run it again."
@@ -126,18 +141,21 @@ class PickleFiles:
                 stored_in[key] = file.name
         if weight_map is not None:
             _check_index(weight_map, stored_in)
-        self.info = {
-            key: TensorInfo(_torch_dtype(tensor), tuple(tensor.shape)) for key, tensor in self._tensors.items()
-        }
+        self.info = {key: TensorInfo(torch_dtype(tensor), tuple(tensor.shape)) for key, tensor in self._tensors.items()}
 
     def read(self, key: str) -> np.ndarray:
         """Returns tensor ``key`` in its stored dtype."""
-        import torch
+        return host_array(self._tensors[key])
 
-        tensor = self._tensors[key].detach().contiguous()
-        if tensor.dtype == torch.bfloat16:
-            return tensor.view(torch.int16).numpy().view("bfloat16")
-        return tensor.numpy()
+
+def host_array(tensor: Any) -> np.ndarray:
+    """Returns a torch tensor as a numpy array, which shares its memory where it lies on the host in one piece."""
+    import torch
+
+    tensor = tensor.detach().cpu().contiguous()
+    if tensor.dtype == torch.bfloat16:
+        return tensor.view(torch.int16).numpy().view("bfloat16")
+    return tensor.numpy()
 
 
 def _shards(directory: Path, index: str) -> tuple[list[Path], dict[str, str]]:
@@ -223,7 +241,8 @@ def _unpickle(file: Path) -> Mapping[str, Any]:
     return content
 
 
-def _torch_dtype(tensor: Any) -> str:
+def torch_dtype(tensor: Any) -> str:
+    """Returns the dtype of a torch tensor as a file's header names it."""
     names = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
     name = str(tensor.dtype).removeprefix("torch.")
     return names.get(name, name)

@@ -10,6 +10,7 @@ from tljax.checkpoints import hub
 from tljax.checkpoints.adapter_config import ADAPTER_CONFIG, AdapterConfig, read_adapter_config
 from tljax.checkpoints.reader import INDEX, PICKLE, PICKLE_INDEX, SINGLE
 from tljax.errors import CheckpointError, InputError, UnsupportedModelError
+from tljax.text.tokenizer_files import has_tokenizer_files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Sources:
     def tokenizer(self) -> hub.Location | None:
         """Where the tokenizer's files are: the adapter's own if it has any, which may know tokens the base lacks."""
         places = (place for place in (self.adapter, self.base) if place is not None)
-        return next((place for place in places if _holds(place.directory, *hub.VOCABULARY_FILES)), None)
+        return next((place for place in places if has_tokenizer_files(place.directory)), None)
 
 
 def find(

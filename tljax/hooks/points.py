@@ -88,8 +88,9 @@ def embedding_points(cfg: HookedTransformerConfig) -> tuple[HookPointSpec, ...]:
         *(_norm_points("embed.ln", cfg, sizes) if cfg.post_embedding_ln else ()),
         HookPointSpec("hook_embed", _RESID, "token embedding", sizes=sizes),
     ]
-    if cfg.positional_embedding_type == "standard":
-        points.append(HookPointSpec("hook_pos_embed", _RESID, "learned position embedding", sizes=sizes))
+    if cfg.learns_positions:
+        read = "" if cfg.positional_embedding_type == "standard" else ", which queries and keys read"
+        points.append(HookPointSpec("hook_pos_embed", _RESID, f"learned position embedding{read}", sizes=sizes))
     return tuple(points)
 
 

@@ -39,7 +39,7 @@ class TransformerBlock(nn.Module):
     def __call__(self, resid_pre: jax.Array, context: AttentionContext) -> jax.Array:
         """``[batch, pos, d_model]`` residual stream in, and out (of the tokens that ``context.computed`` keeps)."""
         resid_pre = hook(self, "hook_resid_pre", resid_pre)
-        query, key, value = self._attention_inputs(resid_pre)
+        query, key, value = self._attention_inputs(resid_pre, context)
         attn_out = self.attention_output(self.attn(context.computed(query), key, value, context))
         attn_out = hook(self, "hook_attn_out", attn_out)
         resid_pre = context.computed(resid_pre)
@@ -50,9 +50,9 @@ class TransformerBlock(nn.Module):
         resid_mid = hook(self, "hook_resid_mid", self._after(self.ln1, resid_pre + attn_out))
         return hook(self, "hook_resid_post", self._after(self.ln2, resid_mid + self._mlp_out(resid_mid)))
 
-    def read_heads(self, resid_pre: jax.Array, letter: str) -> jax.Array:
+    def read_heads(self, resid_pre: jax.Array, context: AttentionContext, letter: str) -> jax.Array:
         """Queries, keys or values (``letter`` ``"q"``, ``"k"`` or ``"v"``) of a residual stream entering the block."""
-        return self.attn.read(self._before(self.ln1, resid_pre), letter)
+        return self.attn.read(self._read_by(letter, self._before(self.ln1, resid_pre), context), letter)
 
     def attention_output(self, combined: jax.Array) -> jax.Array:
         """What is added to the residual stream, of attention's combined heads ``[..., d_model]``."""
@@ -70,7 +70,17 @@ class TransformerBlock(nn.Module):
         mlp_out = self.ln2_post(self.mlp(self._before(self.ln2, hook(self, "hook_mlp_in", resid))))
         return hook(self, "hook_mlp_out", scaled(mlp_out, self.cfg.residual_multiplier))
 
-    def _attention_inputs(self, resid_pre: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def _read_by(self, letter: str, normalized: jax.Array, context: AttentionContext) -> jax.Array:
+        """What queries, keys or values are made of: under ``shortformer``, the first two of positions besides."""
+        if letter == "v" or self.cfg.positional_embedding_type != "shortformer":
+            return normalized
+        assert context.pos_embed is not None, "a shortformer block runs with the embeddings of its positions"
+        rows = context.pos_embed[:, : normalized.shape[1]]
+        return normalized + (rows[:, :, None] if normalized.ndim == 4 else rows)
+
+    def _attention_inputs(
+        self, resid_pre: jax.Array, context: AttentionContext
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Normalised query, key and value inputs: one shared array unless a hook point needs them apart."""
         cfg = self.cfg
         attn_in = resid_pre
@@ -78,8 +88,9 @@ class TransformerBlock(nn.Module):
             attn_in = hook(self, "hook_attn_in", _per_head(resid_pre, cfg.n_heads))
         if not is_hooked(self, "hook_q_input", "hook_k_input", "hook_v_input"):
             normalized = self._before(self.ln1, attn_in)
-            return normalized, normalized, normalized
-        query, key, value = (
+            placed = self._read_by("q", normalized, context)
+            return placed, placed, normalized
+        inputs = (
             self._before(self.ln1, hook(self, name, attn_in if attn_in.ndim == 4 else _per_head(resid_pre, heads)))
             for name, heads in (
                 ("hook_q_input", cfg.n_heads),
@@ -87,6 +98,7 @@ class TransformerBlock(nn.Module):
                 ("hook_v_input", cfg.kv_heads),
             )
         )
+        query, key, value = (self._read_by(*pair, context) for pair in zip("qkv", inputs, strict=True))
         return query, key, value
 
 

@@ -59,16 +59,21 @@ class EmbeddingStage(nn.Module):
 
     def setup(self) -> None:
         self.embed = Embed(self.cfg)
-        if self.cfg.positional_embedding_type == "standard":
+        if self.cfg.learns_positions:
             self.pos_embed = PosEmbed(self.cfg)
 
     def __call__(self, tokens: jax.Array, context: AttentionContext) -> jax.Array:
         """``[batch, pos]`` to ``[batch, pos, d_model]``."""
         tokens = hook(self, "hook_tokens", jnp.asarray(tokens))
         residual = hook(self, "hook_embed", self.embed(tokens))
-        if self.cfg.positional_embedding_type == "standard":
-            residual = residual + hook(self, "hook_pos_embed", self.pos_embed(tokens, context))
+        if self.cfg.learns_positions:
+            positions = hook(self, "hook_pos_embed", self.pos_embed(tokens, context))
+            residual = residual + positions if self.cfg.positional_embedding_type == "standard" else residual
         return residual
+
+    def embed_positions(self, tokens: jax.Array, context: AttentionContext) -> jax.Array:
+        """Position embeddings alone, ``[batch, pos]`` of anything to ``[batch, pos, d_model]``."""
+        return self.pos_embed(tokens, context)
 
 
 class Unembed(nn.Module):

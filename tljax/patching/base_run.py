@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from tljax.forward import run_forward
+from tljax.forward import POSITIONS, run_forward
 from tljax.hooked_transformer import HookedTransformer
 from tljax.inputs import ModelInput
 from tljax.modules.attention import KEYS_AND_VALUES
@@ -26,7 +26,7 @@ class BaseRun:
         activations: by full name, ``[batch, frame, ...]`` along every position axis.
         final: residual stream that is unembedded, ``[batch, frame, d_model]``.
         tokens: token ids, ``[batch, frame]``.
-        context: positions and mask, ``[batch, frame]``.
+        context: positions and mask, ``[batch, frame]``, and the embeddings of positions where blocks read them.
         length: the prompts' length; positions from there on are padding.
     """
 
@@ -68,10 +68,13 @@ def run_base(model: HookedTransformer, prepared: ModelInput, names: Sequence[str
     positions = np.broadcast_to(positions, (batch, length))
     context = AttentionContext(*jax.device_put((_padded(positions, frame), _padded(mask, frame))))
     needed = ("hook_resid_pre", *KEYS_AND_VALUES)
-    kept = dict.fromkeys([*names, *(f"blocks.{layer}.{part}" for layer in range(cfg.n_layers) for part in needed)])
+    positions = [POSITIONS] if cfg.positional_embedding_type == "shortformer" else []
+    blocks = [f"blocks.{layer}.{part}" for layer in range(cfg.n_layers) for part in needed]
+    kept = dict.fromkeys([*names, *positions, *blocks])
     final, activations = run_forward(
         cfg, model.params, tokens, context, hooks=model._hooks, names=tuple(kept), stop=cfg.n_layers
     )
+    context = dataclasses.replace(context, pos_embed=activations[POSITIONS]) if positions else context
     return BaseRun(activations, final, tokens, context, length)
 
 

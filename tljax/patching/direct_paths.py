@@ -146,7 +146,7 @@ def _sent(model: HookedTransformer, setup: Setup, cache: Any, senders: Sequence[
 def _received(model: HookedTransformer, base: BaseRun, layer: int, component: str, sent: np.ndarray) -> jax.Array:
     """Queries, keys or values of every head with each sender's change, ``[sender, batch, frame, head, d_head]``."""
     streams = np.asarray(base.residual(layer))[None] + sent
-    heads = read_heads(model, layer, component, streams[:, :, : base.length])
+    heads = read_heads(model, base, layer, component, streams[:, :, : base.length])
     spec_name = f"blocks.{layer}.attn.hook_{component}"
     whole = jnp.broadcast_to(base.activations[spec_name][None], (len(sent), *base.activations[spec_name].shape))
     return whole.at[:, :, : base.length].set(heads)

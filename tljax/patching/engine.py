@@ -189,9 +189,11 @@ class Engine:
         }
         k, v = (self.base.activations[f"blocks.{layer}.{name}"] for name in KEYS_AND_VALUES)
         packing = Packing(past_k=k, past_v=v, **indices["packing"])
+        placed = self.base.context.pos_embed
         context = AttentionContext(
-            indices["positions"], indices["token_mask"], lengths=indices["lengths"], packing=packing
-        )
+            indices["positions"], indices["token_mask"], lengths=indices["lengths"], packing=packing,
+            pos_embed=None if placed is None else _taken(placed, layout.source),
+        )  # fmt: skip
         module = block_module(cfg, cfg.layer_kind(layer))
         stage = Stage(module, self.params["blocks"][layer], f"blocks.{layer}.", (), slots)
         computed = layout.n_tokens if queries is None else layout.n_rows
@@ -253,6 +255,12 @@ def _fit(stream: jax.Array | None, n_tokens: int, like: jax.Array) -> jax.Array:
     while resized.shape[1] != n_tokens:
         resized = _resize(resized, neighbour(resized.shape[1], n_tokens))
     return resized
+
+
+@jax.jit
+def _taken(base: jax.Array, source: Any) -> jax.Array:
+    """``[batch, frame, d_model]`` of the base run, at the places of packed tokens, ``[1, token, d_model]``."""
+    return base.reshape(-1, base.shape[-1])[source][None]
 
 
 @functools.partial(jax.jit, static_argnums=1)

@@ -20,7 +20,7 @@ from tljax.patching.pages import PageLimits, Rows
 from tljax.patching.report import SweepReport, blocks_flops, forward_flops
 from tljax.patching.result import PatchingResult
 from tljax.patching.site_by_site import SiteBySite
-from tljax.patching.sites import Sites, find_rows, place
+from tljax.patching.sites import Sites, enters_stream, find_rows, place
 from tljax.patching.sources import Source
 from tljax.progress import Progress
 
@@ -101,7 +101,8 @@ def measure_sites(
     progress: bool | None = None,
 ) -> Measured:
     """Measures every site, each patched alone."""
-    edits = sites if model._hooks.entries else place(model.cfg, base, sites)
+    alone = bool(model._hooks.entries) or not enters_stream(model.cfg, sites.point)
+    edits = sites if alone else place(model.cfg, base, sites)
 
     def rows_before(end: int) -> Rows:
         return find_rows(model.cfg, base, sites, end)

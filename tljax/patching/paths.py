@@ -20,6 +20,7 @@ from tljax.errors import InputError
 from tljax.forward import block_module
 from tljax.hooked_transformer import HookedTransformer
 from tljax.modules.activations import scaled
+from tljax.modules.context import AttentionContext
 from tljax.patching.base_run import BaseRun
 from tljax.patching.edits import BEFORE_QUERIES, ENTRY, GridEdits, TakeRows, expand, picks
 from tljax.patching.engine import Engine, Reach, enter
@@ -28,7 +29,7 @@ from tljax.patching.pages import PageLayout, Rows
 from tljax.patching.receivers import Receiver, read_receivers
 from tljax.patching.report import join_reports
 from tljax.patching.result import PatchingResult
-from tljax.patching.sites import Sites, find_rows, place, point_of
+from tljax.patching.sites import Sites, enters_stream, find_rows, place, point_of
 from tljax.patching.sources import read_source
 from tljax.patching.sweep import prepare_sweep, site_grid
 
@@ -82,13 +83,14 @@ def path_patch(
     refuse_paths(model)
     wanted = read_receivers(model.cfg, receivers)
     setup = prepare_sweep(model, prompt, sender, layers, extra=_frozen_names(model.cfg))
-    if setup.point not in SENDERS:
+    senders = [point for point in SENDERS if enters_stream(model.cfg, point)]
+    if setup.point not in senders:
         raise InputError(
-            f"A sender is added to the residual stream: one of {', '.join(map(repr, SENDERS))}; got {setup.point!r}."
+            f"A sender is added to the residual stream: one of {', '.join(map(repr, senders))}; got {setup.point!r}."
         )
     read = read_source(model, setup.base, source, setup.names)
-    senders = site_grid(model, setup, lambda spec: read.values(spec)[None], axes, at, tolerance=read.tolerance)
-    sites = senders.sites
+    tried = site_grid(model, setup, lambda spec: read.values(spec)[None], axes, at, tolerance=read.tolerance)
+    sites = tried.sites
     stream_bytes = setup.base.final.nbytes * len({receiver.layer for receiver in wanted})
     group = max(1, _STREAMS_BUDGET // stream_bytes)
     parts = [
@@ -98,7 +100,7 @@ def path_patch(
         )
         for first in range(0, len(sites), group)
     ]  # fmt: skip
-    return _joined(parts).as_result(senders.sizes, senders.names, reduce, f"path from {sender}", senders.labels)
+    return _joined(parts).as_result(tried.sizes, tried.names, reduce, f"path from {sender}", tried.labels)
 
 
 def refuse_paths(model: HookedTransformer) -> None:
@@ -143,7 +145,7 @@ def _patch_receivers(
             stream, old = streams[receiver.layer], np.asarray(base.residual(receiver.layer))[:, : base.length]
             if receiver.point == "hook_mlp_in":
                 stream, old = _entering_mlp(model, base, sites, receiver.layer, stream)
-            tables[key] = _read(model, receiver, stream)
+            tables[key] = _read(model, base, receiver, stream)
             changed[key] = (stream != old[None]).any(axis=-1)
             masks[key] = np.zeros(tables[key].shape[3], bool)
         masks[key][slice(None) if receiver.head is None else receiver.head] = True
@@ -216,18 +218,18 @@ class FrozenEdits:
         return self.sender.final(rows, pos)
 
 
-def _read(model: HookedTransformer, receiver: Receiver, stream: np.ndarray) -> jax.Array:
+def _read(model: HookedTransformer, base: BaseRun, receiver: Receiver, stream: np.ndarray) -> jax.Array:
     """What a receiver reads of forked streams, ``[sender, batch, pos, ...]``."""
     if receiver.point in (ENTRY, "hook_mlp_in"):
         return jnp.asarray(stream)
-    return read_heads(model, receiver.layer, receiver.point[-1], stream)
+    return read_heads(model, base, receiver.layer, receiver.point[-1], stream)
 
 
-def read_heads(model: HookedTransformer, layer: int, letter: str, stream: np.ndarray) -> jax.Array:
+def read_heads(model: HookedTransformer, base: BaseRun, layer: int, letter: str, stream: np.ndarray) -> jax.Array:
     """Queries, keys or values of residual streams entering a layer.
 
     Args:
-        model: the model.
+        model, base: the model and its unpatched run.
         layer: the layer.
         letter: ``"q"``, ``"k"`` or ``"v"``.
         stream: ``[sender, batch, pos, d_model]``.
@@ -236,16 +238,18 @@ def read_heads(model: HookedTransformer, layer: int, letter: str, stream: np.nda
         ``[sender, batch, pos, head, d_head]``, before any rotation.
     """
     module = block_module(model.cfg, model.cfg.layer_kind(layer))
-    flat = stream.reshape(1, -1, model.cfg.d_model)
-    heads = _project(module, letter, model.params["blocks"][layer], flat)
+    flat, placed = stream.reshape(1, -1, model.cfg.d_model), base.context.pos_embed
+    if placed is not None:
+        placed = jnp.broadcast_to(placed[None, :, : stream.shape[2]], stream.shape).reshape(flat.shape)
+    heads = _project(module, letter, model.params["blocks"][layer], flat, AttentionContext(pos_embed=placed))
     return heads.reshape(*stream.shape[:3], *heads.shape[2:])
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _project(module: Any, letter: str, params: Any, stream: jax.Array) -> jax.Array:
+def _project(module: Any, letter: str, params: Any, stream: jax.Array, context: AttentionContext) -> jax.Array:
     """Queries, keys or values of a residual stream ``[1, token, d_model]``."""
     with jax.default_matmul_precision(module.cfg.matmul_precision):
-        return module.apply({"params": params}, stream, letter, method="read_heads")
+        return module.apply({"params": params}, stream, context, letter, method="read_heads")
 
 
 def _entering_mlp(

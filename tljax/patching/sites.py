@@ -143,6 +143,14 @@ def _enters_above(cfg: HookedTransformerConfig, point: str) -> int:
     return int(point in ("hook_resid_post", "hook_mlp_out") or (point == "hook_attn_out" and added))
 
 
+def enters_stream(cfg: HookedTransformerConfig, point: str) -> bool:
+    """Whether a change at a point reaches the metric through one block's residual stream, so that pages carry it out.
+
+    The position embeddings of a shortformer do not: queries and keys of every layer read them.
+    """
+    return point != "hook_pos_embed" or cfg.positional_embedding_type == "standard"
+
+
 def place(cfg: HookedTransformerConfig, base: BaseRun, sites: Sites) -> GridEdits:
     """The edits that carry the sites out: at the point itself, or where its change enters the residual stream."""
     above = _enters_above(cfg, sites.point)

@@ -34,6 +34,8 @@ def _why_not_fold_ln(cfg: HookedTransformerConfig) -> str | None:
         return "what the norms put out is the residual stream itself, which stays"
     if norm.endswith("Pre"):
         return "the norms have no parameters"
+    if cfg.positional_embedding_type == "shortformer":
+        return "queries and keys read position embeddings after ln1, whose gain is not theirs"
     if norm == "LN" and cfg.num_experts is not None:
         return "the router and the experts' gates have no bias that could take the bias of ln2"
     if norm == "LN" and cfg.gated_mlp and not cfg.gated_mlp_bias:
@@ -42,6 +44,8 @@ def _why_not_fold_ln(cfg: HookedTransformerConfig) -> str | None:
 
 
 def _why_not_center_writing(cfg: HookedTransformerConfig) -> str | None:
+    if cfg.positional_embedding_type == "shortformer":
+        return "queries and keys read position embeddings without a norm, their mean included"
     if cfg.d_embed is not None:
         return "a projection comes between the embedding and the residual stream"
     if cfg.normalization_type not in ("LN", "LNPre"):

@@ -1,0 +1,144 @@
+"""What a checkpoint's config.json says: our config, and the table of its tensors that goes with it."""
+
+import dataclasses
+import functools
+import os
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tljax.checkpoints import hosted, hub, native, transformer_lens
+from tljax.checkpoints.families import family_of
+from tljax.checkpoints.mapping import Row, TensorInfo
+from tljax.checkpoints.opening import Source, in_files
+from tljax.checkpoints.reader import CONFIG, Tensors
+from tljax.checkpoints.sources import Sources
+from tljax.config import HookedTransformerConfig
+from tljax.errors import CheckpointError, InputError, UnsupportedModelError, nearest
+
+
+@dataclasses.dataclass(frozen=True)
+class Description:
+    """A config, and how its parameters are stored.
+
+    Attributes:
+        cfg: our config.
+        rows: the table: stored tensor, its axes, our parameters.
+        prefix, ignored, computed, renamed: as of :class:`~tljax.checkpoints.mapping.Family`.
+        checked: compares tensors, as they are read, with what was saved with the config.
+        hint: from what is stored, a sentence for the error that it does not fit.
+        tokenizer_repo: another repository, which holds the tokenizer.
+    """
+
+    cfg: HookedTransformerConfig
+    rows: list[Row]
+    prefix: str = ""
+    ignored: tuple[str, ...] = ()
+    computed: Mapping[str, Callable[[], np.ndarray]] = dataclasses.field(default_factory=dict)
+    renamed: tuple[tuple[str, str], ...] = ()
+    checked: Callable[[Tensors], Tensors] = lambda tensors: tensors
+    hint: Callable[[Mapping[str, TensorInfo]], str] = lambda stored: ""
+    tokenizer_repo: str | None = None
+
+
+def describe(directory: Path, ignore: str | Sequence[str] = ()) -> Description:
+    """Describes the checkpoint in a directory.
+
+    Args:
+        directory: where it is.
+        ignore: attributes to read its config.json without; see :func:`tljax.checkpoints.load_checkpoint`.
+    """
+    return describe_source(in_files(Sources(hub.Location(directory, directory.name))), ignore)
+
+
+def describe_source(source: Source, ignore: str | Sequence[str] = ()) -> Description:
+    """Reads a config: tljax's own format by its mark, TransformerLens's by its keys, others by their architecture.
+
+    Args:
+        source: the checkpoint.
+        ignore: attributes to read it without.
+
+    Raises:
+        CheckpointError: the config does not describe a model.
+        UnsupportedModelError: it describes one that tljax does not implement.
+        InputError: ``ignore`` names what is not there, or what cannot be left out.
+    """
+    attributes, names = source.attributes, names_to_ignore(ignore)
+    origin = os.path.join(source.origin, CONFIG) if source.config_name == CONFIG else f"{source.origin}.config"
+    try:
+        if names and (native.FORMAT in attributes or hosted.is_hosted(attributes)):
+            raise InputError(f"ignore_config is about Hugging Face's config.json, which {origin} is not.")
+        if native.FORMAT in attributes:
+            cfg = native.read_config(attributes, origin)
+            checked = functools.partial(native.checked, directory=Path(source.origin), attributes=attributes)
+            return Description(cfg, native.rows(cfg), checked=checked)
+        if hosted.is_hosted(attributes):
+            cfg = hosted.read_config(attributes)
+            table = hosted.rows(cfg, attributes, source.tensors().info)
+            return of_transformer_lens(cfg, table, attributes.get("tokenizer_name"))
+        family = family_of(attributes, origin)
+        hf = family.config(_without(attributes, names, family.defaults, origin), origin)
+        cfg = family.read_config(hf).replace(original_architecture=family.architecture, **source.stop_tokens())
+        rows = list(family.rows(hf))
+        hf.refuse_unread()
+        computed = family.computed(cfg)
+    except (CheckpointError, UnsupportedModelError, InputError):
+        raise
+    except (ValueError, TypeError, ArithmeticError, AttributeError, LookupError, RecursionError) as error:
+        raise CheckpointError(f"{origin} does not describe a model: {error}") from error
+    return Description(cfg, rows, family.prefix, family.ignored, computed, family.renamed)
+
+
+def of_transformer_lens(
+    cfg: HookedTransformerConfig, rows: list[Row], tokenizer_repo: str | None = None
+) -> Description:
+    """Describes a state dict of TransformerLens."""
+    return Description(
+        cfg,
+        rows,
+        ignored=transformer_lens.ignored(cfg),
+        hint=functools.partial(transformer_lens.hint, cfg, rows),
+        tokenizer_repo=tokenizer_repo,
+    )
+
+
+def names_to_ignore(ignore: Any) -> tuple[str, ...]:
+    """Returns the names in ``ignore_config``.
+
+    Raises:
+        InputError: it is no list of names.
+    """
+    names = (ignore,) if isinstance(ignore, str) else ignore
+    if not isinstance(names, Collection) or not all(isinstance(name, str) for name in names):
+        raise InputError(f"ignore_config={ignore!r}: expected a list of names, such as ['attribute'].")
+    return tuple(names)
+
+
+def _without(
+    attributes: Mapping[str, Any], names: Sequence[str], needed: Collection[str], origin: str
+) -> dict[str, Any]:
+    """Returns ``attributes`` without ``names``; ``"a.b"`` is ``b`` in the object ``a``.
+
+    Args:
+        attributes: what config.json says.
+        names: what to leave out.
+        needed: what cannot be left out, besides the names of the model itself.
+        origin: named in errors.
+
+    Raises:
+        InputError: a name that is not there, or one that is needed.
+    """
+    left = dict(attributes)
+    for name in names:
+        if name.rpartition(".")[2] in needed or name in ("architectures", "model_type", "text_config"):
+            raise InputError(f"ignore_config names {name!r}, which says what model this is: it cannot be ignored.")
+        outer, _, inner = name.partition(".")
+        if name in left:
+            del left[name]
+        elif inner and isinstance(left.get(outer), Mapping) and inner in left[outer]:
+            left[outer] = {key: value for key, value in left[outer].items() if key != inner}
+        else:
+            raise InputError(f"ignore_config names {name!r}, which {origin} does not have.{nearest(name, left)}")
+    return left
