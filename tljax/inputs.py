@@ -12,6 +12,7 @@ from tljax.config import HookedTransformerConfig
 from tljax.errors import InputError
 from tljax.modules.context import AttentionContext
 from tljax.text.batch import Batch, count_positions
+from tljax.text.positions import read_mask
 from tljax.text.tokenizer import Tokenizer
 from tljax.text.tokens import get_attention_mask, to_tokens
 from tljax.typing import PaddingSide
@@ -96,8 +97,9 @@ def prepare(
     if mask is not None and not is_traced(mask) and bool(np.all(np.asarray(mask))):
         mask = None
     used = attention_mask is not None or side == "left" or cfg.attention_dir == "bidirectional" or cfg.uses_longrope
-    context = context_from_mask(mask if used else None)
-    return ModelInput(ids, ids, context, None if mask is None else jnp.asarray(mask).astype(bool))
+    text = None if mask is None else jnp.asarray(mask).astype(bool)
+    context = dataclasses.replace(context_from_mask(mask if used else None), text=text)
+    return ModelInput(ids, ids, context, text)
 
 
 def context_from_mask(mask: Any) -> AttentionContext:
@@ -105,7 +107,7 @@ def context_from_mask(mask: Any) -> AttentionContext:
     if mask is None:
         return AttentionContext()
     visible = jnp.asarray(mask).astype(bool)
-    return AttentionContext(count_positions(visible), visible)
+    return AttentionContext(count_positions(visible), visible, text=visible)
 
 
 def _check_batch(batch: Batch, attention_mask: Any, padding_side: PaddingSide | None) -> None:
@@ -127,7 +129,7 @@ def _prepare_batch(cfg: HookedTransformerConfig, batch: Batch) -> ModelInput:
     if not is_traced(batch.mask) and bool(np.all(np.asarray(batch.mask))):
         return ModelInput(ids, ids, AttentionContext(), None)
     mask = jnp.asarray(batch.mask)
-    return ModelInput(ids, ids, AttentionContext(jnp.asarray(batch.positions), mask), mask)
+    return ModelInput(ids, ids, AttentionContext(jnp.asarray(batch.positions), mask, text=mask), mask)
 
 
 def check_tokens(cfg: HookedTransformerConfig, tokens: Any) -> Any:
@@ -181,12 +183,12 @@ def check_length(cfg: HookedTransformerConfig, length: int) -> None:
 
 
 def _check_mask(mask: Any, shape: tuple[int, ...]) -> jax.Array:
-    array = mask if is_traced(mask) else jnp.asarray(mask)
+    array = read_mask(mask)
     if array.ndim == 1:
         array = array[None]
     if tuple(array.shape) != tuple(shape):
         raise InputError(f"attention_mask has shape {tuple(array.shape)}; the tokens have shape {tuple(shape)}.")
-    return array
+    return jnp.asarray(array)
 
 
 def _prepare_residual(cfg: HookedTransformerConfig, residual: Any, tokens: Any, attention_mask: Any) -> ModelInput:

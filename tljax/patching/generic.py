@@ -181,7 +181,7 @@ def _measure(
     axes = axes_of(setter, setup.spec)
     if axes is not None:
         name = getattr(setter, "__name__", "The setter")
-        chosen = site_entries(index, axes, setup.spec, setup.base.length, name)
+        chosen = site_entries(index, axes, setup, name)
         values = {number: read.values(setup.spec_at(number))[None] for number in setup.layers}
         sites = Sites(setup.point, layer, values, np.zeros(len(layer), int), chosen, {}, read.tolerance)
         return measure_sites(model, setup.base, sites, metric, read, **options)

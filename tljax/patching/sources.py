@@ -1,7 +1,7 @@
 """Where the values that a sweep writes come from: a clean run, an array, or a function of the activation itself."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,6 +16,8 @@ from tljax.hooks.point import POSITION_AXES, HookPoint, call_hook
 from tljax.hooks.points import HookPointSpec
 from tljax.inputs import prepare
 from tljax.patching.base_run import BaseRun, run_base
+from tljax.patching.edits import expand
+from tljax.text import positions
 from tljax.text.batch import Batch
 
 Values = Callable[[HookPointSpec], jax.Array]
@@ -95,15 +97,48 @@ def _from_cache(base: BaseRun, source: Any) -> Values:
             )
         value = cached(source, spec.name)
         shape = spec.shape(base.batch, base.length)
+        text = getattr(source, "token_mask", None)
         if value.shape != shape:
             raise InputError(
                 f"{spec.name} has shape {tuple(value.shape)} in the clean cache, {shape} in the corrupted run. Clean "
                 "and corrupted prompts must have equally many tokens: compare model.to_str_tokens(clean) and "
                 "(corrupted)."
             )
-        return in_frame(base, spec, value)
+        return in_frame(base, spec, lined_up(base, value, spec.axes, text))
 
     return values
+
+
+def lined_up(base: BaseRun, value: Any, axes: Sequence[str], text: Any) -> Any:
+    """Values of prompts padded like ``text``, laid out as the base run's prompts are.
+
+    Args:
+        base: the base run.
+        value: ``[batch, pos, ...]``.
+        axes: its axes.
+        text: ``[batch, pos]`` (``[pos]`` for one prompt), ``False`` at padding; ``None`` where that is not known, and
+            the values are then taken for laid out already.
+
+    Raises:
+        InputError: a prompt has another length than the base run's.
+    """
+    if text is None or base.text is None:
+        return value
+    text = np.atleast_2d(np.asarray(text))
+    if text.shape != base.text.shape or (text == base.text).all():
+        return value
+    here, there = base.text.sum(axis=1), text.sum(axis=1)
+    if (different := np.flatnonzero(here != there)).size:
+        row = int(different[0])
+        raise InputError(
+            f"Prompt {row} has {int(there[row])} tokens in the clean run, {int(here[row])} in the corrupted one. They "
+            "must have equally many: compare model.to_str_tokens(clean) and (corrupted)."
+        )
+    places, _ = positions.find(text, np.maximum(positions.ranks(base.text), 0))
+    for number, axis in enumerate(axes):
+        if axis in POSITION_AXES:
+            value = jnp.take_along_axis(value, expand(places, (0, number), value.ndim), axis=number)
+    return value
 
 
 def _final_of(base: BaseRun, source: Any, n_layers: int) -> np.ndarray | None:
@@ -111,7 +146,9 @@ def _final_of(base: BaseRun, source: Any, n_layers: int) -> np.ndarray | None:
     if name not in source:
         return None
     final = np.asarray(cached(source, name))
-    return final if final.shape == (base.batch, base.length, base.final.shape[-1]) else None
+    if final.shape != (base.batch, base.length, base.final.shape[-1]):
+        return None
+    return np.asarray(lined_up(base, final, ("batch", "pos", "d_model"), getattr(source, "token_mask", None)))
 
 
 def _from_prompt(model: HookedTransformer, base: BaseRun, source: Any, names: tuple[str, ...]) -> Source:
@@ -123,13 +160,20 @@ def _from_prompt(model: HookedTransformer, base: BaseRun, source: Any, names: tu
             "model.to_str_tokens(clean) and (corrupted)."
         )
     clean = run_base(model, prepared, names)
-    return Source(lambda spec: clean.activations[spec.name], final=np.asarray(clean.final)[:, : base.length])
+    final = np.asarray(clean.final)[:, : base.length]
+    if clean.text is None or base.text is None or (clean.text == base.text).all():
+        return Source(lambda spec: clean.activations[spec.name], final=final)
+
+    def values(spec: HookPointSpec) -> jax.Array:
+        return in_frame(base, spec, lined_up(base, out_of_frame(clean, spec), spec.axes, clean.text))
+
+    return Source(values, final=np.asarray(lined_up(base, final, ("batch", "pos", "d_model"), clean.text)))
 
 
 def _from_hook(base: BaseRun, source: Callable[..., Any]) -> Values:
     def values(spec: HookPointSpec) -> jax.Array:
         value = out_of_frame(base, spec)
-        return in_frame(base, spec, call_hook(source, value, HookPoint(spec.name, spec.axes)))
+        return in_frame(base, spec, call_hook(source, value, HookPoint(spec.name, spec.axes, text=base.text)))
 
     return values
 

@@ -26,6 +26,7 @@ from tljax.patching.measured import Metrics, Reduce, measure_sites
 from tljax.patching.result import PatchingResult
 from tljax.patching.sites import Sites, grid
 from tljax.patching.sources import read_source
+from tljax.text import positions
 
 SITE_AXES = ("pos", "head", "neuron", "query_pos", "key_pos", "d_model", "d_head", "expert", "choice")
 
@@ -66,7 +67,7 @@ def sweep(
             ``("pos", "head")``, ``("head", "query_pos", "key_pos")`` …; along the others a site is the whole axis.
         layers: the layers to patch; all by default.
         at: entries to keep to, by axis: ``at={"pos": [-1]}``. Along an axis of ``axes`` these are the sites; along
-            another, the part that is patched.
+            another, the part that is patched. Positions count in each prompt's text, whatever its padding.
         reduce: ``"mean"`` averages a metric over prompts, ``"none"`` keeps it for each prompt.
         max_batch: most runs computed at once; ``"auto"`` goes by the free memory.
         progress: whether to show a progress bar; by default one appears when a sweep takes more than a few seconds.
@@ -204,6 +205,8 @@ def site_grid(
         variants: name and labels of the axis of variants, if there are several.
     """
     chosen, allowed = choose_entries(setup.spec, setup.base, axes, at or {})
+    by_prompt = {axis: entries for axis, entries in chosen.items() if entries.ndim == 2}
+    chosen = {axis: np.arange(len(entries)) if axis in by_prompt else entries for axis, entries in chosen.items()}
     numbered = {name: np.arange(len(texts)) for name, texts in (variants or {}).items()}
     entries = {"layer": np.asarray(setup.layers), **numbered, **chosen}
     coordinates = grid(entries)
@@ -212,17 +215,25 @@ def site_grid(
     for name in numbered:
         variant = coordinates.pop(name)
     tables = {number: values(setup.spec_at(number)) for number in setup.layers}
+    labels = site_labels(model, setup, entries | {axis: numbers[:, 0] for axis, numbers in by_prompt.items()})
+    coordinates |= {axis: numbers[coordinates[axis]] for axis, numbers in by_prompt.items()}
     sites = Sites(setup.point, layer, tables, variant, coordinates, allowed, tolerance)
     names = tuple(axis for axis in entries if axis != "layer" or not sites.is_embedding)
-    labels = site_labels(model, setup, entries) | {name: list(texts) for name, texts in (variants or {}).items()}
+    labels |= {name: list(texts) for name, texts in (variants or {}).items()}
     return SiteGrid(sites, names, tuple(len(entries[axis]) for axis in names), labels)
 
 
 def choose_entries(
     spec: HookPointSpec, base: BaseRun, axes: Sequence[str], at: Mapping[str, Any]
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Entries of each axis along which sites are told apart, and masks of the others that are patched in part."""
+    """Entries of each axis along which sites are told apart, and masks of the others that are patched in part.
+
+    Positions of padded prompts are an entry for each prompt: ``[entry, batch]``, and masks ``[batch, position]``.
+    """
     sizes = dict(zip(spec.axes, spec.shape(base.batch, base.length), strict=True))
+
+    def in_text(axis: str) -> bool:
+        return axis in POSITION_AXES and base.text is not None
 
     def named(axis: str) -> str:
         full = AXIS_ALIASES.get(axis, axis)
@@ -235,17 +246,62 @@ def choose_entries(
             )
         return full
 
-    entries = {named(axis): _entries(axis, index, sizes[named(axis)], spec.name) for axis, index in at.items()}
+    entries = {
+        named(axis): _entries_in_text(axis, index, base, spec.name)
+        if in_text(named(axis))
+        else _entries(axis, index, sizes[named(axis)], spec.name)
+        for axis, index in at.items()
+    }
     full = [named(axis) for axis in ((axes,) if isinstance(axes, str) else axes)]
     if len(set(full)) < len(full):
         raise InputError(f"axes={tuple(axes)} names an axis twice.")
-    chosen = {axis: entries.get(axis, np.arange(sizes[axis])) for axis in full}
+    chosen = {
+        axis: entries[axis]
+        if axis in entries
+        else places_in_text(base, np.arange(base.n_positions))
+        if in_text(axis)
+        else np.arange(sizes[axis])
+        for axis in full
+    }
     allowed = {}
     for axis, wanted in entries.items():
         if axis not in chosen:
-            frame = base.frame if axis in POSITION_AXES else sizes[axis]
-            allowed[axis] = np.isin(np.arange(frame), wanted)
+            frame = np.arange(base.frame if axis in POSITION_AXES else sizes[axis])
+            allowed[axis] = (wanted[..., None] == frame).any(axis=0)
     return chosen, allowed
+
+
+def places_in_text(base: BaseRun, numbers: np.ndarray) -> np.ndarray:
+    """Where positions of each prompt's text stand, ``[entry, batch]``; -1 where a prompt has no such position."""
+    assert base.text is not None
+    places, there = positions.find(base.text, numbers)
+    return np.where(there, places, -1).T
+
+
+def _entries_in_text(axis: str, index: Any, base: BaseRun, name: str) -> np.ndarray:
+    """The same as :func:`_entries` for positions of padded prompts, ``[entry, batch]``.
+
+    A slice may reach past the end of a shorter prompt, which is then left alone there.
+    """
+    assert base.text is not None
+    if isinstance(index, slice):
+        start, count, step = positions.spans(index, positions.lengths(base.text))
+        if not count.any():
+            raise InputError(f"at={{{axis!r}: {index!r}}} picks nothing: no prompt has such positions.")
+        entry = np.arange(count.max())
+        return np.where(entry < count[:, None], places_of(base, start[:, None] + entry * step), -1).T
+    numbers = _entries(axis, index, base.n_positions, name)
+    if np.asarray(index).dtype != bool:
+        numbers = np.atleast_1d(np.asarray(index))
+    if (wrong := positions.lacking(base.text, numbers)) is not None:
+        raise InputError(f"at={{{axis!r}: {index!r}}}: {positions.no_such_position(*wrong)}")
+    return places_in_text(base, numbers)
+
+
+def places_of(base: BaseRun, numbers: np.ndarray) -> np.ndarray:
+    """Where positions ``[batch, entry]`` of each prompt's own stand."""
+    assert base.text is not None
+    return positions.find(base.text, numbers)[0]
 
 
 def _entries(axis: str, index: Any, size: int, name: str) -> np.ndarray:
@@ -262,7 +318,7 @@ def site_labels(model: HookedTransformer, setup: Setup, entries: Mapping[str, np
     """Texts for the entries of some axes: layers, and tokens where there is one prompt and a tokenizer."""
     labels = {"layer": [f"L{number}" for number in entries["layer"]]}
     if model._tokenizer is not None and len(setup.tokens) == 1:
-        tokens = model.to_str_tokens(setup.tokens[0])
+        tokens = model.to_str_tokens(setup.tokens[0])  # of the array, as the entries are
         for axis in POSITION_AXES:
             if axis in entries:
                 labels[axis] = [str(tokens[position]) for position in entries[axis]]
