@@ -54,6 +54,14 @@ def layer_of(name: str) -> int | None:
     return int(name.split(".", 2)[1]) if name.startswith("blocks.") else None
 
 
+def layer_of_short(name: str) -> int | None:
+    """The layer that is written in a name, full or compact (``"k6"``, ``"scale4ln1"``), else ``None``."""
+    if (full := re.match(r"blocks\.(-?\d+)\.", name)) is not None:
+        return int(full[1])
+    compact = re.fullmatch(r"([a-z_]+)(\d+)([a-z]?.*)", name)
+    return int(compact[2]) if compact is not None and "." not in name else None
+
+
 def get_act_name(name: str, layer: int | str | None = None, layer_type: str | None = None) -> str:
     """Expands TransformerLens's short forms into a full hook name.
 

@@ -158,7 +158,7 @@ def _plan(
         layers = layers_of(index, n_layers)
         numbers = None if layers is None else tuple(np.unique(layers).tolist())
         setup = prepare_sweep(model, corrupted_tokens, activation_name, numbers)
-    layer = site_layers(setup, activation_name, index, n_layers)
+    layer = site_layers(setup, activation_name, index, model.cfg)
     return _Planned(setup, index, layer, read_source(model, setup.base, clean_cache, setup.names))
 
 

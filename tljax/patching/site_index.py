@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from tljax.config import HookedTransformerConfig
 from tljax.errors import InputError, nearest
-from tljax.hooks.names import layer_of
 from tljax.hooks.point import POSITION_AXES
 from tljax.hooks.selectors import AXIS_ALIASES
 from tljax.patching import views
-from tljax.patching.sweep import SITE_AXES, Setup, places_in_text
+from tljax.patching.sweep import SITE_AXES, Setup, one_place, places_in_text
 
 AXIS_NAMES = ("layer", "pos", "head_index", "head", "src_pos", "dest_pos", "query_pos", "key_pos", "neuron", "d_model",
               "d_head", "expert", "choice")  # fmt: skip
@@ -123,20 +123,20 @@ def _entries(name: str, setup: Setup) -> Sequence[int]:
     return range(setup.base.n_positions if full in POSITION_AXES else dict(setup.spec.sizes)[full])
 
 
-def site_layers(setup: Setup, activation_name: str, index: SiteIndex, n_layers: int) -> np.ndarray:
+def site_layers(setup: Setup, activation_name: str, index: SiteIndex, cfg: HookedTransformerConfig) -> np.ndarray:
     """The layer of each site.
 
     Raises:
         InputError: the index has no layer, or one where the activation is already that of one place.
     """
-    if layer_of(setup.names[0]) is None or layer_of(activation_name) is not None:
+    if one_place(cfg, activation_name) is not None:
         if "layer" in index.names:
             raise InputError(
                 f"{activation_name!r} exists once, and the index {index.names} has a layer: leave it out, or give the "
                 "short name of an activation that every layer has, such as 'resid_pre'."
             )
         return np.full(len(index.rows), setup.layers[0])
-    layer = layers_of(index, n_layers)
+    layer = layers_of(index, cfg.n_layers)
     if layer is None:
         raise InputError(
             f"The index has {index.names} and no layer, and every layer has {activation_name!r}: add 'layer', or give "

@@ -12,6 +12,7 @@ from tljax.cache.activation_cache import ActivationCache
 from tljax.config import HookedTransformerConfig
 from tljax.errors import InputError
 from tljax.hooked_transformer import HookedTransformer
+from tljax.hooks.names import layer_of
 from tljax.hooks.point import POSITION_AXES, HookPoint, call_hook
 from tljax.hooks.points import HookPointSpec
 from tljax.inputs import prepare
@@ -49,12 +50,14 @@ def read_source(model: HookedTransformer, base: BaseRun, source: Any, names: tup
         source: an :class:`ActivationCache` or mapping from full names to activations; a prompt (text or token ids) to
             run; a hook (an intervention such as ``Zero()``, or ``function(activation, hook)``), applied to the base
             run's activation; or a floating-point array, which stands for the activation or broadcasts to it, and may
-            have a leading axis of layers.
-        names: points that will be asked for.
+            have a leading axis of layers; or a mapping from layer numbers to such arrays (:func:`array_at`).
+        names: points that will be asked for, in the order of their layers.
 
     Raises:
         InputError: the source lacks a point, does not match the prompts' shape, or is none of these.
     """
+    if is_by_layer(source):
+        return Source(_from_arrays(base, source, names, model.cfg.n_layers))
     if isinstance(source, ActivationCache | Mapping):
         return Source(_from_cache(base, source), rounding(model.cfg), _final_of(base, source, model.cfg.n_layers))
     if callable(source):
@@ -62,7 +65,7 @@ def read_source(model: HookedTransformer, base: BaseRun, source: Any, names: tup
     if _is_prompt(source):
         return _from_prompt(model, base, source, names)
     if hasattr(source, "dtype") or isinstance(source, float | int):
-        return Source(_from_array(base, jnp.asarray(source), len(names)))
+        return Source(_from_arrays(base, jnp.asarray(source), names, model.cfg.n_layers))
     raise InputError(
         f"The values to patch in came as {type(source).__name__}. Pass a clean ActivationCache, the clean prompt (text "
         "or tokens), an array, or a hook such as tljax.Zero()."
@@ -178,20 +181,65 @@ def _from_hook(base: BaseRun, source: Callable[..., Any]) -> Values:
     return values
 
 
-def _from_array(base: BaseRun, array: jax.Array, n_layers: int) -> Values:
+def is_by_layer(source: Any) -> bool:
+    """Whether this is a mapping from layer numbers."""
+    numbers = isinstance(source, Mapping) and not isinstance(source, ActivationCache) and len(source)
+    return bool(numbers) and all(isinstance(key, int | np.integer) and not isinstance(key, bool) for key in source)
+
+
+def array_at(
+    source: Any, spec: HookPointSpec, shape: tuple[int, ...], names: Sequence[str], n_layers: int
+) -> jax.Array:
+    """What an array, or one for each layer, is at a point: the one rule for sweeps and steering.
+
+    A leading axis is of layers if it has as many entries as there are layers to patch (entry ``i`` belongs to the
+    ``i``-th of them), or as the model has (entry ``i`` belongs to layer ``i``), and the rest fits the activation.
+
+    Args:
+        source: an array, or a mapping from layer numbers to arrays.
+        spec: the point.
+        shape: of its activation, ``[batch, pos, ...]``.
+        names: full names of the points to patch, in order.
+        n_layers: layers of the model.
+
+    Returns:
+        An array that broadcasts to the activation.
+
+    Raises:
+        InputError: it does not fit, the layer is not there, or it could be meant in two ways.
+    """
+    layer = layer_of(spec.name)
+    if isinstance(source, Mapping):
+        given = {int(number) % n_layers: value for number, value in source.items() if -n_layers <= number < n_layers}
+        if len(given) < len(source) or layer not in given:
+            raise InputError(
+                f"The values are given for layers {list(source)}, and {spec.name} is patched: give one for each layer "
+                f"that is, of 0 to {n_layers - 1}."
+            )
+        value = jnp.asarray(given[layer])
+    else:
+        array = value = jnp.asarray(source)
+        counts = [count for count in (len(names), n_layers) if array.ndim and count == array.shape[0]]
+        if layer is not None and counts and _fits(array[0], shape):
+            if _fits(array, shape) and array.shape[0] > 1:
+                raise InputError(
+                    f"The array of shape {tuple(array.shape)} could be one value for each layer, or broadcast to "
+                    f"{spec.name}, shape {shape} {spec.axes}. For layers give a mapping, dict(enumerate(array)); "
+                    "otherwise every axis of the activation, such as array[None]."
+                )
+            value = array[names.index(spec.name) if counts[0] == len(names) else layer]
+    if not _fits(value, shape):
+        raise InputError(
+            f"The array of shape {tuple(value.shape)} does not fit {spec.name}, shape {shape} {spec.axes}: it must "
+            f"broadcast to it, or have a leading axis of {len(names)} layers."
+        )
+    return value
+
+
+def _from_arrays(base: BaseRun, source: Any, names: Sequence[str], n_layers: int) -> Values:
     def values(spec: HookPointSpec) -> jax.Array:
         shape = spec.shape(base.batch, base.length)
-        value = array
-        if array.ndim == len(shape) + 1 or (array.ndim and array.shape[0] == n_layers and not _fits(array, shape)):
-            layer = int(spec.name.split(".")[1])
-            if array.shape[0] != n_layers:
-                raise InputError(f"The array has {array.shape[0]} entries along its first axis; {n_layers} layers.")
-            value = array[layer]
-        if not _fits(value, shape):
-            raise InputError(
-                f"The array of shape {tuple(array.shape)} does not fit {spec.name}, shape {shape} {spec.axes}: it must "
-                "broadcast to it, or have a leading axis of layers."
-            )
+        value = array_at(source, spec, shape, names, n_layers)
         value = value.reshape((1,) * (len(shape) - value.ndim) + value.shape)
         return in_frame(base, spec, jnp.broadcast_to(value.astype(base.final.dtype), shape))
 

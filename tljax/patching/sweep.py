@@ -5,6 +5,7 @@ before it and prefixes that clean and corrupted prompts share; the rest of all p
 together, packed without padding, and only what the metric reads is unembedded.
 """
 
+import contextlib
 import dataclasses
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -14,9 +15,9 @@ import jax
 import numpy as np
 
 from tljax.config import HookedTransformerConfig
-from tljax.errors import InputError, nearest
+from tljax.errors import InputError, UnknownHookError, nearest
 from tljax.hooked_transformer import HookedTransformer
-from tljax.hooks.names import layer_of, resolve, stage_of
+from tljax.hooks.names import is_act_tuple, layer_of, layer_of_short, resolve, stage_of
 from tljax.hooks.point import POSITION_AXES
 from tljax.hooks.points import HookPointSpec, point_table
 from tljax.hooks.selectors import AXIS_ALIASES
@@ -24,11 +25,12 @@ from tljax.inputs import is_traced, prepare
 from tljax.patching.base_run import BaseRun, run_base
 from tljax.patching.measured import Metrics, Reduce, measure_sites
 from tljax.patching.result import PatchingResult
-from tljax.patching.sites import Sites, grid
+from tljax.patching.sites import EMBEDDING, Sites, grid
 from tljax.patching.sources import read_source
 from tljax.text import positions
 
-SITE_AXES = ("pos", "head", "neuron", "query_pos", "key_pos", "d_model", "d_head", "expert", "choice")
+SITE_AXES = ("pos", "head", "neuron", "query_pos", "key_pos", "d_model", "d_head", "expert", "choice", "all_heads",
+             "latent", "scale")  # fmt: skip
 
 
 class NoEffectWarning(UserWarning):
@@ -56,13 +58,15 @@ def sweep(
         corrupted: the base run that is patched: text, a list of texts, or token ids ``[batch, pos]``. (For noising,
             pass the clean prompt here and the corrupted one as ``source``.)
         source: what is written. A clean :class:`~tljax.ActivationCache` (or a dict of activations by full name); the
-            clean prompt itself; an array, for every layer or with a leading axis of layers; or a hook, which is given
-            the base run's activation: ``tljax.Zero()`` ablates, ``tljax.Add(vector)`` steers,
+            clean prompt itself; an array, for every layer or with a leading axis of layers
+            (:func:`~tljax.patching.sources.array_at`), or a mapping from layer numbers to arrays; or a hook, which is
+            given the base run's activation: ``tljax.Zero()`` ablates, ``tljax.Add(vector)`` steers,
             ``lambda activation, hook: ...`` does anything.
         metric: takes logits ``[batch, pos, d_vocab]`` and returns one number, or one for each prompt ``[batch]``: a
             Python function or a metric such as :class:`~tljax.patching.LogitDiff`; or several by name, in a mapping.
         activation_name: short name, such as ``"resid_pre"``, ``"z"``, ``"mlp_out"``, ``"pattern"``, ``"mlp_post"`` or
-            ``"embed"``; a full name such as ``"blocks.3.attn.hook_z"`` means that layer alone.
+            ``"embed"``, or a point's name within its block, ``"ln1.hook_scale"``; a name with a layer in it, such as
+            ``"blocks.3.attn.hook_z"``, ``"z3"`` or ``("z", 3)``, means that layer alone.
         axes: the axes, besides the layer, along which sites are told apart: ``("pos",)``, ``("head",)``,
             ``("pos", "head")``, ``("head", "query_pos", "key_pos")`` …; along the others a site is the whole axis.
         layers: the layers to patch; all by default.
@@ -148,14 +152,22 @@ def prepare_sweep(
 def named_points(
     cfg: HookedTransformerConfig, activation_name: str, layers: Sequence[int] | None
 ) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """Full names of the patched points, and their layers."""
-    table = point_table(cfg)
-    spelling = activation_name.removeprefix("hook_")
-    if spelling in ("embed", "pos_embed"):
-        return (resolve(f"hook_{spelling}", table, cfg.n_layers),), (0,)
-    if layer_of(activation_name) is not None:
-        name = resolve(activation_name, table, cfg.n_layers)
-        return (name,), (layer_of(name) or 0,)
+    """Full names of the patched points, and their layers.
+
+    Raises:
+        InputError: a name with one layer in it beside ``layers=`` of others, a layer that does not exist or lacks the
+            point, a short name of several points, a point outside the blocks.
+        UnknownHookError: no layer has such a point.
+    """
+    only = one_place(cfg, activation_name)
+    if only is not None:
+        layer = layer_of(only) or 0
+        if layers is not None and [int(n) % cfg.n_layers for n in layers] != [layer]:
+            raise InputError(
+                f"{activation_name!r} names a point of one place, {only}, and layers={layers!r} others. Leave layers= "
+                "out, or give a short name, such as 'resid_pre', that every layer has."
+            )
+        return (only,), (layer,)
     numbers = range(cfg.n_layers) if layers is None else layers
     for layer in numbers:
         if not -cfg.n_layers <= layer < cfg.n_layers:
@@ -163,9 +175,55 @@ def named_points(
     numbers = tuple(int(layer) % cfg.n_layers for layer in numbers)
     if not numbers:
         raise InputError("layers= is empty: name at least one layer.")
-    short = spelling if activation_name.startswith("hook_") else activation_name
-    names = tuple(resolve((short, layer), table, cfg.n_layers) for layer in numbers)
-    return names, numbers
+    found = {layer: name for layer in numbers if (name := _at_layer(cfg, activation_name, layer)) is not None}
+    if not found:
+        resolve((activation_name.removeprefix("hook_"), numbers[0]), point_table(cfg), cfg.n_layers)  # says why
+    if layers is not None and (lacking := [layer for layer in numbers if layer not in found]):
+        raise InputError(f"Layer {lacking[0]} has no {activation_name!r}: of layers={layers!r} {list(found)} have it.")
+    numbers = tuple(layer for layer in numbers if layer in found)
+    return tuple(found[layer] for layer in numbers), numbers
+
+
+def one_place(cfg: HookedTransformerConfig, activation_name: Any) -> str | None:
+    """The full name of what is named with its layer, or is of the embedding; ``None`` for a name of every layer's.
+
+    Raises:
+        InputError: it is no point that a sweep can patch.
+    """
+    table = point_table(cfg)
+    named = activation_name
+    if isinstance(named, str) and named.removeprefix("hook_") in ("embed", "pos_embed"):
+        named = f"hook_{named.removeprefix('hook_')}"
+    elif not isinstance(named, str) and not is_act_tuple(named):
+        raise InputError(
+            f"activation_name is a name such as 'resid_pre', 'blocks.3.attn.hook_z' or ('z', 3); got {named!r}."
+        )
+    try:
+        name = resolve(named, table, cfg.n_layers)
+    except UnknownHookError:
+        if isinstance(named, str) and layer_of_short(named) is None:
+            return None
+        raise
+    if layer_of(name) is None and name not in EMBEDDING:
+        raise InputError(
+            f"{activation_name!r} is {name}, and a sweep patches points inside the blocks, 'embed' and 'pos_embed'. "
+            "For a norm inside the blocks say which: 'ln1.hook_scale', 'ln2.hook_normalized'."
+        )
+    return name
+
+
+def _at_layer(cfg: HookedTransformerConfig, activation_name: str, layer: int) -> str | None:
+    """The full name of a layer's point by its short name, or its name within the block; ``None`` if there is none."""
+    table, short = point_table(cfg), activation_name.removeprefix("hook_")
+    for spelling in ((short, layer), f"blocks.{layer}.{activation_name}"):
+        with contextlib.suppress(UnknownHookError):
+            return resolve(spelling, table, cfg.n_layers)
+    ends = (f".{activation_name}", f".hook_{short}")
+    found = [name for name in table if layer_of(name) == layer and name.endswith(ends)]
+    if len(found) > 1:
+        options = " or ".join(repr(stage_of(name)[1]) for name in found)
+        raise InputError(f"{activation_name!r} could mean {options}: say which.")
+    return found[0] if found else None
 
 
 @dataclasses.dataclass(frozen=True)
