@@ -66,6 +66,8 @@ def prepare(
     """
     if isinstance(input, Batch) or isinstance(tokens, Batch):
         _check_batch(tokens if isinstance(tokens, Batch) else input, attention_mask, padding_side)
+    if prepend_bos and start_at_layer is None:
+        _check_bos(tokenizer, input)
     prepend_bos = cfg.default_prepend_bos if prepend_bos is None else prepend_bos
     if start_at_layer is not None:
         return _prepare_residual(cfg, input, tokens, attention_mask)
@@ -100,6 +102,24 @@ def prepare(
     text = None if mask is None else jnp.asarray(mask).astype(bool)
     context = dataclasses.replace(context_from_mask(mask if used else None), text=text)
     return ModelInput(ids, ids, context, text)
+
+
+def _check_bos(tokenizer: Tokenizer | None, input: Any) -> None:
+    """Refuses ``prepend_bos=True`` for tokens that have none: only texts get one."""
+    tokens = input.tokens if isinstance(input, Batch) else input
+    if is_traced(tokens) or isinstance(tokens, str) or tokenizer is None or tokenizer.bos_token_id is None:
+        return
+    if isinstance(tokens, list | tuple) and any(isinstance(one, str) for one in tokens):
+        return
+    try:
+        rows = np.atleast_2d(np.asarray(tokens))
+    except ValueError:
+        return  # check_tokens says what is wrong
+    if rows.size and np.issubdtype(rows.dtype, np.integer) and not (rows == tokenizer.bos_token_id).any(axis=1).all():
+        raise InputError(
+            "prepend_bos=True came with token ids that do not start with BOS: only texts get one. Pass the text, or "
+            f"put the id in front yourself (BOS is {tokenizer.bos_token_id})."
+        )
 
 
 def context_from_mask(mask: Any) -> AttentionContext:

@@ -367,7 +367,9 @@ def _text_cut(prepared: ModelInput, pos_slice: SliceInput) -> TextCut | None:
 
 
 def _positions(pos: int, pos_slice: SliceInput) -> np.ndarray:
-    index: Any = slice(*pos_slice) if isinstance(pos_slice, tuple) else slice(None) if pos_slice is None else pos_slice
+    if is_full(pos_slice):
+        return np.arange(pos, dtype=np.int32)
+    index = read_slice(pos_slice, pos)
     try:
         return np.atleast_1d(np.arange(pos, dtype=np.int32)[index])
     except IndexError as error:

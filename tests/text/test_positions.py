@@ -13,14 +13,13 @@ import tljax
 from tljax import HookedTransformer
 from tljax.analysis.direct_logit_attribution import direct_logit_attribution
 from tljax.analysis.logit_lens import logit_lens
-from tljax.errors import CacheError, InputError, InterventionError
+from tljax.forward import _apply_compiled
 from tljax.patching import (
     KL,
     Logit,
     LogitDiff,
     LogProb,
     Loss,
-    Normalized,
     ablation_sweep,
     path_patch,
     steering_sweep,
@@ -62,8 +61,13 @@ def swept(run: Callable[[HookedTransformer, Any, Any], Any]) -> Callable[..., An
     def values(model: HookedTransformer, rows: Sequence[Any], batch: Any) -> Any:
         clean = model.to_batch([CLEAN[ROWS.index(row)] for row in rows], padding_side=batch.padding_side)
         result = run(model, batch, clean)
-        return np.concatenate([np.moveaxis(np.asarray(result.values), -1, 0).reshape(len(rows), -1),
-                               np.asarray(result.baseline)[:, None]], axis=1)  # fmt: skip
+        return np.concatenate(
+            [
+                np.moveaxis(np.asarray(result.values), -1, 0).reshape(len(rows), -1),
+                np.asarray(result.baseline)[:, None],
+            ],
+            axis=1,
+        )
 
     return values
 
@@ -120,7 +124,7 @@ CASES: dict[str, Callable[..., Any]] = {
             at={"query_pos": [-1, -2], "key_pos": slice(0, 2)},
             reduce="none",
         )
-    ),  # fmt: skip
+    ),
     "sweep from a hook": swept(
         lambda m, b, c: sweep(m, b, tljax.Zero(pos=-1), Logit(3, pos=-1), "mlp_out", axes=(), reduce="none")
     ),
@@ -136,7 +140,7 @@ CASES: dict[str, Callable[..., Any]] = {
             layers=[1],
             reduce="none",
         )
-    ),  # fmt: skip
+    ),
     "ablation": swept(lambda m, b, c: ablation_sweep(m, b, DIFF, at={"pos": -1}, reduce="none")),
     "steering": swept(lambda m, b, c: steering_sweep(m, b, VECTOR, DIFF, [2.0], at={"pos": -1}, reduce="none")),
     "paths": swept(
@@ -189,3 +193,81 @@ def test_padded_prompts_get_what_they_get_alone(name: str, side: Any, model: Hoo
             np.testing.assert_allclose(got, value, atol=3e-5, rtol=0, err_msg=f"prompt {prompt}")
         else:
             raise AssertionError((got.shape, value.shape))
+
+
+def compiled_programs() -> int:
+    """How many block programs exist."""
+    return _apply_compiled._cache_size()
+
+
+def test_other_numbers_and_other_prompts_compile_nothing(model: HookedTransformer) -> None:
+    batches = [model.to_batch([rows[n] for n in (0, 1)], padding_side="right") for rows in (ROWS, ROWS[::-1])]
+    model.run_with_hooks(batches[0], fwd_hooks=[(RESID, tljax.Zero(pos=-1))])
+    before = compiled_programs()
+    for batch in batches:
+        for pos in (0, -2, 1):
+            model.run_with_hooks(batch, fwd_hooks=[(RESID, tljax.Zero(pos=pos))])
+    assert compiled_programs() == before
+
+
+def test_without_padding_the_programs_are_those_of_arrays(model: HookedTransformer) -> None:
+    hook = (RESID, tljax.Zero(pos=-1))
+    plain = model.run_with_hooks([ROWS[1], ROWS[1]], fwd_hooks=[hook])
+    before = compiled_programs()
+    batch = model.run_with_hooks(model.to_batch([ROWS[1], ROWS[1]]), fwd_hooks=[hook])
+    assert compiled_programs() == before
+    np.testing.assert_array_equal(plain, batch)
+
+
+def test_plain_arrays_are_counted_as_they_are(model: HookedTransformer) -> None:
+    tokens = np.asarray(model.to_batch(ROWS, padding_side="right").tokens)
+    logits, cache = model.run_with_cache(tokens)
+    np.testing.assert_array_equal(cache.accumulated_resid(pos_slice=-1)[-1], cache["resid_post", -1][:, -1])
+    assert LogitDiff(3, 4)(logits)[0] == logits[0, -1, 3] - logits[0, -1, 4]
+
+
+def test_under_jit_a_position_that_is_not_there_is_nan(model: HookedTransformer) -> None:
+    batch = model.to_batch(ROWS, padding_side="left")
+
+    @jax.jit
+    def run(batch: tljax.Batch, pos: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        _, cache = model.run_with_cache(batch)
+        logits = model.run_with_hooks(batch, fwd_hooks=[(RESID, tljax.Zero(pos=pos))])
+        return cache.accumulated_resid(pos_slice=pos)[-1], cache.accumulated_resid(pos_slice=(1, -1))[-1], logits
+
+    one, several, logits = run(batch, jnp.asarray(-5))
+    assert np.isnan(one[0]).all()
+    assert np.isnan(logits[0]).any()
+    assert np.isfinite(logits[1]).all()
+    np.testing.assert_allclose(one[1], model.run_with_cache([ROWS[1]])[1]["resid_post", -1][0, 1], atol=3e-5)
+    assert np.isfinite(several).all(axis=-1).sum(axis=-1).tolist() == [len(row) - 2 for row in ROWS]
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_what_is_filled_is_marked(model: HookedTransformer, side: Any) -> None:
+    _, cache = model.run_with_cache(model.to_batch(ROWS, padding_side=side), pos_slice=(1, None))
+    assert np.asarray(cache.token_mask).sum(axis=1).tolist() == [len(row) - 1 for row in ROWS]
+    assert bool(cache.token_mask[:, -1 if side == "left" else 0].all())
+    assert (np.isnan(cache["resid_post", 0]).all(axis=-1) == ~cache.token_mask).all()
+
+
+def test_generation_counts_in_each_text(model: HookedTransformer) -> None:
+    def answer(rows: list[list[int]], hook: tljax.Intervention) -> np.ndarray:
+        whole = model.generate(model.to_batch(rows), 3, do_sample=False, stop_at_eos=False, fwd_hooks=[(RESID, hook)])
+        return np.asarray(whole)[:, -3:]
+
+    for hook in (tljax.Add(5 * VECTOR, pos=2), tljax.Add(5 * VECTOR, pos=slice(0, 4)), tljax.Zero(pos="new")):
+        together = answer(ROWS, hook)
+        for prompt, row in enumerate(ROWS):
+            np.testing.assert_array_equal(together[prompt], answer([row], hook)[0])
+
+
+def test_slices_are_those_of_python() -> None:
+    mask = np.array([[0, 1, 1, 0, 1], [1, 1, 1, 1, 1], [0, 0, 0, 1, 0]], bool)
+    for bounds in (slice(None), slice(1, -1), slice(-2, None), slice(None, None, -2), slice(3, 0, -1), slice(-9, 2)):
+        chosen = np.asarray(positions.chosen(mask, bounds))
+        cut = positions.text_cut(mask, bounds)
+        for row in range(3):
+            places = np.flatnonzero(mask[row])[bounds]
+            assert sorted(places) == np.flatnonzero(chosen[row]).tolist()
+            assert np.asarray(cut.places[row])[np.asarray(cut.mask[row])].tolist() == places.tolist()

@@ -132,6 +132,8 @@ def readout(
     vectors = jnp.asarray(vectors)
     if vectors.shape[-1:] != (model.cfg.d_model,):
         raise InputError(f"vectors must be [..., d_model={model.cfg.d_model}], got shape {vectors.shape}.")
+    if isinstance(top_k, bool) or not isinstance(top_k, int | np.integer):
+        raise InputError(f"top_k={top_k!r} must be a whole number.")
     if not 1 <= top_k <= model.cfg.d_vocab_out:
         raise InputError(f"top_k={top_k} is out of range: the output vocabulary has {model.cfg.d_vocab_out} tokens.")
     wanted = None
@@ -140,7 +142,7 @@ def readout(
         if wanted.ndim != 1:
             raise InputError(f"targets must be a token or a list of tokens, got ids of shape {wanted.shape}.")
     rows = vectors.reshape(-1, model.cfg.d_model)
-    found = _read(rows, end_params(model), wanted, cfg=model.cfg, top_k=top_k, chunk_size=chunk_size)
+    found = _read(rows, end_params(model), wanted, cfg=model.cfg, top_k=int(top_k), chunk_size=chunk_size)
     return LensReadout(**{name: value.reshape(*vectors.shape[:-1], *value.shape[1:]) for name, value in found.items()})
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from jax.core import Tracer
 
 from tljax.errors import CacheError
+from tljax.text import positions
 
 SliceInput = int | slice | tuple[int | None, ...] | Sequence[int] | np.ndarray | jax.Array | None
 
@@ -88,6 +89,10 @@ def read_slice(slice_input: Any, length: int) -> Any:
         raise CacheError(_unknown_form(slice_input)) from error
     if index.dtype == bool and index.shape == (length,) and isinstance(index, np.ndarray):
         index = np.flatnonzero(index)
+    if positions.looks_like_mask(index, length):
+        raise CacheError(
+            f"{slice_input!r} could be a mask of {length} entries, or the numbers 0 and 1: give booleans for a mask."
+        )
     if index.ndim > 1 or (index.size and not jnp.issubdtype(index.dtype, jnp.integer)):
         raise CacheError(_unknown_form(slice_input))
     return index

@@ -120,6 +120,8 @@ def resolve(name: Any, table: Mapping[str, Any], n_layers: int) -> str:
     """
     expanded = get_act_name(*name) if isinstance(name, tuple) and is_act_tuple(name) else name
     if not isinstance(expanded, str):
+        if isinstance(name, tuple) and len(name) == 2 and isinstance(name[1], str):
+            raise UnknownHookError(f"The name comes first, then the layer: {(name[1], name[0])!r} instead of {name!r}.")
         raise UnknownHookError(
             f"A hook name is a string, a (name, layer) tuple or a predicate on names, got {type(name).__name__}."
         )

@@ -54,6 +54,11 @@ class Selector:
                 )
             self.kind, self.payload = "span", index
             return
+        if isinstance(index, tuple):
+            raise InterventionError(
+                f"{axis}={index!r} could be numbers, or a start and an end: write {axis}={list(index)!r} for these "
+                f"entries, {axis}=slice(start, stop) for a range."
+            )
         array = index if isinstance(index, jax.Array) else np.asarray(index)
         if array.ndim > 1:
             raise InterventionError(
@@ -102,6 +107,11 @@ class Selector:
                 )
             return
         numbers = np.atleast_1d(np.asarray(self.payload)).astype(int)
+        if self.kind == "numbers" and positions.looks_like_mask(numbers, size):
+            raise InterventionError(
+                f"{self.axis}={numbers.tolist()} at {name} could be a mask of the {size} entries, or the numbers 0 and "
+                "1: give booleans for a mask, and each number once otherwise."
+            )
         if bad := [int(n) for n in numbers if not -size <= n < size]:
             raise InterventionError(
                 f"{self.axis}={bad[0]} is out of range at {name}: the axis has {size} entries (0 to {size - 1}, or "

@@ -17,7 +17,7 @@ import numpy as np
 from tljax.config import HookedTransformerConfig
 from tljax.errors import InputError, UnknownHookError, nearest
 from tljax.hooked_transformer import HookedTransformer
-from tljax.hooks.names import is_act_tuple, layer_of, layer_of_short, resolve, stage_of
+from tljax.hooks.names import layer_of, layer_of_short, resolve, stage_of
 from tljax.hooks.point import POSITION_AXES
 from tljax.hooks.points import HookPointSpec, point_table
 from tljax.hooks.selectors import AXIS_ALIASES
@@ -66,7 +66,7 @@ def sweep(
             Python function or a metric such as :class:`~tljax.patching.LogitDiff`; or several by name, in a mapping.
         activation_name: short name, such as ``"resid_pre"``, ``"z"``, ``"mlp_out"``, ``"pattern"``, ``"mlp_post"`` or
             ``"embed"``, or a point's name within its block, ``"ln1.hook_scale"``; a name with a layer in it, such as
-            ``"blocks.3.attn.hook_z"``, ``"z3"`` or ``("z", 3)``, means that layer alone.
+            ``"blocks.3.attn.hook_z"`` or ``"z3"``, means that layer alone.
         axes: the axes, besides the layer, along which sites are told apart: ``("pos",)``, ``("head",)``,
             ``("pos", "head")``, ``("head", "query_pos", "key_pos")`` …; along the others a site is the whole axis.
         layers: the layers to patch; all by default.
@@ -159,6 +159,12 @@ def named_points(
             point, a short name of several points, a point outside the blocks.
         UnknownHookError: no layer has such a point.
     """
+    if layers is not None and (
+        isinstance(layers, str | int | np.integer)
+        or any(isinstance(layer, bool) or not isinstance(layer, int | np.integer) for layer in layers)
+    ):
+        example = [int(layers)] if isinstance(layers, int | np.integer) and not isinstance(layers, bool) else [0, 1]
+        raise InputError(f"layers={layers!r} must be a list of layer numbers, such as layers={example}.")
     only = one_place(cfg, activation_name)
     if only is not None:
         layer = layer_of(only) or 0
@@ -176,10 +182,11 @@ def named_points(
     if not numbers:
         raise InputError("layers= is empty: name at least one layer.")
     found = {layer: name for layer in numbers if (name := _at_layer(cfg, activation_name, layer)) is not None}
-    if not found:
+    elsewhere = [n for n in range(cfg.n_layers) if layers and _at_layer(cfg, activation_name, n) is not None]
+    if not (found or elsewhere):
         resolve((activation_name.removeprefix("hook_"), numbers[0]), point_table(cfg), cfg.n_layers)  # says why
     if layers is not None and (lacking := [layer for layer in numbers if layer not in found]):
-        raise InputError(f"Layer {lacking[0]} has no {activation_name!r}: of layers={layers!r} {list(found)} have it.")
+        raise InputError(f"Layer {lacking[0]} has no {activation_name!r}: layers {elsewhere} have it.")
     numbers = tuple(layer for layer in numbers if layer in found)
     return tuple(found[layer] for layer in numbers), numbers
 
@@ -194,14 +201,14 @@ def one_place(cfg: HookedTransformerConfig, activation_name: Any) -> str | None:
     named = activation_name
     if isinstance(named, str) and named.removeprefix("hook_") in ("embed", "pos_embed"):
         named = f"hook_{named.removeprefix('hook_')}"
-    elif not isinstance(named, str) and not is_act_tuple(named):
+    elif not isinstance(named, str):
         raise InputError(
-            f"activation_name is a name such as 'resid_pre', 'blocks.3.attn.hook_z' or ('z', 3); got {named!r}."
+            f"activation_name is a name, such as 'resid_pre', 'blocks.3.attn.hook_z' or 'z3'; got {named!r}."
         )
     try:
         name = resolve(named, table, cfg.n_layers)
     except UnknownHookError:
-        if isinstance(named, str) and layer_of_short(named) is None:
+        if layer_of_short(named) is None:
             return None
         raise
     if layer_of(name) is None and name not in EMBEDDING:
@@ -363,6 +370,18 @@ def places_of(base: BaseRun, numbers: np.ndarray) -> np.ndarray:
 
 
 def _entries(axis: str, index: Any, size: int, name: str) -> np.ndarray:
+    if not isinstance(index, slice):
+        kind = None if isinstance(index, tuple | str) or index is None else np.asarray(index)
+        if kind is None or kind.ndim > 1 or kind.dtype.kind not in "iub" or (kind.dtype == bool and not kind.ndim):
+            raise InputError(
+                f"at={{{axis!r}: {index!r}}}: give a number, a list of numbers, a slice, or a boolean mask of the "
+                f"{size} entries."
+            )
+        if positions.looks_like_mask(kind, size) and kind.dtype != bool:
+            raise InputError(
+                f"at={{{axis!r}: {index!r}}} could be a mask of {size} entries, or the numbers 0 and 1: give booleans "
+                "for a mask, and each number once otherwise."
+            )
     try:
         entries = np.atleast_1d(np.arange(size)[index])
     except IndexError as error:

@@ -23,14 +23,20 @@ from tljax.errors import InputError
 def read_mask(mask: Any, name: str = "attention_mask") -> Any:
     """An attention mask as booleans, NumPy for what is known.
 
-    Under trace only 1 is text, so that a mask of another meaning shows nothing and leads to NaN.
-
     Raises:
-        InputError: it holds anything but 0 and 1, such as the offsets (0 and a large negative number) that are added
-            to attention scores.
+        InputError: under trace, where its values are not known, it is not of booleans or whole numbers (of which 1 is
+            text); else it holds anything but 0 and 1, such as the offsets (0 and a large negative number) that are
+            added to attention scores.
     """
     if isinstance(mask, Tracer):
-        return mask if mask.dtype == bool else mask == 1
+        if jnp.issubdtype(mask.dtype, jnp.bool_):
+            return mask
+        if not jnp.issubdtype(mask.dtype, jnp.integer):
+            raise InputError(
+                f"{name} has dtype {mask.dtype} under trace, where its values are not known: it could be 1 at text, or "
+                "0 as in the additive form. Give booleans, such as mask == 1."
+            )
+        return mask == 1
     try:
         array = np.asarray(mask)
     except ValueError as error:
@@ -49,6 +55,14 @@ def read_mask(mask: Any, name: str = "attention_mask") -> Any:
         )
         raise InputError(f"{name} holds {wrong[0]}: {hint}.")
     return is_text
+
+
+def looks_like_mask(numbers: Any, size: int) -> bool:
+    """Whether numbers are as many zeros and ones as an axis has entries, as a mask would be that is not boolean."""
+    if isinstance(numbers, Tracer):
+        return False
+    array = np.asarray(numbers)
+    return array.shape == (size,) and size > 1 and len({*array.tolist()}) < size and {*array.tolist()} <= {0, 1}
 
 
 def is_known(mask: Any) -> bool:
