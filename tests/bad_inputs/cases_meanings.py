@@ -13,7 +13,6 @@ from tljax.analysis.logit_lens import readout
 from tljax.errors import CacheError, InputError, InterventionError, UnknownHookError
 from tljax.losses import lm_accuracy, lm_cross_entropy_loss
 from tljax.patching import LogitDiff, Loss, steering_sweep, sweep
-from tljax.patching.sweep import named_points
 
 TOKENS, OTHERS = [[1, 2, 3, 4]], [[5, 6, 7, 8]]
 MASK = np.array([[0, 0, 1, 1]])
@@ -101,7 +100,6 @@ CASES: tuple[Case, ...] = (
     ),
     Case("the final norm is no site", lambda w: patched("scale"), InputError, "ln_final.hook_scale", "ln1.hook_scale"),
     Case("a layer without experts", lambda w: patched("router_scores", layers=[0]), InputError, "Layer 0 has no"),
-    Case("half a layer", lambda w: named_points(mixture().cfg, "z", [1.5]), InputError, "layer numbers"),  # type: ignore[list-item]
     # arrays by layer or by position
     Case(
         "as many layers as tokens",

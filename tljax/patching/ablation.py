@@ -15,8 +15,9 @@ from tljax.hooks.point import HookPoint
 from tljax.inputs import prepare
 from tljax.patching.edits import expand
 from tljax.patching.measured import Metrics, Reduce
+from tljax.patching.naming import named_points
 from tljax.patching.result import PatchingResult
-from tljax.patching.sweep import named_points, sweep
+from tljax.patching.sweep import sweep
 
 
 def ablation_sweep(

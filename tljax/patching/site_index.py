@@ -12,7 +12,8 @@ from tljax.errors import InputError, nearest
 from tljax.hooks.point import POSITION_AXES
 from tljax.hooks.selectors import AXIS_ALIASES
 from tljax.patching import views
-from tljax.patching.sweep import SITE_AXES, Setup, one_place, places_in_text
+from tljax.patching.naming import one_place
+from tljax.patching.sweep import SITE_AXES, Setup, places_in_text
 
 AXIS_NAMES = ("layer", "pos", "head_index", "head", "src_pos", "dest_pos", "query_pos", "key_pos", "neuron", "d_model",
               "d_head", "expert", "choice")  # fmt: skip

@@ -5,7 +5,6 @@ before it and prefixes that clean and corrupted prompts share; the rest of all p
 together, packed without padding, and only what the metric reads is unembedded.
 """
 
-import contextlib
 import dataclasses
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -14,18 +13,18 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from tljax.config import HookedTransformerConfig
-from tljax.errors import InputError, UnknownHookError, nearest
+from tljax.errors import InputError, nearest
 from tljax.hooked_transformer import HookedTransformer
-from tljax.hooks.names import layer_of, layer_of_short, resolve, stage_of
+from tljax.hooks.names import stage_of
 from tljax.hooks.point import POSITION_AXES
 from tljax.hooks.points import HookPointSpec, point_table
 from tljax.hooks.selectors import AXIS_ALIASES
 from tljax.inputs import is_traced, prepare
 from tljax.patching.base_run import BaseRun, run_base
 from tljax.patching.measured import Metrics, Reduce, measure_sites
+from tljax.patching.naming import named_points
 from tljax.patching.result import PatchingResult
-from tljax.patching.sites import EMBEDDING, Sites, grid
+from tljax.patching.sites import Sites, grid
 from tljax.patching.sources import read_source
 from tljax.text import positions
 
@@ -147,90 +146,6 @@ def prepare_sweep(
     spec = point_table(cfg)[names[0]]
     point = stage_of(names[0])[1]
     return Setup(run_base(model, prepared, (*names, *extra)), np.asarray(prepared.value), point, numbers, names, spec)
-
-
-def named_points(
-    cfg: HookedTransformerConfig, activation_name: str, layers: Sequence[int] | None
-) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """Full names of the patched points, and their layers.
-
-    Raises:
-        InputError: a name with one layer in it beside ``layers=`` of others, a layer that does not exist or lacks the
-            point, a short name of several points, a point outside the blocks.
-        UnknownHookError: no layer has such a point.
-    """
-    if layers is not None and (
-        isinstance(layers, str | int | np.integer)
-        or any(isinstance(layer, bool) or not isinstance(layer, int | np.integer) for layer in layers)
-    ):
-        example = [int(layers)] if isinstance(layers, int | np.integer) and not isinstance(layers, bool) else [0, 1]
-        raise InputError(f"layers={layers!r} must be a list of layer numbers, such as layers={example}.")
-    only = one_place(cfg, activation_name)
-    if only is not None:
-        layer = layer_of(only) or 0
-        if layers is not None and [int(n) % cfg.n_layers for n in layers] != [layer]:
-            raise InputError(
-                f"{activation_name!r} names a point of one place, {only}, and layers={layers!r} others. Leave layers= "
-                "out, or give a short name, such as 'resid_pre', that every layer has."
-            )
-        return (only,), (layer,)
-    numbers = range(cfg.n_layers) if layers is None else layers
-    for layer in numbers:
-        if not -cfg.n_layers <= layer < cfg.n_layers:
-            raise InputError(f"layers= names layer {layer}; the model has layers 0 to {cfg.n_layers - 1}.")
-    numbers = tuple(int(layer) % cfg.n_layers for layer in numbers)
-    if not numbers:
-        raise InputError("layers= is empty: name at least one layer.")
-    found = {layer: name for layer in numbers if (name := _at_layer(cfg, activation_name, layer)) is not None}
-    elsewhere = [n for n in range(cfg.n_layers) if layers and _at_layer(cfg, activation_name, n) is not None]
-    if not (found or elsewhere):
-        resolve((activation_name.removeprefix("hook_"), numbers[0]), point_table(cfg), cfg.n_layers)  # says why
-    if layers is not None and (lacking := [layer for layer in numbers if layer not in found]):
-        raise InputError(f"Layer {lacking[0]} has no {activation_name!r}: layers {elsewhere} have it.")
-    numbers = tuple(layer for layer in numbers if layer in found)
-    return tuple(found[layer] for layer in numbers), numbers
-
-
-def one_place(cfg: HookedTransformerConfig, activation_name: Any) -> str | None:
-    """The full name of what is named with its layer, or is of the embedding; ``None`` for a name of every layer's.
-
-    Raises:
-        InputError: it is no point that a sweep can patch.
-    """
-    table = point_table(cfg)
-    named = activation_name
-    if isinstance(named, str) and named.removeprefix("hook_") in ("embed", "pos_embed"):
-        named = f"hook_{named.removeprefix('hook_')}"
-    elif not isinstance(named, str):
-        raise InputError(
-            f"activation_name is a name, such as 'resid_pre', 'blocks.3.attn.hook_z' or 'z3'; got {named!r}."
-        )
-    try:
-        name = resolve(named, table, cfg.n_layers)
-    except UnknownHookError:
-        if layer_of_short(named) is None:
-            return None
-        raise
-    if layer_of(name) is None and name not in EMBEDDING:
-        raise InputError(
-            f"{activation_name!r} is {name}, and a sweep patches points inside the blocks, 'embed' and 'pos_embed'. "
-            "For a norm inside the blocks say which: 'ln1.hook_scale', 'ln2.hook_normalized'."
-        )
-    return name
-
-
-def _at_layer(cfg: HookedTransformerConfig, activation_name: str, layer: int) -> str | None:
-    """The full name of a layer's point by its short name, or its name within the block; ``None`` if there is none."""
-    table, short = point_table(cfg), activation_name.removeprefix("hook_")
-    for spelling in ((short, layer), f"blocks.{layer}.{activation_name}"):
-        with contextlib.suppress(UnknownHookError):
-            return resolve(spelling, table, cfg.n_layers)
-    ends = (f".{activation_name}", f".hook_{short}")
-    found = [name for name in table if layer_of(name) == layer and name.endswith(ends)]
-    if len(found) > 1:
-        options = " or ".join(repr(stage_of(name)[1]) for name in found)
-        raise InputError(f"{activation_name!r} could mean {options}: say which.")
-    return found[0] if found else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -370,6 +285,7 @@ def places_of(base: BaseRun, numbers: np.ndarray) -> np.ndarray:
 
 
 def _entries(axis: str, index: Any, size: int, name: str) -> np.ndarray:
+    chosen: Any = index
     if not isinstance(index, slice):
         kind = None if isinstance(index, tuple | str) or index is None else np.asarray(index)
         if kind is None or kind.ndim > 1 or kind.dtype.kind not in "iub" or (kind.dtype == bool and not kind.ndim):
@@ -382,8 +298,9 @@ def _entries(axis: str, index: Any, size: int, name: str) -> np.ndarray:
                 f"at={{{axis!r}: {index!r}}} could be a mask of {size} entries, or the numbers 0 and 1: give booleans "
                 "for a mask, and each number once otherwise."
             )
+        chosen = kind
     try:
-        entries = np.atleast_1d(np.arange(size)[index])
+        entries = np.atleast_1d(np.arange(size)[chosen])
     except IndexError as error:
         raise InputError(f"at={{{axis!r}: {index!r}}} is out of range: {name} has {size} entries there.") from error
     if entries.size == 0:

@@ -260,7 +260,8 @@ def _sliced(mask: Any, bounds: slice) -> TextCut:
     else:
         width = max(len(range(*bounds.indices(n))) for n in range(1, mask.shape[-1] + 1))
     at_end = mask[..., -1].all()
-    entry = xp.arange(width, dtype=np.int32) - xp.where(at_end, width - count, 0)[..., None].astype(np.int32)
+    place = xp.arange(width, dtype=np.int32).reshape((1,) * (mask.ndim - 1) + (width,))
+    entry = place - xp.where(at_end, width - count, 0)[..., None].astype(np.int32)
     there = (entry >= 0) & (entry < count[..., None])
     places, _ = find(mask, xp.where(there, start[..., None] + entry * step, 0).astype(np.int32))
     return TextCut(jnp.asarray(places), None if xp is np and there.all() else jnp.asarray(there), False)
