@@ -13,6 +13,7 @@ import tljax
 from tljax import HookedTransformer
 from tljax.analysis.direct_logit_attribution import direct_logit_attribution
 from tljax.analysis.logit_lens import logit_lens
+from tljax.errors import InputError
 from tljax.forward import _apply_compiled
 from tljax.patching import (
     KL,
@@ -20,6 +21,7 @@ from tljax.patching import (
     LogitDiff,
     LogProb,
     Loss,
+    Normalized,
     ablation_sweep,
     path_patch,
     steering_sweep,
@@ -259,6 +261,27 @@ def test_generation_counts_in_each_text(model: HookedTransformer) -> None:
         together = answer(ROWS, hook)
         for prompt, row in enumerate(ROWS):
             np.testing.assert_array_equal(together[prompt], answer([row], hook)[0])
+
+
+def test_metrics_of_logits_say_where_padding_is(model: HookedTransformer) -> None:
+    batch, lasts = model.to_batch(ROWS, padding_side="left"), np.array([2, 5])
+    logits, metric = model(batch), LogitDiff(3, 4, pos=1)
+    alone = [float(metric(model([row]))[0]) for row in ROWS]
+    placed = metric.in_text(batch)
+    np.testing.assert_allclose(placed(logits), alone, atol=3e-5)
+    again = jax.tree.map(lambda leaf: leaf, placed)
+    for same in (placed, again, metric):  # a sweep counts once
+        result = sweep(model, batch, tljax.Zero(), same, "z", axes=(), layers=[1], reduce="none")
+        np.testing.assert_allclose(result.baseline, alone, atol=3e-5)
+    each = sweep(model, batch, tljax.Zero(), LogitDiff(3, 4, pos=lasts), "z", axes=(), layers=[1], reduce="none")
+    np.testing.assert_allclose(each.baseline, LogitDiff(3, 4)(logits), atol=3e-5)
+    right = model.to_batch(ROWS, padding_side="right")
+    scale = Normalized(LogitDiff(3, 4), clean=model(right), corrupted=np.float32(0))
+    with pytest.raises(InputError, match=r"Normalized took .*in_text\(batch\)"):
+        sweep(model, right, tljax.Zero(), scale, "z", axes=(), layers=[1])
+    fitting = Normalized(LogitDiff(3, 4).in_text(right), clean=model(right), corrupted=np.zeros(2, np.float32))
+    result = sweep(model, right, tljax.Zero(), fitting, "z", axes=(), layers=[1], reduce="none")
+    np.testing.assert_allclose(result.baseline, 1, atol=1e-5)
 
 
 def test_slices_are_those_of_python() -> None:

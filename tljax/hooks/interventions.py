@@ -124,7 +124,7 @@ class Intervention:
         if hook.text is not None and not isinstance(hook.text, Tracer):
             text = np.asarray(hook.text)
             if (prompts := self._prompts(hook, text.shape[0])) is not None:
-                text = np.where(np.asarray(prompts)[:, None], text, True) if _is_concrete(prompts) else None
+                text = None if isinstance(prompts, Tracer) else np.where(np.asarray(prompts)[:, None], text, True)
             for selector in selectors.values() if text is not None else ():
                 selector.check_text(text, hook.name)
         if self.mask is not None and not _broadcasts(self.mask.shape, shape):
@@ -255,10 +255,6 @@ def _entries_in_text(operand: jax.Array, axis: int, selector: Selector, text: ja
     shape = [1] * operand.ndim
     shape[0], shape[axis] = entry.shape
     return jnp.take_along_axis(operand, entry.reshape(shape), axis=axis)
-
-
-def _is_concrete(value: Any) -> bool:
-    return not isinstance(value, Tracer)
 
 
 def _broadcasts(shape: Sequence[int], target: Sequence[int]) -> bool:

@@ -44,6 +44,9 @@ class InText(Protocol):
 class _Metric:
     """A frozen dataclass whose fields are leaves, all but a position given as a number, which is structure."""
 
+    _is_placed: bool = False
+    """Whether its positions are places in the array that were counted in a text, or logits were read at such."""
+
     def in_text(self, attention_mask: Any) -> Any:
         """The same metric with positions counted in the text of padded prompts: -1 is the last token of each.
 
@@ -56,9 +59,11 @@ class _Metric:
             InputError: a position that a prompt does not have.
         """
         pos = getattr(self, "pos", None)
-        if pos is None:
+        if pos is None or self._is_placed:
             return self
-        return dataclasses.replace(self, pos=_places(pos, attention_mask, type(self).__name__))  # type: ignore[type-var]
+        placed = dataclasses.replace(self, pos=_places(pos, attention_mask, type(self).__name__))  # type: ignore[type-var]
+        placed._set("_is_placed", True)
+        return placed
 
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
@@ -71,12 +76,13 @@ class _Metric:
         static = {name: value for name, value in values.items() if name == "pos" and isinstance(value, int | None)}
         leaves = {name: value for name, value in values.items() if name not in static}
         keyed = [(jax.tree_util.GetAttrKey(name), value) for name, value in leaves.items()]
-        return keyed, (tuple(leaves), tuple(static.items()))
+        return keyed, (tuple(leaves), tuple(static.items()), self._is_placed)
 
     @classmethod
     def tree_unflatten(cls, aux: Any, children: Sequence[Any]) -> Any:
-        names, static = aux
+        names, static, is_placed = aux
         metric = object.__new__(cls)
+        metric._set("_is_placed", is_placed)
         for name, value in (*zip(names, children, strict=True), *static):
             metric._set(name, value)
         return metric
@@ -113,7 +119,7 @@ def _position(pos: Any, owner: str) -> Any:
 
 def _places(pos: Any, attention_mask: Any, owner: str) -> Any:
     """Where positions of the text stand in the array, one for each prompt ``[batch]``."""
-    mask = read_mask(attention_mask.mask if isinstance(attention_mask, Batch) else attention_mask)
+    mask = read_mask(_mask_in(attention_mask))
     if mask.ndim != 2 or (not isinstance(pos, int) and len(pos) != len(mask)):
         raise InputError(
             f"{owner} got a mask of shape {tuple(mask.shape)}, with pos={pos}: it is [batch, pos], as the prompts are, "
@@ -126,6 +132,16 @@ def _places(pos: Any, attention_mask: Any, owner: str) -> Any:
         wrong = row, int(np.asarray(numbers)[row, 0]), int(mask[row].sum())
         raise InputError(f"{owner}(pos=...): {positions.no_such_position(*wrong)}")
     return places[:, 0]
+
+
+def _mask_in(attention_mask: Any) -> Any:
+    return attention_mask.mask if isinstance(attention_mask, Batch) else attention_mask
+
+
+def _moves(pos: Any, attention_mask: Any, owner: str) -> bool:
+    """Whether a position of the text stands elsewhere in the array, in any prompt, than it would without padding."""
+    places = np.asarray(_places(pos, attention_mask, owner))
+    return bool((places != np.asarray(pos) % np.shape(_mask_in(attention_mask))[1]).any())
 
 
 def _sizes(logits: Any, owner: str) -> tuple[int, int]:
@@ -283,8 +299,7 @@ class KL(_Metric):
     attention_mask: Any = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.attention_mask, Batch):
-            self._set("attention_mask", self.attention_mask.mask)
+        self._set("attention_mask", _mask_in(self.attention_mask))
         if self.pos is not None:
             self._checked_pos(self.pos)
             if self.attention_mask is not None:
@@ -300,13 +315,15 @@ class KL(_Metric):
     def in_text(self, attention_mask: Any) -> Any:
         if self.attention_mask is not None:
             return self
+        if self.pos is not None and not _moves(self.pos, attention_mask, "KL"):
+            return self
         if self.pos is not None:
             raise InputError(
                 "KL(base) took the base's logits at a place of the array, and these prompts are padded: say where, "
                 "KL(base, attention_mask=batch.mask), so that pos counts in each prompt's text."
             )
         metric = object.__new__(type(self))
-        for name, value in (self._values() | {"attention_mask": attention_mask}).items():
+        for name, value in (self._values() | {"attention_mask": _mask_in(attention_mask)}).items():
             metric._set(name, value)
         return metric
 
@@ -349,7 +366,7 @@ class Loss(_Metric):
         self._checked_ids("tokens")
 
     def in_text(self, attention_mask: Any) -> Any:
-        return self if self.attention_mask is not None else Loss(self.tokens, attention_mask)
+        return self if self.attention_mask is not None else Loss(self.tokens, _mask_in(attention_mask))
 
     def __call__(self, logits: Logits) -> Float[Array, " batch"]:
         """Returns the mean loss of each prompt ``[batch]``."""
@@ -407,15 +424,27 @@ class Normalized(_Metric):
     metric: Any
     clean: Any
     corrupted: Any
+    _read_array = False
 
     def in_text(self, attention_mask: Any) -> Any:
-        metric = self.metric.in_text(attention_mask) if isinstance(self.metric, InText) else self.metric
-        return dataclasses.replace(self, metric=metric)
+        if not isinstance(self.metric, InText):
+            return self
+        pos = getattr(self.metric, "pos", None)
+        if self._read_array and (pos is None or _moves(pos, attention_mask, "Normalized")):
+            raise InputError(
+                "Normalized took its metric of logits of padded prompts, whose padding it did not know: give it "
+                "numbers, clean=metric.in_text(batch)(logits), or metric.in_text(batch) as its metric."
+            )
+        return dataclasses.replace(self, metric=self.metric.in_text(attention_mask))
 
     def __post_init__(self) -> None:
+        metric: Any = self.metric
+        knows = not isinstance(metric, _Metric) or metric._is_placed
+        knows = knows or getattr(metric, "attention_mask", None) is not None
+        self._set("_read_array", not knows and 3 in (np.ndim(self.clean), np.ndim(self.corrupted)))
         for name in ("clean", "corrupted"):
             value = getattr(self, name)
-            value = _wide(self.metric(value) if np.ndim(value) == 3 else value)
+            value = _wide(metric(value) if np.ndim(value) == 3 else value)
             self._set(name, value)
         if not isinstance(self.clean - self.corrupted, Tracer) and np.any(self.clean == self.corrupted):
             raise InputError(

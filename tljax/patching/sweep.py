@@ -247,7 +247,8 @@ def choose_entries(
     for axis, wanted in entries.items():
         if axis not in chosen:
             frame = np.arange(base.frame if axis in POSITION_AXES else sizes[axis])
-            allowed[axis] = (wanted[..., None] == frame).any(axis=0)
+            by_prompt = wanted.ndim == 2
+            allowed[axis] = (wanted[..., None] == frame).any(axis=0) if by_prompt else np.isin(frame, wanted)
     return chosen, allowed
 
 
@@ -288,6 +289,7 @@ def _entries(axis: str, index: Any, size: int, name: str) -> np.ndarray:
     chosen: Any = index
     if not isinstance(index, slice):
         kind = None if isinstance(index, tuple | str) or index is None else np.asarray(index)
+        kind = kind.astype(int) if kind is not None and not kind.size else kind
         if kind is None or kind.ndim > 1 or kind.dtype.kind not in "iub" or (kind.dtype == bool and not kind.ndim):
             raise InputError(
                 f"at={{{axis!r}: {index!r}}}: give a number, a list of numbers, a slice, or a boolean mask of the "
