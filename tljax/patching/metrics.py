@@ -144,6 +144,13 @@ def _moves(pos: Any, attention_mask: Any, owner: str) -> bool:
     return bool((places != np.asarray(pos) % np.shape(_mask_in(attention_mask))[1]).any())
 
 
+def _knows_padding(metric: Any) -> bool:
+    """Whether a metric, called on padded logits, counts in the text; of a user's own that is not known."""
+    if not isinstance(metric, _Metric):
+        return True
+    return metric._is_placed or getattr(metric, "attention_mask", None) is not None
+
+
 def _sizes(logits: Any, owner: str) -> tuple[int, int]:
     """Number of prompts and of tokens in the vocabulary."""
     if logits.ndim != 3:
@@ -438,13 +445,11 @@ class Normalized(_Metric):
         return dataclasses.replace(self, metric=self.metric.in_text(attention_mask))
 
     def __post_init__(self) -> None:
-        metric: Any = self.metric
-        knows = not isinstance(metric, _Metric) or metric._is_placed
-        knows = knows or getattr(metric, "attention_mask", None) is not None
-        self._set("_read_array", not knows and 3 in (np.ndim(self.clean), np.ndim(self.corrupted)))
+        read = 3 in (np.ndim(self.clean), np.ndim(self.corrupted))
+        self._set("_read_array", read and not _knows_padding(self.metric))
         for name in ("clean", "corrupted"):
             value = getattr(self, name)
-            value = _wide(metric(value) if np.ndim(value) == 3 else value)
+            value = _wide(self.metric(value) if np.ndim(value) == 3 else value)
             self._set(name, value)
         if not isinstance(self.clean - self.corrupted, Tracer) and np.any(self.clean == self.corrupted):
             raise InputError(
