@@ -193,7 +193,9 @@ def array_at(
     """What an array, or one for each layer, is at a point: the one rule for sweeps and steering.
 
     A leading axis is of layers if it has as many entries as there are layers to patch (entry ``i`` belongs to the
-    ``i``-th of them), or as the model has (entry ``i`` belongs to layer ``i``), and the rest fits the activation.
+    ``i``-th of them), or as the model has (entry ``i`` belongs to layer ``i``), and the rest fits the activation. What
+    also broadcasts to the activation could be either, unless the rest has fewer axes than one token has there: an
+    array ``[head, d_head]`` is of heads.
 
     Args:
         source: an array, or a mapping from layer numbers to arrays.
@@ -203,10 +205,10 @@ def array_at(
         n_layers: layers of the model.
 
     Returns:
-        An array that broadcasts to the activation.
+        What is meant for the point; whether it fits is not looked at.
 
     Raises:
-        InputError: it does not fit, the layer is not there, or it could be meant in two ways.
+        InputError: the layer is not there, or it could be meant in two ways.
     """
     layer = layer_of(spec.name)
     if isinstance(source, Mapping):
@@ -221,18 +223,16 @@ def array_at(
         array = value = jnp.asarray(source)
         counts = [count for count in (len(names), n_layers) if array.ndim and count == array.shape[0]]
         if layer is not None and counts and _fits(array[0], shape):
-            if _fits(array, shape) and array.shape[0] > 1:
+            per_token = len(set(spec.axes) - {"batch", *POSITION_AXES})
+            if _fits(array, shape) and (array.ndim - 1 < per_token or array.shape[0] == 1):
+                return value
+            if _fits(array, shape):
                 raise InputError(
                     f"The array of shape {tuple(array.shape)} could be one value for each layer, or broadcast to "
                     f"{spec.name}, shape {shape} {spec.axes}. For layers give a mapping, dict(enumerate(array)); "
                     "otherwise every axis of the activation, such as array[None]."
                 )
             value = array[names.index(spec.name) if counts[0] == len(names) else layer]
-    if not _fits(value, shape):
-        raise InputError(
-            f"The array of shape {tuple(value.shape)} does not fit {spec.name}, shape {shape} {spec.axes}: it must "
-            f"broadcast to it, or have a leading axis of {len(names)} layers."
-        )
     return value
 
 
@@ -240,6 +240,11 @@ def _from_arrays(base: BaseRun, source: Any, names: Sequence[str], n_layers: int
     def values(spec: HookPointSpec) -> jax.Array:
         shape = spec.shape(base.batch, base.length)
         value = array_at(source, spec, shape, names, n_layers)
+        if not _fits(value, shape):
+            raise InputError(
+                f"The array of shape {tuple(value.shape)} does not fit {spec.name}, shape {shape} {spec.axes}: it must "
+                f"broadcast to it, or have a leading axis of {len(names)} layers."
+            )
         value = value.reshape((1,) * (len(shape) - value.ndim) + value.shape)
         return in_frame(base, spec, jnp.broadcast_to(value.astype(base.final.dtype), shape))
 
