@@ -288,13 +288,11 @@ def _stages(
     def parts(key: str) -> tuple[tuple[str, ...], dict[str, HookSlot]]:
         wanted = captured.get(key, ())
         slots = _make_slots(cfg, key, entries.get(key, {}), wanted)
-        if context.window is not None:
-            slots = {name: dataclasses.replace(slot, window=context.window) for name, slot in slots.items()}
-        return wanted, slots
+        return wanted, {name: _in_text(slot, context) for name, slot in slots.items()}
 
     if start is None:
         own = {key: params[key] for key in ("embed", "pos_embed") if key in params}
-        alone = dataclasses.replace(context, pasts=None, window=None)
+        alone = dataclasses.replace(context, pasts=None, window=None, text=None)
         yield Stage(embedding_module(cfg), own, "", *parts(_EMBEDDING)), (alone,)
     for layer in range(start or 0, cfg.n_layers if stop is None else stop):
         prefix = f"blocks.{layer}."
@@ -307,11 +305,21 @@ def _stages(
         yield Stage(head_module(cfg), own, "", *parts(_HEAD), None, last), ()
 
 
+def _in_text(slot: HookSlot, context: AttentionContext) -> HookSlot:
+    """A slot that knows which part of which text its activation holds, as far as its hooks need that."""
+    counts = any(isinstance(function, Intervention) and function.counts_positions
+                 for function in (*slot.forward, *slot.backward))  # fmt: skip
+    text = context.text if counts else None
+    if context.window is None and text is None:
+        return slot
+    return dataclasses.replace(slot, window=context.window, text=text)
+
+
 def context_of_layer(cfg: HookedTransformerConfig, context: AttentionContext, layer: int) -> AttentionContext:
     """The context with what is this layer's own, as data: layers still share one executable."""
-    if context.pasts is not None or context.window is not None:
+    if context.pasts is not None or context.window is not None or context.text is not None:
         past = None if context.pasts is None else context.pasts[layer]
-        context = dataclasses.replace(context, past=past, pasts=None, window=None)
+        context = dataclasses.replace(context, past=past, pasts=None, window=None, text=None)
     if not cfg.scale_attn_by_inverse_layer_idx:
         return context
     return dataclasses.replace(context, score_divisor=np.float32(layer + 1))

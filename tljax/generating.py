@@ -184,8 +184,8 @@ class GenerationMethods:
         prompts, new = generation.prompts, generation.new_tokens()
         mask = np.concatenate([prompts.mask, generation.is_text()], axis=1)
         model = cast("HookedTransformer", self).with_hooks(options.get("fwd_hooks", ()))
-        length, total = prompts.shape[1], mask.shape[1]
-        hooks = place_hooks(model._hooks, point_table(self.cfg), TextSize(length, total, total))
+        total = mask.shape[1]
+        hooks = place_hooks(model._hooks, point_table(self.cfg), TextSize.of(prompts.mask, total, total))
         tokens = np.concatenate([prompts.value, new], axis=1)
         _, cache = model._with_hooks(hooks).run_with_cache(
             tokens, return_type=None, names_filter=names_filter, attention_mask=mask

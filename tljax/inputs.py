@@ -12,6 +12,7 @@ from tljax.config import HookedTransformerConfig
 from tljax.errors import InputError
 from tljax.modules.context import AttentionContext
 from tljax.text.batch import Batch, count_positions
+from tljax.text.positions import read_mask
 from tljax.text.tokenizer import Tokenizer
 from tljax.text.tokens import get_attention_mask, to_tokens
 from tljax.typing import PaddingSide
@@ -65,6 +66,8 @@ def prepare(
     """
     if isinstance(input, Batch) or isinstance(tokens, Batch):
         _check_batch(tokens if isinstance(tokens, Batch) else input, attention_mask, padding_side)
+    if prepend_bos and start_at_layer is None:
+        _check_bos(tokenizer, input)
     prepend_bos = cfg.default_prepend_bos if prepend_bos is None else prepend_bos
     if start_at_layer is not None:
         return _prepare_residual(cfg, input, tokens, attention_mask)
@@ -96,8 +99,27 @@ def prepare(
     if mask is not None and not is_traced(mask) and bool(np.all(np.asarray(mask))):
         mask = None
     used = attention_mask is not None or side == "left" or cfg.attention_dir == "bidirectional" or cfg.uses_longrope
-    context = context_from_mask(mask if used else None)
-    return ModelInput(ids, ids, context, None if mask is None else jnp.asarray(mask).astype(bool))
+    text = None if mask is None else jnp.asarray(mask).astype(bool)
+    context = dataclasses.replace(context_from_mask(mask if used else None), text=text)
+    return ModelInput(ids, ids, context, text)
+
+
+def _check_bos(tokenizer: Tokenizer | None, input: Any) -> None:
+    """Refuses ``prepend_bos=True`` for tokens that have none: only texts get one."""
+    tokens = input.tokens if isinstance(input, Batch) else input
+    if is_traced(tokens) or isinstance(tokens, str) or tokenizer is None or tokenizer.bos_token_id is None:
+        return
+    if isinstance(tokens, list | tuple) and any(isinstance(one, str) for one in tokens):
+        return
+    try:
+        rows = np.atleast_2d(np.asarray(tokens))
+    except ValueError:
+        return  # check_tokens says what is wrong
+    if rows.size and np.issubdtype(rows.dtype, np.integer) and not (rows == tokenizer.bos_token_id).any(axis=1).all():
+        raise InputError(
+            "prepend_bos=True came with token ids that do not start with BOS: only texts get one. Pass the text, or "
+            f"put the id in front yourself (BOS is {tokenizer.bos_token_id})."
+        )
 
 
 def context_from_mask(mask: Any) -> AttentionContext:
@@ -105,7 +127,7 @@ def context_from_mask(mask: Any) -> AttentionContext:
     if mask is None:
         return AttentionContext()
     visible = jnp.asarray(mask).astype(bool)
-    return AttentionContext(count_positions(visible), visible)
+    return AttentionContext(count_positions(visible), visible, text=visible)
 
 
 def _check_batch(batch: Batch, attention_mask: Any, padding_side: PaddingSide | None) -> None:
@@ -127,7 +149,7 @@ def _prepare_batch(cfg: HookedTransformerConfig, batch: Batch) -> ModelInput:
     if not is_traced(batch.mask) and bool(np.all(np.asarray(batch.mask))):
         return ModelInput(ids, ids, AttentionContext(), None)
     mask = jnp.asarray(batch.mask)
-    return ModelInput(ids, ids, AttentionContext(jnp.asarray(batch.positions), mask), mask)
+    return ModelInput(ids, ids, AttentionContext(jnp.asarray(batch.positions), mask, text=mask), mask)
 
 
 def check_tokens(cfg: HookedTransformerConfig, tokens: Any) -> Any:
@@ -181,12 +203,12 @@ def check_length(cfg: HookedTransformerConfig, length: int) -> None:
 
 
 def _check_mask(mask: Any, shape: tuple[int, ...]) -> jax.Array:
-    array = mask if is_traced(mask) else jnp.asarray(mask)
+    array = read_mask(mask)
     if array.ndim == 1:
         array = array[None]
     if tuple(array.shape) != tuple(shape):
         raise InputError(f"attention_mask has shape {tuple(array.shape)}; the tokens have shape {tuple(shape)}.")
-    return array
+    return jnp.asarray(array)
 
 
 def _prepare_residual(cfg: HookedTransformerConfig, residual: Any, tokens: Any, attention_mask: Any) -> ModelInput:

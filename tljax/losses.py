@@ -1,14 +1,66 @@
 """Language-model loss and accuracy, as TransformerLens defines them."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
+from tljax.errors import InputError
+from tljax.text.positions import read_mask
 
-def _pair_mask(attention_mask: jax.Array) -> jax.Array:
-    """Positions where both the token and the one it predicts are text, ``[batch, pos - 1]``."""
-    visible = attention_mask.astype(bool)
-    return visible[:, :-1] & visible[:, 1:]
+IGNORED = -100
+"""A label that does not count, as in PyTorch and Hugging Face."""
+
+
+def check_labels(logits: Any, tokens: Any) -> None:
+    """Checks that tokens are labels of logits; of traced tokens only the shape.
+
+    Raises:
+        InputError: their shapes do not go together, or an id is no token of the vocabulary (nor -100, "not counted").
+    """
+    shapes = tuple(np.shape(logits)), tuple(np.shape(tokens))
+    if len(shapes[0]) != 3 or shapes[0][:2] != shapes[1] or shapes[1][1] < 2:
+        raise InputError(
+            f"The logits have shape {shapes[0]} and the tokens {shapes[1]}: give logits [batch, pos, d_vocab] and the "
+            "tokens of the same run [batch, pos], at least two a prompt; position p is scored on token p + 1."
+        )
+    dtype = jnp.result_type(tokens)
+    if not jnp.issubdtype(dtype, jnp.integer):
+        raise InputError(f"Tokens to score must be integer ids, got dtype {dtype}.")
+    if isinstance(tokens, Tracer):
+        return
+    following = np.asarray(tokens)[:, 1:]
+    wrong = following[((following < 0) | (following >= shapes[0][2])) & (following != IGNORED)]
+    if wrong.size:
+        raise InputError(
+            f"There is no token {int(wrong[0])} to score: ids run from 0 to {shapes[0][2] - 1}, and {IGNORED} marks a "
+            "label that does not count."
+        )
+
+
+def next_tokens(tokens: Any, attention_mask: Any, d_vocab: int) -> tuple[jax.Array, jax.Array]:
+    """What each position is scored on, and whether that counts.
+
+    Args:
+        tokens: ``[batch, pos]``.
+        attention_mask: booleans ``[batch, pos]``, or ``None``.
+        d_vocab: size of the vocabulary.
+
+    Returns:
+        Ids ``[batch, pos - 1]`` that can be looked up, and booleans of the same shape. Where an id does not exist (only
+        under trace can that be), it is one that ``take_along_axis`` fills with NaN.
+    """
+    following = jnp.asarray(tokens)[:, 1:].astype(jnp.int32)
+    ignored = following == IGNORED
+    counted = ~ignored
+    if attention_mask is not None:
+        visible = jnp.asarray(attention_mask)
+        counted = counted & visible[:, :-1] & visible[:, 1:]
+    exists = (following >= 0) & (following < d_vocab)
+    return jnp.where(exists, following, jnp.where(ignored, 0, d_vocab)), counted
 
 
 def lm_cross_entropy_loss(
@@ -21,18 +73,22 @@ def lm_cross_entropy_loss(
 
     Args:
         logits: ``[batch, pos, d_vocab]``.
-        tokens: ``[batch, pos]``; position ``p`` is scored on predicting token ``p + 1``.
+        tokens: ``[batch, pos]``; position ``p`` is scored on predicting token ``p + 1``, unless that is -100, the usual
+            mark of a label that does not count.
         attention_mask: ``[batch, pos]``, 0 at padding; pairs that touch padding do not count.
-        per_token: return ``[batch, pos - 1]`` (0 where masked) instead of the mean.
+        per_token: return ``[batch, pos - 1]`` (0 where not counted) instead of the mean.
 
     Returns:
         The mean over counted pairs, or the loss of each.
+
+    Raises:
+        InputError: logits and tokens do not go together, or a token is no id; under trace its loss is NaN.
     """
+    check_labels(logits, tokens)
+    mask = None if attention_mask is None else read_mask(attention_mask)
+    following, counted = next_tokens(tokens, mask, logits.shape[-1])
     log_probs = jax.nn.log_softmax(logits[:, :-1], axis=-1)
-    losses = -jnp.take_along_axis(log_probs, tokens[:, 1:, None].astype(jnp.int32), axis=-1)[..., 0]
-    if attention_mask is None:
-        return losses if per_token else losses.mean()
-    counted = _pair_mask(attention_mask)
+    losses = -jnp.take_along_axis(log_probs, following[..., None], axis=-1, mode="fill")[..., 0]
     losses = jnp.where(counted, losses, 0)
     return losses if per_token else losses.sum() / counted.sum().astype(losses.dtype)
 
@@ -40,6 +96,10 @@ def lm_cross_entropy_loss(
 def lm_accuracy(
     logits: Float[Array, "batch pos d_vocab"], tokens: Int[Array, "batch pos"], per_token: bool = False
 ) -> Float[Array, ""] | Bool[Array, "batch pos_minus_1"]:
-    """How often the most likely next token is the true one; ``per_token`` returns the hits ``[batch, pos - 1]``."""
+    """How often the most likely next token is the true one; ``per_token`` returns the hits ``[batch, pos - 1]``.
+
+    Labels of -100 do not count.
+    """
+    check_labels(logits, tokens)
     hits = logits[:, :-1].argmax(axis=-1) == tokens[:, 1:]
-    return hits if per_token else hits.mean()
+    return hits if per_token else hits.mean(where=jnp.asarray(tokens)[:, 1:] != IGNORED)

@@ -12,7 +12,7 @@ import numpy as np
 from tljax.backward import with_gradients
 from tljax.cache.activation_cache import ActivationCache
 from tljax.cache.memory import cache_bytes, warn_if_large
-from tljax.cache.slices import SliceInput, is_full
+from tljax.cache.slices import SliceInput, is_full, read_slice
 from tljax.config import HookedTransformerConfig
 from tljax.devices import resolve_device
 from tljax.errors import InputError, refuse_unknown_options
@@ -21,7 +21,9 @@ from tljax.hooks.dictionary import HookDictionary
 from tljax.hooks.names import layer_of, select, stage_of
 from tljax.hooks.points import point_table
 from tljax.inputs import ModelInput, is_traced, layer_bounds, prepare
-from tljax.losses import lm_cross_entropy_loss
+from tljax.losses import check_labels, lm_cross_entropy_loss
+from tljax.text.batch import Batch
+from tljax.text.positions import NoPosition, TextCut, may_pad, read_mask, text_cut
 from tljax.typing import DeviceLike, HookList, NamesFilter, PaddingSide, Params, ReturnType
 
 if TYPE_CHECKING:
@@ -161,7 +163,8 @@ class RunMethods:
             remove_batch_dim: drop the batch axis (batch of one).
             return_cache_object: ``False`` returns a plain dict.
             incl_bwd: also keep ``name + "_grad"``, the gradient of the loss at each point; needs a scalar loss.
-            pos_slice: positions to keep (query positions of patterns); a number keeps an axis of one.
+            pos_slice: positions to keep (query positions of patterns), of each prompt's own text; a number keeps an
+                axis of one.
             reset_hooks_end, clear_contexts: as in :meth:`run_with_hooks`.
             **options: the other arguments of :meth:`__call__`.
 
@@ -175,17 +178,18 @@ class RunMethods:
         _refuse_persistent_hooks(reset_hooks_end)
         bounds = layer_bounds(self.cfg, options.get("start_at_layer"), options.get("stop_at_layer"))
         names = _reached_names(names_filter, self.cfg, *bounds)
-        keep = Keep(self.cfg, pos_slice, resolve_device(device))
+        target = resolve_device(device)
         prepared = prepare(
             self.cfg, self._tokenizer, input,
             **{key: value for key, value in options.items() if key in _INPUT_OPTIONS},
         )  # fmt: skip
+        keep = Keep(self.cfg, pos_slice, target, _text_cut(prepared, pos_slice))
         if incl_bwd:
             output, cache = self._run_with_gradients(prepared, names, keep, return_type, options)
         else:
             output, cache = self._run(prepared, self._hooks, names, keep, return_type=return_type, **options)
         if return_cache_object or remove_batch_dim:
-            wrapped = ActivationCache(cache, self, **keep.masks(prepared.loss_mask))  # type: ignore[arg-type]
+            wrapped = ActivationCache(cache, self, **keep.masks(prepared.context.text))  # type: ignore[arg-type]
             wrapped = wrapped.remove_batch_dim() if remove_batch_dim else wrapped
             return output, (wrapped if return_cache_object else wrapped.cache_dict)
         return output, cache
@@ -213,8 +217,18 @@ class RunMethods:
         return residual, jnp.asarray(prepared.tokens), placed.get(POSITIONS), prepared.context.token_mask
 
     def loss_fn(self, logits: jax.Array, tokens: Any, attention_mask: Any = None, per_token: bool = False) -> jax.Array:
-        """Cross entropy of next tokens, in nats: see :func:`tljax.losses.lm_cross_entropy_loss`."""
-        return _loss(logits, jnp.asarray(tokens), attention_mask, per_token=per_token)
+        """Cross entropy of next tokens, in nats: see :func:`tljax.losses.lm_cross_entropy_loss`.
+
+        ``tokens`` may be the :class:`~tljax.Batch` that was run.
+        """
+        if isinstance(tokens, Batch):
+            tokens, attention_mask = tokens.tokens, tokens.mask if attention_mask is None else attention_mask
+        tokens = jnp.atleast_2d(jnp.asarray(tokens))
+        check_labels(logits, tokens)
+        mask = None if attention_mask is None else jnp.atleast_2d(jnp.asarray(read_mask(attention_mask)))
+        if mask is not None and mask.shape != tokens.shape:
+            raise InputError(f"attention_mask has shape {mask.shape}; the tokens have shape {tokens.shape}.")
+        return _loss(logits, tokens, mask, per_token=per_token)
 
     def _run(
         self,
@@ -240,7 +254,7 @@ class RunMethods:
             attention_mask=attention_mask, tokens=tokens, start_at_layer=start,
         )  # fmt: skip
         batch, pos = prepared.batch_and_pos
-        hooks.check(point_table(self.cfg), batch, pos)
+        hooks.check(point_table(self.cfg), batch, pos, prepared.context.text)
         if names and not is_traced(prepared.value):
             self._warn_if_large(names, batch, pos, keep)
         stop_early = stop
@@ -350,8 +364,22 @@ def _refuse_persistent_hooks(reset_hooks_end: bool) -> None:
         )
 
 
+def _text_cut(prepared: ModelInput, pos_slice: SliceInput) -> TextCut | None:
+    """The positions to keep of each prompt, where the run has padding; ``None``: the same entries of every row."""
+    mask = prepared.context.text
+    if is_full(pos_slice) or mask is None or not may_pad(mask):
+        return None
+    index = read_slice(pos_slice, mask.shape[-1])
+    try:
+        return text_cut(mask, index if isinstance(index, slice) else np.atleast_1d(index))
+    except NoPosition as error:
+        raise InputError(f"pos_slice={pos_slice!r}: {error}") from None
+
+
 def _positions(pos: int, pos_slice: SliceInput) -> np.ndarray:
-    index: Any = slice(*pos_slice) if isinstance(pos_slice, tuple) else slice(None) if pos_slice is None else pos_slice
+    if is_full(pos_slice):
+        return np.arange(pos, dtype=np.int32)
+    index = read_slice(pos_slice, pos)
     try:
         return np.atleast_1d(np.arange(pos, dtype=np.int32)[index])
     except IndexError as error:
@@ -365,13 +393,24 @@ def _take_positions(
     return {name: jnp.take(values[name], positions, axis=axis) for name, axis in axes}
 
 
+@functools.partial(jax.jit, static_argnums=1)
+def _take_of_text(
+    values: dict[str, jax.Array], axes: tuple[tuple[str, int], ...], taken: TextCut
+) -> dict[str, jax.Array]:
+    return {name: taken(values[name], axis, 0) for name, axis in axes}
+
+
 @dataclasses.dataclass(frozen=True)
 class Keep:
-    """What happens to a stage's recorded activations: positions are sliced, arrays moved to a device."""
+    """What happens to a stage's recorded activations: positions are sliced, arrays moved to a device.
+
+    ``taken`` says which positions of each prompt, where some have padding.
+    """
 
     cfg: HookedTransformerConfig
     pos_slice: SliceInput = None
     device: Any = None
+    taken: TextCut | None = None
 
     def __call__(self, recorded: dict[str, Any]) -> dict[str, Any]:
         """Returns the activations as they are kept."""
@@ -380,12 +419,17 @@ class Keep:
             named = {name: table[name.removesuffix("_grad")].axes for name in recorded}
             axes = tuple((name, axis.index("pos" if "pos" in axis else "query_pos")) for name, axis in named.items())
             length = recorded[axes[0][0]].shape[axes[0][1]]
-            recorded = _take_positions(recorded, axes, _positions(length, self.pos_slice))
+            if self.taken is not None:
+                recorded = _take_of_text(recorded, axes, self.taken)
+            else:
+                recorded = _take_positions(recorded, axes, _positions(length, self.pos_slice))
         return recorded if self.device is None else jax.device_put(recorded, self.device)
 
     def masks(self, token_mask: Any) -> dict[str, Any]:
         """Padding marks of what is kept, as :class:`ActivationCache` takes them; ``token_mask`` is ``[batch, pos]``."""
         if token_mask is None or is_full(self.pos_slice):
             return {"token_mask": token_mask}
+        if self.taken is not None:
+            return {"token_mask": self.taken.mask, "key_mask": token_mask}
         kept = _positions(token_mask.shape[-1], self.pos_slice)
         return {"token_mask": token_mask[..., kept], "key_mask": token_mask}

@@ -24,7 +24,7 @@ CASES: tuple[Case, ...] = ()
 
 
 def _rewritten(directory: str, change: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]) -> None:
-    """Changes the tensors of a checkpoint that tljax saved, which then looks as one from before there were checksums."""
+    """Changes the tensors of a checkpoint that tljax saved, which then looks like one without checksums."""
     file, config = Path(directory, "model.safetensors"), Path(directory, "config.json")
     save_file(change(load_file(file)), file)
     fields = json.loads(config.read_text())

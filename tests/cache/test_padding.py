@@ -81,16 +81,15 @@ def test_without_padding() -> None:
 
 
 @pytest.mark.parametrize("side", SIDES)
-@pytest.mark.parametrize("kept", [(2, 6), slice(None, None, 2), [6, 1]], ids=str)
+@pytest.mark.parametrize("kept", [(2, 6), slice(None, None, 2), [-1, 0]], ids=str)
 def test_position_slices(side: Any, kept: Any) -> None:
     cache, whole = padded(side=side, pos_slice=kept), padded(side=side)
     index = slice(*kept) if isinstance(kept, tuple) else kept
-    assert (np.asarray(cache.token_mask) == np.asarray(whole.token_mask)[:, index]).all()
     assert (cache.key_mask == whole.token_mask).all()
     for row in range(4):
         real = np.asarray(whole.token_mask[row])
-        chosen = np.arange(7)[index]
-        chosen = chosen[real[chosen]]
+        chosen = np.flatnonzero(real)[index]  # positions count in the text
+        assert int(cache.token_mask[row].sum()) == len(chosen)
         one = cache.unpad(row)
         close(one["resid_post", 1], whole["resid_post", 1][row : row + 1, chosen])
         close(one["pattern", 1], np.asarray(whole["pattern", 1])[row : row + 1][:, :, chosen][..., real])

@@ -6,8 +6,9 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
+from tljax.cache.access import position_cut
 from tljax.cache.activation_cache import ActivationCache
 from tljax.cache.attribution import logit_directions, token_ids
 from tljax.cache.slices import SliceInput
@@ -25,11 +26,13 @@ class DirectLogitAttribution:
 
     Attributes:
         attribution: ``[component, batch]`` at one position, ``[component, batch, pos]`` at several.
+        token_mask: ``[batch, pos]``, ``False`` at padding, which no mean counts; ``None`` where there is none.
         labels: names of the parts.
         unit: what a part is.
     """
 
     attribution: Float[Array, "component *lead"]
+    token_mask: Bool[Array, "batch pos"] | None = None
     labels: tuple[str, ...] = dataclasses.field(metadata={"static": True})
     unit: str = dataclasses.field(metadata={"static": True})
 
@@ -39,7 +42,8 @@ class DirectLogitAttribution:
 
     def mean(self) -> Float[Array, " component"]:
         """The attribution of each part, mean over prompts and positions."""
-        return self.attribution.reshape(len(self.labels), -1).mean(axis=1)
+        rows = self.attribution.reshape(len(self.labels), -1)
+        return rows.mean(axis=1, where=None if self.token_mask is None else self.token_mask.reshape(1, -1))
 
     def top(self, k: int = 5) -> list[tuple[str, float]]:
         """The ``k`` largest parts with their mean attribution, largest first."""
@@ -90,7 +94,7 @@ def direct_logit_attribution(
         unit: ``"component"``: embeddings, attention and MLP of each layer. ``"head"``: each head, and a remainder.
             ``"neuron"``: each neuron, and a remainder. ``"layer"``: the whole stream before and
             after each sublayer, the logit lens of the answer; these are running totals, and there is no bias row.
-        pos: positions, of the answer's logits; ``None`` keeps all.
+        pos: positions of each prompt's text, of the answer's logits; ``None`` keeps all.
         cache: a cache of the run to read instead of running.
 
     Raises:
@@ -120,7 +124,10 @@ def _attributed(cache: ActivationCache, answer: Any, wrong: Any, unit: str, pos:
     if unit != "layer":
         bias = jnp.broadcast_to(_bias(cache, answer, wrong, values.ndim - 1), (1, *values.shape[1:]))
         values, labels = jnp.concatenate([values, bias.astype(values.dtype)]), [*labels, "bias"]
-    return DirectLogitAttribution(attribution=values, labels=tuple(labels), unit=unit)
+    mask = cache.token_mask if values.ndim == 3 else None
+    if mask is not None and (taken := position_cut(cache, pos, mask, -1)) is not None:
+        mask = taken(mask, -1)
+    return DirectLogitAttribution(attribution=values, token_mask=mask, labels=tuple(labels), unit=unit)
 
 
 _STREAM = ("hook_resid_pre", "hook_resid_post", "hook_scale")

@@ -8,11 +8,12 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
+from tljax.cache.access import position_cut
 from tljax.cache.activation_cache import ActivationCache
 from tljax.cache.attribution import end_params, read_out, token_ids
-from tljax.cache.slices import SliceInput, apply_slice
+from tljax.cache.slices import SliceInput
 from tljax.config import HookedTransformerConfig
 from tljax.errors import InputError
 from tljax.hooked_transformer import HookedTransformer
@@ -53,6 +54,7 @@ class LensReadout:
         target_log_probs: of the tokens asked for, ``[..., target]``; ``None`` if none were.
         target_ranks: their places, 0 the likeliest, ``[..., target]``.
         tokens: the prompt ``[batch, pos]``; ``None`` where a cache was read that does not know it.
+        token_mask: ``[batch, pos]``, ``False`` at padding; ``None`` where there is none, or no position axis.
         labels: names of the depths, ``("0_pre", …, "final_post")``.
     """
 
@@ -62,6 +64,7 @@ class LensReadout:
     target_log_probs: Float[Array, "*lead target"] | None = None
     target_ranks: Int[Array, "*lead target"] | None = None
     tokens: Int[Array, "*prompts pos"] | None = None
+    token_mask: Bool[Array, "*prompts pos"] | None = None
     labels: tuple[str, ...] = dataclasses.field(default=(), metadata={"static": True})
 
     def __repr__(self) -> str:
@@ -99,10 +102,12 @@ class LensReadout:
         batch, positions = self.top_ids.shape[1:3]
         if not -batch <= prompt < batch:
             raise InputError(f"prompt={prompt} is out of range: there are {batch} prompts.")
-        tokens = [str(n) for n in range(positions)]
+        text = np.arange(positions) if self.token_mask is None else np.flatnonzero(np.asarray(self.token_mask[prompt]))
+        tokens = [str(n) for n in range(len(text))]
         if self.tokens is not None and self.tokens.shape[1] == positions:
-            tokens = token_labels(model, self.tokens[prompt])
-        return _texts(model, self.top_ids[:, prompt]), jnp.exp(self.top_log_probs[:, prompt]), self.labels, tokens
+            tokens = token_labels(model, self.tokens[prompt][text])
+        ids, probabilities = self.top_ids[:, prompt, text], jnp.exp(self.top_log_probs[:, prompt, text])
+        return _texts(model, ids), probabilities, self.labels, tokens
 
 
 def readout(
@@ -128,6 +133,8 @@ def readout(
     vectors = jnp.asarray(vectors)
     if vectors.shape[-1:] != (model.cfg.d_model,):
         raise InputError(f"vectors must be [..., d_model={model.cfg.d_model}], got shape {vectors.shape}.")
+    if isinstance(top_k, bool) or not isinstance(top_k, int | np.integer):
+        raise InputError(f"top_k={top_k!r} must be a whole number.")
     if not 1 <= top_k <= model.cfg.d_vocab_out:
         raise InputError(f"top_k={top_k} is out of range: the output vocabulary has {model.cfg.d_vocab_out} tokens.")
     wanted = None
@@ -136,7 +143,7 @@ def readout(
         if wanted.ndim != 1:
             raise InputError(f"targets must be a token or a list of tokens, got ids of shape {wanted.shape}.")
     rows = vectors.reshape(-1, model.cfg.d_model)
-    found = _read(rows, end_params(model), wanted, cfg=model.cfg, top_k=top_k, chunk_size=chunk_size)
+    found = _read(rows, end_params(model), wanted, cfg=model.cfg, top_k=int(top_k), chunk_size=chunk_size)
     return LensReadout(**{name: value.reshape(*vectors.shape[:-1], *value.shape[1:]) for name, value in found.items()})
 
 
@@ -165,7 +172,7 @@ def logit_lens(
         layers: the depths, ``n`` for the input of layer ``n`` and ``n_layers`` for the end; by default all (of a
             fitted lens: all it has).
         incl_mid: also the streams between attention and MLP.
-        pos_slice: positions to keep; a number drops the axis.
+        pos_slice: positions to keep, of each prompt's text; a number drops the axis.
         targets: a token, or several, to follow besides the likeliest.
         top_k: how many of the likeliest tokens to keep.
         tokens: the prompt ``[batch, pos]`` of a cache, for the pictures.
@@ -196,14 +203,29 @@ def logit_lens(
     if incl_mid:
         stack, labels = kept.accumulated_resid(incl_mid=True, pos_slice=pos_slice, return_labels=True)
     else:
-        stack = jnp.stack([apply_slice(kept[_streams(model.cfg, n)[0]], pos_slice, -2) for n in chosen])
+        values = [kept[_streams(model.cfg, n)[0]] for n in chosen]
+        taken = position_cut(kept, pos_slice, values[0])
+        stack = jnp.stack(values if taken is None else [taken(value, -2) for value in values])
         labels = ["final_post" if n == model.cfg.n_layers else f"{n}_pre" for n in chosen]
         stack = stack if lens is None else lens.carry(stack, chosen)
-    if tokens is not None and pos_slice is not None:
-        cut = apply_slice(tokens, pos_slice, -1)
-        tokens = cut if cut.ndim == 2 else None
+    tokens, token_mask = _cut_prompts(kept, tokens, pos_slice)
     found = readout(model, stack, targets, top_k)
-    return dataclasses.replace(found, labels=tuple(labels), tokens=tokens)
+    return dataclasses.replace(found, labels=tuple(labels), tokens=tokens, token_mask=token_mask)
+
+
+def _cut_prompts(cache: ActivationCache, tokens: Any, pos_slice: SliceInput) -> tuple[Any, Any]:
+    """The tokens and the padding that go with a readout, each ``None`` where it is not known or has no positions."""
+    mask = cache.token_mask
+    known = [array for array in (tokens, mask) if array is not None]
+    if not known:
+        return None, None
+    taken = position_cut(cache, pos_slice, known[0], -1)
+    if taken is None:
+        return tokens, mask
+    if taken.drops_axis:
+        return None, None
+    tokens = None if tokens is None else jnp.maximum(taken(tokens, -1), 0)
+    return tokens, None if mask is None else taken(mask, -1)
 
 
 def _texts(model: HookedTransformer, ids: Any) -> Any:

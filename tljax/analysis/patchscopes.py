@@ -11,6 +11,7 @@ from tljax.analysis.logit_lens import LensReadout, readout
 from tljax.errors import InputError
 from tljax.hooked_transformer import HookedTransformer
 from tljax.hooks.interventions import Replace
+from tljax.text.batch import Batch
 from tljax.text.methods import texts_in
 
 
@@ -144,7 +145,10 @@ def _patched(
 
 
 def _one_prompt(model: HookedTransformer, prompt: Any, what: str) -> jax.Array:
-    tokens = model.to_tokens(prompt) if texts_in(prompt) is not None else jnp.atleast_2d(jnp.asarray(prompt))
+    if isinstance(prompt, Batch):
+        tokens = prompt.row(0)[None] if len(prompt) == 1 else prompt.tokens
+    else:
+        tokens = model.to_tokens(prompt) if texts_in(prompt) is not None else jnp.atleast_2d(jnp.asarray(prompt))
     if tokens.shape[0] != 1:
         raise InputError(f"The {what} must be one prompt, got {tokens.shape[0]}.")
     return tokens

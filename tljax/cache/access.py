@@ -7,12 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tljax.cache.slices import Cut, SliceInput, cut
+from tljax.cache.slices import Cut, SliceInput, cut, is_full, read_slice
 from tljax.cache.writers import Reader
 from tljax.config import HookedTransformerConfig
 from tljax.errors import CacheError, InputError, UnknownHookError
 from tljax.hooks.names import stage_of
 from tljax.hooks.points import point_table
+from tljax.text import positions
 
 if TYPE_CHECKING:
     from tljax.cache.activation_cache import ActivationCache
@@ -140,9 +141,35 @@ def reader_of(
     return Reader(None if name is None else norm_scale(cache, name), projection)
 
 
-def position_cut(slice_input: SliceInput, like: jax.Array, axis: int = -2) -> Cut | None:
-    """A checked slice of the position axis, which is ``axis`` of ``like``."""
-    return cut(slice_input, like.shape[axis], "the cache has {} positions")
+def position_cut(
+    cache: "ActivationCache", slice_input: SliceInput, like: jax.Array, axis: int = -2
+) -> Cut | positions.TextCut | None:
+    """A checked slice of the position axis, ``axis`` of ``like``: of each prompt's text where its padding is known.
+
+    Raises:
+        CacheError: a position that a prompt does not have, a slice that keeps nothing, or is of no known form.
+    """
+    length, mask = like.shape[axis], cache.token_mask
+    if is_full(slice_input) or mask is None or not positions.may_pad(mask):
+        return cut(slice_input, length, "the cache has {} positions")
+    if mask.shape[-1] != length:
+        raise CacheError(
+            f"The activations have {length} positions, the padding marks of their cache {mask.shape[-1]}: they were "
+            "cut after the run. Keep fewer positions with run_with_cache(pos_slice=...) instead."
+        )
+    return text_cut(mask, slice_input, length)
+
+
+def text_cut(mask: jax.Array, slice_input: SliceInput, length: int) -> positions.TextCut:
+    """A slice of each prompt's text.
+
+    Raises:
+        CacheError: as :func:`position_cut`.
+    """
+    try:
+        return positions.text_cut(mask, read_slice(slice_input, length))
+    except positions.NoPosition as error:
+        raise CacheError(str(error)) from None
 
 
 def directions(cfg: HookedTransformerConfig, project_output_onto: Any) -> jax.Array | None:

@@ -47,7 +47,7 @@ class CacheAnalyses:
             incl_mid: also the stream between attention and MLP.
             apply_ln: normalise as the reader of the last row would: for the final layer each row goes through
                 ``ln_final`` itself, otherwise the cached scale of that layer's norm is used for all rows.
-            pos_slice: positions to keep; a number drops the axis.
+            pos_slice: positions to keep, of each prompt's text; a number drops the axis.
             mlp_input: with ``layer``, also include the stream that enters its MLP.
             return_labels: also return ``["0_pre", "0_mid", …, "final_post"]``.
 
@@ -74,7 +74,7 @@ class CacheAnalyses:
                 parallel and read the same (TransformerLens adds it there as well).
             mode: ``"all"`` (or ``"full"``), ``"attn"`` or ``"mlp"``.
             apply_ln: through the norm that reads the stream there, by its cached scale (:meth:`apply_ln_to_stack`).
-            pos_slice: positions to keep; a number drops the axis.
+            pos_slice: positions to keep, of each prompt's text; a number drops the axis.
             incl_embeds: the embeddings too.
             return_labels: also return ``["embed", "pos_embed", "0_attn_out", "0_mlp_out", …]``.
 
@@ -111,7 +111,7 @@ class CacheAnalyses:
             layer: the heads of the layers before this one; ``None`` or ``-1`` means all.
             return_labels: also return ``["L0H0", "L0H1", …]``.
             incl_remainder: a last row, ``"remainder"``: the stream that enters ``layer`` without the heads.
-            pos_slice: positions to keep; a number drops the axis.
+            pos_slice: positions to keep, of each prompt's text; a number drops the axis.
             apply_ln: through the norm that reads the stream at ``layer``, by its cached scale.
 
         Returns:
@@ -133,7 +133,7 @@ class CacheAnalyses:
         Args:
             layer: the layer; negative numbers count from the end.
             neuron_slice: neurons to keep; a number drops the axis.
-            pos_slice: positions to keep; a number drops the axis.
+            pos_slice: positions to keep, of each prompt's text; a number drops the axis.
             project_output_onto: a direction ``[d_model]``, or several as columns ``[d_model, direction]``: their
                 products with each neuron's output are returned, without making the outputs.
 
@@ -156,7 +156,7 @@ class CacheAnalyses:
 
         Args:
             layer: the neurons of the layers before this one; ``None`` or ``-1`` means all.
-            pos_slice: positions to keep; a number drops the axis.
+            pos_slice: positions to keep, of each prompt's text; a number drops the axis.
             neuron_slice: neurons of each layer to keep.
             return_labels: also return ``["L0N0", "L0N1", …]``.
             incl_remainder: a last row, ``"remainder"``: the stream that enters ``layer`` without these neurons.
@@ -190,7 +190,7 @@ class CacheAnalyses:
                 of experts need it off.
             apply_ln: through the norm that reads the stream there, by its cached scale; the sum is then its
                 ``hook_normalized``.
-            pos_slice: positions to keep; a number drops the axis.
+            pos_slice: positions to keep, of each prompt's text; a number drops the axis.
             return_labels: also return ``["L0H0", …, "L0N0", … (or "0_mlp_out", …), "embed", "pos_embed", "bias"]``.
             project_output_onto: a direction ``[d_model]``, or several ``[d_model, direction]``; applied after the norm.
 

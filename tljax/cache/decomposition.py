@@ -61,7 +61,7 @@ def get_full_resid_decomposition(
     parts.append(Rows(tuple(cache[name] for _, name in rows)))
     parts.append(biases(cache, n_attention, len(layers) if expand_neurons else 0))
     reader = access.reader_of(cache, last, mlp_input, apply_ln, access.directions(cfg, project_output_onto))
-    taken = access.position_cut(pos_slice, cache["hook_embed"])
+    taken = access.position_cut(cache, pos_slice, cache["hook_embed"])
     stack = read_parts(
         tuple(parts), reader, taken, None, cfg=cfg, centred=apply_ln and access.centres(cfg, last)
     )  # fmt: skip

@@ -64,8 +64,9 @@ class KeyValueCache:
         mask = self.mask | ((position >= self.length) & (position < self.length + n_tokens))[None]
         seen = self.mask.sum(axis=1, dtype=jnp.int32)[:, None]
         pasts = tuple(Past(k, v, mask, self.length) for k, v in zip(self.keys, self.values, strict=True))
-        window = Window(self.length, self.capacity)
-        return AttentionContext(seen + jnp.arange(n_tokens, dtype=jnp.int32)[None], pasts=pasts, window=window), mask
+        window, text = Window(self.length, self.capacity), jnp.cumsum(mask, axis=1) > 0  # and all that may follow
+        positions = seen + jnp.arange(n_tokens, dtype=jnp.int32)[None]
+        return AttentionContext(positions, pasts=pasts, window=window, text=text), mask
 
     def after(self, recorded: Mapping[str, Any], mask: jax.Array, n_tokens: int = 1) -> "KeyValueCache":
         """The cache after such a run, which recorded what :func:`past_names` names."""

@@ -89,7 +89,7 @@ def get_neuron_results(
     reader = access.reader_of(cache, layer, False, False, access.directions(cfg, project_output_onto))
     chosen, _ = _choose(cfg, neuron_slice)
     parts = neuron_parts(cache, layers, chosen)
-    taken = access.position_cut(pos_slice, cache[f"blocks.{layer}.mlp.hook_post"])
+    taken = access.position_cut(cache, pos_slice, cache[f"blocks.{layer}.mlp.hook_post"])
     results = jnp.moveaxis(read_parts(parts, reader, taken, None, cfg=cfg, centred=False), 0, -2)
     results = results[..., 0, :] if isinstance(neuron_slice, int | np.integer) else results
     return access.unprojected_axis(results, project_output_onto)

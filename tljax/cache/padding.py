@@ -15,6 +15,7 @@ from jax.core import Tracer
 from tljax.errors import CacheError
 from tljax.hooks.point import POSITION_AXES
 from tljax.hooks.points import point_table
+from tljax.text.positions import read_mask
 
 if TYPE_CHECKING:
     from tljax.cache.activation_cache import ActivationCache
@@ -24,7 +25,7 @@ def to_offsets(mask: Any) -> jax.Array | None:
     """0 where a mask is true, minus infinity elsewhere; ``None`` stays ``None``."""
     if mask is None:
         return None
-    return jnp.where(jnp.asarray(mask).astype(bool), jnp.float32(0), -jnp.float32(jnp.inf))
+    return jnp.where(jnp.asarray(read_mask(mask, "token_mask")), jnp.float32(0), -jnp.float32(jnp.inf))
 
 
 def to_mask(offsets: Any) -> jax.Array | None:

@@ -10,6 +10,7 @@ from tljax.cache import access
 from tljax.cache.slices import Cut, SliceInput, apply_slice, cut
 from tljax.cache.writers import Rows, read_parts
 from tljax.errors import CacheError
+from tljax.text.positions import TextCut
 
 if TYPE_CHECKING:
     from tljax.cache.activation_cache import ActivationCache
@@ -51,7 +52,8 @@ def accumulated_resid(
             rows.append((f"{n}_mid", f"blocks.{n}.hook_resid_mid"))
     names = [name for _, name in rows]
     access.require(cache, names, "accumulated_resid")
-    stack = jnp.stack([apply_slice(cache[name], pos_slice, -2) for name in names])
+    taken = access.position_cut(cache, pos_slice, cache[names[0]])
+    stack = jnp.stack([_sliced(cache[name], taken) for name in names])
     if apply_ln:
         at_end = last == cfg.n_layers
         stack = apply_ln_to_stack(cache, stack, last, mlp_input, pos_slice, recompute_ln=at_end)
@@ -106,7 +108,7 @@ def decompose_resid(
     access.require(cache, names if scale is None else [*names, scale], "decompose_resid")
     reader = access.reader_of(cache, last, mlp_input, apply_ln)
     values = tuple(cache[name] for name in names)
-    taken = access.position_cut(pos_slice, values[0])
+    taken = access.position_cut(cache, pos_slice, values[0])
     centred = apply_ln and access.centres(cfg, last)
     stack = read_parts((Rows(values),), reader, taken, None, cfg=cfg, centred=centred)
     return (stack, [label for label, _ in rows]) if return_labels else stack
@@ -154,13 +156,13 @@ def aligned(
     """
     stack = jnp.asarray(stack)
     batch = cut(batch_slice, scale.shape[0], "the cache has {} prompts") if access.has_batch_axis(cache) else None
-    taken = access.position_cut(pos_slice, scale)
+    taken = access.position_cut(cache, pos_slice, scale)
     if batch is not None:
         whole_ndim = 1 + scale.ndim - (taken is not None and taken.drops_axis)
         if has_batch_dim and stack.ndim == whole_ndim and stack.shape[1] == scale.shape[0]:
             stack = batch(stack, 1)
-        scale = batch(scale, 0)
     scale = _sliced(scale, taken)
+    scale = scale if batch is None else batch(scale, 0)
     fits = stack.ndim == scale.ndim + 1 and stack.shape[-1] == cache.cfg.d_model
     if not fits or any(n not in (1, m) for n, m in zip(stack.shape[1:-1], scale.shape[:-1], strict=True)):
         wanted = ", ".join(map(str, (*scale.shape[:-1], cache.cfg.d_model)))
@@ -172,7 +174,7 @@ def aligned(
     return stack, scale
 
 
-def _sliced(array: jax.Array, taken: Cut | None) -> jax.Array:
+def _sliced(array: jax.Array, taken: Cut | TextCut | None) -> jax.Array:
     return array if taken is None else taken(array, -2)
 
 

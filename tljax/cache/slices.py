@@ -10,6 +10,7 @@ import numpy as np
 from jax.core import Tracer
 
 from tljax.errors import CacheError
+from tljax.text import positions
 
 SliceInput = int | slice | tuple[int | None, ...] | Sequence[int] | np.ndarray | jax.Array | None
 
@@ -55,8 +56,30 @@ def cut(slice_input: SliceInput, length: int, what: str = "the axis has {} entri
     """
     if is_full(slice_input):
         return None
+    index = read_slice(slice_input, length)
+    if isinstance(index, slice):
+        if not range(*index.indices(length)):
+            raise CacheError(f"{slice_input!r} keeps nothing: {what.format(length)}.")
+        return Cut(None, (index.start, index.stop, index.step))
+    if isinstance(index, np.ndarray):
+        _check(index, slice_input, length, what)
+        return Cut(jnp.asarray(index % length, jnp.int32), (None, None, None))
+    return Cut(jnp.where(index < 0, index + length, index), (None, None, None))
+
+
+def read_slice(slice_input: Any, length: int) -> Any:
+    """A slice in any of its forms as a ``slice`` or whole numbers, an array; whether they exist is not looked at.
+
+    Raises:
+        CacheError: it is of no known form.
+    """
     if isinstance(slice_input, slice | tuple):
-        return _bounded(slice_input, length, what)
+        try:
+            bounds = slice_input if isinstance(slice_input, slice) else slice(*slice_input)
+            bounds.indices(length)
+        except (TypeError, ValueError) as error:
+            raise CacheError(_unknown_form(slice_input)) from error
+        return bounds
     if isinstance(slice_input, str | bytes | bool | np.bool_ | float | np.floating):
         raise CacheError(_unknown_form(slice_input))
     index: Any
@@ -66,23 +89,13 @@ def cut(slice_input: SliceInput, length: int, what: str = "the axis has {} entri
         raise CacheError(_unknown_form(slice_input)) from error
     if index.dtype == bool and index.shape == (length,) and isinstance(index, np.ndarray):
         index = np.flatnonzero(index)
+    if positions.looks_like_mask(index, length):
+        raise CacheError(
+            f"{slice_input!r} could be a mask of {length} entries, or the numbers 0 and 1: give booleans for a mask."
+        )
     if index.ndim > 1 or (index.size and not jnp.issubdtype(index.dtype, jnp.integer)):
         raise CacheError(_unknown_form(slice_input))
-    if isinstance(index, np.ndarray):
-        _check(index, slice_input, length, what)
-        return Cut(jnp.asarray(index % length, jnp.int32), (None, None, None))
-    return Cut(jnp.where(index < 0, index + length, index), (None, None, None))
-
-
-def _bounded(slice_input: slice | tuple[int | None, ...], length: int, what: str) -> Cut:
-    try:
-        bounds = slice_input if isinstance(slice_input, slice) else slice(*slice_input)
-        kept = len(range(*bounds.indices(length)))
-    except (TypeError, ValueError) as error:
-        raise CacheError(_unknown_form(slice_input)) from error
-    if not kept:
-        raise CacheError(f"{slice_input!r} keeps nothing: {what.format(length)}.")
-    return Cut(None, (bounds.start, bounds.stop, bounds.step))
+    return index
 
 
 def _check(index: np.ndarray, slice_input: Any, length: int, what: str) -> None:

@@ -17,6 +17,7 @@ from tljax.cache.slices import Cut
 from tljax.config import HookedTransformerConfig
 from tljax.modules.activations import scaled
 from tljax.modules.norm import post_norm_kind, widened
+from tljax.text.positions import TextCut
 
 
 class After(NamedTuple):
@@ -93,7 +94,7 @@ class Reader(NamedTuple):
 def read_parts(
     parts: Sequence[Part],
     reader: Reader,
-    taken: Cut | None,
+    taken: Cut | TextCut | None,
     stream: jax.Array | None,
     *,
     cfg: HookedTransformerConfig,
@@ -124,7 +125,9 @@ def read_parts(
 class _Through:
     """One reader's maps, ready to be applied to parts."""
 
-    def __init__(self, cfg: HookedTransformerConfig, reader: Reader, taken: Cut | None, centred: bool) -> None:
+    def __init__(
+        self, cfg: HookedTransformerConfig, reader: Reader, taken: Cut | TextCut | None, centred: bool
+    ) -> None:
         self.cfg, self.reader, self.taken, self.centred = cfg, reader, taken, centred
         self.after_centres = post_norm_kind(cfg) == "LN"
 

@@ -100,8 +100,10 @@ class HookDictionary:
             grouped.setdefault(entry.name, []).append(entry)
         return grouped
 
-    def check(self, table: Mapping[str, HookPointSpec], batch: int, pos: int) -> None:
+    def check(self, table: Mapping[str, HookPointSpec], batch: int, pos: int, text: Any = None) -> None:
         """Checks every intervention's indices and value shapes against the shapes of this run.
+
+        ``text`` is the mask of its padding ``[batch, pos]``, where that is known.
 
         Raises:
             InterventionError: an index is out of range, or a value does not fit.
@@ -109,7 +111,7 @@ class HookDictionary:
         for entry in self.entries:
             if isinstance(entry.function, Intervention):
                 spec = table[entry.name]
-                entry.function.check_shape(HookPoint(entry.name, spec.axes), spec.shape(batch, pos))
+                entry.function.check_shape(HookPoint(entry.name, spec.axes, text=text), spec.shape(batch, pos))
                 if isinstance(entry.function, Replace):
                     check_numbers(entry.function.value, entry.name, spec.below)
 

@@ -5,6 +5,7 @@ heads, values, scales and masks are array leaves, so changing any of them (or mo
 reuses the compiled program; they go through ``jax.jit``, ``jax.grad`` and ``jax.vmap``.
 """
 
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -17,6 +18,7 @@ from tljax.errors import InterventionError, nearest
 from tljax.hooks.point import HookPoint
 from tljax.hooks.points import AXES
 from tljax.hooks.selectors import AXIS_ALIASES, Selector
+from tljax.text import positions
 
 
 class Intervention:
@@ -27,7 +29,8 @@ class Intervention:
         **at: axis name to a number, a list of numbers, a boolean mask of that axis, or a slice. The axes are those of
             the hook point: ``batch``, ``pos``, ``head``, ``d_head``, ``d_model``, ``neuron``, ``query_pos``,
             ``key_pos``, ``d_vocab``. On attention patterns ``pos`` means ``query_pos``. A position may also be
-            ``"prompt"`` or ``"new"``, the tokens that generation adds.
+            ``"prompt"`` or ``"new"``, the tokens that generation adds. Positions count in each prompt's own text where
+            its padding is known: ``pos=-1`` is the last token of each.
 
     Raises:
         InterventionError: an axis name is unknown or an index is malformed.
@@ -91,7 +94,9 @@ class Intervention:
         self.check_shape(hook, hook.whole(value.shape))
         changed = self.transform(value, hook).astype(value.dtype)
         where = self.where(value, hook)
-        return changed if where is None else jnp.where(where, changed, value)
+        changed = changed if where is None else jnp.where(where, changed, value)
+        lacking = self._lacking(value, hook)
+        return changed if lacking is None else positions.fill_nothing(changed, lacking)
 
     def transform(self, value: jax.Array, hook: HookPoint) -> jax.Array:
         """The change, applied everywhere; the base class then confines it to the selected entries."""
@@ -113,8 +118,15 @@ class Intervention:
 
     def check_shape(self, hook: HookPoint, shape: Sequence[int]) -> None:
         """Raises InterventionError if an index is out of range or an operand cannot line up with ``shape``."""
-        for number, selector in self._axis_numbers(hook.axes).items():
+        selectors = self._axis_numbers(hook.axes)
+        for number, selector in selectors.items():
             selector.check(shape[number], hook.name)
+        if hook.text is not None and not isinstance(hook.text, Tracer):
+            text = np.asarray(hook.text)
+            if (prompts := self._prompts(hook, text.shape[0])) is not None:
+                text = None if isinstance(prompts, Tracer) else np.where(np.asarray(prompts)[:, None], text, True)
+            for selector in selectors.values() if text is not None else ():
+                selector.check_text(text, hook.name)
         if self.mask is not None and not _broadcasts(self.mask.shape, shape):
             raise InterventionError(
                 f"The mask of shape {tuple(self.mask.shape)} does not broadcast to {hook.name}, shape {tuple(shape)}."
@@ -126,13 +138,40 @@ class Intervention:
         for number, selector in self._axis_numbers(hook.axes).items():
             shape = [1] * value.ndim
             shape[number] = sizes[number]
-            axis_mask = hook.part(selector.mask(sizes[number]).reshape(shape), value.shape)
+            if hook.text is not None and selector.counts_in_text:
+                shape[0] = value.shape[0]
+                selected = selector.text_mask(hook.text)
+            else:
+                selected = selector.mask(sizes[number])
+            axis_mask = hook.part(selected.reshape(shape), value.shape)
             chosen = axis_mask if chosen is None else chosen & axis_mask
         if self.mask is not None:
             mask = (self.mask != 0).reshape((1,) * (value.ndim - self.mask.ndim) + self.mask.shape)
             mask = hook.part(mask, value.shape)
             chosen = mask if chosen is None else chosen & mask
         return chosen
+
+    @property
+    def counts_positions(self) -> bool:
+        """Whether it makes a difference to the intervention where padding is."""
+        return any(selector.counts_in_text for selector in self.at)
+
+    def _prompts(self, hook: HookPoint, batch: int) -> jax.Array | None:
+        """Which prompts are addressed ``[batch]``; ``None``: all."""
+        selector = next((s for s in self.at if s.axis == "batch"), None)
+        return None if selector is None else selector.mask(batch)
+
+    def _lacking(self, value: jax.Array, hook: HookPoint) -> jax.Array | None:
+        """Prompts that lack a position asked for, ``[batch, 1, ...]``: what they would get is no number."""
+        if hook.text is None:
+            return None
+        found = [found for s in self.at if (found := s.lacking(hook.text)) is not None]
+        if not found:
+            return None
+        prompts = self._prompts(hook, value.shape[0])
+        lacking = functools.reduce(jnp.logical_or, found)
+        lacking = lacking if prompts is None else lacking & prompts
+        return lacking.reshape(-1, *(1,) * (value.ndim - 1))
 
     def aligned(self, operand: Any, value: jax.Array, hook: HookPoint) -> jax.Array:
         """Lines ``operand`` up with ``value``: returns an array that broadcasts to it.
@@ -156,7 +195,7 @@ class Intervention:
             aligned = operand.reshape(fitting.pop())
             self._refuse_reordered(aligned, sizes, hook, selectors)
             return hook.part(aligned, value.shape)
-        listed = None if fitting else self._one_entry_each(operand, (whole, tuple(part)), sizes, selectors)
+        listed = None if fitting else self._one_entry_each(operand, (whole, tuple(part)), sizes, selectors, hook.text)
         if listed is not None:
             return hook.part(listed, value.shape)
         remaining = tuple(size for n, size in enumerate(sizes) if n not in dropped)
@@ -173,6 +212,7 @@ class Intervention:
         shapes: Sequence[tuple[int, ...]],
         sizes: Sequence[int],
         selectors: Mapping[int, Selector],
+        text: Any,
     ) -> jax.Array | None:
         """``operand`` scattered to the entries of the one axis addressed by a list, or ``None`` if it does not fit."""
         listed = [(n, s) for n, s in selectors.items() if s.kind == "numbers"]
@@ -184,6 +224,8 @@ class Intervention:
         fitting = [shape for shape in shapes if _broadcasts(shape, expected)]
         if not fitting:
             return None
+        if text is not None and selector.counts_in_text:
+            return _entries_in_text(jnp.broadcast_to(operand.reshape(fitting[0]), expected), number, selector, text)
         index = (slice(None),) * number + (selector.numbers(sizes[number]),)
         return (
             jnp.zeros(tuple(sizes), operand.dtype)
@@ -204,6 +246,15 @@ class Intervention:
                         f"{selector.axis}= lists all {size} entries at {hook.name} out of order: list them in order, "
                         "with the value's rows to match."
                     )
+
+
+def _entries_in_text(operand: jax.Array, axis: int, selector: Selector, text: jax.Array) -> jax.Array:
+    """Entries ``[batch, ..., n, ...]`` along an axis, one for each of ``n`` positions, put where those stand."""
+    places, _ = positions.find(text, jnp.asarray(selector.payload).astype(jnp.int32))
+    entry = (places[:, None, :] == jnp.arange(text.shape[-1])[None, :, None]).argmax(axis=-1)  # [batch, pos]
+    shape = [1] * operand.ndim
+    shape[0], shape[axis] = entry.shape
+    return jnp.take_along_axis(operand, entry.reshape(shape), axis=axis)
 
 
 def _broadcasts(shape: Sequence[int], target: Sequence[int]) -> bool:
@@ -325,7 +376,7 @@ class Mean(Intervention):
     Args:
         reference: activations to average, shaped like this hook point with any batch size; ``None`` averages the
             activation itself.
-        over: axis names to average over.
+        over: axis names to average over. Padding is left out of the mean of the activation itself.
         mask, **at: see :class:`Intervention`.
     """
 
@@ -341,6 +392,10 @@ class Mean(Intervention):
         self._set("reference", None if reference is None else _number(reference, type(self).__name__))
         self._set("over", (over,) if isinstance(over, str) else tuple(over))
 
+    @property
+    def counts_positions(self) -> bool:
+        return self.reference is None or super().counts_positions
+
     def transform(self, value: jax.Array, hook: HookPoint) -> jax.Array:
         source = value if self.reference is None else jnp.asarray(self.reference).astype(value.dtype)
         if missing := [axis for axis in self.over if axis not in hook.axes]:
@@ -352,7 +407,10 @@ class Mean(Intervention):
                 f"Mean's reference of shape {tuple(source.shape)} does not fit {hook.name}: it needs the axes "
                 f"{hook.axes} (any batch size)."
             )
-        mean = source.mean(axis=tuple(hook.axes.index(axis) for axis in self.over), keepdims=True)
+        if self.reference is None and hook.text is not None and hook.window is None:
+            mean = positions.mean_of_text(value, hook.axes, self.over, hook.text)
+        else:
+            mean = source.mean(axis=tuple(hook.axes.index(axis) for axis in self.over), keepdims=True)
         return jnp.broadcast_to(self.aligned(mean, value, hook), value.shape)
 
 
@@ -421,6 +479,10 @@ class Chain(Intervention):
         if wrong := [part for part in parts if not isinstance(part, Intervention)]:
             raise InterventionError(f"Chain takes interventions, got {type(wrong[0]).__name__}.")
         self._set("parts", tuple(parts))
+
+    @property
+    def counts_positions(self) -> bool:
+        return super().counts_positions or any(part.counts_positions for part in self.parts)
 
     def check_axes(self, name: str, axes: tuple[str, ...]) -> None:
         for part in self.parts:

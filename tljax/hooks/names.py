@@ -54,6 +54,14 @@ def layer_of(name: str) -> int | None:
     return int(name.split(".", 2)[1]) if name.startswith("blocks.") else None
 
 
+def layer_of_short(name: str) -> int | None:
+    """The layer that is written in a name, full or compact (``"k6"``, ``"scale4ln1"``), else ``None``."""
+    if (full := re.match(r"blocks\.(-?\d+)\.", name)) is not None:
+        return int(full[1])
+    compact = re.fullmatch(r"([a-z_]+)(\d+)([a-z]?.*)", name)
+    return int(compact[2]) if compact is not None and "." not in name else None
+
+
 def get_act_name(name: str, layer: int | str | None = None, layer_type: str | None = None) -> str:
     """Expands TransformerLens's short forms into a full hook name.
 
@@ -112,6 +120,8 @@ def resolve(name: Any, table: Mapping[str, Any], n_layers: int) -> str:
     """
     expanded = get_act_name(*name) if isinstance(name, tuple) and is_act_tuple(name) else name
     if not isinstance(expanded, str):
+        if isinstance(name, tuple) and len(name) == 2 and isinstance(name[1], str):
+            raise UnknownHookError(f"The name comes first, then the layer: {(name[1], name[0])!r} instead of {name!r}.")
         raise UnknownHookError(
             f"A hook name is a string, a (name, layer) tuple or a predicate on names, got {type(name).__name__}."
         )

@@ -49,12 +49,15 @@ class HookPoint(SaysWhatInstead):
         axes: one axis name for each dimension, such as ``("batch", "pos", "head", "d_head")``; empty when unknown.
         window: the part of the text that the activation holds; ``None`` means all of it.
         below: where the activation holds numbers of things (experts), how many things there are.
+        text: ``[batch, pos]``, ``False`` at padding, of the whole text; ``None`` where nothing is padded, or it is not
+            known. Interventions count positions with it.
     """
 
     name: str
     axes: tuple[str, ...] = ()
     window: Window | None = dataclasses.field(default=None, compare=False)
     below: int | None = None
+    text: Any = dataclasses.field(default=None, compare=False)
     _instead = POINT
 
     @property
@@ -101,10 +104,13 @@ class HookSlot:
     backward: tuple[Callable[..., Any], ...] = ()
     captured: bool = False
     window: Window | None = None
+    text: Any = None
 
     def apply(self, value: Any) -> Any:
         """Runs the forward callables in order, then attaches the backward ones to the gradient."""
-        point = self.point if self.window is None else dataclasses.replace(self.point, window=self.window)
+        point = self.point
+        if self.window is not None or self.text is not None:
+            point = dataclasses.replace(point, window=self.window, text=self.text)
         for function in self.forward:
             value = call_hook(function, value, point)
         return attach_backward(value, self.backward, point) if self.backward else value
@@ -114,14 +120,14 @@ class HookSlot:
         children = tuple(
             None if static else f for f, static in zip((*self.forward, *self.backward), split, strict=True)
         )
-        return (*children, self.window), (self.point, tuple(split), len(self.forward), self.captured)
+        return (*children, self.window, self.text), (self.point, tuple(split), len(self.forward), self.captured)
 
     @classmethod
     def tree_unflatten(cls, aux: Any, children: Sequence[Any]) -> "HookSlot":
         point, split, n_forward, captured = aux
-        *children, window = children
+        *children, window, text = children
         functions = tuple(s.function if s else child for s, child in zip(split, children, strict=True))
-        return cls(point, functions[:n_forward], functions[n_forward:], captured, window)
+        return cls(point, functions[:n_forward], functions[n_forward:], captured, window, text)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

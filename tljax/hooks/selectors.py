@@ -9,6 +9,7 @@ from jax.core import Tracer
 
 from tljax.errors import InterventionError
 from tljax.hooks.point import POSITION_AXES
+from tljax.text import positions
 
 AXIS_ALIASES = {
     "d_mlp": "neuron",
@@ -28,6 +29,9 @@ SPANS = ("prompt", "new")
 class Selector:
     """Which entries of one axis: a number, several numbers, a boolean mask, a slice, or a part of the text by name.
 
+    Positions count in each prompt's text where the run knows its padding (:mod:`tljax.text.positions`). A part of the
+    text by name, and in generation the places that stand for it (kind ``"places"``), are of the array.
+
     Numbers and masks are stored as float32 leaves (exact up to 2**24), so that ``jax.grad`` accepts an intervention
     as its argument: integer leaves would make it refuse the whole pytree.
     """
@@ -35,7 +39,7 @@ class Selector:
     __slots__ = ("axis", "kind", "payload")
 
     axis: str
-    kind: Literal["number", "numbers", "mask", "slice", "span"]
+    kind: Literal["number", "numbers", "mask", "slice", "span", "places"]
     payload: Any
 
     def __init__(self, axis: str, index: Any) -> None:
@@ -50,6 +54,11 @@ class Selector:
                 )
             self.kind, self.payload = "span", index
             return
+        if isinstance(index, tuple):
+            raise InterventionError(
+                f"{axis}={index!r} could be numbers, or a start and an end: write {axis}={list(index)!r} for these "
+                f"entries, {axis}=slice(start, stop) for a range."
+            )
         array = index if isinstance(index, jax.Array) else np.asarray(index)
         if array.ndim > 1:
             raise InterventionError(
@@ -91,26 +100,68 @@ class Selector:
         """Raises InterventionError if the selection does not fit an axis of ``size`` entries at hook point ``name``."""
         if self.is_static or isinstance(self.payload, Tracer):
             return
-        if self.kind == "mask":
+        if self.kind in ("mask", "places"):
             if self.size != size:
                 raise InterventionError(
                     f"The mask for axis {self.axis!r} of {name} has {self.size} entries; the axis has {size}."
                 )
             return
         numbers = np.atleast_1d(np.asarray(self.payload)).astype(int)
+        if self.kind == "numbers" and positions.looks_like_mask(numbers, size):
+            raise InterventionError(
+                f"{self.axis}={numbers.tolist()} at {name} could be a mask of the {size} entries, or the numbers 0 and "
+                "1: give booleans for a mask, and each number once otherwise."
+            )
         if bad := [int(n) for n in numbers if not -size <= n < size]:
             raise InterventionError(
                 f"{self.axis}={bad[0]} is out of range at {name}: the axis has {size} entries (0 to {size - 1}, or "
                 "negative from the end)."
             )
 
+    @property
+    def counts_in_text(self) -> bool:
+        """Whether padding matters to what is selected."""
+        return self.axis in POSITION_AXES and self.kind not in ("span", "places")
+
+    @property
+    def is_numbered(self) -> bool:
+        """Whether entries are named by number."""
+        return self.kind in ("number", "numbers")
+
+    def check_text(self, text: Any, name: str) -> None:
+        """Raises InterventionError if a prompt lacks a position named by number; ``text`` is ``[batch, pos]``."""
+        if not (self.counts_in_text and self.is_numbered) or isinstance(self.payload, Tracer):
+            return
+        if (wrong := positions.lacking(text, self.payload)) is not None:
+            raise InterventionError(f"{self.axis}={wrong[1]} at {name}: {positions.no_such_position(*wrong)}")
+
+    def lacking(self, text: jax.Array) -> jax.Array | None:
+        """Which prompts lack a position named by number ``[batch]``; ``None`` where none is."""
+        if not (self.counts_in_text and self.is_numbered):
+            return None
+        return ~positions.find(text, jnp.atleast_1d(self._whole_numbers))[1].all(axis=-1)
+
+    def text_mask(self, text: jax.Array) -> jax.Array:
+        """Boolean ``[batch, pos]``: the selected entries of padded prompts."""
+        match self.kind:
+            case "slice":
+                return positions.chosen(text, self.payload)
+            case "mask":
+                return positions.chosen(text, jnp.asarray(self.payload) != 0)
+            case _:
+                return positions.chosen(text, self._whole_numbers)
+
+    @property
+    def _whole_numbers(self) -> jax.Array:
+        return jnp.asarray(self.payload).astype(jnp.int32)
+
     def numbers(self, size: int) -> jax.Array:
         """The numbers as int32, negative ones counted from the end."""
-        return jnp.asarray(self.payload).astype(jnp.int32) % jnp.int32(size)
+        return self._whole_numbers % jnp.int32(size)
 
     def mask(self, size: int) -> jax.Array:
         """Boolean ``[size]``: the selected entries."""
-        if self.kind == "mask":
+        if self.kind in ("mask", "places"):
             return jnp.asarray(self.payload) != 0
         if self.kind == "span":
             return jnp.full(size, self.payload == "prompt")

@@ -25,6 +25,8 @@ class AttentionContext:
         window: which part of a longer text the run holds, for interventions.
         lengths: ``[1, token]``, tokens in the text of each token of a packed run, where ``positions`` do not show them.
         pos_embed: ``[batch or 1, pos or more, d_model]``, position embeddings that queries and keys read (shortformer).
+        text: ``[batch, pos]``, ``False`` at padding, of the whole text (with a window, its whole room), for
+            interventions that count positions; ``None`` where nothing is padded or it is not known.
         packing: how rows are laid out in a packed run (``[row, pos]`` is then the shape of ``token_mask``).
     """
 
@@ -37,6 +39,7 @@ class AttentionContext:
     pasts: tuple[Past, ...] | None = None
     window: Window | None = None
     pos_embed: jax.Array | None = None
+    text: jax.Array | None = None
 
     def positions_for(self, length: int) -> jax.Array:
         """Positions ``[batch or 1, pos]``."""

@@ -12,12 +12,12 @@ from tljax.errors import InputError
 from tljax.hooked_transformer import HookedTransformer
 from tljax.hooks.interventions import Zero
 from tljax.hooks.point import HookPoint
-from tljax.inputs import prepare
 from tljax.patching.edits import expand
 from tljax.patching.measured import Metrics, Reduce
+from tljax.patching.naming import named_points
 from tljax.patching.result import PatchingResult
 from tljax.patching.sources import FromReference
-from tljax.patching.sweep import named_points, sweep
+from tljax.patching.sweep import sweep
 
 
 def ablation_sweep(
@@ -75,15 +75,10 @@ def _run_reference(
 ) -> tuple[Mapping[str, jax.Array], Any]:
     """A reference set's activations, and which of its tokens are not padding (``None``: all, or it is not known)."""
     if isinstance(reference, ActivationCache | Mapping):
-        return reference, None
+        return reference, reference.token_mask if isinstance(reference, ActivationCache) else None
     names = list(named_points(model.cfg, activation_name, layers)[0])
     cache = model.run_with_cache(reference, return_type=None, names_filter=names)[1]
-    prepared = prepare(model.cfg, model._tokenizer, reference)
-    token_mask = prepared.context.token_mask
-    if token_mask is None and isinstance(reference, list | tuple) and isinstance(reference[0], str):
-        lengths = np.asarray([model.to_tokens(text).shape[1] for text in reference])
-        token_mask = np.arange(prepared.batch_and_pos[1]) < lengths[:, None]
-    return cache, token_mask
+    return cache, cache.token_mask
 
 
 def mean_source(

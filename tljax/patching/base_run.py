@@ -12,6 +12,7 @@ import numpy as np
 
 from tljax.forward import POSITIONS, run_forward
 from tljax.hooked_transformer import HookedTransformer
+from tljax.hooks.points import point_table
 from tljax.inputs import ModelInput
 from tljax.modules.attention import KEYS_AND_VALUES
 from tljax.modules.context import AttentionContext
@@ -28,6 +29,8 @@ class BaseRun:
         tokens: token ids, ``[batch, frame]``.
         context: positions and mask, ``[batch, frame]``, and the embeddings of positions where blocks read them.
         length: the prompts' length; positions from there on are padding.
+        text: ``[batch, length]``, ``False`` at the prompts' own padding; ``None`` where there is none, or it is not
+            known.
     """
 
     activations: dict[str, jax.Array]
@@ -35,6 +38,12 @@ class BaseRun:
     tokens: np.ndarray
     context: AttentionContext
     length: int
+    text: np.ndarray | None = None
+
+    @property
+    def n_positions(self) -> int:
+        """Tokens of the longest prompt."""
+        return self.length if self.text is None else int(self.text.sum(axis=1).max())
 
     @property
     def batch(self) -> int:
@@ -60,13 +69,14 @@ def run_base(model: HookedTransformer, prepared: ModelInput, names: Sequence[str
     """
     cfg = model.cfg
     batch, length = prepared.batch_and_pos
+    model._hooks.check(point_table(cfg), batch, length, prepared.context.text)
     frame = length if model._hooks.entries else frame_length(length, cfg.n_ctx)
     tokens = _padded(np.asarray(prepared.value), frame)
     given = prepared.context
     positions = np.arange(length, dtype=np.int32)[None] if given.positions is None else np.asarray(given.positions)
     mask = np.ones((batch, length), bool) if given.token_mask is None else np.asarray(given.token_mask)
     positions = np.broadcast_to(positions, (batch, length))
-    context = AttentionContext(*jax.device_put((_padded(positions, frame), _padded(mask, frame))))
+    context = AttentionContext(*jax.device_put((_padded(positions, frame), _padded(mask, frame))), text=given.text)
     needed = ("hook_resid_pre", *KEYS_AND_VALUES)
     positions = [POSITIONS] if cfg.positional_embedding_type == "shortformer" else []
     blocks = [f"blocks.{layer}.{part}" for layer in range(cfg.n_layers) for part in needed]
@@ -75,7 +85,8 @@ def run_base(model: HookedTransformer, prepared: ModelInput, names: Sequence[str
         cfg, model.params, tokens, context, hooks=model._hooks, names=tuple(kept), stop=cfg.n_layers
     )
     context = dataclasses.replace(context, pos_embed=activations[POSITIONS]) if positions else context
-    return BaseRun(activations, final, tokens, context, length)
+    text = None if given.text is None else np.asarray(given.text)
+    return BaseRun(activations, final, tokens, context, length, text)
 
 
 def _padded(array: np.ndarray, frame: int) -> np.ndarray:

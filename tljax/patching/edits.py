@@ -100,8 +100,10 @@ class GridEdits:
             frame]`` for patterns).
         layer: ``[site]``, block each site acts in; the number of layers for the final residual stream.
         variant: ``[site]``, which variant of the values it takes.
-        chosen: for each axis along which sites are told apart, the entry of each site ``[site]``.
-        allowed: for each axis along which part of the entries is patched, a mask of its entries.
+        chosen: for each axis along which sites are told apart, the entry of each site ``[site]``, or for each prompt
+            ``[site, batch]``, -1 where it has none.
+        allowed: for each axis along which part of the entries is patched, a mask of its entries ``[entry]``, or for
+            each prompt ``[batch, entry]``.
         every_token: the point holds every packed token even where the block computes only some tokens' outputs.
     """
 
@@ -124,7 +126,7 @@ class GridEdits:
         table = self.tables.get(layer, next(iter(self.tables.values())))
         entry = self.variant[site] * table.shape[1]
         if "query_pos" in self.spec.axes:
-            return {self.spec.name: (self._on_rows(table, entry + layout.prompt, site, here, queries),)}
+            return {self.spec.name: (self._on_rows(table, entry, layout.prompt, site, here, queries),)}
         entry = entry[layout.row] * table.shape[2] + layout.source
         return {self.spec.name: (self._on_tokens(table, entry, site, here, layout, queries),)}
 
@@ -139,7 +141,8 @@ class GridEdits:
     ) -> TakeRows:
         tokens = slice(None) if queries is None or self.every_token else layout.last
         site = site[layout.row[tokens]]
-        on = here[layout.row[tokens]] & layout.is_real[tokens] & picks(self, "pos", site, layout.pos[tokens])
+        row = layout.row[tokens]
+        on = here[row] & layout.is_real[tokens] & picks(self, "pos", site, layout.pos[tokens], layout.prompt[row])
         factors = [expand(on[None], (0, 1), table.ndim - 1)]
         for number, axis in enumerate(self.spec.axes):
             if axis not in ("batch", "pos") and (axis in self.chosen or axis in self.allowed):
@@ -148,26 +151,32 @@ class GridEdits:
         return TakeRows(table, entry[tokens].astype(np.int32), factors)
 
     def _on_rows(
-        self, table: jax.Array, entry: np.ndarray, site: np.ndarray, here: np.ndarray, queries: np.ndarray | None
+        self,
+        table: jax.Array,
+        entry: np.ndarray,
+        prompt: np.ndarray,
+        site: np.ndarray,
+        here: np.ndarray,
+        queries: np.ndarray | None,
     ) -> TakeRows:
         frame = np.arange(table.shape[-1])
         query_pos = frame if queries is None else queries
         factors = [
             here[:, None, None, None],
             *(
-                expand(picks(self, axis, site[:, None], entries[None]), (0, number), 4)
+                expand(picks(self, axis, site[:, None], entries[None], prompt[:, None]), (0, number), 4)
                 for number, (axis, entries) in enumerate(
                     (("head", np.arange(table.shape[2])), ("query_pos", query_pos), ("key_pos", frame)), start=1
                 )
             ),
         ]
-        return TakeRows(table, entry.astype(np.int32), factors, queries)
+        return TakeRows(table, (entry + prompt).astype(np.int32), factors, queries)
 
     def final(self, rows: Rows, pos: int | None) -> tuple[np.ndarray, np.ndarray]:
         table = np.asarray(self.tables[int(rows.layer[0])])
         positions = np.arange(table.shape[2]) if pos is None else np.asarray([pos])
         values = table[self.variant[rows.site][:, None], rows.prompt[:, None], positions[None]]
-        where = picks(self, "pos", rows.site[:, None], positions[None])[..., None]
+        where = picks(self, "pos", rows.site[:, None], positions[None], rows.prompt[:, None])[..., None]
         if "d_model" in self.chosen or "d_model" in self.allowed:
             where = where & picks(self, "d_model", rows.site[:, None, None], np.arange(values.shape[-1])[None, None])
         return values, where
@@ -184,12 +193,16 @@ class Chooses(Protocol):
     def allowed(self) -> Mapping[str, np.ndarray]: ...
 
 
-def picks(sites: Chooses, axis: str, site: np.ndarray, entry: np.ndarray) -> np.ndarray:
-    """Whether each site patches an entry of an axis, with ``site`` and ``entry`` broadcast together."""
+def picks(sites: Chooses, axis: str, site: np.ndarray, entry: np.ndarray, prompt: np.ndarray | int = 0) -> np.ndarray:
+    """Whether each site patches an entry of an axis in a prompt, all broadcast together."""
+    shape = np.broadcast_shapes(site.shape, entry.shape, np.shape(prompt))
     if axis in sites.chosen:
-        return sites.chosen[axis][site] == entry
-    allowed = sites.allowed[axis][entry] if axis in sites.allowed else True
-    return np.broadcast_to(allowed, np.broadcast_shapes(site.shape, entry.shape))
+        chosen = sites.chosen[axis]
+        return np.broadcast_to((chosen[site] if chosen.ndim == 1 else chosen[site, prompt]) == entry, shape)
+    if axis not in sites.allowed:
+        return np.broadcast_to(True, shape)
+    allowed = sites.allowed[axis]
+    return np.broadcast_to(allowed[entry] if allowed.ndim == 1 else allowed[prompt, entry], shape)
 
 
 def expand(mask: np.ndarray, axes: Sequence[int], rank: int) -> np.ndarray:

@@ -158,7 +158,7 @@ def _plan(
         layers = layers_of(index, n_layers)
         numbers = None if layers is None else tuple(np.unique(layers).tolist())
         setup = prepare_sweep(model, corrupted_tokens, activation_name, numbers)
-    layer = site_layers(setup, activation_name, index, n_layers)
+    layer = site_layers(setup, activation_name, index, model.cfg)
     return _Planned(setup, index, layer, read_source(model, setup.base, clean_cache, setup.names))
 
 
@@ -181,7 +181,7 @@ def _measure(
     axes = axes_of(setter, setup.spec)
     if axes is not None:
         name = getattr(setter, "__name__", "The setter")
-        chosen = site_entries(index, axes, setup.spec, setup.base.length, name)
+        chosen = site_entries(index, axes, setup, name)
         values = {number: read.values(setup.spec_at(number))[None] for number in setup.layers}
         sites = Sites(setup.point, layer, values, np.zeros(len(layer), int), chosen, {}, read.tolerance)
         return measure_sites(model, setup.base, sites, metric, read, **options)

@@ -93,6 +93,31 @@ class Measure:
         """FLOPs spent on unembedding one run."""
         return 2.0 * self.cfg.d_model * self._elements
 
+    def check_padding(self, text: np.ndarray) -> None:
+        """Refuses a metric that names a position where a prompt has padding.
+
+        Args:
+            text: ``[batch, pos]``, ``False`` at padding.
+
+        Raises:
+            InputError: it does.
+        """
+        for batch, pos, _ in self._reads.parts.values():
+            if isinstance(pos, range) and len(pos) > 1:  # it may leave padding out itself
+                continue
+            prompts = np.asarray(batch)
+            if isinstance(batch, range) and not isinstance(pos, int):
+                prompts = prompts[:, None]
+            prompts, places = np.broadcast_arrays(prompts, np.asarray(pos))
+            if (wrong := np.flatnonzero(~text[prompts, places])).size:
+                prompt, place = int(prompts.flat[wrong[0]]), int(places.flat[wrong[0]])
+                raise InputError(
+                    f"The metric reads position {place} of prompt {prompt}, where there is padding: that prompt has "
+                    f"{int(text[prompt].sum())} tokens. LogitDiff and the other metrics of tljax.patching count "
+                    "positions in each prompt's text; a function indexes the whole array, so give it the places: "
+                    "logits[np.arange(batch), last]."
+                )
+
     def __call__(self, finals: Any, kept: int | None = None) -> jax.Array:
         """Measures runs.
 

@@ -16,6 +16,7 @@ from tljax.patching.base_run import BaseRun
 from tljax.patching.edits import Edits
 from tljax.patching.engine import Engine, Reach, reach_of
 from tljax.patching.measure import Measure, PositionNotKept
+from tljax.patching.metrics import InText
 from tljax.patching.pages import PageLimits, Rows
 from tljax.patching.report import SweepReport, blocks_flops, forward_flops
 from tljax.patching.result import PatchingResult
@@ -138,7 +139,7 @@ def measure_edits(
         raise InputError("The mapping of metrics is empty: name at least one.")
     metrics = metric if isinstance(metric, Mapping) else {"metric": metric}
     final = np.asarray(base.final)[:, : base.length]
-    measures = {name: Measure(one, model.cfg, model.params, final) for name, one in metrics.items()}
+    measures = {name: _measure(one, model, base, final) for name, one in metrics.items()}
     read = [measure.positions for measure in measures.values()]
     everything = any(positions is None for positions in read)
     positions = None if everything else tuple(sorted({p for some in read for p in some or ()}))
@@ -155,6 +156,16 @@ def measure_edits(
     report = _report(model.cfg, base, n_sites, rows, reach, measures, engine)
     baseline = {name: np.asarray(measure.baseline) for name, measure in measures.items()}
     return Measured(values, baseline, clean, several, report)
+
+
+def _measure(metric: Any, model: HookedTransformer, base: BaseRun, final: np.ndarray) -> Measure:
+    """A metric made ready, whose positions count in the text of each prompt."""
+    if base.text is None:
+        return Measure(metric, model.cfg, model.params, final)
+    counted = metric.in_text(base.text) if isinstance(metric, InText) else metric
+    measure = Measure(counted, model.cfg, model.params, final)
+    measure.check_padding(base.text)
+    return measure
 
 
 def _measure_all(measure: Measure, finals: np.ndarray) -> jax.Array:

@@ -11,7 +11,7 @@ where denoising restores and rise where noising destroys.
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -20,16 +20,50 @@ from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from tljax.errors import InputError
+from tljax.losses import check_labels, next_tokens
 from tljax.modules.norm import widened
 from tljax.patching.lazy_logits import LazyLogits
 from tljax.patching.reads import check_indices
+from tljax.text import positions
+from tljax.text.batch import Batch
+from tljax.text.positions import read_mask
 
 Logits = jax.Array | np.ndarray | LazyLogits
 """``[batch, pos, d_vocab]``."""
 
 
+@runtime_checkable
+class InText(Protocol):
+    """A metric that can count its positions in padded prompts."""
+
+    def in_text(self, attention_mask: Any) -> Any:
+        """The same metric, for logits of prompts with this padding."""
+        ...
+
+
 class _Metric:
     """A frozen dataclass whose fields are leaves, all but a position given as a number, which is structure."""
+
+    _is_placed: bool = False
+    """Whether its positions are places in the array that were counted in a text, or logits were read at such."""
+
+    def in_text(self, attention_mask: Any) -> Any:
+        """The same metric with positions counted in the text of padded prompts: -1 is the last token of each.
+
+        A sweep does so by itself, where it knows the padding.
+
+        Args:
+            attention_mask: ``[batch, pos]``, 0 at padding; or the :class:`~tljax.Batch` that was run.
+
+        Raises:
+            InputError: a position that a prompt does not have.
+        """
+        pos = getattr(self, "pos", None)
+        if pos is None or self._is_placed:
+            return self
+        placed = dataclasses.replace(self, pos=_places(pos, attention_mask, type(self).__name__))  # type: ignore[type-var]
+        placed._set("_is_placed", True)
+        return placed
 
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
@@ -42,12 +76,13 @@ class _Metric:
         static = {name: value for name, value in values.items() if name == "pos" and isinstance(value, int | None)}
         leaves = {name: value for name, value in values.items() if name not in static}
         keyed = [(jax.tree_util.GetAttrKey(name), value) for name, value in leaves.items()]
-        return keyed, (tuple(leaves), tuple(static.items()))
+        return keyed, (tuple(leaves), tuple(static.items()), self._is_placed)
 
     @classmethod
     def tree_unflatten(cls, aux: Any, children: Sequence[Any]) -> Any:
-        names, static = aux
+        names, static, is_placed = aux
         metric = object.__new__(cls)
+        metric._set("_is_placed", is_placed)
         for name, value in (*zip(names, children, strict=True), *static):
             metric._set(name, value)
         return metric
@@ -80,6 +115,40 @@ def _position(pos: Any, owner: str) -> Any:
     if array.dtype.kind not in "iu" or array.ndim > 1:
         raise InputError(f"{owner}(pos=...) got {pos!r}; it takes a position, or one for each prompt [batch].")
     return array.astype(np.int32) if array.ndim else int(array)
+
+
+def _places(pos: Any, attention_mask: Any, owner: str) -> Any:
+    """Where positions of the text stand in the array, one for each prompt ``[batch]``."""
+    mask = read_mask(_mask_in(attention_mask))
+    if mask.ndim != 2 or (not isinstance(pos, int) and len(pos) != len(mask)):
+        raise InputError(
+            f"{owner} got a mask of shape {tuple(mask.shape)}, with pos={pos}: it is [batch, pos], as the prompts are, "
+            "with one position for all, or one for each."
+        )
+    numbers = np.full((len(mask), 1), pos) if isinstance(pos, int) else pos[:, None]
+    places, there = positions.find(mask, numbers)
+    if not isinstance(there, Tracer) and not np.asarray(there).all():
+        row = int(np.flatnonzero(~np.asarray(there))[0])
+        wrong = row, int(np.asarray(numbers)[row, 0]), int(mask[row].sum())
+        raise InputError(f"{owner}(pos=...): {positions.no_such_position(*wrong)}")
+    return places[:, 0]
+
+
+def _mask_in(attention_mask: Any) -> Any:
+    return attention_mask.mask if isinstance(attention_mask, Batch) else attention_mask
+
+
+def _moves(pos: Any, attention_mask: Any, owner: str) -> bool:
+    """Whether a position of the text stands elsewhere in the array, in any prompt, than it would without padding."""
+    places = np.asarray(_places(pos, attention_mask, owner))
+    return bool((places != np.asarray(pos) % np.shape(_mask_in(attention_mask))[1]).any())
+
+
+def _knows_padding(metric: Any) -> bool:
+    """Whether a metric, called on padded logits, counts in the text; of a user's own that is not known."""
+    if not isinstance(metric, _Metric):
+        return True
+    return metric._is_placed or getattr(metric, "attention_mask", None) is not None
 
 
 def _sizes(logits: Any, owner: str) -> tuple[int, int]:
@@ -151,7 +220,8 @@ class LogitDiff(_Metric):
     Args:
         answer: token id, one for each prompt ``[batch]``, or several for each ``[batch, k]``, which are averaged.
         wrong: the same for the wrong answer.
-        pos: the position read, or one for each prompt ``[batch]`` (such as the last real token under right padding).
+        pos: the position read, or one for each prompt ``[batch]``. A sweep counts it in each prompt's text; of logits
+            alone it is a place in the array, and :meth:`in_text` counts it in the text.
 
     >>> logits = jnp.arange(24.0).reshape(2, 3, 4)
     >>> LogitDiff(answer=[3, 2], wrong=0)(logits)
@@ -223,7 +293,8 @@ class KL(_Metric):
         base: logits or log-probabilities of the reference run, ``[batch, pos, d_vocab]``, of which only what is read
             is kept, as log-probabilities; or of the read position alone, ``[batch, d_vocab]``.
         pos: the position compared, one for each prompt ``[batch]``, or ``None`` for the mean over positions.
-        attention_mask: with ``pos=None``, ``[batch, pos]``: the positions that count are not 0.
+        attention_mask: ``[batch, pos]``, 0 at padding (or a ``Batch``): ``pos`` then counts in each prompt's text, and
+            with ``pos=None`` padding does not count. For padded prompts it has to be given.
 
     >>> logits = jnp.arange(24.0).reshape(2, 3, 4)
     >>> KL(logits)(logits)
@@ -235,8 +306,11 @@ class KL(_Metric):
     attention_mask: Any = None
 
     def __post_init__(self) -> None:
+        self._set("attention_mask", _mask_in(self.attention_mask))
         if self.pos is not None:
             self._checked_pos(self.pos)
+            if self.attention_mask is not None:
+                self._set("pos", _places(self.pos, self.attention_mask, "KL"))
         base, all_positions = self.base, self.pos is None
         if base.ndim not in ((3,) if all_positions else (2, 3)):
             wanted = "[batch, pos, d_vocab]" if all_positions else "[batch, pos, d_vocab] or [batch, d_vocab]"
@@ -244,6 +318,21 @@ class KL(_Metric):
         if not all_positions and base.ndim == 3:
             base = _rows(base if isinstance(base, LazyLogits) else jnp.asarray(base), self.pos, "KL(base=...)")
         self._set("base", jax.nn.log_softmax(_wide(base)))
+
+    def in_text(self, attention_mask: Any) -> Any:
+        if self.attention_mask is not None:
+            return self
+        if self.pos is not None and not _moves(self.pos, attention_mask, "KL"):
+            return self
+        if self.pos is not None:
+            raise InputError(
+                "KL(base) took the base's logits at a place of the array, and these prompts are padded: say where, "
+                "KL(base, attention_mask=batch.mask), so that pos counts in each prompt's text."
+            )
+        metric = object.__new__(type(self))
+        for name, value in (self._values() | {"attention_mask": _mask_in(attention_mask)}).items():
+            metric._set(name, value)
+        return metric
 
     def __call__(self, logits: Logits) -> Float[Array, " batch"]:
         """Returns the divergence for each prompt ``[batch]``."""
@@ -269,41 +358,45 @@ class Loss(_Metric):
     """Mean cross entropy of a prompt's next tokens, in nats.
 
     Args:
-        tokens: the run's tokens ``[batch, pos]``; position ``p`` is scored on predicting token ``p + 1``.
-        attention_mask: ``[batch, pos]``, 0 at padding; pairs that touch padding do not count.
+        tokens: the run's tokens ``[batch, pos]``, or the ``Batch`` that was run; position ``p`` is scored on predicting
+            token ``p + 1``. Pairs whose next token is -100 do not count.
+        attention_mask: ``[batch, pos]``, 0 at padding; pairs that touch padding do not count. A sweep knows it.
     """
 
     tokens: Any
     attention_mask: Any = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.tokens, Batch):
+            self._set("attention_mask", self.tokens.mask if self.attention_mask is None else self.attention_mask)
+            self._set("tokens", self.tokens.tokens)
         self._checked_ids("tokens")
+
+    def in_text(self, attention_mask: Any) -> Any:
+        return self if self.attention_mask is not None else Loss(self.tokens, _mask_in(attention_mask))
 
     def __call__(self, logits: Logits) -> Float[Array, " batch"]:
         """Returns the mean loss of each prompt ``[batch]``."""
         batch, d_vocab = _sizes(logits, "Loss")
-        if self.tokens.ndim != 2 or self.tokens.shape != logits.shape[:2] or self.tokens.shape[1] < 2:
+        if self.tokens.ndim != 2 or self.tokens.shape != (batch, logits.shape[1]) or self.tokens.shape[1] < 2:
             raise InputError(
                 f"Loss(tokens=...) has shape {tuple(self.tokens.shape)}; the logits are of {batch} prompts of "
                 f"{logits.shape[1]} tokens. Give the tokens that were run, [batch, pos], at least two a prompt."
             )
         rows = _wide(logits[:, :-1])
-        following = self.tokens[:, 1:]
-        if not isinstance(following, Tracer):
-            check_indices(following, d_vocab, "token")
-        picked = _picked_from_rows(rows, following[..., None])[..., 0]
         mask = self.attention_mask
-        if mask is not None:
-            mask = _mask_of(mask, self.tokens.shape)
-            mask = mask[:, :-1] & mask[:, 1:]
-        return _mean_where(jax.nn.logsumexp(rows, axis=-1) - picked, mask)
+        mask = None if mask is None else _mask_of(mask, self.tokens.shape)
+        following, counted = next_tokens(self.tokens, mask, d_vocab)
+        check_labels(jax.ShapeDtypeStruct((batch, logits.shape[1], d_vocab), jnp.float32), self.tokens)
+        picked = jnp.take_along_axis(rows, following[..., None], axis=-1, mode="fill")[..., 0]
+        return _mean_where(jax.nn.logsumexp(rows, axis=-1) - picked, counted)
 
 
 def _mask_of(mask: Any, shape: tuple[int, ...]) -> jax.Array:
     """An attention mask as booleans ``[batch, pos]``."""
     if mask.shape != shape:
         raise InputError(f"The attention mask has shape {tuple(mask.shape)}; these prompts need {shape}.")
-    return jnp.asarray(mask).astype(bool)
+    return jnp.asarray(read_mask(mask))
 
 
 def _mean_where(values: jax.Array, counted: jax.Array | None) -> jax.Array:
@@ -338,8 +431,22 @@ class Normalized(_Metric):
     metric: Any
     clean: Any
     corrupted: Any
+    _read_array = False
+
+    def in_text(self, attention_mask: Any) -> Any:
+        if not isinstance(self.metric, InText):
+            return self
+        pos = getattr(self.metric, "pos", None)
+        if self._read_array and (pos is None or _moves(pos, attention_mask, "Normalized")):
+            raise InputError(
+                "Normalized took its metric of logits of padded prompts, whose padding it did not know: give it "
+                "numbers, clean=metric.in_text(batch)(logits), or metric.in_text(batch) as its metric."
+            )
+        return dataclasses.replace(self, metric=self.metric.in_text(attention_mask))
 
     def __post_init__(self) -> None:
+        read = 3 in (np.ndim(self.clean), np.ndim(self.corrupted))
+        self._set("_read_array", read and not _knows_padding(self.metric))
         for name in ("clean", "corrupted"):
             value = getattr(self, name)
             value = _wide(self.metric(value) if np.ndim(value) == 3 else value)

@@ -269,12 +269,13 @@ def _entering_mlp(
 
 def _sent(model: HookedTransformer, base: BaseRun, sites: Sites, layer: int) -> np.ndarray:
     """What senders inside one attention layer add to its output, ``[sender, batch, pos, d_model]``."""
-    axes, site = point_of(model.cfg, sites.point).axes, np.arange(len(sites))[:, None]
+    axes, site = point_of(model.cfg, sites.point).axes, np.arange(len(sites))[:, None, None]
     difference = sites.values[layer][0] - base.activations[sites.full_name(layer)]
     inputs, operands = ["".join(_LETTERS[axis] for axis in axes)], [difference]
     for axis, size in zip(axes[1:], difference.shape[1:], strict=True):
-        inputs.append("s" + _LETTERS[axis])
-        operands.append(jnp.asarray(picks(sites, axis, site, np.arange(size)[None]), difference.dtype))
+        inputs.append("sb" + _LETTERS[axis])
+        picked = picks(sites, axis, site, np.arange(size)[None, None], np.arange(len(difference))[None, :, None])
+        operands.append(jnp.asarray(picked, difference.dtype))
     if sites.point == "attn.hook_z":
         inputs.append("hed")
         operands.append(model.params["blocks"][layer]["attn"]["W_O"])

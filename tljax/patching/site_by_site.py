@@ -64,9 +64,10 @@ def _patch(model: HookedTransformer, sites: Sites, site: int) -> HookEntry:
     """The hook that patches one site in a run of whole prompts."""
     layer = int(sites.layer[site])
     values = sites.values[layer][sites.variant[site]]
-    mask = np.ones((1,) * values.ndim, bool)
+    mask, prompts = np.ones((1,) * values.ndim, bool), np.arange(values.shape[0])[:, None]
     for number, axis in enumerate(point_of(model.cfg, sites.point).axes):
         if axis in sites.chosen or axis in sites.allowed:
-            entries = np.arange(values.shape[number])
-            mask = mask & expand(picks(sites, axis, np.asarray([site]), entries), (number,), values.ndim)
+            entries = np.arange(values.shape[number])[None]
+            picked = picks(sites, axis, np.asarray([[site]]), entries, prompts)
+            mask = mask & expand(picked, (0, number), values.ndim)
     return HookEntry(sites.full_name(layer), Replace(values, mask=mask))

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from tljax.config import HookedTransformerConfig
 from tljax.errors import InputError, nearest
-from tljax.hooks.names import layer_of
 from tljax.hooks.point import POSITION_AXES
-from tljax.hooks.points import HookPointSpec
 from tljax.hooks.selectors import AXIS_ALIASES
 from tljax.patching import views
-from tljax.patching.sweep import SITE_AXES, Setup
+from tljax.patching.naming import one_place
+from tljax.patching.sweep import SITE_AXES, Setup, places_in_text
 
 AXIS_NAMES = ("layer", "pos", "head_index", "head", "src_pos", "dest_pos", "query_pos", "key_pos", "neuron", "d_model",
               "d_head", "expert", "choice")  # fmt: skip
@@ -42,8 +42,8 @@ class SiteIndex:
         """The index as a DataFrame."""
         return self.listed if self.listed is not None else data_frame(self.rows, self.names)
 
-    def whole_numbers(self, number: int, size: int, what: str) -> np.ndarray:
-        """A column that counts entries of an axis, negative ones counted from the end.
+    def whole_numbers(self, number: int, size: int, what: str, counted: bool = True) -> np.ndarray:
+        """A column that counts entries of an axis; negative ones are ``counted`` from the end, or left so.
 
         Raises:
             InputError: it holds something else than numbers of that axis.
@@ -55,7 +55,7 @@ class SiteIndex:
                     f"The index has {self.names[number]} {entry!r} in row {row}; {what} has 0 to {size - 1} there, or "
                     "negative numbers from the end."
                 )
-        return np.asarray(column, int) % size
+        return np.asarray(column, int) % size if counted else np.asarray(column, int)
 
 
 def layers_of(index: SiteIndex, n_layers: int) -> np.ndarray | None:
@@ -121,23 +121,23 @@ def _entries(name: str, setup: Setup) -> Sequence[int]:
         return setup.layers
     if full not in SITE_AXES:
         raise InputError(f"index_axis_names has {name!r}; axes are {', '.join(AXIS_NAMES)}.{nearest(name, AXIS_NAMES)}")
-    return range(setup.base.length if full in POSITION_AXES else dict(setup.spec.sizes)[full])
+    return range(setup.base.n_positions if full in POSITION_AXES else dict(setup.spec.sizes)[full])
 
 
-def site_layers(setup: Setup, activation_name: str, index: SiteIndex, n_layers: int) -> np.ndarray:
+def site_layers(setup: Setup, activation_name: str, index: SiteIndex, cfg: HookedTransformerConfig) -> np.ndarray:
     """The layer of each site.
 
     Raises:
         InputError: the index has no layer, or one where the activation is already that of one place.
     """
-    if layer_of(setup.names[0]) is None or layer_of(activation_name) is not None:
+    if one_place(cfg, activation_name) is not None:
         if "layer" in index.names:
             raise InputError(
                 f"{activation_name!r} exists once, and the index {index.names} has a layer: leave it out, or give the "
                 "short name of an activation that every layer has, such as 'resid_pre'."
             )
         return np.full(len(index.rows), setup.layers[0])
-    layer = layers_of(index, n_layers)
+    layer = layers_of(index, cfg.n_layers)
     if layer is None:
         raise InputError(
             f"The index has {index.names} and no layer, and every layer has {activation_name!r}: add 'layer', or give "
@@ -146,10 +146,8 @@ def site_layers(setup: Setup, activation_name: str, index: SiteIndex, n_layers: 
     return layer
 
 
-def site_entries(
-    index: SiteIndex, axes: Sequence[str], spec: HookPointSpec, length: int, setter: str
-) -> dict[str, np.ndarray]:
-    """For a known setter, the entry of each site along each of the setter's axes.
+def site_entries(index: SiteIndex, axes: Sequence[str], setup: Setup, setter: str) -> dict[str, np.ndarray]:
+    """For a known setter, the entry of each site along each of the setter's axes, of padded prompts one for each.
 
     Columns named like those axes are found by name, in any order; in a table, other names count by their place.
 
@@ -166,7 +164,12 @@ def site_entries(
         name != axis and (index.listed is None or name in SITE_AXES) for name, axis in zip(full, axes, strict=True)
     ):
         raise InputError(f"{setter} takes an index of {('layer', *axes)}; this one has {index.names}.")
-    sizes = dict(zip(spec.axes, spec.shape(1, length), strict=True))
-    return {
-        axis: index.whole_numbers(number, sizes[axis], spec.name) for axis, number in zip(axes, numbers, strict=True)
-    }
+    spec, base = setup.spec, setup.base
+    sizes = dict(zip(spec.axes, spec.shape(1, base.length), strict=True))
+    entries = {}
+    for axis, number in zip(axes, numbers, strict=True):
+        if axis in POSITION_AXES and base.text is not None:
+            entries[axis] = places_in_text(base, index.whole_numbers(number, base.n_positions, spec.name, False))
+        else:
+            entries[axis] = index.whole_numbers(number, sizes[axis], spec.name)
+    return entries

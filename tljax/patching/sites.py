@@ -11,7 +11,7 @@ import numpy as np
 from tljax.config import HookedTransformerConfig
 from tljax.hooks.points import HookPointSpec, block_points
 from tljax.patching.base_run import BaseRun
-from tljax.patching.edits import BEFORE_QUERIES, ENTRY, GridEdits
+from tljax.patching.edits import BEFORE_QUERIES, ENTRY, GridEdits, expand
 from tljax.patching.pages import Rows
 
 EMBEDDING = ("hook_embed", "hook_pos_embed")
@@ -28,8 +28,10 @@ class Sites:
         values: for each layer, what is written, ``[variant, batch, frame, ...]`` (patterns: ``[variant, batch, head,
             frame, frame]``).
         variant: ``[site]``, which of its layer's values a site writes.
-        chosen: for each axis along which sites are told apart, the entry of each site ``[site]``.
-        allowed: for each other axis of which only a part is patched, a mask of its entries.
+        chosen: for each axis along which sites are told apart, the entry of each site ``[site]``, or for each prompt
+            ``[site, batch]``, -1 where it has none.
+        allowed: for each other axis of which only a part is patched, a mask of its entries ``[entry]``, or for each
+            prompt ``[batch, entry]``.
         tolerance: differences up to this share of the largest activation are rounding, not a change.
     """
 
@@ -123,16 +125,24 @@ def _first_position(changed: np.ndarray, axes: Sequence[str], sites: Sites, at: 
     length = changed.shape[2]
     for number, axis in enumerate(axes, start=2):
         if axis in sites.allowed:
-            allowed = sites.allowed[axis][: changed.shape[number]]
-            changed = changed & allowed.reshape([-1 if n == number else 1 for n in range(changed.ndim)])
+            allowed = sites.allowed[axis][..., : changed.shape[number]]
+            axes_of = (number,) if allowed.ndim == 1 else (1, number)
+            changed = changed & expand(allowed, axes_of, changed.ndim)
     reduced = tuple(n for n, axis in enumerate(axes[1:], start=3) if axis not in sites.chosen)
     changed = np.moveaxis(np.asarray(changed.any(axis=reduced)), 2, -1)  # [variant, batch, *chosen, pos]
-    entries = [sites.chosen[axis][at][:, None] for axis in axes[1:] if axis in sites.chosen]
+    entries = [_by_prompt(sites.chosen[axis][at]) for axis in axes[1:] if axis in sites.chosen]
     prompts = np.arange(changed.shape[1])[None]
     here = changed[(sites.variant[at][:, None], prompts, *entries)]  # [site, batch, pos]
+    for chosen in entries:
+        here = here & (chosen >= 0)[..., None]
     if axes[0] in sites.chosen:
-        here = here & (sites.chosen[axes[0]][at][:, None, None] == np.arange(length))
+        here = here & (_by_prompt(sites.chosen[axes[0]][at])[..., None] == np.arange(length))
     return np.where(here.any(-1), here.argmax(-1), length)
+
+
+def _by_prompt(chosen: np.ndarray) -> np.ndarray:
+    """Entries of sites ``[site, batch or 1]``."""
+    return chosen[:, None] if chosen.ndim == 1 else chosen
 
 
 def _enters_above(cfg: HookedTransformerConfig, point: str) -> int:

@@ -1,7 +1,7 @@
 """Where the values that a sweep writes come from: a clean run, an array, or a function of the activation itself."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,10 +12,13 @@ from tljax.cache.activation_cache import ActivationCache
 from tljax.config import HookedTransformerConfig
 from tljax.errors import InputError
 from tljax.hooked_transformer import HookedTransformer
+from tljax.hooks.names import layer_of
 from tljax.hooks.point import POSITION_AXES, HookPoint, call_hook
 from tljax.hooks.points import HookPointSpec
 from tljax.inputs import prepare
 from tljax.patching.base_run import BaseRun, run_base
+from tljax.patching.edits import expand
+from tljax.text import positions
 from tljax.text.batch import Batch
 
 Values = Callable[[HookPointSpec], jax.Array]
@@ -63,8 +66,8 @@ def read_source(model: HookedTransformer, base: BaseRun, source: Any, names: tup
         source: an :class:`ActivationCache` or mapping from full names to activations; a prompt (text or token ids) to
             run; a hook (an intervention such as ``Zero()``, or ``function(activation, hook)``), applied to the base
             run's activation; or a floating-point array, which stands for the activation or broadcasts to it, and may
-            have a leading axis of layers.
-        names: points that will be asked for.
+            have a leading axis of layers; or a mapping from layer numbers to such arrays (:func:`array_at`).
+        names: points that will be asked for, in the order of their layers.
 
     Raises:
         InputError: the source lacks a point, does not match the prompts' shape, or is none of these.
@@ -73,6 +76,8 @@ def read_source(model: HookedTransformer, base: BaseRun, source: Any, names: tup
     made_of = source.reference if isinstance(source, FromReference) else source
     if isinstance(made_of, ActivationCache):
         made_of.check_model(model, "The cache to patch from")
+    if is_by_layer(source):
+        return Source(_from_arrays(base, source, names, model.cfg.n_layers))
     if isinstance(source, ActivationCache | Mapping):
         return Source(_from_cache(base, source), rounding(model.cfg), _final_of(base, source, model.cfg.n_layers))
     if callable(source):
@@ -80,7 +85,7 @@ def read_source(model: HookedTransformer, base: BaseRun, source: Any, names: tup
     if _is_prompt(source):
         return _from_prompt(model, base, source, names)
     if hasattr(source, "dtype") or isinstance(source, float | int):
-        return Source(_from_array(base, jnp.asarray(source), len(names)))
+        return Source(_from_arrays(base, jnp.asarray(source), names, model.cfg.n_layers))
     raise InputError(
         f"The values to patch in came as {type(source).__name__}. Pass a clean ActivationCache, the clean prompt (text "
         "or tokens), an array, or a hook such as tljax.Zero()."
@@ -115,15 +120,48 @@ def _from_cache(base: BaseRun, source: Any) -> Values:
             )
         value = cached(source, spec.name)
         shape = spec.shape(base.batch, base.length)
+        text = getattr(source, "token_mask", None)
         if value.shape != shape:
             raise InputError(
                 f"{spec.name} has shape {tuple(value.shape)} in the clean cache, {shape} in the corrupted run. Clean "
                 "and corrupted prompts must have equally many tokens: compare model.to_str_tokens(clean) and "
                 "(corrupted)."
             )
-        return in_frame(base, spec, value)
+        return in_frame(base, spec, lined_up(base, value, spec.axes, text))
 
     return values
+
+
+def lined_up(base: BaseRun, value: Any, axes: Sequence[str], text: Any) -> Any:
+    """Values of prompts padded like ``text``, laid out as the base run's prompts are.
+
+    Args:
+        base: the base run.
+        value: ``[batch, pos, ...]``.
+        axes: its axes.
+        text: ``[batch, pos]`` (``[pos]`` for one prompt), ``False`` at padding; ``None`` where that is not known, and
+            the values are then taken for laid out already.
+
+    Raises:
+        InputError: a prompt has another length than the base run's.
+    """
+    if text is None or base.text is None:
+        return value
+    text = np.atleast_2d(np.asarray(text))
+    if text.shape != base.text.shape or (text == base.text).all():
+        return value
+    here, there = base.text.sum(axis=1), text.sum(axis=1)
+    if (different := np.flatnonzero(here != there)).size:
+        row = int(different[0])
+        raise InputError(
+            f"Prompt {row} has {int(there[row])} tokens in the clean run, {int(here[row])} in the corrupted one. They "
+            "must have equally many: compare model.to_str_tokens(clean) and (corrupted)."
+        )
+    places, _ = positions.find(text, np.maximum(positions.ranks(base.text), 0))
+    for number, axis in enumerate(axes):
+        if axis in POSITION_AXES:
+            value = jnp.take_along_axis(value, expand(places, (0, number), value.ndim), axis=number)
+    return value
 
 
 def _final_of(base: BaseRun, source: Any, n_layers: int) -> np.ndarray | None:
@@ -131,7 +169,9 @@ def _final_of(base: BaseRun, source: Any, n_layers: int) -> np.ndarray | None:
     if name not in source:
         return None
     final = np.asarray(cached(source, name))
-    return final if final.shape == (base.batch, base.length, base.final.shape[-1]) else None
+    if final.shape != (base.batch, base.length, base.final.shape[-1]):
+        return None
+    return np.asarray(lined_up(base, final, ("batch", "pos", "d_model"), getattr(source, "token_mask", None)))
 
 
 def _from_prompt(model: HookedTransformer, base: BaseRun, source: Any, names: tuple[str, ...]) -> Source:
@@ -143,30 +183,87 @@ def _from_prompt(model: HookedTransformer, base: BaseRun, source: Any, names: tu
             "model.to_str_tokens(clean) and (corrupted)."
         )
     clean = run_base(model, prepared, names)
-    return Source(lambda spec: clean.activations[spec.name], final=np.asarray(clean.final)[:, : base.length])
+    final = np.asarray(clean.final)[:, : base.length]
+    if clean.text is None or base.text is None or (clean.text == base.text).all():
+        return Source(lambda spec: clean.activations[spec.name], final=final)
+
+    def values(spec: HookPointSpec) -> jax.Array:
+        return in_frame(base, spec, lined_up(base, out_of_frame(clean, spec), spec.axes, clean.text))
+
+    return Source(values, final=np.asarray(lined_up(base, final, ("batch", "pos", "d_model"), clean.text)))
 
 
 def _from_hook(base: BaseRun, source: Callable[..., Any]) -> Values:
     def values(spec: HookPointSpec) -> jax.Array:
         value = out_of_frame(base, spec)
-        return in_frame(base, spec, call_hook(source, value, HookPoint(spec.name, spec.axes)))
+        return in_frame(base, spec, call_hook(source, value, HookPoint(spec.name, spec.axes, text=base.text)))
 
     return values
 
 
-def _from_array(base: BaseRun, array: jax.Array, n_layers: int) -> Values:
+def is_by_layer(source: Any) -> bool:
+    """Whether this is a mapping from layer numbers."""
+    numbers = isinstance(source, Mapping) and not isinstance(source, ActivationCache) and len(source)
+    return bool(numbers) and all(isinstance(key, int | np.integer) and not isinstance(key, bool) for key in source)
+
+
+def array_at(
+    source: Any, spec: HookPointSpec, shape: tuple[int, ...], names: Sequence[str], n_layers: int
+) -> jax.Array:
+    """What an array, or one for each layer, is at a point: the one rule for sweeps and steering.
+
+    A leading axis is of layers if it has as many entries as there are layers to patch (entry ``i`` belongs to the
+    ``i``-th of them), or as the model has (entry ``i`` belongs to layer ``i``), and the rest fits the activation. What
+    also broadcasts to the activation could be either, unless the rest has fewer axes than one token has there: an
+    array ``[head, d_head]`` is of heads.
+
+    Args:
+        source: an array, or a mapping from layer numbers to arrays.
+        spec: the point.
+        shape: of its activation, ``[batch, pos, ...]``.
+        names: full names of the points to patch, in order.
+        n_layers: layers of the model.
+
+    Returns:
+        What is meant for the point; whether it fits is not looked at.
+
+    Raises:
+        InputError: the layer is not there, or it could be meant in two ways.
+    """
+    layer = layer_of(spec.name)
+    if isinstance(source, Mapping):
+        given = {int(number) % n_layers: value for number, value in source.items() if -n_layers <= number < n_layers}
+        if len(given) < len(source) or layer not in given:
+            raise InputError(
+                f"The values are given for layers {list(source)}, and {spec.name} is patched: give one for each layer "
+                f"that is, of 0 to {n_layers - 1}."
+            )
+        value = jnp.asarray(given[layer])
+    else:
+        array = value = jnp.asarray(source)
+        counts = [count for count in (len(names), n_layers) if array.ndim and count == array.shape[0]]
+        if layer is not None and counts and _fits(array[0], shape):
+            per_token = len(set(spec.axes) - {"batch", *POSITION_AXES})
+            if _fits(array, shape) and (array.ndim - 1 < per_token or array.shape[0] == 1):
+                return value
+            if _fits(array, shape):
+                raise InputError(
+                    f"The array of shape {tuple(array.shape)} could be one value for each layer, or broadcast to "
+                    f"{spec.name}, shape {shape} {spec.axes}. For layers give a mapping, dict(enumerate(array)); "
+                    "otherwise every axis of the activation, such as array[None]."
+                )
+            value = array[names.index(spec.name) if counts[0] == len(names) else layer]
+    return value
+
+
+def _from_arrays(base: BaseRun, source: Any, names: Sequence[str], n_layers: int) -> Values:
     def values(spec: HookPointSpec) -> jax.Array:
         shape = spec.shape(base.batch, base.length)
-        value = array
-        if array.ndim == len(shape) + 1 or (array.ndim and array.shape[0] == n_layers and not _fits(array, shape)):
-            layer = int(spec.name.split(".")[1])
-            if array.shape[0] != n_layers:
-                raise InputError(f"The array has {array.shape[0]} entries along its first axis; {n_layers} layers.")
-            value = array[layer]
+        value = array_at(source, spec, shape, names, n_layers)
         if not _fits(value, shape):
             raise InputError(
-                f"The array of shape {tuple(array.shape)} does not fit {spec.name}, shape {shape} {spec.axes}: it must "
-                "broadcast to it, or have a leading axis of layers."
+                f"The array of shape {tuple(value.shape)} does not fit {spec.name}, shape {shape} {spec.axes}: it must "
+                f"broadcast to it, or have a leading axis of {len(names)} layers."
             )
         value = value.reshape((1,) * (len(shape) - value.ndim) + value.shape)
         return in_frame(base, spec, jnp.broadcast_to(value.astype(base.final.dtype), shape))

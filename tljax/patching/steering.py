@@ -10,11 +10,10 @@ import numpy as np
 from tljax.errors import InputError
 from tljax.hooked_transformer import HookedTransformer
 from tljax.hooks.interventions import Add
-from tljax.hooks.names import layer_of
 from tljax.hooks.points import HookPointSpec
 from tljax.patching.measured import Metrics, Reduce, measure_sites
 from tljax.patching.result import PatchingResult
-from tljax.patching.sources import read_source
+from tljax.patching.sources import array_at, is_by_layer, read_source
 from tljax.patching.sweep import prepare_sweep, site_grid
 
 
@@ -38,7 +37,8 @@ def steering_sweep(
         model, prompt, metric, activation_name, layers, at, reduce, max_batch: as in :func:`~tljax.patching.sweep`;
             ``at={"pos": -1}`` steers the last position only.
         vector: what is added: a vector ``[d_model]``, one for each layer ``[layer, d_model]`` (``[layer, head,
-            d_head]`` where the activation has heads), or else anything that broadcasts to the activation.
+            d_head]`` where the activation has heads) or a mapping from layer numbers to vectors, or else anything that
+            broadcasts to the activation; as a sweep takes arrays.
         scales: what it is multiplied by.
         axes: further axes along which sites are told apart, such as ``("pos",)``.
 
@@ -51,11 +51,11 @@ def steering_sweep(
     if not len(scales):
         raise InputError("scales= is empty: give at least one number.")
     setup = prepare_sweep(model, prompt, activation_name, layers)
-    vectors = np.asarray(vector)
-    per_layer = vectors.shape == (model.cfg.n_layers, *setup.spec.shape()[2:])
+    vectors = vector if is_by_layer(vector) else np.asarray(vector)
 
     def values(spec: HookPointSpec) -> jax.Array:
-        one = vectors[layer_of(spec.name) or 0] if per_layer else vectors
+        shape = spec.shape(setup.base.batch, setup.base.length)
+        one = np.asarray(array_at(vectors, spec, shape, setup.names, model.cfg.n_layers))
         sources = [read_source(model, setup.base, Add(float(scale) * one), setup.names) for scale in scales]
         return jnp.stack([source.values(spec) for source in sources])
 

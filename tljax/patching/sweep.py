@@ -13,21 +13,23 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from tljax.config import HookedTransformerConfig
 from tljax.errors import InputError, nearest
 from tljax.hooked_transformer import HookedTransformer
-from tljax.hooks.names import layer_of, resolve, stage_of
+from tljax.hooks.names import stage_of
 from tljax.hooks.point import POSITION_AXES
 from tljax.hooks.points import HookPointSpec, point_table
 from tljax.hooks.selectors import AXIS_ALIASES
 from tljax.inputs import is_traced, prepare
 from tljax.patching.base_run import BaseRun, run_base
 from tljax.patching.measured import Metrics, Reduce, measure_sites
+from tljax.patching.naming import named_points
 from tljax.patching.result import PatchingResult
 from tljax.patching.sites import Sites, grid
 from tljax.patching.sources import read_source
+from tljax.text import positions
 
-SITE_AXES = ("pos", "head", "neuron", "query_pos", "key_pos", "d_model", "d_head", "expert", "choice")
+SITE_AXES = ("pos", "head", "neuron", "query_pos", "key_pos", "d_model", "d_head", "expert", "choice", "all_heads",
+             "latent", "scale")  # fmt: skip
 
 
 class NoEffectWarning(UserWarning):
@@ -55,18 +57,20 @@ def sweep(
         corrupted: the base run that is patched: text, a list of texts, or token ids ``[batch, pos]``. (For noising,
             pass the clean prompt here and the corrupted one as ``source``.)
         source: what is written. A clean :class:`~tljax.ActivationCache` (or a dict of activations by full name); the
-            clean prompt itself; an array, for every layer or with a leading axis of layers; or a hook, which is given
-            the base run's activation: ``tljax.Zero()`` ablates, ``tljax.Add(vector)`` steers,
+            clean prompt itself; an array, for every layer or with a leading axis of layers
+            (:func:`~tljax.patching.sources.array_at`), or a mapping from layer numbers to arrays; or a hook, which is
+            given the base run's activation: ``tljax.Zero()`` ablates, ``tljax.Add(vector)`` steers,
             ``lambda activation, hook: ...`` does anything.
         metric: takes logits ``[batch, pos, d_vocab]`` and returns one number, or one for each prompt ``[batch]``: a
             Python function or a metric such as :class:`~tljax.patching.LogitDiff`; or several by name, in a mapping.
         activation_name: short name, such as ``"resid_pre"``, ``"z"``, ``"mlp_out"``, ``"pattern"``, ``"mlp_post"`` or
-            ``"embed"``; a full name such as ``"blocks.3.attn.hook_z"`` means that layer alone.
+            ``"embed"``, or a point's name within its block, ``"ln1.hook_scale"``; a name with a layer in it, such as
+            ``"blocks.3.attn.hook_z"`` or ``"z3"``, means that layer alone.
         axes: the axes, besides the layer, along which sites are told apart: ``("pos",)``, ``("head",)``,
             ``("pos", "head")``, ``("head", "query_pos", "key_pos")`` …; along the others a site is the whole axis.
         layers: the layers to patch, or one; all by default.
         at: entries to keep to, by axis: ``at={"pos": [-1]}``. Along an axis of ``axes`` these are the sites; along
-            another, the part that is patched.
+            another, the part that is patched. Positions count in each prompt's text, whatever its padding.
         reduce: ``"mean"`` averages a metric over prompts, ``"none"`` keeps it for each prompt.
         max_batch: most runs computed at once; ``"auto"`` goes by the free memory.
         progress: whether to show a progress bar; by default one appears when a sweep takes more than a few seconds.
@@ -145,29 +149,6 @@ def prepare_sweep(
     return Setup(run_base(model, prepared, (*names, *extra)), np.asarray(prepared.value), point, numbers, names, spec)
 
 
-def named_points(
-    cfg: HookedTransformerConfig, activation_name: str, layers: Sequence[int] | int | None
-) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """Full names of the patched points, and their layers."""
-    table = point_table(cfg)
-    spelling = activation_name.removeprefix("hook_")
-    if spelling in ("embed", "pos_embed"):
-        return (resolve(f"hook_{spelling}", table, cfg.n_layers),), (0,)
-    if layer_of(activation_name) is not None:
-        name = resolve(activation_name, table, cfg.n_layers)
-        return (name,), (layer_of(name) or 0,)
-    numbers = range(cfg.n_layers) if layers is None else [layers] if isinstance(layers, int | np.integer) else layers
-    for layer in numbers:
-        if not -cfg.n_layers <= layer < cfg.n_layers:
-            raise InputError(f"layers= names layer {layer}; the model has layers 0 to {cfg.n_layers - 1}.")
-    numbers = tuple(int(layer) % cfg.n_layers for layer in numbers)
-    if not numbers:
-        raise InputError("layers= is empty: name at least one layer.")
-    short = spelling if activation_name.startswith("hook_") else activation_name
-    names = tuple(resolve((short, layer), table, cfg.n_layers) for layer in numbers)
-    return names, numbers
-
-
 @dataclasses.dataclass(frozen=True)
 class SiteGrid:
     """Sites in a grid, and how a result shows them.
@@ -205,6 +186,8 @@ def site_grid(
         variants: name and labels of the axis of variants, if there are several.
     """
     chosen, allowed = choose_entries(setup.spec, setup.base, axes, at or {})
+    by_prompt = {axis: entries for axis, entries in chosen.items() if entries.ndim == 2}
+    chosen = {axis: np.arange(len(entries)) if axis in by_prompt else entries for axis, entries in chosen.items()}
     numbered = {name: np.arange(len(texts)) for name, texts in (variants or {}).items()}
     entries = {"layer": np.asarray(setup.layers), **numbered, **chosen}
     coordinates = grid(entries)
@@ -213,17 +196,25 @@ def site_grid(
     for name in numbered:
         variant = coordinates.pop(name)
     tables = {number: values(setup.spec_at(number)) for number in setup.layers}
+    labels = site_labels(model, setup, entries | {axis: numbers[:, 0] for axis, numbers in by_prompt.items()})
+    coordinates |= {axis: numbers[coordinates[axis]] for axis, numbers in by_prompt.items()}
     sites = Sites(setup.point, layer, tables, variant, coordinates, allowed, tolerance)
     names = tuple(axis for axis in entries if axis != "layer" or not sites.is_embedding)
-    labels = site_labels(model, setup, entries) | {name: list(texts) for name, texts in (variants or {}).items()}
+    labels |= {name: list(texts) for name, texts in (variants or {}).items()}
     return SiteGrid(sites, names, tuple(len(entries[axis]) for axis in names), labels)
 
 
 def choose_entries(
     spec: HookPointSpec, base: BaseRun, axes: Sequence[str], at: Mapping[str, Any]
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Entries of each axis along which sites are told apart, and masks of the others that are patched in part."""
+    """Entries of each axis along which sites are told apart, and masks of the others that are patched in part.
+
+    Positions of padded prompts are an entry for each prompt: ``[entry, batch]``, and masks ``[batch, position]``.
+    """
     sizes = dict(zip(spec.axes, spec.shape(base.batch, base.length), strict=True))
+
+    def in_text(axis: str) -> bool:
+        return axis in POSITION_AXES and base.text is not None
 
     def named(axis: str) -> str:
         full = AXIS_ALIASES.get(axis, axis)
@@ -236,22 +227,83 @@ def choose_entries(
             )
         return full
 
-    entries = {named(axis): _entries(axis, index, sizes[named(axis)], spec.name) for axis, index in at.items()}
+    entries = {
+        named(axis): _entries_in_text(axis, index, base, spec.name)
+        if in_text(named(axis))
+        else _entries(axis, index, sizes[named(axis)], spec.name)
+        for axis, index in at.items()
+    }
     full = [named(axis) for axis in ((axes,) if isinstance(axes, str) else axes)]
     if len(set(full)) < len(full):
         raise InputError(f"axes={tuple(axes)} names an axis twice.")
-    chosen = {axis: entries.get(axis, np.arange(sizes[axis])) for axis in full}
+    chosen = {
+        axis: entries[axis]
+        if axis in entries
+        else places_in_text(base, np.arange(base.n_positions))
+        if in_text(axis)
+        else np.arange(sizes[axis])
+        for axis in full
+    }
     allowed = {}
     for axis, wanted in entries.items():
         if axis not in chosen:
-            frame = base.frame if axis in POSITION_AXES else sizes[axis]
-            allowed[axis] = np.isin(np.arange(frame), wanted)
+            frame = np.arange(base.frame if axis in POSITION_AXES else sizes[axis])
+            by_prompt = wanted.ndim == 2
+            allowed[axis] = (wanted[..., None] == frame).any(axis=0) if by_prompt else np.isin(frame, wanted)
     return chosen, allowed
 
 
+def places_in_text(base: BaseRun, numbers: np.ndarray) -> np.ndarray:
+    """Where positions of each prompt's text stand, ``[entry, batch]``; -1 where a prompt has no such position."""
+    assert base.text is not None
+    places, there = positions.find(base.text, numbers)
+    return np.where(there, places, -1).T
+
+
+def _entries_in_text(axis: str, index: Any, base: BaseRun, name: str) -> np.ndarray:
+    """The same as :func:`_entries` for positions of padded prompts, ``[entry, batch]``.
+
+    A slice may reach past the end of a shorter prompt, which is then left alone there.
+    """
+    assert base.text is not None
+    if isinstance(index, slice):
+        start, count, step = positions.spans(index, positions.lengths(base.text))
+        if not count.any():
+            raise InputError(f"at={{{axis!r}: {index!r}}} picks nothing: no prompt has such positions.")
+        entry = np.arange(count.max())
+        return np.where(entry < count[:, None], places_of(base, start[:, None] + entry * step), -1).T
+    numbers = _entries(axis, index, base.n_positions, name)
+    if np.asarray(index).dtype != bool:
+        numbers = np.atleast_1d(np.asarray(index))
+    if (wrong := positions.lacking(base.text, numbers)) is not None:
+        raise InputError(f"at={{{axis!r}: {index!r}}}: {positions.no_such_position(*wrong)}")
+    return places_in_text(base, numbers)
+
+
+def places_of(base: BaseRun, numbers: np.ndarray) -> np.ndarray:
+    """Where positions ``[batch, entry]`` of each prompt's own stand."""
+    assert base.text is not None
+    return positions.find(base.text, numbers)[0]
+
+
 def _entries(axis: str, index: Any, size: int, name: str) -> np.ndarray:
+    chosen: Any = index
+    if not isinstance(index, slice):
+        kind = None if isinstance(index, tuple | str) or index is None else np.asarray(index)
+        kind = kind.astype(int) if kind is not None and not kind.size else kind
+        if kind is None or kind.ndim > 1 or kind.dtype.kind not in "iub" or (kind.dtype == bool and not kind.ndim):
+            raise InputError(
+                f"at={{{axis!r}: {index!r}}}: give a number, a list of numbers, a slice, or a boolean mask of the "
+                f"{size} entries."
+            )
+        if positions.looks_like_mask(kind, size) and kind.dtype != bool:
+            raise InputError(
+                f"at={{{axis!r}: {index!r}}} could be a mask of {size} entries, or the numbers 0 and 1: give booleans "
+                "for a mask, and each number once otherwise."
+            )
+        chosen = kind
     try:
-        entries = np.atleast_1d(np.arange(size)[index])
+        entries = np.atleast_1d(np.arange(size)[chosen])
     except IndexError as error:
         raise InputError(f"at={{{axis!r}: {index!r}}} is out of range: {name} has {size} entries there.") from error
     if entries.size == 0:

@@ -10,6 +10,7 @@ import numpy as np
 from jax.core import Tracer
 
 from tljax.errors import InputError
+from tljax.text.positions import read_mask
 from tljax.text.tokenizer import check_padding_side
 from tljax.typing import PaddingSide
 
@@ -62,8 +63,8 @@ class Batch:
             )
         if not jnp.issubdtype(ids.dtype, jnp.integer):
             raise InputError(f"Token ids must be integers, got dtype {ids.dtype}.")
+        mask = read_mask(mask)
         if not isinstance(mask, Tracer):
-            mask = np.asarray(mask).astype(bool)
             padding_side = padding_side or _side_of(mask)
             _check_mask(mask, padding_side)
         elif padding_side is None:

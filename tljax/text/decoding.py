@@ -156,7 +156,12 @@ class Decoder:
         framed = frame_length(length, capacity, whole_steps_to=8) if self.is_compiled else length
         extra = ((0, 0), (0, framed - length))
         seen = np.pad(mask, extra)
-        context = AttentionContext(*jax.device_put((count_positions(seen), seen)), window=Window(np.int32(0), capacity))
+        text = np.pad(mask, ((0, 0), (0, capacity - length)), constant_values=True)
+        context = AttentionContext(
+            *jax.device_put((count_positions(seen), seen)),
+            window=Window(np.int32(0), capacity),
+            text=None if mask.all() else jax.device_put(text),
+        )
         names = tuple(f"blocks.{n}.{name}" for name in KEYS_AND_VALUES for n in range(cfg.n_layers))
         embedded = np.ndim(prompt) == 3
         value = jnp.pad(prompt, (*extra, (0, 0))) if embedded else np.pad(np.asarray(prompt), extra)

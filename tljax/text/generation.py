@@ -56,7 +56,7 @@ class Generation:
         self.prompts, self.ends, self.limit, self.use_cache = prompts, ends, max_new_tokens, use_cache
         self.tokenizer = model._tokenizer
         capacity = room(length + max_new_tokens, cfg.n_ctx)
-        size = TextSize(length, length + max_new_tokens, capacity)
+        size = TextSize.of(prompts.mask, length + max_new_tokens, capacity)
         hooks = place_hooks(model._hooks, point_table(cfg), size)
         rules = Rules(read_sampling(cfg.d_vocab_out, **options), ends.eos, ends.fill)
         self._decoder = Decoder(cfg, model.params, hooks, rules, max_new_tokens)

@@ -20,14 +20,21 @@ class TextSize:
     """Positions of a text.
 
     Attributes:
-        prompt: of the prompt.
+        prompt: of the longest prompt.
         total: of prompt and answer, at most.
         capacity: that there is room for.
+        lengths: of each prompt. Positions count in each text, from its first token.
     """
 
     prompt: int
     total: int
     capacity: int
+    lengths: tuple[int, ...]
+
+    @classmethod
+    def of(cls, mask: np.ndarray, total: int, capacity: int) -> "TextSize":
+        """The size of the texts that go on from prompts padded on the left, with this mask ``[batch, pos]``."""
+        return cls(mask.shape[1], total, capacity, tuple(mask.sum(axis=1).tolist()))
 
 
 def place_hooks(hooks: HookDictionary, table: Mapping[str, HookPointSpec], size: TextSize) -> HookDictionary:
@@ -77,16 +84,19 @@ def _placed_selector(selector: Selector, spec: HookPointSpec, size: TextSize) ->
     what = f"{selector.axis}= at {spec.name}"
     if selector.kind in ("number", "numbers"):
         for number in np.atleast_1d(np.asarray(selector.payload)).astype(int):
+            which = "longest prompt" if len(set(size.lengths)) > 1 else "prompt"
             if number < 0:
                 raise InterventionError(
                     f"{selector.axis}={number} at {spec.name} counts from the end of a text that is still growing. "
-                    f"The last token of the prompt is {selector.axis}={size.prompt - 1}; all that follow it are "
-                    f'{selector.axis}="new".'
+                    f"The last token of the {which} is {selector.axis}={max(size.lengths) - 1}; all that follow "
+                    f'it are {selector.axis}="new".'
                 )
-            if number >= size.total:
+            new, shortest = size.total - size.prompt, min(size.lengths)
+            if number >= shortest + new:
+                which = f" of prompt {size.lengths.index(shortest)}" if len(set(size.lengths)) > 1 else ""
                 raise InterventionError(
-                    f"{selector.axis}={number} at {spec.name} is beyond the text: {size.prompt} tokens of prompt and "
-                    f"at most {size.total - size.prompt} new ones make positions 0 to {size.total - 1}."
+                    f"{selector.axis}={number} at {spec.name} is beyond the text{which}: {shortest} tokens of prompt "
+                    f"and at most {new} new ones make positions 0 to {shortest + new - 1}."
                 )
         return selector
     mask = np.zeros(size.capacity, np.float32)
@@ -107,7 +117,7 @@ def _placed_selector(selector: Selector, spec: HookPointSpec, size: TextSize) ->
             f"The mask for {what} has {selector.size} entries; the prompt has {size.prompt} positions and the text up "
             f"to {size.total}."
         )
-    return Selector.stored(selector.axis, "mask", mask)
+    return Selector.stored(selector.axis, "places" if selector.kind == "span" else "mask", mask)
 
 
 def _placed_array(

@@ -14,6 +14,7 @@ from tljax.inputs import is_traced, prepare
 from tljax.text.batch import Batch
 from tljax.text.chat import conversations
 from tljax.text.methods import texts_in
+from tljax.text.positions import read_mask
 from tljax.text.warned import warn_padded_right
 from tljax.typing import PaddingSide
 
@@ -126,7 +127,7 @@ def _warn_if_padded_right(tokenizer: "Tokenizer | None", tokens: np.ndarray) -> 
 def _mask(mask: Any, shape: Sequence[int]) -> np.ndarray:
     if mask is None:
         return np.ones(tuple(shape), bool)
-    array = np.atleast_2d(np.asarray(mask)).astype(bool)
+    array = np.atleast_2d(read_mask(mask))
     if array.shape != tuple(shape) or not (np.diff(array.astype(int), axis=1) >= 0).all():
         raise InputError(
             f"attention_mask has shape {array.shape} for embeddings {tuple(shape)}: it needs one entry for each "

@@ -9,6 +9,7 @@ import numpy as np
 
 from tljax.errors import InputError
 from tljax.factored_matrix import FactoredMatrix
+from tljax.text.positions import read_mask
 
 SOFTCAP_DISABLED = -1.0
 """The soft cap of configs that have none."""
@@ -62,7 +63,8 @@ def get_offset_position_ids(past_kv_pos_offset: int, attention_mask: Any) -> jax
         past_kv_pos_offset: how many leading positions to leave out.
         attention_mask: ``[batch, pos]``, 1 at text.
     """
-    positions = jnp.maximum(jnp.cumsum(jnp.asarray(attention_mask, jnp.int32), axis=1) - 1, 0)
+    mask = jnp.asarray(read_mask(attention_mask)).astype(jnp.int32)
+    positions = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
     return positions[:, past_kv_pos_offset:]
 
 
