@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tljax.config_checks import ACTIVATIONS as ACTIVATIONS
-from tljax.config_checks import PER_LAYER, check
+from tljax.config_checks import PER_LAYER, check, checked_fields
 from tljax.errors import ConfigError, nearest
 
 DTYPES = {
@@ -23,7 +23,7 @@ _SIZES = (
     "rotary_dim", "window_size", "d_embed", "num_experts", "experts_per_token", "d_expert", "d_shared_expert",
     "expert_groups",
     "expert_groups_per_token", "yarn_original_max_position_embeddings", "longrope_original_max_position_embeddings",
-    "train_seq_length",
+    "train_seq_length", "NTK_original_ctx_len",
 )  # fmt: skip
 _DERIVED: dict[str, Any] = {
     "d_mlp": None, "d_expert": None, "d_vocab_out": -1, "rotary_dim": None, "attn_scale": -1.0,
@@ -278,6 +278,8 @@ class HookedTransformerConfig:
 
     def __post_init__(self) -> None:
         self._check_sizes()
+        for name, value in checked_fields(self).items():
+            self._set(name, value)
         self._fill_derived()
         check(self)
 
@@ -331,9 +333,6 @@ class HookedTransformerConfig:
             if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < smallest:
                 raise ConfigError(f"{name} must be an integer of at least {smallest}, got {value!r}.")
             self._set(name, int(value))
-        for name in ("eps", "alibi_bias_max", "embedding_multiplier", "residual_multiplier", "logits_multiplier"):
-            if getattr(self, name) <= 0:
-                raise ConfigError(f"{name} must be positive, got {getattr(self, name)}.")
 
     @property
     def has_norms_before(self) -> bool:
