@@ -106,7 +106,8 @@ def _expected(annotation: Any) -> str:
     if origin in (Union, types.UnionType):
         return " or ".join(map(_expected, parts))
     if origin is Literal:
-        return f"one of {', '.join(map(repr, parts))}" if len(parts) > 1 else repr(parts[0])
+        names = ", ".join(map(repr, parts))
+        return f"one of {names}" if len(parts) > 1 else names
     if origin is tuple:
         return f"a list, each entry {_expected(parts[0])}"
     return _NAMES.get(annotation, str(annotation))

@@ -9,7 +9,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from tljax.cache.attribution import token_ids
 from tljax.checkpoints import load_checkpoint, save_hf, save_native
+from tljax.checks import take
 from tljax.config import HookedTransformerConfig, available_dtype
 from tljax.devices import names_device, resolve_device
 from tljax.errors import ConfigError, FrozenModelError, InputError
@@ -295,9 +297,18 @@ class HookedTransformer(RunMethods, GenerationMethods, TextMethods, WeightProper
         return end_view(self.cfg, self.params, "unembed")
 
     def tokens_to_residual_directions(self, tokens: Any) -> jax.Array:
-        """Unembedding columns of tokens (a string that is one token, an id, or ids ``[...]``): ``[..., d_model]``."""
-        ids = self.to_single_token(tokens) if isinstance(tokens, str) else tokens
-        return jnp.moveaxis(self.W_U[:, jnp.asarray(ids)], 0, -1)
+        """Unembedding columns of tokens, ``[..., d_model]``.
+
+        Args:
+            tokens: a string that is one token, several of them, an id, or ids ``[...]``. (An id under trace that does
+                not exist gives NaN.)
+
+        Raises:
+            InputError: no id of the output vocabulary.
+            TokenizerError: a string is not exactly one token.
+        """
+        ids, _ = token_ids(self, tokens, None)
+        return jnp.moveaxis(take(self.W_U, ids, axis=1), 0, -1)
 
     # Hooks
 

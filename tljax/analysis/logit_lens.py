@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int
 from tljax.cache.activation_cache import ActivationCache
 from tljax.cache.attribution import end_params, read_out, token_ids
 from tljax.cache.slices import SliceInput, apply_slice
+from tljax.checks import take
 from tljax.config import HookedTransformerConfig
 from tljax.errors import InputError
 from tljax.hooked_transformer import HookedTransformer
@@ -263,7 +264,7 @@ def _read(
         entropy = jnp.sum(jax.scipy.special.entr(jnp.exp(log_probs)))
         found: dict[str, Any] = {"top_ids": top_ids, "top_log_probs": top_log_probs, "entropy": entropy}
         if targets is not None:
-            own = log_probs[targets]
+            own = take(log_probs, targets)
             ranks = (log_probs[None, :] > own[:, None]).sum(axis=-1, dtype=jnp.int32)
             found |= {"target_log_probs": own, "target_ranks": ranks}
         return found

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from tljax.checks import missing
 from tljax.errors import InterventionError, nearest
 from tljax.hooks.point import HookPoint
 from tljax.hooks.points import AXES
@@ -91,7 +92,16 @@ class Intervention:
         self.check_shape(hook, hook.whole(value.shape))
         changed = self.transform(value, hook).astype(value.dtype)
         where = self.where(value, hook)
-        return changed if where is None else jnp.where(where, changed, value)
+        changed = changed if where is None else jnp.where(where, changed, value)
+        return self._refused(changed, hook)
+
+    def _refused(self, changed: jax.Array, hook: HookPoint) -> jax.Array:
+        """NaN everywhere (-1 in integers) if a number under trace is of no entry: there it cannot be an error."""
+        sizes = hook.whole(changed.shape)
+        for number, selector in self._axis_numbers(hook.axes).items():
+            if (exist := selector.exist(sizes[number])) is not None:
+                changed = jnp.where(exist, changed, jnp.asarray(missing(changed.dtype), changed.dtype))
+        return changed
 
     def transform(self, value: jax.Array, hook: HookPoint) -> jax.Array:
         """The change, applied everywhere; the base class then confines it to the selected entries."""

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from tljax.checks import fits_int32
 from tljax.errors import InputError
 from tljax.text.tokenizer import check_padding_side
 from tljax.typing import PaddingSide
@@ -62,6 +63,7 @@ class Batch:
             )
         if not jnp.issubdtype(ids.dtype, jnp.integer):
             raise InputError(f"Token ids must be integers, got dtype {ids.dtype}.")
+        _check_ids(ids)
         if not isinstance(mask, Tracer):
             mask = np.asarray(mask).astype(bool)
             padding_side = padding_side or _side_of(mask)
@@ -107,7 +109,9 @@ class Batch:
         length = np.asarray(lengths)[:, None]
         mask = place >= width - length if padding_side == "left" else place < length
         ids = np.full(mask.shape, padding, np.int32)
-        ids[mask] = np.concatenate([np.asarray(row, np.int32) for row in rows])
+        joined = np.concatenate([np.asarray(row) for row in rows])
+        _check_ids(joined)
+        ids[mask] = joined
         return cls._make(ids, mask, padding_side)
 
     @classmethod
@@ -196,6 +200,13 @@ def _two_axes(value: Any) -> Any:
     if array.ndim != 2 or 0 in array.shape:
         raise InputError(f"A Batch needs tokens and mask of shape [batch, pos], got {tuple(array.shape)}.")
     return array
+
+
+def _check_ids(ids: Any) -> None:
+    """Refuses ids that would become others as int32."""
+    if not isinstance(ids, Tracer) and not fits_int32(np.asarray(ids)):
+        wrong = np.asarray(ids)[(np.asarray(ids) >= 2**31) | (np.asarray(ids) < -(2**31))].flat[0]
+        raise InputError(f"Token id {wrong} is outside any vocabulary: ids are below {2**31}.")
 
 
 def _side_of(mask: np.ndarray) -> PaddingSide:
