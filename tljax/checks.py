@@ -164,7 +164,7 @@ def layers(given: Any, n_layers: int, name: str = "layers", error: type[TljaxErr
         return tuple(range(n_layers))
     if isinstance(given, str) or not isinstance(given, Iterable) or np.ndim(given) == 0:  # type: ignore[arg-type]
         raise error(f"{name}={given!r} must be a list of layer numbers, such as {name}=[0, {n_layers - 1}].")
-    numbers = tuple(entry(layer, n_layers, f"{name} holds {layer!r}, and layer", "layers", error) for layer in given)
+    numbers = tuple(entry(layer, n_layers, f"{name}[{n}]", "layers", error) for n, layer in enumerate(given))
     if not numbers:
         raise error(f"{name}= is empty: name at least one layer.")
     return numbers

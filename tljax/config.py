@@ -376,7 +376,7 @@ class HookedTransformerConfig:
 
         Grouped key/value heads are counted as stored.
         """
-        attention = self._attention_weights()
+        attention = self.query_weights + self.key_value_weights
         matrices = self.d_model * (3 if self.gated_mlp else 2)
         dense = 0 if self.d_mlp is None or self.attn_only else matrices * self.d_mlp
         experts = (self.num_experts or 0) * (matrices * (self.d_expert or 0) + self.d_model)
@@ -385,18 +385,21 @@ class HookedTransformerConfig:
         n_dense = self.n_layers - n_mixtures
         return self.n_layers * attention + n_dense * dense + n_mixtures * (experts + shared)
 
-    def _attention_weights(self) -> int:
-        """Weights of a layer's attention, without biases."""
-        heads, queries = self.n_heads, self.d_model * self.n_heads * self.d_head
+    @property
+    def query_weights(self) -> int:
+        """Weights of a layer's attention that a token meets which asks and is answered: ``W_Q`` and ``W_O``."""
+        widths = self.d_model if self.q_lora_rank is None else self.q_lora_rank
+        down = 0 if self.q_lora_rank is None else self.d_model * self.q_lora_rank
+        return down + self.n_heads * (widths * self.d_head + self.d_model * self.value_width)
+
+    @property
+    def key_value_weights(self) -> int:
+        """Weights that make a token's keys and values; under latent attention, down to the latent and up from it."""
         if self.kv_lora_rank is None:
-            values = self.d_model * self.value_width
-            return queries + self.kv_heads * (self.d_model * self.d_head + values) + heads * values
-        if self.q_lora_rank is not None:
-            queries = self.q_lora_rank * (self.d_model + heads * self.d_head)
+            return self.d_model * self.kv_heads * (self.d_head + self.value_width)
         rotary_dim = self.rotary_dim or 0
-        up = heads * (self.d_head - rotary_dim + self.value_width)
-        down = self.d_model * (self.kv_lora_rank + rotary_dim)
-        return queries + down + self.kv_lora_rank * up + heads * self.value_width * self.d_model
+        up = self.n_heads * (self.d_head - rotary_dim + self.value_width)
+        return self.d_model * (self.kv_lora_rank + rotary_dim) + self.kv_lora_rank * up
 
     def layer_kind(self, layer: int) -> str:
         """What a layer's compiled program must know of it: ``"global"`` or ``"local"``, and what it lacks.

@@ -14,7 +14,7 @@ from tljax.hooks.points import point_table
 from tljax.progress import Progress
 from tljax.text.generation import Generation, Returns, finish
 from tljax.text.placing import TextSize, place_hooks
-from tljax.text.prompts import read_ends, read_prompts
+from tljax.text.prompts import check_room, read_ends, read_prompts
 from tljax.text.sampling import read_key, row_keys
 from tljax.typing import HookList, NamesFilter, PaddingSide, Params
 
@@ -176,6 +176,7 @@ class GenerationMethods:
         if getattr(input, "ndim", 0) == 3:
             raise InputError("generate_with_cache takes text or tokens; for embeddings run the finished text yourself.")
         generation = self._generation(input, max_new_tokens, return_type=return_type, **options)
+        check_room(self.cfg, generation.prompts, max_new_tokens, runs_last=True)
         _run(generation, verbose)
         prompts, new = generation.prompts, generation.new_tokens()
         mask = np.concatenate([prompts.mask, generation.is_text()], axis=1)

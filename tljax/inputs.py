@@ -159,14 +159,24 @@ def check_tokens(cfg: HookedTransformerConfig, tokens: Any) -> Any:
     if ids.ndim == 1:
         ids = ids[None]
     check_length(cfg, ids.shape[1])
+    return check_ids(cfg, ids)
+
+
+def check_ids(cfg: HookedTransformerConfig, ids: Any) -> Any:
+    """Returns integers ``[..., pos]`` as int32.
+
+    Raises:
+        InputError: one of them is outside the vocabulary.
+    """
     if not is_traced(ids):
-        host = np.asarray(ids)
-        low, high = int(host.min()), int(host.max())
-        if low < 0 or high >= cfg.d_vocab:
-            batch, pos = np.argwhere((host < 0) | (host >= cfg.d_vocab))[0]
+        host = np.atleast_1d(np.asarray(ids))
+        outside = (host < 0) | (host >= cfg.d_vocab)
+        if outside.any():
+            at = tuple(np.argwhere(outside)[0])
+            where = f"batch {at[0]}, position {at[1]}" if len(at) == 2 else f"position {', '.join(map(str, at))}"
             raise InputError(
-                f"Token id {int(host[batch, pos])} at batch {batch}, position {pos} is outside the vocabulary "
-                f"(0 to {cfg.d_vocab - 1}). Were these tokens made with another model's tokenizer?"
+                f"Token id {int(host[at])} at {where} is outside the vocabulary (0 to {cfg.d_vocab - 1}). Were these "
+                "tokens made with another model's tokenizer?"
             )
     return ids.astype(jnp.int32)
 

@@ -215,7 +215,9 @@ def check_numbers(numbers: Any, name: str, below: int | None) -> None:
         return
     found = np.asarray(numbers)
     if len(wrong := found[~((found >= 0) & (found < below) & (found % 1 == 0))]):
-        raise HookError(f"A hook at {name} puts {wrong[0]} there: its numbers are whole, and run from 0 to {below - 1}.")
+        raise HookError(
+            f"A hook at {name} puts {wrong[0]} there: its numbers are whole, and run from 0 to {below - 1}."
+        )
 
 
 def attach_backward(value: Any, functions: tuple[Callable[..., Any], ...], point: HookPoint) -> Any:

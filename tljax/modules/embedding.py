@@ -15,7 +15,10 @@ from tljax.modules.norm import final_norm_kind, make_norm
 
 
 class Embed(nn.Module):
-    """Token embedding: rows of ``W_E`` (NaN for an id that does not exist), times ``embedding_multiplier``, projected or normalised in some models."""
+    """Token embedding: rows of ``W_E``, times ``embedding_multiplier``, projected or normalised in some models.
+
+    Under trace an id that does not exist gives NaN.
+    """
 
     cfg: HookedTransformerConfig
 

@@ -47,7 +47,7 @@ def read_source(model: HookedTransformer, base: BaseRun, source: Any, names: tup
         source: an :class:`ActivationCache` or mapping from full names to activations; a prompt (text or token ids) to
             run; a hook (an intervention such as ``Zero()``, or ``function(activation, hook)``), applied to the base
             run's activation; or a floating-point array, which stands for the activation or broadcasts to it, and may
-            have a leading axis of layers.
+            have a leading axis of layers, ``source[i]`` for the i-th of ``layers``.
         names: points that will be asked for.
 
     Raises:
@@ -60,7 +60,7 @@ def read_source(model: HookedTransformer, base: BaseRun, source: Any, names: tup
     if _is_prompt(source):
         return _from_prompt(model, base, source, names)
     if hasattr(source, "dtype") or isinstance(source, float | int):
-        return Source(_from_array(base, jnp.asarray(source), len(names)))
+        return Source(_from_array(base, jnp.asarray(source), names))
     raise InputError(
         f"The values to patch in came as {type(source).__name__}. Pass a clean ActivationCache, the clean prompt (text "
         "or tokens), an array, or a hook such as tljax.Zero()."
@@ -134,15 +134,20 @@ def _from_hook(base: BaseRun, source: Callable[..., Any]) -> Values:
     return values
 
 
-def _from_array(base: BaseRun, array: jax.Array, n_layers: int) -> Values:
+def _from_array(base: BaseRun, array: jax.Array, names: tuple[str, ...]) -> Values:
+    """Values of an array that is for every point in ``names``, or has an entry for each of them in their order."""
+    n_layers = len(names)
+
     def values(spec: HookPointSpec) -> jax.Array:
         shape = spec.shape(base.batch, base.length)
         value = array
         if array.ndim == len(shape) + 1 or (array.ndim and array.shape[0] == n_layers and not _fits(array, shape)):
-            layer = int(spec.name.split(".")[1])
             if array.shape[0] != n_layers:
-                raise InputError(f"The array has {array.shape[0]} entries along its first axis; {n_layers} layers.")
-            value = array[layer]
+                raise InputError(
+                    f"The array has {array.shape[0]} entries along its first axis, for {n_layers} layers patched: "
+                    "array[i] is what is written at layers[i]."
+                )
+            value = array[names.index(spec.name)]
         if not _fits(value, shape):
             raise InputError(
                 f"The array of shape {tuple(array.shape)} does not fit {spec.name}, shape {shape} {spec.axes}: it must "

@@ -10,7 +10,6 @@ import numpy as np
 from tljax.errors import InputError
 from tljax.hooked_transformer import HookedTransformer
 from tljax.hooks.interventions import Add
-from tljax.hooks.names import layer_of
 from tljax.hooks.points import HookPointSpec
 from tljax.patching.measured import Metrics, Reduce, measure_sites
 from tljax.patching.result import PatchingResult
@@ -38,7 +37,8 @@ def steering_sweep(
         model, prompt, metric, activation_name, layers, at, reduce, max_batch: as in :func:`~tljax.patching.sweep`;
             ``at={"pos": -1}`` steers the last position only.
         vector: what is added: a vector ``[d_model]``, one for each layer ``[layer, d_model]`` (``[layer, head,
-            d_head]`` where the activation has heads), or else anything that broadcasts to the activation.
+            d_head]`` where the activation has heads), ``vector[i]`` for ``layers[i]``, or else anything that broadcasts
+            to the activation.
         scales: what it is multiplied by.
         axes: further axes along which sites are told apart, such as ``("pos",)``.
 
@@ -52,10 +52,10 @@ def steering_sweep(
         raise InputError("scales= is empty: give at least one number.")
     setup = prepare_sweep(model, prompt, activation_name, layers)
     vectors = np.asarray(vector)
-    per_layer = vectors.shape == (model.cfg.n_layers, *setup.spec.shape()[2:])
+    per_layer = vectors.shape == (len(setup.names), *setup.spec.shape()[2:])
 
     def values(spec: HookPointSpec) -> jax.Array:
-        one = vectors[layer_of(spec.name) or 0] if per_layer else vectors
+        one = vectors[setup.names.index(spec.name)] if per_layer else vectors
         sources = [read_source(model, setup.base, Add(float(scale) * one), setup.names) for scale in scales]
         return jnp.stack([source.values(spec) for source in sources])
 

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
+from tljax import checks
 from tljax.config import HookedTransformerConfig
 from tljax.errors import InputError, nearest
 from tljax.hooked_transformer import HookedTransformer
@@ -55,9 +56,9 @@ def sweep(
         corrupted: the base run that is patched: text, a list of texts, or token ids ``[batch, pos]``. (For noising,
             pass the clean prompt here and the corrupted one as ``source``.)
         source: what is written. A clean :class:`~tljax.ActivationCache` (or a dict of activations by full name); the
-            clean prompt itself; an array, for every layer or with a leading axis of layers; or a hook, which is given
-            the base run's activation: ``tljax.Zero()`` ablates, ``tljax.Add(vector)`` steers,
-            ``lambda activation, hook: ...`` does anything.
+            clean prompt itself; an array, for every layer or with a leading axis of layers (``source[i]`` for
+            ``layers[i]``); or a hook, which is given the base run's activation: ``tljax.Zero()`` ablates,
+            ``tljax.Add(vector)`` steers, ``lambda activation, hook: ...`` does anything.
         metric: takes logits ``[batch, pos, d_vocab]`` and returns one number, or one for each prompt ``[batch]``: a
             Python function or a metric such as :class:`~tljax.patching.LogitDiff`; or several by name, in a mapping.
         activation_name: short name, such as ``"resid_pre"``, ``"z"``, ``"mlp_out"``, ``"pattern"``, ``"mlp_post"`` or
@@ -155,13 +156,9 @@ def named_points(
     if layer_of(activation_name) is not None:
         name = resolve(activation_name, table, cfg.n_layers)
         return (name,), (layer_of(name) or 0,)
-    numbers = range(cfg.n_layers) if layers is None else layers
-    for layer in numbers:
-        if not -cfg.n_layers <= layer < cfg.n_layers:
-            raise InputError(f"layers= names layer {layer}; the model has layers 0 to {cfg.n_layers - 1}.")
-    numbers = tuple(int(layer) % cfg.n_layers for layer in numbers)
-    if not numbers:
-        raise InputError("layers= is empty: name at least one layer.")
+    numbers = checks.layers(layers, cfg.n_layers)
+    if len(set(numbers)) < len(numbers):
+        raise InputError(f"layers={list(numbers)} names a layer twice: each layer is patched once.")
     short = spelling if activation_name.startswith("hook_") else activation_name
     names = tuple(resolve((short, layer), table, cfg.n_layers) for layer in numbers)
     return names, numbers
