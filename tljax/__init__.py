@@ -6,8 +6,8 @@ from tljax.cache.memory import LargeCacheWarning
 from tljax.config import HookedTransformerConfig
 from tljax.factored_matrix import FactoredMatrix
 from tljax.generating import GenerateOutput
-from tljax.hooked_transformer import HookedTransformer, UnusedHooksWarning
-from tljax.hooks.dictionary import HookDictionary
+from tljax.hooked_transformer import HookedTransformer
+from tljax.hooks.dictionary import HookDictionary, UnusedHooksWarning
 from tljax.hooks.interventions import (
     Add,
     Chain,

@@ -17,7 +17,7 @@ from tljax.devices import names_device, resolve_device
 from tljax.errors import ConfigError, FrozenModelError, InputError
 from tljax.forward import init_params
 from tljax.generating import GenerationMethods
-from tljax.hooks.dictionary import Direction, HookDictionary
+from tljax.hooks.dictionary import Direction, HookDictionary, UnusedHooksWarning
 from tljax.hooks.listing import HookPointList
 from tljax.hooks.names import select
 from tljax.hooks.points import point_table
@@ -49,10 +49,6 @@ def _fit_to_tokenizer(cfg: HookedTransformerConfig, tokenizer: Tokenizer | None)
             "d_vocab_out": tokenizer.d_vocab if cfg.d_vocab_out == -1 else cfg.d_vocab_out,
         }
     return cfg.replace(**changes)
-
-
-class UnusedHooksWarning(UserWarning):
-    """A ``with model.hooks(...)`` block did not keep the hooked model."""
 
 
 class HookContext:

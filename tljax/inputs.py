@@ -12,7 +12,7 @@ from tljax.config import HookedTransformerConfig
 from tljax.errors import InputError
 from tljax.modules.context import AttentionContext
 from tljax.text.batch import Batch, count_positions
-from tljax.text.tokenizer import Tokenizer
+from tljax.text.tokenizer import Tokenizer, check_padding_side
 from tljax.text.tokens import get_attention_mask, to_tokens
 from tljax.typing import PaddingSide
 
@@ -65,6 +65,7 @@ def prepare(
     """
     if isinstance(input, Batch) or isinstance(tokens, Batch):
         _check_batch(tokens if isinstance(tokens, Batch) else input, attention_mask, padding_side)
+    check_padding_side(padding_side)
     prepend_bos = cfg.default_prepend_bos if prepend_bos is None else prepend_bos
     if start_at_layer is not None:
         return _prepare_residual(cfg, input, tokens, attention_mask)
@@ -82,9 +83,9 @@ def prepare(
             input,
             prepend_bos=prepend_bos,
             padding_side=padding_side,
-            truncate=True,
-            n_ctx=cfg.n_ctx,
+            truncate=False,
         )
+        check_length(cfg, ids.shape[1], is_text=True)
         mask = get_attention_mask(tokenizer, ids, prepend_bos, padding_side)
         input = ids
     ids = check_tokens(cfg, input)
@@ -181,12 +182,13 @@ def check_ids(cfg: HookedTransformerConfig, ids: Any) -> Any:
     return ids.astype(jnp.int32)
 
 
-def check_length(cfg: HookedTransformerConfig, length: int) -> None:
+def check_length(cfg: HookedTransformerConfig, length: int, is_text: bool = False) -> None:
     """Raises InputError if a sequence is longer than the model's context."""
     if length > cfg.n_ctx:
+        cut = f"cut it on purpose (model.to_tokens(text) keeps its first {cfg.n_ctx} tokens), " if is_text else ""
         raise InputError(
-            f"The sequence has {length} tokens; this model takes at most n_ctx={cfg.n_ctx}. Shorten it, split it into "
-            "windows, or (rotary models) load with a larger n_ctx=."
+            f"The {'text' if is_text else 'sequence'} has {length} tokens; this model takes at most n_ctx={cfg.n_ctx}. "
+            f"Shorten it, {cut}split it into windows, or (rotary models) load with a larger n_ctx=."
         )
 
 

@@ -215,7 +215,7 @@ def _texts(model: HookedTransformer, ids: Any) -> Any:
 def _prompts(model: HookedTransformer, input: Any) -> jax.Array | Batch:
     """Tokens ``[batch, pos]``, or a batch of prompts of different lengths."""
     if isinstance(input, str):
-        return model.to_tokens(input)
+        return model.to_tokens(input, truncate=False)
     if isinstance(input, list):
         return model.to_batch(input)
     return input if isinstance(input, Batch) else jnp.atleast_2d(jnp.asarray(input))

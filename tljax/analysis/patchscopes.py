@@ -144,7 +144,7 @@ def _patched(
 
 
 def _one_prompt(model: HookedTransformer, prompt: Any, what: str) -> jax.Array:
-    tokens = model.to_tokens(prompt) if texts_in(prompt) is not None else jnp.atleast_2d(jnp.asarray(prompt))
+    tokens = model.to_tokens(prompt, truncate=False) if texts_in(prompt) is not None else jnp.atleast_2d(jnp.asarray(prompt))
     if tokens.shape[0] != 1:
         raise InputError(f"The {what} must be one prompt, got {tokens.shape[0]}.")
     return tokens

@@ -15,6 +15,10 @@ from tljax.hooks.points import HookPointSpec
 Direction = Literal["fwd", "bwd"]
 
 
+class UnusedHooksWarning(UserWarning):
+    """Hooks that nothing calls: of a ``with model.hooks(...)`` block whose model was not kept, or without a gradient."""
+
+
 @dataclasses.dataclass(frozen=True)
 class HookEntry:
     """One callable at one hook point.

@@ -79,7 +79,7 @@ def _run_reference(
     prepared = prepare(model.cfg, model._tokenizer, reference)
     token_mask = prepared.context.token_mask
     if token_mask is None and isinstance(reference, list | tuple) and isinstance(reference[0], str):
-        lengths = np.asarray([model.to_tokens(text).shape[1] for text in reference])
+        lengths = np.asarray([model.to_tokens(text, truncate=False).shape[1] for text in reference])
         token_mask = np.arange(prepared.batch_and_pos[1]) < lengths[:, None]
     return cache, token_mask
 

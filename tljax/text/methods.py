@@ -55,7 +55,8 @@ class TextMethods:
 
         Warns:
             DoubledBosWarning: a text spells BOS and gets another; once for each tokenizer.
-            TruncationWarning: a text is longer than the model's context, and is cut.
+            TruncationWarning: a text is longer than the model's context, and is cut; every time. (The model itself
+                cuts nothing: given such a text it raises an InputError.)
         """
         if (chats := conversations(input)) is not None:
             return self.apply_chat_template(chats, prepend_bos=prepend_bos, padding_side=padding_side)
@@ -124,8 +125,8 @@ class TextMethods:
         if (chats := conversations(prompts)) is not None:
             rows = [chat_row(self._text(), one, prepend_bos=prepend_bos) for one in chats]
         elif texts_in(prompts) is not None:
-            options: dict[str, Any] = {"prepend_bos": self._bos(prepend_bos), "n_ctx": self.cfg.n_ctx, "warn": warn}
-            rows = text.to_rows(self._text(), prompts, **options)
+            rows = text.to_rows(self._text(), prompts, prepend_bos=self._bos(prepend_bos), warn=warn)
+            check_length(self.cfg, max(map(len, rows)), is_text=True)
         else:
             rows = self._token_rows(prompts)
         return self._batch(rows, padding_side)

@@ -15,6 +15,7 @@ from tljax.inputs import is_traced, prepare
 from tljax.text.batch import Batch
 from tljax.text.chat import conversations
 from tljax.text.methods import texts_in
+from tljax.text.tokenizer import check_padding_side
 from tljax.text.warned import warn_padded_right
 from tljax.typing import PaddingSide
 
@@ -75,6 +76,7 @@ def read_prompts(
         PaddingWarning: some rows of a token array end in PAD, and no mask says whether that is padding.
     """
     cfg = model.cfg
+    check_padding_side(padding_side)
     if any(map(is_traced, jax.tree.leaves(input))):
         raise InputError("generate chooses tokens on concrete prompts: call it outside jax.jit, jax.grad and jax.vmap.")
     if cfg.attention_dir != "causal":

@@ -45,7 +45,7 @@ def test_prompt(
     if not texts or not all(text.strip() for text in texts):
         raise InputError(f"test_prompt needs an answer of one token or more; got {answer!r}.")
     several = len(texts) > 1
-    start = np.asarray(model.to_tokens(prompt, prepend_bos=prepend_bos))[0]
+    start = np.asarray(model.to_tokens(prompt, prepend_bos=prepend_bos, truncate=False))[0]
     rows = [np.asarray(model.to_tokens(text, prepend_bos=False))[0] for text in texts]
     pieces = [model.to_str_tokens(text, prepend_bos=False) for text in texts]
     if print_details:
