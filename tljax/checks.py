@@ -5,6 +5,7 @@ else a number must be (at least one, an entry of an axis) takes one of the other
 there is nothing to look at, and what they lead to must be NaN where they mean nothing (:func:`take`).
 """
 
+import dataclasses
 import functools
 import inspect
 import math
@@ -28,14 +29,15 @@ _NAMES: dict[Any, str] = {
 }  # fmt: skip
 
 
-def typed(function: Callable[_P, _R]) -> Callable[_P, _R]:
+def typed(function: Callable[_P, _R], error: type[TljaxError] = InputError) -> Callable[_P, _R]:
     """Makes a function check its arguments that are annotated as flags, numbers, texts or choices of them.
 
     Without it ``truncate="no"`` would be true, and ``reduce="non"`` whatever the code takes for the other case. Any
     other annotation, one in quotes too, is left to the function.
 
-    Raises (from the decorated function):
-        InputError: an argument does not fit; says what would.
+    Args:
+        function: the function.
+        error: what it then raises, saying what would fit.
     """
     parameters: dict[str, inspect.Parameter] = {}
 
@@ -43,21 +45,21 @@ def typed(function: Callable[_P, _R]) -> Callable[_P, _R]:
     def checked(*args: _P.args, **kwargs: _P.kwargs) -> _R:
         if not parameters:
             parameters.update(inspect.signature(function).parameters)
-        for (name, parameter), value in zip(parameters.items(), args, strict=False):
+        for parameter, value in zip(parameters.values(), args, strict=False):
             if parameter.kind is parameter.VAR_POSITIONAL:
                 break
-            _check(value, parameter.annotation, name, parameter.default)
+            _check(value, parameter, error)
         for name, value in kwargs.items():
-            if (parameter := parameters.get(name)) is not None:
-                _check(value, parameter.annotation, name, parameter.default)
+            if (parameter := parameters.get(name)) is not None and parameter.kind is not parameter.VAR_KEYWORD:
+                _check(value, parameter, error)
         return function(*args, **kwargs)
 
     return checked
 
 
-def _check(value: Any, annotation: Any, name: str, default: Any = inspect.Parameter.empty) -> None:
-    if value is not default:
-        check_type(value, annotation, name)
+def _check(value: Any, parameter: inspect.Parameter, error: type[TljaxError]) -> None:
+    if value is not parameter.default:
+        check_type(value, parameter.annotation, parameter.name, error)
 
 
 def check_type(value: Any, annotation: Any, name: str, error: type[TljaxError] = InputError) -> None:
@@ -65,6 +67,12 @@ def check_type(value: Any, annotation: Any, name: str, error: type[TljaxError] =
     if fits(value, annotation) is False:
         options = [option for option in _choices(annotation) if isinstance(option, str)]
         raise error(f"{name}={value!r} is not {_expected(annotation)}.{nearest(str(value), options)}")
+
+
+def check_fields(instance: Any, error: type[TljaxError] = InputError) -> None:
+    """Raises an error if a field of a dataclass does not fit its annotation (see :func:`typed`)."""
+    for field in dataclasses.fields(instance):
+        check_type(getattr(instance, field.name), field.type, field.name, error)
 
 
 def fits(value: Any, annotation: Any) -> bool | None:

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from tljax.cache.activation_cache import ActivationCache
+from tljax.checks import typed
 from tljax.config import HookedTransformerConfig
 from tljax.errors import InputError, nearest
 from tljax.hooks.dictionary import HookDictionary
@@ -121,6 +122,7 @@ class GenerationMethods:
         output = finish(generation, cast("HookedTransformer", self), return_type)
         return GenerateOutput(output, generation.logits()) if output_logits else output
 
+    @typed
     def generate_stream(
         self, input: Any = "", max_new_tokens: int = 10, max_tokens_per_yield: int = 25, **options: Any
     ) -> Iterator[Any]:
@@ -150,6 +152,7 @@ class GenerationMethods:
             if generation.is_done:
                 return
 
+    @typed
     def generate_with_cache(
         self,
         input: Any = "",
@@ -189,6 +192,7 @@ class GenerationMethods:
         )
         return finish(generation, model, return_type), cache
 
+    @typed
     def _generation(
         self,
         input: Any,

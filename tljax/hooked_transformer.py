@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from tljax.cache.attribution import token_ids
 from tljax.checkpoints import load_checkpoint, save_hf, save_native
-from tljax.checks import take
+from tljax.checks import take, typed
 from tljax.config import HookedTransformerConfig, available_dtype
 from tljax.devices import names_device, resolve_device
 from tljax.errors import ConfigError, FrozenModelError, InputError
@@ -173,6 +173,7 @@ class HookedTransformer(RunMethods, GenerationMethods, TextMethods, WeightProper
     # Loading and saving
 
     @classmethod
+    @typed
     def from_pretrained(
         cls,
         model_name: str | os.PathLike[str],
@@ -308,6 +309,7 @@ class HookedTransformer(RunMethods, GenerationMethods, TextMethods, WeightProper
 
     # Hooks
 
+    @typed
     def hook_points(self, batch: int | None = None, pos: int | None = None) -> HookPointList:
         """Lists every hook point in firing order: name, axes, shape, meaning. Runs nothing.
 
@@ -317,6 +319,7 @@ class HookedTransformer(RunMethods, GenerationMethods, TextMethods, WeightProper
         """
         return HookPointList(point_table(self.cfg).values(), batch, pos)
 
+    @typed
     def add_hook(
         self,
         name: Any,
@@ -340,11 +343,13 @@ class HookedTransformer(RunMethods, GenerationMethods, TextMethods, WeightProper
         """Returns a model with a hook that ``reset_hooks()`` keeps."""
         return self.add_hook(name, hook, dir, is_permanent=True)
 
+    @typed
     def remove_hook(self, name: Any, dir: str = "both", including_permanent: bool = True) -> "HookedTransformer":
         """Returns a model without the hooks at a name, a list of names or a predicate."""
         names = select(name, point_table(self.cfg), self.cfg.n_layers)
         return self._with_hooks(self._hooks.without(names, dir, including_permanent))
 
+    @typed
     def reset_hooks(self, direction: str = "both", including_permanent: bool = False) -> "HookedTransformer":
         """Returns a model without hooks; permanent ones stay unless asked for."""
         return self._with_hooks(self._hooks.without(None, direction, including_permanent))

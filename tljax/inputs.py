@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from tljax.checks import typed, whole
 from tljax.config import HookedTransformerConfig
 from tljax.errors import InputError
 from tljax.modules.context import AttentionContext
@@ -44,6 +45,7 @@ def is_traced(value: Any) -> bool:
     return isinstance(value, Tracer)
 
 
+@typed
 def prepare(
     cfg: HookedTransformerConfig,
     tokenizer: Tokenizer | None,
@@ -235,7 +237,7 @@ def layer_bounds(
     def positive(name: str, layer: int | None, last: int) -> int | None:
         if layer is None:
             return None
-        if not -cfg.n_layers <= layer <= last:
+        if not -cfg.n_layers <= whole(layer, name) <= last:
             raise InputError(f"{name}={layer} is out of range: the model has {cfg.n_layers} layers.")
         return layer + cfg.n_layers if layer < 0 else layer
 

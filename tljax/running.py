@@ -14,6 +14,7 @@ from tljax.backward import with_gradients
 from tljax.cache.activation_cache import ActivationCache
 from tljax.cache.memory import cache_bytes, warn_if_large
 from tljax.cache.slices import SliceInput, is_full
+from tljax.checks import typed
 from tljax.config import HookedTransformerConfig
 from tljax.devices import resolve_device
 from tljax.errors import HookError, InputError
@@ -104,6 +105,7 @@ class RunMethods:
 
     forward = __call__
 
+    @typed
     def run_with_hooks(
         self,
         input: Any,
@@ -144,6 +146,7 @@ class RunMethods:
             raise HookError(f"bwd_hooks were not called: {_NO_GRADIENT}")
         return output
 
+    @typed
     def run_with_cache(
         self,
         input: Any,
@@ -216,10 +219,12 @@ class RunMethods:
         residual, _ = run_forward(self.cfg, self.params, prepared.value, prepared.context, hooks=self._hooks, stop=0)
         return residual, jnp.asarray(prepared.tokens), None, prepared.context.token_mask
 
+    @typed
     def loss_fn(self, logits: jax.Array, tokens: Any, attention_mask: Any = None, per_token: bool = False) -> jax.Array:
         """Cross entropy of next tokens, in nats: see :func:`tljax.losses.lm_cross_entropy_loss`."""
         return _loss(logits, jnp.asarray(tokens), attention_mask, per_token=per_token)
 
+    @typed
     def _run(
         self,
         input: Any,  # what the user passed, or already a ModelInput
@@ -333,8 +338,8 @@ def _check_scored(prepared: ModelInput, d_vocab_out: int) -> None:
     if len(beyond):
         row, place = map(int, beyond[0])
         raise InputError(
-            f"Token {int(following[row, place])} at batch {row}, position {place + 1} cannot be predicted: the model has "
-            f"logits for 0 to {d_vocab_out - 1} alone (d_vocab_out). Leave it out of the loss: "
+            f"Token {int(following[row, place])} at batch {row}, position {place + 1} cannot be predicted: the model "
+            f"has logits for 0 to {d_vocab_out - 1} alone (d_vocab_out). Leave it out of the loss: "
             'model(tokens, return_type="logits"), and score the positions that count.'
         )
 

@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from tljax import checks
 from tljax.cache.activation_cache import ActivationCache
 from tljax.cache.attribution import end_params, read_out, token_ids
 from tljax.cache.slices import SliceInput, apply_slice
-from tljax.checks import take
+from tljax.checks import take, typed, whole
 from tljax.config import HookedTransformerConfig
 from tljax.errors import InputError
 from tljax.hooked_transformer import HookedTransformer
@@ -105,6 +106,7 @@ class LensReadout:
         return _texts(model, self.top_ids[:, prompt]), jnp.exp(self.top_log_probs[:, prompt]), self.labels, tokens
 
 
+@typed
 def readout(
     model: HookedTransformer,
     vectors: Any,
@@ -128,7 +130,8 @@ def readout(
     vectors = jnp.asarray(vectors)
     if vectors.shape[-1:] != (model.cfg.d_model,):
         raise InputError(f"vectors must be [..., d_model={model.cfg.d_model}], got shape {vectors.shape}.")
-    if not 1 <= top_k <= model.cfg.d_vocab_out:
+    whole(chunk_size, "chunk_size", at_least=1)
+    if not 1 <= whole(top_k, "top_k") <= model.cfg.d_vocab_out:
         raise InputError(f"top_k={top_k} is out of range: the output vocabulary has {model.cfg.d_vocab_out} tokens.")
     wanted = None
     if targets is not None:
@@ -140,6 +143,7 @@ def readout(
     return LensReadout(**{name: value.reshape(*vectors.shape[:-1], *value.shape[1:]) for name, value in found.items()})
 
 
+@typed
 def logit_lens(
     model: HookedTransformer,
     input: Any = None,
@@ -238,7 +242,7 @@ def _depths(cfg: HookedTransformerConfig, lens: StreamLens | None, layers: Seque
     known = tuple(range(cfg.n_layers + 1)) if lens is None else lens.depths
     if layers is None:
         return known
-    chosen = tuple(int(n) + (cfg.n_layers + 1 if n < 0 else 0) for n in layers)
+    chosen = checks.layers(layers, cfg.n_layers + 1)
     if not chosen or any(n not in known for n in chosen):
         raise InputError(
             f"layers={list(layers)} are not all depths that this {'model' if lens is None else 'lens'} has: "

@@ -16,7 +16,7 @@ Direction = Literal["fwd", "bwd"]
 
 
 class UnusedHooksWarning(UserWarning):
-    """Hooks that nothing calls: of a ``with model.hooks(...)`` block whose model was not kept, or without a gradient."""
+    """Hooks that nothing calls: a ``with model.hooks(...)`` block did not keep its model, or there is no gradient."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -346,6 +346,8 @@ class Mean(Intervention):
         super().__init__(mask, **at)
         self._set("reference", None if reference is None else _number(reference))
         self._set("over", (over,) if isinstance(over, str) else tuple(over))
+        if not self.over:
+            raise InterventionError("Mean(over=()) averages over nothing: name an axis, such as over='batch'.")
 
     def transform(self, value: jax.Array, hook: HookPoint) -> jax.Array:
         source = value if self.reference is None else jnp.asarray(self.reference).astype(value.dtype)

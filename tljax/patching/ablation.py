@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tljax.cache.activation_cache import ActivationCache
+from tljax.checks import typed
 from tljax.errors import InputError
 from tljax.hooked_transformer import HookedTransformer
 from tljax.hooks.interventions import Zero
@@ -19,6 +20,7 @@ from tljax.patching.result import PatchingResult
 from tljax.patching.sweep import named_points, sweep
 
 
+@typed
 def ablation_sweep(
     model: HookedTransformer,
     prompt: Any,
@@ -116,6 +118,7 @@ def mean_source(
     return mean
 
 
+@typed
 def resample_source(cache: Mapping[str, jax.Array], seed: int = 0) -> Callable[[jax.Array, HookPoint], jax.Array]:
     """A sweep's source: activations of prompts drawn from a reference set, the same prompts at every site.
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from tljax.checks import fits_int32
+from tljax.checks import fits_int32, whole
 from tljax.errors import InputError
 from tljax.text.tokenizer import check_padding_side
 from tljax.typing import PaddingSide
@@ -142,7 +142,7 @@ class Batch:
         Raises:
             InputError: no such prompt, or the batch is traced (its lengths are then unknown).
         """
-        if not -len(self) <= index < len(self):
+        if not -len(self) <= whole(index, "index") < len(self):
             raise InputError(f"There is no prompt {index}: the batch has {len(self)}.")
         if isinstance(self.mask, Tracer):
             raise InputError("A traced batch has no rows of known length: call batch.row outside jax.jit.")

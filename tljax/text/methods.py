@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import jax
 import numpy as np
 
+from tljax.checks import typed
 from tljax.errors import InputError, TokenizerError
 from tljax.inputs import check_length, check_tokens, is_traced
 from tljax.text import tokens as text
@@ -42,6 +43,7 @@ class TextMethods:
     def _bos(self, prepend_bos: bool | None) -> bool:
         return self.cfg.default_prepend_bos if prepend_bos is None else prepend_bos
 
+    @typed
     def to_tokens(
         self,
         input: str | list[str] | Messages | list[Messages],
@@ -66,6 +68,7 @@ class TextMethods:
         )  # fmt: skip
         return jax.device_put(ids)
 
+    @typed
     def apply_chat_template(
         self,
         messages: Messages | list[Messages],
@@ -97,6 +100,7 @@ class TextMethods:
         ]
         return self._batch(rows, padding_side).tokens
 
+    @typed
     def to_batch(self, prompts: Any, prepend_bos: bool | None = None, padding_side: PaddingSide | None = None) -> Batch:
         """Puts prompts of any lengths into one :class:`~tljax.Batch`, which runs each as if it were alone.
 
@@ -163,6 +167,7 @@ class TextMethods:
         check_length(self.cfg, batch.shape[1])
         return batch
 
+    @typed
     def tokens_report(
         self, prompt: Any, prepend_bos: bool | None = None, padding_side: PaddingSide | None = None
     ) -> TokensReport:
@@ -186,6 +191,7 @@ class TextMethods:
         """Turns ids into text: a string for one id or sequence, a list for a batch."""
         return text.to_string(self._text(), tokens, d_vocab=self.cfg.d_vocab)
 
+    @typed
     def to_str_tokens(
         self, input: Any, prepend_bos: bool | None = None, padding_side: PaddingSide | None = None
     ) -> list[str] | list[list[str]]:
@@ -207,6 +213,7 @@ class TextMethods:
         """Text of one id."""
         return text.to_single_str_token(self._text(), int_token, d_vocab=self.cfg.d_vocab)
 
+    @typed
     def get_token_position(
         self,
         single_token: str | int,

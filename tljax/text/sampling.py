@@ -21,6 +21,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
+from tljax.checks import check_type
 from tljax.errors import InputError
 
 _BLOCK = 128  # tokens summed at once, before the sums are
@@ -86,6 +87,7 @@ def read_sampling(
     (array(100, dtype=int32), 128, None)
     >>> read_sampling(50257, do_sample=False, top_k=100).top_k  # the largest logit needs none
     """
+    check_type(do_sample, bool, "do_sample")
     scale = _number("temperature", temperature, 0.0, lambda value: value >= 0, "0 or more; 0 takes the likeliest token")
     share = _number(
         "top_p", 1.0 if top_p is None else top_p, 1.0, lambda value: 0 < value <= 1, "above 0 and up to 1; 1 keeps all"

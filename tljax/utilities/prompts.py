@@ -7,12 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tljax.checks import typed, whole
 from tljax.errors import InputError, TokenizerError
 
 if TYPE_CHECKING:
     from tljax.hooked_transformer import HookedTransformer
 
 
+@typed
 def test_prompt(
     prompt: str,
     answer: str | list[str],
@@ -77,6 +79,7 @@ def _print_details(
         print(f"Top {place}th token. Logit: {row[token]:5.2f} Prob: {probabilities[token]:6.2%} Token: |{text}|")
 
 
+@typed
 def logits_to_df(logits: Any, tokenizer: Any = None, top_k: int | None = None) -> Any:
     """Logits of one position as a pandas table, likeliest first.
 
@@ -93,6 +96,8 @@ def logits_to_df(logits: Any, tokenizer: Any = None, top_k: int | None = None) -
     """
     import pandas as pd
 
+    if top_k is not None:
+        whole(top_k, "top_k", at_least=1)
     row = jnp.asarray(logits).astype(jnp.float32)
     if row.ndim != 1:
         raise InputError(f"logits_to_df takes the logits of one position, [d_vocab]; got shape {row.shape}.")
