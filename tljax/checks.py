@@ -88,11 +88,24 @@ def fits(value: Any, annotation: Any) -> bool | None:
         if rest != [...] or fits(None, of) is None:
             return None
         return isinstance(value, list | tuple | np.ndarray) and all(fits(one, of) for one in value)
+    if origin is Sequence:
+        return _is_sequence(value, get_args(annotation)[0])
     if annotation is types.NoneType or annotation is None:
         return value is None
     if annotation is str:
         return isinstance(value, str)
     return _is_number(value, annotation) if annotation in (bool, int, float) else None
+
+
+def _is_sequence(value: Any, entry: Any) -> bool | None:
+    """Whether this is a list of values of a type; what is neither a list nor one value alone is not looked at."""
+    if fits(None, entry) is None:
+        return None
+    if isinstance(value, Sequence | np.ndarray) and np.ndim(value) and not isinstance(value, str):
+        return all(fits(one, entry) for one in value)
+    if isinstance(value, str):
+        return fits(value, entry)
+    return False if isinstance(value, bool | int | float) else None
 
 
 def _is_number(value: Any, kind: type) -> bool:
@@ -116,7 +129,7 @@ def _expected(annotation: Any) -> str:
     if origin is Literal:
         names = ", ".join(map(repr, parts))
         return f"one of {names}" if len(parts) > 1 else names
-    if origin is tuple:
+    if origin in (tuple, Sequence):
         return f"a list, each entry {_expected(parts[0])}"
     return _NAMES.get(annotation, str(annotation))
 

@@ -54,7 +54,7 @@ def _by_hand(w: World) -> Any:
     tokens = [1, 2, 3]
     for _ in range(2):
         tokens.append(int(w.small([tokens])[0, -1].argmax()))
-    return [tokens]
+    return np.asarray([tokens])
 
 
 def _block_flops(w: World) -> float:
@@ -98,14 +98,17 @@ CASES: tuple[Case, ...] = (
     Case("of zeros", lambda w: _out(np.stack([E[0], 0 * E[1]])), equals=_without(0)),
     Case("only zeros", lambda w: _out(0 * E[0]), equals=X),
     Case("more than dimensions", lambda w: _out(np.concatenate([E, E + 1])), equals=np.zeros_like(X)),
-    Case("finite gradients", lambda w: jnp.isfinite(_gradient(np.stack([E[0], E[0], 0 * E[1]]))).all(), equals=True),
     Case(
-        "right gradients", lambda w: _gradient(3 * E[:1])[0], equals=lambda w: np.r_[0, _slope(3 * E[0])], tolerance=1e-4
+        "finite gradients", lambda w: bool(jnp.isfinite(_gradient(np.stack([E[0], E[0], 0 * E[1]]))).all()), equals=True
+    ),
+    Case(
+        "right gradients", lambda w: _gradient(3 * E[:1])[0], equals=lambda w: np.r_[0, _slope(3 * E[0])],
+        tolerance=1e-4,
     ),
     Case("norms of the stream", _norms, equals=np.zeros_like(X)),
     Case("a norm that is not there", _post_norm, AttributeError, "ln1_post", "as it is"),
     Case("FLOPs under latent attention", _block_flops, equals=1.1, tolerance=0.12),
-    Case("NaN logits", lambda w: _nan(w).generate([[1]], 2, **QUIET), GenerationError, "Prompt 0", "new token 0", "NaN"),
+    Case("NaN logits", lambda w: _nan(w).generate([[1]], 2, **QUIET), GenerationError, "Prompt 0", "new token 0"),
     Case("sampled", lambda w: _nan(w).generate([[1]], 2, stop_at_eos=False), GenerationError, "NaN"),
     Case("streamed", lambda w: list(_nan(w).generate_stream([[1]], 2, stop_at_eos=False)), GenerationError, "NaN"),
     Case("NaN later", _step, GenerationError, "new token 1"),
@@ -119,11 +122,11 @@ CASES: tuple[Case, ...] = (
         "whose activations are asked for", lambda w: w.small.generate_with_cache([[1, 2, 3]], 2, **QUIET), InputError,
         "n_ctx=4", "at most 1",
     ),
-    Case("nothing to score", lambda w: w.small([[1, 2]], return_type="loss", attention_mask=[[0, 1]]), InputError, "score"),
+    Case("nothing to score", lambda w: w.small([[1, 2]], "loss", attention_mask=[[0, 1]]), InputError, "score"),
     Case("an interval of one prompt", lambda w: ONE.bootstrap_ci(), InputError, "two prompts"),
 )  # fmt: skip
 
 
 def _slope(direction: np.ndarray) -> np.ndarray:
-    """The gradient of ``(ProjectOut(v)(X) * X).sum()`` along ``v``'s coordinates but the first, at a multiple of E[0]."""
+    """The gradient of ``(ProjectOut(v)(X) * X).sum()`` by all but ``v``'s first coordinate, at a multiple of E[0]."""
     return -2 * np.einsum("bp,bpd->d", X[..., 0], X[..., 1:]) / np.linalg.norm(direction)

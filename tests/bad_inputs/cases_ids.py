@@ -50,7 +50,7 @@ CASES: tuple[Case, ...] = (
     Case(
         "a direction under trace",
         lambda w: jax.jit(w.small.tokens_to_residual_directions)(np.asarray([12, -1]))[:, 0],
-        equals=[np.nan] * 2,
+        equals=ALL_NAN[:2],
     ),
     Case("embedding it", lambda w: w.small.embed(np.asarray([[1, 12]])), InputError, "12", "0 to 11"),
     Case("positions past n_ctx", lambda w: w.small.pos_embed(np.zeros((1, 5), int)), InputError, "5", "n_ctx=4"),
@@ -74,9 +74,9 @@ CASES: tuple[Case, ...] = (
     Case("such a position", lambda w: Logit(5, pos=2**32), InputError, str(2**32)),
     Case("in a Batch", lambda w: Batch.from_mask(np.asarray([[2**32 + 5]]), [[1]]), InputError, str(2**32 + 5)),
     Case("in rows", lambda w: Batch.from_rows([np.asarray([2**32 + 5])]), InputError, str(2**32 + 5)),
-    Case("a traced id of a metric", lambda w: _token(w.small([[1, 2]]), Logit, 12), equals=[np.nan]),
-    Case("its log-probability", lambda w: _token(w.small([[1, 2]]), LogProb, -1), equals=[np.nan]),
-    Case("a traced position of a metric", lambda w: _token(w.small([[1, 2]]), Logit, 3, 2), equals=[np.nan]),
+    Case("a traced id of a metric", lambda w: _token(w.small([[1, 2]]), Logit, 12), equals=ALL_NAN[:1]),
+    Case("its log-probability", lambda w: _token(w.small([[1, 2]]), LogProb, -1), equals=ALL_NAN[:1]),
+    Case("a traced position of a metric", lambda w: _token(w.small([[1, 2]]), Logit, 3, 2), equals=ALL_NAN[:1]),
     Case(
         "and ones that exist", lambda w: _token(w.small([[1, 2]]), Logit, 3, -2),
         equals=lambda w: w.small([[1, 2]])[0, :1, 3],
@@ -88,17 +88,17 @@ CASES: tuple[Case, ...] = (
         "heads under vmap",
         lambda w: jnp.isnan(jax.vmap(lambda n: w.small.run_with_hooks(
             [[1, 2]], fwd_hooks=[("z0", Zero(head=n))])[0, -1, 0])(jnp.arange(4))),
-        equals=[False, False, True, True],
+        equals=np.asarray([False, False, True, True]),
     ),
     Case(
         "an array for chosen layers",
         lambda w: sweep(w.tiny, w.Q, A, w.m, "resid_pre", axes=(), layers=[3, 2]).values,
-        equals=lambda w: _written(w, Replace),
+        equals=lambda w: np.asarray(_written(w, Replace)),
     ),
     Case(
         "steered along chosen layers",
         lambda w: steering_sweep(w.tiny, w.Q, A, w.m, [1.0], layers=[3, 2]).values[:, 0],
-        equals=lambda w: _written(w, Add),
+        equals=lambda w: np.asarray(_written(w, Add)),
     ),
     Case(
         "an array for other layers",
@@ -122,6 +122,6 @@ CASES: tuple[Case, ...] = (
     Case(
         "and need not be",
         lambda w: _likes(11, d_vocab=10, d_vocab_out=12).generate([[1]], 1, stop_at_eos=False, verbose=False),
-        equals=[[1, 11]],
+        equals=np.asarray([[1, 11]]),
     ),
 )  # fmt: skip

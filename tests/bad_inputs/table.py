@@ -35,7 +35,7 @@ class World:
     @functools.cached_property
     def m(self) -> LogitDiff:
         """The metric of " Mary" over " John"."""
-        return LogitDiff(" Mary", " John")
+        return LogitDiff(self.tiny.to_single_token(" Mary"), self.tiny.to_single_token(" John"))
 
     @functools.cached_property
     def small(self) -> HookedTransformer:
