@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from tljax import checks
 from tljax.cache.activation_cache import ActivationCache
 from tljax.cache.attribution import end_params, read_out, token_ids
 from tljax.cache.slices import SliceInput, apply_slice
@@ -242,7 +241,7 @@ def _depths(cfg: HookedTransformerConfig, lens: StreamLens | None, layers: Seque
     known = tuple(range(cfg.n_layers + 1)) if lens is None else lens.depths
     if layers is None:
         return known
-    chosen = checks.layers(layers, cfg.n_layers + 1)
+    chosen = tuple(whole(n, "a depth of layers") + (cfg.n_layers + 1 if n < 0 else 0) for n in layers)
     if not chosen or any(n not in known for n in chosen):
         raise InputError(
             f"layers={list(layers)} are not all depths that this {'model' if lens is None else 'lens'} has: "
