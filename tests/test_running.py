@@ -328,7 +328,7 @@ def test_backward_hooks_leave_the_forward_pass_alone(model: HookedTransformer) -
 
 
 def test_backward_hooks_that_nothing_calls(model: HookedTransformer) -> None:
-    with pytest.raises(HookError, match="nothing differentiates this run.*jax.grad.*incl_bwd=True"):
+    with pytest.raises(HookError, match=r"nothing differentiates this run.*jax.grad.*incl_bwd=True"):
         model.run_with_hooks(TOKENS, bwd_hooks=[(Z1, Zero())])
     with pytest.warns(UnusedHooksWarning, match=f"backward hook at {Z1} was not called"):
         model.add_hook(Z1, Zero(), dir="bwd")(TOKENS)
