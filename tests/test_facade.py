@@ -67,7 +67,7 @@ def test_hooks_on_the_model_run_before_hooks_of_the_call(model: HookedTransforme
 def test_hook_method_mistakes(model: HookedTransformer) -> None:
     with pytest.raises(UnknownHookError, match="Did you mean"):
         model.add_hook("blocks.0.attn.hook_zz", Zero())
-    with pytest.raises(ValueError, match="direction is 'fwd' or 'bwd', got 'forward'"):
+    with pytest.raises(ValueError, match="dir='forward' is not one of 'fwd', 'bwd'"):
         model.add_hook(Z0, Zero(), dir="forward")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="'fwd', 'bwd' or 'both', got 'forward'"):
         model.reset_hooks("forward")

@@ -185,6 +185,9 @@ def test_batch_loss_ignores_padding(text_model: HookedTransformer) -> None:
         close(text_model(texts, return_type="loss", padding_side=side), np.concatenate(singles).mean())
 
 
-def test_long_text_is_truncated(text_model: HookedTransformer) -> None:
+def test_long_text_is_refused_unless_cut_on_purpose(text_model: HookedTransformer) -> None:
+    text = "the cat sat " * 20
+    with pytest.raises(InputError, match=r"n_ctx=12.*to_tokens"):
+        text_model(text)
     with pytest.warns(UserWarning, match="longer than n_ctx=12"):
-        assert text_model("the cat sat " * 20).shape[1] == 12
+        assert text_model(text_model.to_tokens(text)).shape[1] == 12

@@ -9,7 +9,7 @@ import pytest
 from variants import TOKENS, build
 
 import tljax
-from tljax import Add, HookedTransformer, Output, Replace, Scale, Zero
+from tljax import Add, HookedTransformer, Output, Replace, Scale, UnusedHooksWarning, Zero
 from tljax import forward as forward_module
 from tljax.errors import HookError, InputError, InterventionError, UnknownHookError
 
@@ -318,7 +318,20 @@ def test_backward_hooks_see_the_gradient(model: HookedTransformer) -> None:
 
 def test_backward_hooks_leave_the_forward_pass_alone(model: HookedTransformer) -> None:
     for hook in (Zero(), lambda gradient, hook: gradient * 0):
-        close(model.run_with_hooks(TOKENS, bwd_hooks=[(Z1, hook)]), model(TOKENS))
+
+        def run(offset: float, hook: Any = hook) -> Any:
+            hooks: Any = [("hook_embed", Add(offset))]
+            logits = model.run_with_hooks(TOKENS, fwd_hooks=hooks, bwd_hooks=[(Z1, hook)])
+            return logits.sum(), logits
+
+        close(jax.grad(run, has_aux=True)(0.0)[1], model(TOKENS))
+
+
+def test_backward_hooks_that_nothing_calls(model: HookedTransformer) -> None:
+    with pytest.raises(HookError, match=r"nothing differentiates this run.*jax.grad.*incl_bwd=True"):
+        model.run_with_hooks(TOKENS, bwd_hooks=[(Z1, Zero())])
+    with pytest.warns(UnusedHooksWarning, match=f"backward hook at {Z1} was not called"):
+        model.add_hook(Z1, Zero(), dir="bwd")(TOKENS)
 
 
 def test_gradients_through_a_closure(model: HookedTransformer) -> None:

@@ -10,8 +10,8 @@ from tljax.config import HookedTransformerConfig
 from tljax.elsewhere import PACKAGE, missing
 from tljax.factored_matrix import FactoredMatrix
 from tljax.generating import GenerateOutput
-from tljax.hooked_transformer import HookedTransformer, UnusedHooksWarning
-from tljax.hooks.dictionary import HookDictionary
+from tljax.hooked_transformer import HookedTransformer
+from tljax.hooks.dictionary import HookDictionary, UnusedHooksWarning
 from tljax.hooks.interventions import (
     Add,
     Chain,

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tljax.config_checks import ACTIVATIONS as ACTIVATIONS
-from tljax.config_checks import PER_LAYER, check
+from tljax.config_checks import PER_LAYER, check, checked_fields
 from tljax.elsewhere import CONFIG, SaysWhatInstead
 from tljax.errors import ConfigError, nearest
 
@@ -24,7 +24,7 @@ _SIZES = (
     "rotary_dim", "window_size", "d_embed", "num_experts", "experts_per_token", "d_expert", "d_shared_expert",
     "expert_groups",
     "expert_groups_per_token", "yarn_original_max_position_embeddings", "longrope_original_max_position_embeddings",
-    "train_seq_length",
+    "train_seq_length", "NTK_original_ctx_len",
 )  # fmt: skip
 _DERIVED: dict[str, Any] = {
     "d_mlp": None, "d_expert": None, "d_vocab_out": -1, "rotary_dim": None, "attn_scale": -1.0,
@@ -293,6 +293,8 @@ class HookedTransformerConfig(SaysWhatInstead):
 
     def __post_init__(self) -> None:
         self._check_sizes()
+        for name, value in checked_fields(self).items():
+            self._set(name, value)
         self._fill_derived()
         check(self)
 
@@ -348,9 +350,6 @@ class HookedTransformerConfig(SaysWhatInstead):
             if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < smallest:
                 raise ConfigError(f"{name} must be an integer of at least {smallest}, got {value!r}.")
             self._set(name, int(value))
-        for name in ("eps", "alibi_bias_max", "embedding_multiplier", "residual_multiplier", "logits_multiplier"):
-            if getattr(self, name) <= 0:
-                raise ConfigError(f"{name} must be positive, got {getattr(self, name)}.")
 
     @property
     def has_norms_before(self) -> bool:
@@ -399,7 +398,7 @@ class HookedTransformerConfig(SaysWhatInstead):
 
         Grouped key/value heads are counted as stored.
         """
-        attention = self._attention_weights()
+        attention = self.query_weights + self.key_value_weights
         matrices = self.d_model * (3 if self.gated_mlp else 2)
         dense = 0 if self.d_mlp is None or self.attn_only else matrices * self.d_mlp
         experts = (self.num_experts or 0) * (matrices * (self.d_expert or 0) + self.d_model)
@@ -408,18 +407,21 @@ class HookedTransformerConfig(SaysWhatInstead):
         n_dense = self.n_layers - n_mixtures
         return self.n_layers * attention + n_dense * dense + n_mixtures * (experts + shared)
 
-    def _attention_weights(self) -> int:
-        """Weights of a layer's attention, without biases."""
-        heads, queries = self.n_heads, self.d_model * self.n_heads * self.d_head
+    @property
+    def query_weights(self) -> int:
+        """Weights of a layer's attention that a token meets which asks and is answered: ``W_Q`` and ``W_O``."""
+        widths = self.d_model if self.q_lora_rank is None else self.q_lora_rank
+        down = 0 if self.q_lora_rank is None else self.d_model * self.q_lora_rank
+        return down + self.n_heads * (widths * self.d_head + self.d_model * self.value_width)
+
+    @property
+    def key_value_weights(self) -> int:
+        """Weights that make a token's keys and values; under latent attention, down to the latent and up from it."""
         if self.kv_lora_rank is None:
-            values = self.d_model * self.value_width
-            return queries + self.kv_heads * (self.d_model * self.d_head + values) + heads * values
-        if self.q_lora_rank is not None:
-            queries = self.q_lora_rank * (self.d_model + heads * self.d_head)
+            return self.d_model * self.kv_heads * (self.d_head + self.value_width)
         rotary_dim = self.rotary_dim or 0
-        up = heads * (self.d_head - rotary_dim + self.value_width)
-        down = self.d_model * (self.kv_lora_rank + rotary_dim)
-        return queries + down + self.kv_lora_rank * up + heads * self.value_width * self.d_model
+        up = self.n_heads * (self.d_head - rotary_dim + self.value_width)
+        return self.d_model * (self.kv_lora_rank + rotary_dim) + self.kv_lora_rank * up
 
     def layer_kind(self, layer: int) -> str:
         """What a layer's compiled program must know of it: ``"global"`` or ``"local"``, and what it lacks.

@@ -1,8 +1,13 @@
 """What must hold of a config: which values a field may take, and which fields go together."""
 
+import dataclasses
+import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from tljax.checks import check_type, fits
 from tljax.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
@@ -31,11 +36,47 @@ INIT_MODES = (
     "gpt2", "xavier_uniform", "xavier_normal", "kaiming_uniform", "kaiming_normal", "muP",
 )  # fmt: skip
 PRECISIONS = ("highest", "high", "default")
+_SAID_ELSEWHERE = (
+    "normalization_type", "positional_embedding_type", "attention_dir", "init_mode", "matmul_precision", "qk_norm_type",
+    "qk_norm_span", "router", "act_fn", "dtype",
+)  # fmt: skip
+"""Fields whose values are listed here, or brought into one form by the config."""
+_POSITIVE = (
+    "eps", "latent_norm_eps", "alibi_bias_max", "embedding_multiplier", "residual_multiplier", "logits_multiplier",
+    "routed_scaling_factor", "rotary_base", "rotary_base_local", "rotary_scaling_factor", "NTK_by_parts_factor",
+    "NTK_by_parts_low_freq_factor", "NTK_by_parts_high_freq_factor", "attn_scale", "clip_qkv", "swiglu_limit",
+)  # fmt: skip
+"""Numbers that nothing else makes sense for than above zero; ``None`` where a field is not used."""
+
+
+def checked_fields(cfg: "HookedTransformerConfig") -> dict[str, Any]:
+    """The values of fields that are flags, numbers or texts, as Python's own types.
+
+    Raises:
+        ConfigError: one is of another type, so that ``parallel_attn_mlp="false"`` would be true, or not finite.
+    """
+    plain = {}
+    for field in dataclasses.fields(cfg):
+        value = getattr(cfg, field.name)
+        if field.name in _SAID_ELSEWHERE:
+            continue
+        check_type(value, field.type, field.name, ConfigError)
+        value = tuple(map(_as_python, value)) if isinstance(value, list | tuple | np.ndarray) else _as_python(value)
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, float) and not math.isfinite(number):
+                raise ConfigError(f"{field.name}={value!r} must be finite.")
+        plain[field.name] = value
+    return plain
+
+
+def _as_python(value: Any) -> Any:
+    return value.item() if hasattr(value, "dtype") else value
 
 
 def check(cfg: "HookedTransformerConfig") -> None:
     """Raises ConfigError, saying what was given and what fits, unless ``cfg`` describes a model."""
     _check_choices(cfg)
+    _check_ranges(cfg)
     _check_combinations(cfg)
     _check_places_of_norms(cfg)
     _check_embedding(cfg)
@@ -74,6 +115,20 @@ def _check_choices(cfg: "HookedTransformerConfig") -> None:
             raise ConfigError(f"{name}={value!r} is not one of {known}.{nearest(str(value), known)}")
 
 
+def _check_ranges(cfg: "HookedTransformerConfig") -> None:
+    for field in dataclasses.fields(cfg):
+        if field.name in _POSITIVE and (value := getattr(cfg, field.name)) is not None and not value > 0:
+            optional = " or None" if fits(None, field.type) else ""
+            raise ConfigError(f"{field.name} must be positive{optional}, got {value}.")
+    if cfg.router_jitter < 0:
+        raise ConfigError(f"router_jitter must be 0 or more, got {cfg.router_jitter}.")
+    if cfg.use_NTK_by_parts_rope and not cfg.NTK_by_parts_low_freq_factor < cfg.NTK_by_parts_high_freq_factor:
+        raise ConfigError(
+            f"NTK_by_parts_low_freq_factor={cfg.NTK_by_parts_low_freq_factor} must be below "
+            f"NTK_by_parts_high_freq_factor={cfg.NTK_by_parts_high_freq_factor}: frequencies between them are blended."
+        )
+
+
 def _check_combinations(cfg: "HookedTransformerConfig") -> None:
     if cfg.n_heads % cfg.kv_heads:
         raise ConfigError(
@@ -110,8 +165,6 @@ def _check_combinations(cfg: "HookedTransformerConfig") -> None:
         )
     if cfg.alibi_rounded and cfg.positional_embedding_type != "alibi":
         raise ConfigError(f"alibi_rounded needs alibi, got {cfg.positional_embedding_type!r} positional embeddings.")
-    if cfg.clip_qkv is not None and cfg.clip_qkv <= 0:
-        raise ConfigError(f"clip_qkv must be positive or None, got {cfg.clip_qkv}.")
     if cfg.use_attn_in and cfg.kv_heads != cfg.n_heads:
         raise ConfigError("use_attn_in needs as many key/value as query heads; use use_split_qkv_input.")
 

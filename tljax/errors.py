@@ -74,6 +74,10 @@ class UnsupportedModelError(TljaxError, ValueError):
     """An architecture, a config attribute or a storage format that tljax does not implement."""
 
 
+class GenerationError(TljaxError, ArithmeticError):
+    """A text cannot go on: what its next token would be chosen from is no number, or the choice cannot be fed back."""
+
+
 class CacheError(TljaxError, ValueError):
     """A cache was asked for something it does not hold."""
 

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from tljax.cache.activation_cache import ActivationCache
+from tljax.checks import typed
 from tljax.config import HookedTransformerConfig
 from tljax.errors import InputError, refuse_unknown_options
 from tljax.hooks.dictionary import HookDictionary
@@ -14,7 +15,7 @@ from tljax.hooks.points import point_table
 from tljax.progress import Progress
 from tljax.text.generation import Generation, Returns, finish
 from tljax.text.placing import TextSize, place_hooks
-from tljax.text.prompts import read_ends, read_prompts
+from tljax.text.prompts import check_room, read_ends, read_prompts
 from tljax.text.sampling import read_key, row_keys
 from tljax.typing import HookList, NamesFilter, PaddingSide, Params
 
@@ -123,6 +124,7 @@ class GenerationMethods:
         output = finish(generation, cast("HookedTransformer", self), return_type)
         return GenerateOutput(output, generation.logits()) if output_logits else output
 
+    @typed
     def generate_stream(
         self, input: Any = "", max_new_tokens: int = 10, max_tokens_per_yield: int = 25, **options: Any
     ) -> Iterator[Any]:
@@ -153,6 +155,7 @@ class GenerationMethods:
             if generation.is_done:
                 return
 
+    @typed
     def generate_with_cache(
         self,
         input: Any = "",
@@ -180,6 +183,7 @@ class GenerationMethods:
         if getattr(input, "ndim", 0) == 3:
             raise InputError("generate_with_cache takes text or tokens; for embeddings run the finished text yourself.")
         generation = self._generation(input, max_new_tokens, return_type=return_type, **options)
+        check_room(self.cfg, generation.prompts, max_new_tokens, runs_last=True)
         _run(generation, verbose)
         prompts, new = generation.prompts, generation.new_tokens()
         mask = np.concatenate([prompts.mask, generation.is_text()], axis=1)
@@ -192,6 +196,7 @@ class GenerationMethods:
         )
         return finish(generation, model, return_type), cache
 
+    @typed
     def _generation(
         self,
         input: Any,

@@ -9,15 +9,17 @@ from typing import Any, NoReturn
 import jax
 import jax.numpy as jnp
 
+from tljax.cache.attribution import token_ids
 from tljax.checkpoints import load_checkpoint, load_transformer_lens, save_hf, save_native
 from tljax.checkpoints.parameters import check_parameters
+from tljax.checks import take, typed
 from tljax.config import HookedTransformerConfig, available_dtype
 from tljax.devices import names_device, resolve_device
 from tljax.elsewhere import MODEL, SaysWhatInstead
 from tljax.errors import ConfigError, FrozenModelError, InputError, nearest
 from tljax.forward import init_params
 from tljax.generating import GenerationMethods
-from tljax.hooks.dictionary import Direction, HookDictionary
+from tljax.hooks.dictionary import Direction, HookDictionary, UnusedHooksWarning
 from tljax.hooks.listing import HookPointList
 from tljax.hooks.names import select
 from tljax.hooks.points import point_table
@@ -48,10 +50,6 @@ def _fit_to_tokenizer(cfg: HookedTransformerConfig, tokenizer: Tokenizer | None)
             "d_vocab_out": tokenizer.d_vocab if cfg.d_vocab_out == -1 else cfg.d_vocab_out,
         }
     return cfg.replace(**changes)
-
-
-class UnusedHooksWarning(UserWarning):
-    """A ``with model.hooks(...)`` block did not keep the hooked model."""
 
 
 class HookContext:
@@ -188,6 +186,7 @@ class HookedTransformer(RunMethods, GenerationMethods, TextMethods, WeightProper
     # Loading and saving
 
     @classmethod
+    @typed
     def from_pretrained(
         cls,
         model_name: str | os.PathLike[str],
@@ -374,12 +373,22 @@ class HookedTransformer(RunMethods, GenerationMethods, TextMethods, WeightProper
         return end_view(self.cfg, self.params, "unembed")
 
     def tokens_to_residual_directions(self, tokens: Any) -> jax.Array:
-        """Unembedding columns of tokens (a string that is one token, an id, or ids ``[...]``): ``[..., d_model]``."""
-        ids = self.to_single_token(tokens) if isinstance(tokens, str) else tokens
-        return jnp.moveaxis(self.W_U[:, jnp.asarray(ids)], 0, -1)
+        """Unembedding columns of tokens, ``[..., d_model]``.
+
+        Args:
+            tokens: a string that is one token, several of them, an id, or ids ``[...]``. (An id under trace that does
+                not exist gives NaN.)
+
+        Raises:
+            InputError: no id of the output vocabulary.
+            TokenizerError: a string is not exactly one token.
+        """
+        ids, _ = token_ids(self, tokens, None)
+        return jnp.moveaxis(take(self.W_U, ids, axis=1), 0, -1)
 
     # Hooks
 
+    @typed
     def hook_points(self, batch: int | None = None, pos: int | None = None) -> HookPointList:
         """Lists every hook point in firing order: name, axes, shape, meaning. Runs nothing.
 
@@ -389,6 +398,7 @@ class HookedTransformer(RunMethods, GenerationMethods, TextMethods, WeightProper
         """
         return HookPointList(point_table(self.cfg).values(), batch, pos)
 
+    @typed
     def add_hook(
         self,
         name: Any,
@@ -412,11 +422,13 @@ class HookedTransformer(RunMethods, GenerationMethods, TextMethods, WeightProper
         """Returns a model with a hook that ``reset_hooks()`` keeps."""
         return self.add_hook(name, hook, dir, is_permanent=True)
 
+    @typed
     def remove_hook(self, name: Any, dir: str = "both", including_permanent: bool = True) -> "HookedTransformer":
         """Returns a model without the hooks at a name, a list of names or a predicate."""
         names = select(name, point_table(self.cfg), self.cfg.n_layers)
         return self._with_hooks(self._hooks.without(names, dir, including_permanent))
 
+    @typed
     def reset_hooks(self, direction: str = "both", including_permanent: bool = False) -> "HookedTransformer":
         """Returns a model without hooks; permanent ones stay unless asked for."""
         return self._with_hooks(self._hooks.without(None, direction, including_permanent))

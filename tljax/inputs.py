@@ -8,12 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from tljax.checks import typed, whole
 from tljax.config import HookedTransformerConfig
 from tljax.errors import InputError
 from tljax.modules.context import AttentionContext
 from tljax.text.batch import Batch, count_positions
 from tljax.text.positions import read_mask
-from tljax.text.tokenizer import Tokenizer
+from tljax.text.tokenizer import Tokenizer, check_padding_side
 from tljax.text.tokens import get_attention_mask, to_tokens
 from tljax.typing import PaddingSide
 
@@ -45,6 +46,7 @@ def is_traced(value: Any) -> bool:
     return isinstance(value, Tracer)
 
 
+@typed
 def prepare(
     cfg: HookedTransformerConfig,
     tokenizer: Tokenizer | None,
@@ -66,6 +68,7 @@ def prepare(
     """
     if isinstance(input, Batch) or isinstance(tokens, Batch):
         _check_batch(tokens if isinstance(tokens, Batch) else input, attention_mask, padding_side)
+    check_padding_side(padding_side)
     if prepend_bos and start_at_layer is None:
         _check_bos(tokenizer, input)
     prepend_bos = cfg.default_prepend_bos if prepend_bos is None else prepend_bos
@@ -85,9 +88,9 @@ def prepare(
             input,
             prepend_bos=prepend_bos,
             padding_side=padding_side,
-            truncate=True,
-            n_ctx=cfg.n_ctx,
+            truncate=False,
         )
+        check_length(cfg, ids.shape[1], is_text=True)
         mask = get_attention_mask(tokenizer, ids, prepend_bos, padding_side)
         input = ids
     ids = check_tokens(cfg, input)
@@ -181,24 +184,35 @@ def check_tokens(cfg: HookedTransformerConfig, tokens: Any) -> Any:
     if ids.ndim == 1:
         ids = ids[None]
     check_length(cfg, ids.shape[1])
+    return check_ids(cfg, ids)
+
+
+def check_ids(cfg: HookedTransformerConfig, ids: Any) -> Any:
+    """Returns integers ``[..., pos]`` as int32.
+
+    Raises:
+        InputError: one of them is outside the vocabulary.
+    """
     if not is_traced(ids):
-        host = np.asarray(ids)
-        low, high = int(host.min()), int(host.max())
-        if low < 0 or high >= cfg.d_vocab:
-            batch, pos = np.argwhere((host < 0) | (host >= cfg.d_vocab))[0]
+        host = np.atleast_1d(np.asarray(ids))
+        outside = (host < 0) | (host >= cfg.d_vocab)
+        if outside.any():
+            at = tuple(np.argwhere(outside)[0])
+            where = f"batch {at[0]}, position {at[1]}" if len(at) == 2 else f"position {', '.join(map(str, at))}"
             raise InputError(
-                f"Token id {int(host[batch, pos])} at batch {batch}, position {pos} is outside the vocabulary "
-                f"(0 to {cfg.d_vocab - 1}). Were these tokens made with another model's tokenizer?"
+                f"Token id {int(host[at])} at {where} is outside the vocabulary (0 to {cfg.d_vocab - 1}). Were these "
+                "tokens made with another model's tokenizer?"
             )
     return ids.astype(jnp.int32)
 
 
-def check_length(cfg: HookedTransformerConfig, length: int) -> None:
+def check_length(cfg: HookedTransformerConfig, length: int, is_text: bool = False) -> None:
     """Raises InputError if a sequence is longer than the model's context."""
     if length > cfg.n_ctx:
+        cut = f"cut it on purpose (model.to_tokens(text) keeps its first {cfg.n_ctx} tokens), " if is_text else ""
         raise InputError(
-            f"The sequence has {length} tokens; this model takes at most n_ctx={cfg.n_ctx}. Shorten it, split it into "
-            "windows, or (rotary models) load with a larger n_ctx=."
+            f"The {'text' if is_text else 'sequence'} has {length} tokens; this model takes at most n_ctx={cfg.n_ctx}. "
+            f"Shorten it, {cut}split it into windows, or (rotary models) load with a larger n_ctx=."
         )
 
 
@@ -245,7 +259,7 @@ def layer_bounds(
     def positive(name: str, layer: int | None, last: int) -> int | None:
         if layer is None:
             return None
-        if not -cfg.n_layers <= layer <= last:
+        if not -cfg.n_layers <= whole(layer, name) <= last:
             raise InputError(f"{name}={layer} is out of range: the model has {cfg.n_layers} layers.")
         return layer + cfg.n_layers if layer < 0 else layer
 

@@ -101,7 +101,7 @@ def _str_tokens(model: HookedTransformer, text: str) -> list[str]:
 
 
 def _same_length(model: HookedTransformer, clean: str, corrupted: str) -> tuple[jax.Array, jax.Array]:
-    pair = model.to_tokens(clean), model.to_tokens(corrupted)
+    pair = model.to_tokens(clean, truncate=False), model.to_tokens(corrupted, truncate=False)
     if pair[0].shape != pair[1].shape:
         raise InputError(
             "Patching compares the prompts position by position, so both must have the same number of tokens. Clean "

@@ -1,6 +1,7 @@
 """``model.blocks[3].attn.W_Q``, ``model.ln_final(x)``: parts of a model by name, as readable and callable views."""
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -8,14 +9,15 @@ import jax
 import jax.numpy as jnp
 
 from tljax.config import HookedTransformerConfig
-from tljax.errors import ConfigError, FrozenModelError, MissingAttributeError, nearest
+from tljax.errors import ConfigError, FrozenModelError, InputError, MissingAttributeError, nearest
 from tljax.forward import block_module, context_of_layer
+from tljax.inputs import check_ids, check_length
 from tljax.modules.block import make_attention, make_mlp
 from tljax.modules.context import AttentionContext
 from tljax.modules.embedding import Embed, PosEmbed, Unembed, final_norm
 from tljax.modules.mlp import MLP
 from tljax.modules.moe import Experts, MoE
-from tljax.modules.norm import Norm, make_norm, post_norm_kind, pre_norm_kind
+from tljax.modules.norm import Norm, block_norm_kind, make_norm, post_norm_kind
 from tljax.typing import Params
 from tljax.weights.circuits import CIRCUITS, head_circuit
 from tljax.weights.properties import public_shape
@@ -38,10 +40,11 @@ class ModuleView:
         children: "Mapping[str, ModuleView] | None" = None,
         extra_inputs: tuple[Any, ...] = (),
         group: int = 1,
+        check: Callable[[Any], Any] = jnp.asarray,
     ) -> None:
         self.__dict__.update(
             name=name, _module=module, _params=params, _precision=precision, _parts=dict(children or {}),
-            _extra=extra_inputs, _group=group,
+            _extra=extra_inputs, _group=group, _check=check,
         )  # fmt: skip
 
     def __getattr__(self, name: str) -> Any:
@@ -61,6 +64,11 @@ class ModuleView:
                 f"{self.name} has no {name!r}: it is folded into the matrices that read the norm. Load the model with "
                 "fold_ln=False to have it apart."
             )
+        if name in ("ln1", "ln2") and f"{name}_post" in self._parts:
+            raise AttributeError(
+                f"{self.name} has no {name}: attention and MLP read the residual stream as it is, and the norm is on "
+                f"what they put out, {name}_post (TransformerLens calls it {name})."
+            )
         known = dir(self)
         if name.startswith("hook_"):
             raise MissingAttributeError(
@@ -77,7 +85,7 @@ class ModuleView:
     def __call__(self, *args: Any) -> jax.Array:
         """Applies the module to arrays, in the model's matmul precision."""
         with jax.default_matmul_precision(self._precision):
-            return self._module.apply({"params": self._params}, *map(jnp.asarray, args), *self._extra)
+            return self._module.apply({"params": self._params}, *map(self._check, args), *self._extra)
 
     def __dir__(self) -> list[str]:
         return [*self._parts, *(name for name in self._params if name not in self._parts)]
@@ -92,11 +100,13 @@ def block_view(cfg: HookedTransformerConfig, params: Params, layer: int) -> Modu
     table = params["pos_embed"]["W_pos"][None] if cfg.positional_embedding_type == "shortformer" else None
     context = context_of_layer(cfg, AttentionContext(pos_embed=table), layer)
     modules: dict[str, nn.Module] = {
-        "ln1": make_norm(cfg, pre_norm_kind(cfg)),
+        "ln1": make_norm(cfg, block_norm_kind(cfg)),
         "attn": make_attention(cfg, cfg.layer_kind(layer)),
     }
     if not cfg.attn_only:
-        modules |= {"ln2": make_norm(cfg, pre_norm_kind(cfg)), "mlp": make_mlp(cfg, cfg.layer_kind(layer))}
+        modules |= {"ln2": make_norm(cfg, block_norm_kind(cfg)), "mlp": make_mlp(cfg, cfg.layer_kind(layer))}
+    if cfg.use_normalization_after_only:  # attention and MLP read the stream as it is
+        modules = {key: module for key, module in modules.items() if key not in ("ln1", "ln2")}
     if cfg.has_norms_after:
         posts = ("ln1_post",) if cfg.attn_only else ("ln1_post", "ln2_post")
         modules |= {name: make_norm(cfg, post_norm_kind(cfg)) for name in posts}
@@ -122,6 +132,16 @@ def _parts_of_mixture(cfg: HookedTransformerConfig, own: Params, block: str) -> 
     }
 
 
+def _checked_tokens(cfg: HookedTransformerConfig, name: str, tokens: Any) -> jax.Array:
+    """Token ids ``[..., pos]`` that the embeddings have rows for."""
+    ids = jnp.asarray(tokens)
+    if not jnp.issubdtype(ids.dtype, jnp.integer):
+        raise InputError(f"model.{name} takes token ids, whole numbers; got dtype {ids.dtype}.")
+    if name == "pos_embed":
+        check_length(cfg, ids.shape[-1])
+    return check_ids(cfg, ids) if ids.size else ids
+
+
 def end_view(cfg: HookedTransformerConfig, params: Params, name: str) -> ModuleView:
     """View of ``embed``, ``pos_embed``, ``ln_final`` or ``unembed``."""
     modules = {"embed": Embed, "pos_embed": PosEmbed, "ln_final": final_norm, "unembed": Unembed}
@@ -130,4 +150,6 @@ def end_view(cfg: HookedTransformerConfig, params: Params, name: str) -> ModuleV
             f"This model has no pos_embed: its positions are {cfg.positional_embedding_type!r}, not learned."
         )
     extra = (AttentionContext(),) if name == "pos_embed" else ()
-    return ModuleView(name, modules[name](cfg), params.get(name, {}), cfg.matmul_precision, extra_inputs=extra)
+    check = functools.partial(_checked_tokens, cfg, name) if name in ("embed", "pos_embed") else jnp.asarray
+    own = params.get(name, {})
+    return ModuleView(name, modules[name](cfg), own, cfg.matmul_precision, extra_inputs=extra, check=check)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,17 +14,19 @@ from tljax.backward import with_gradients
 from tljax.cache.activation_cache import ActivationCache
 from tljax.cache.memory import cache_bytes, warn_if_large
 from tljax.cache.slices import SliceInput, is_full, read_slice
+from tljax.checks import typed
 from tljax.config import HookedTransformerConfig
 from tljax.devices import resolve_device
-from tljax.errors import InputError, refuse_unknown_options
+from tljax.errors import HookError, InputError, refuse_unknown_options
 from tljax.forward import POSITIONS, attention_input, run_forward
-from tljax.hooks.dictionary import HookDictionary
+from tljax.hooks.dictionary import HookDictionary, UnusedHooksWarning
 from tljax.hooks.names import layer_of, select, stage_of
 from tljax.hooks.points import point_table
 from tljax.inputs import ModelInput, is_traced, layer_bounds, prepare
 from tljax.losses import check_labels, lm_cross_entropy_loss
 from tljax.text.batch import Batch
 from tljax.text.positions import NoPosition, TextCut, may_pad, read_mask, text_cut
+from tljax.text.warned import level_of_caller
 from tljax.typing import DeviceLike, HookList, NamesFilter, PaddingSide, Params, ReturnType
 
 if TYPE_CHECKING:
@@ -38,6 +41,12 @@ _RUN_OPTIONS = (
 _INPUT_OPTIONS = ("prepend_bos", "padding_side", "attention_mask", "tokens", "start_at_layer")
 
 _loss = jax.jit(lm_cross_entropy_loss, static_argnames="per_token")
+
+
+_NO_GRADIENT = (
+    "nothing differentiates this run. For gradients with hooks write jax.grad of a function that makes the run, or "
+    'model.with_hooks(bwd_hooks=hooks).run_with_cache(input, return_type="loss", incl_bwd=True), which keeps them.'
+)
 
 
 class Output(NamedTuple):
@@ -97,10 +106,12 @@ class RunMethods:
             prepend_bos=prepend_bos, padding_side=padding_side, start_at_layer=start_at_layer, tokens=tokens,
             attention_mask=attention_mask, stop_at_layer=stop_at_layer,
         )  # fmt: skip
+        self._warn_of_idle_hooks(output)
         return output
 
     forward = __call__
 
+    @typed
     def run_with_hooks(
         self,
         input: Any,
@@ -118,7 +129,7 @@ class RunMethods:
             fwd_hooks: ``[(name | names | predicate, callable), ...]``. An intervention is compiled in; any other
                 callable runs as plain Python on concrete arrays between compiled programs (inside ``jax.jit`` it is
                 traced). It takes ``(activation, hook)`` and returns a new activation, or ``None`` for no change.
-            bwd_hooks: the same for gradients; they act when the call is inside ``jax.grad``.
+            bwd_hooks: the same for gradients; the call must be inside ``jax.grad``, or nothing would call them.
             reset_hooks_end, clear_contexts: accepted for TransformerLens's sake: hooks never outlive a call.
             **options: the other arguments of :meth:`__call__`.
 
@@ -127,7 +138,8 @@ class RunMethods:
 
         Raises:
             UnknownHookError: a name or filter matches nothing.
-            HookError: a hook returned something that cannot stand in for the activation.
+            HookError: a hook returned something that cannot stand in for the activation; or ``bwd_hooks`` in a run
+                that nothing differentiates.
             InterventionError: an intervention does not fit its point.
         """
         refuse_unknown_options(RunMethods.run_with_hooks, options, _RUN_OPTIONS)
@@ -136,8 +148,12 @@ class RunMethods:
         bounds = layer_bounds(self.cfg, options.get("start_at_layer"), options.get("stop_at_layer"))
         for name, _ in (*fwd_hooks, *bwd_hooks):
             _reached_names(getattr(name, "name", name), self.cfg, *bounds)
-        return self._run(input, hooked._hooks, (), None, return_type=return_type, **options)[0]
+        output = self._run(input, hooked._hooks, (), None, return_type=return_type, **options)[0]
+        if bwd_hooks and not any(map(is_traced, jax.tree.leaves(output))):
+            raise HookError(f"bwd_hooks were not called: {_NO_GRADIENT}")
+        return output
 
+    @typed
     def run_with_cache(
         self,
         input: Any,
@@ -188,6 +204,7 @@ class RunMethods:
             output, cache = self._run_with_gradients(prepared, names, keep, return_type, options)
         else:
             output, cache = self._run(prepared, self._hooks, names, keep, return_type=return_type, **options)
+            self._warn_of_idle_hooks((output, cache))
         if return_cache_object or remove_batch_dim:
             wrapped = ActivationCache(cache, self, **keep.masks(prepared.context.text))  # type: ignore[arg-type]
             wrapped = wrapped.remove_batch_dim() if remove_batch_dim else wrapped
@@ -216,6 +233,7 @@ class RunMethods:
         )
         return residual, jnp.asarray(prepared.tokens), placed.get(POSITIONS), prepared.context.token_mask
 
+    @typed
     def loss_fn(self, logits: jax.Array, tokens: Any, attention_mask: Any = None, per_token: bool = False) -> jax.Array:
         """Cross entropy of next tokens, in nats: see :func:`tljax.losses.lm_cross_entropy_loss`.
 
@@ -230,6 +248,7 @@ class RunMethods:
             raise InputError(f"attention_mask has shape {mask.shape}; the tokens have shape {tokens.shape}.")
         return _loss(logits, tokens, mask, per_token=per_token)
 
+    @typed
     def _run(
         self,
         input: Any,  # what the user passed, or already a ModelInput
@@ -297,6 +316,15 @@ class RunMethods:
         in_use = [stage_of(other)[1] for other in names if other.startswith(stage)]
         return name != "hook_tokens" and not (relative.startswith("ln1.") and attention_input(in_use) == "split")
 
+    def _warn_of_idle_hooks(self, output: Any) -> None:
+        idle = [entry.name for entry in self._hooks.entries if entry.direction == "bwd"]
+        if idle and not any(map(is_traced, jax.tree.leaves(output))):
+            warnings.warn(
+                f"The backward hook at {idle[0]} was not called: {_NO_GRADIENT}",
+                UnusedHooksWarning,
+                stacklevel=level_of_caller(),
+            )
+
     def _warn_if_large(self, names: tuple[str, ...], batch: int, pos: int, keep: "Keep | None") -> None:
         kept = pos if keep is None else len(_positions(pos, keep.pos_slice))
         device = keep.device if keep is not None and isinstance(keep.device, jax.Device) else None
@@ -312,8 +340,32 @@ def _output(logits: jax.Array, prepared: ModelInput, return_type: ReturnType, pe
         raise InputError("A loss from start_at_layer= needs the token ids: pass tokens= as well.")
     if prepared.tokens.shape[1] < 2:
         raise InputError("A loss needs at least two tokens: each is scored on predicting the next.")
+    _check_scored(prepared, logits.shape[-1])
     loss = _loss(logits, prepared.tokens, prepared.loss_mask, per_token=per_token)
     return loss if return_type == "loss" else Output(logits, loss)
+
+
+def _check_scored(prepared: ModelInput, d_vocab_out: int) -> None:
+    """Refuses tokens that no logit is of, and prompts without a pair of tokens to score.
+
+    Raises:
+        InputError: there is such a token, or no such pair.
+    """
+    tokens, mask = prepared.tokens, prepared.loss_mask
+    if is_traced(tokens) or is_traced(mask):
+        return
+    following = np.asarray(tokens)[:, 1:]
+    counted = np.ones(following.shape, bool) if mask is None else np.asarray(mask)[:, 1:] & np.asarray(mask)[:, :-1]
+    if not counted.any():
+        raise InputError("There is nothing to score: no prompt has two tokens that stand next to each other.")
+    beyond = np.argwhere(counted & (following >= d_vocab_out))
+    if len(beyond):
+        row, place = map(int, beyond[0])
+        raise InputError(
+            f"Token {int(following[row, place])} at batch {row}, position {place + 1} cannot be predicted: the model "
+            f"has logits for 0 to {d_vocab_out - 1} alone (d_vocab_out). Leave it out of the loss: "
+            'model(tokens, return_type="logits"), and score the positions that count.'
+        )
 
 
 def _last_needed(cfg: HookedTransformerConfig, start: int, names: Sequence[str]) -> int | None:

@@ -394,7 +394,7 @@ def test_mistakes(model: HookedTransformer) -> None:
         run(cache, LogitDiff(1, 300), "resid_pre")
     with pytest.raises(InputError, match="no token 13"):
         run(cache, lambda logits: logits[0, -1, 13], "resid_pre")
-    with pytest.raises(InputError, match="layer 3; the model has layers 0 to 2"):
+    with pytest.raises(InputError, match=r"layers\[0\]=3 is out of range: there are 3 layers, 0 to 2"):
         run(cache, METRIC, "resid_pre", layers=[3])
     with pytest.raises(InputError, match=r"at=.*out of range: .* 5 entries"):
         run(cache, METRIC, "resid_pre", at={"pos": [5]})

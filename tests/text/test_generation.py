@@ -314,7 +314,7 @@ def test_texts_of_other_lengths_compile_nothing(tiny: HookedTransformer, compila
 
 
 def test_mistakes(model: HookedTransformer, tiny: HookedTransformer) -> None:
-    with pytest.raises(InputError, match=r"n_ctx=12. Ask for at most 7, or drop the first 3 tokens"):
+    with pytest.raises(InputError, match=r"n_ctx=12. Ask for at most 8, or drop the first 2 tokens"):
         model.generate(PROMPT, 10, stop_at_eos=False)
     with pytest.raises(InputError, match="empty prompt needs a BOS"):
         tiny.generate("", 3, prepend_bos=False)

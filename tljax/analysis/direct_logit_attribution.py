@@ -12,6 +12,7 @@ from tljax.cache.access import position_cut
 from tljax.cache.activation_cache import ActivationCache
 from tljax.cache.attribution import logit_directions, token_ids
 from tljax.cache.slices import SliceInput
+from tljax.checks import typed, whole
 from tljax.errors import InputError, nearest
 from tljax.hooked_transformer import HookedTransformer
 from tljax.modules.activations import scaled
@@ -45,10 +46,12 @@ class DirectLogitAttribution:
         rows = self.attribution.reshape(len(self.labels), -1)
         return rows.mean(axis=1, where=None if self.token_mask is None else self.token_mask.reshape(1, -1))
 
+    @typed
     def top(self, k: int = 5) -> list[tuple[str, float]]:
         """The ``k`` largest parts with their mean attribution, largest first."""
         return self._sorted(k, -1)
 
+    @typed
     def bottom(self, k: int = 5) -> list[tuple[str, float]]:
         """The ``k`` parts that speak most against the answer, most negative first."""
         return self._sorted(k, 1)
@@ -66,10 +69,12 @@ class DirectLogitAttribution:
         return self.attribution[: len(names)].reshape(n_layers, -1, *self.attribution.shape[1:])
 
     def _sorted(self, k: int, sign: int) -> list[tuple[str, float]]:
+        whole(k, "k", at_least=1)
         values = np.asarray(self.mean(), np.float64)
         return [(self.labels[n], float(values[n])) for n in np.argsort(sign * values, kind="stable")[:k]]
 
 
+@typed
 def direct_logit_attribution(
     model: HookedTransformer,
     input: Any = None,

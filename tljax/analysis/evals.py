@@ -11,6 +11,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from tljax.checks import typed
 from tljax.errors import InputError, TokenizerError
 from tljax.hooked_transformer import HookedTransformer
 from tljax.losses import lm_cross_entropy_loss
@@ -27,6 +28,7 @@ def sanity_check(model: HookedTransformer, text: str = TEXT) -> Any:
     return model(text, return_type="loss")
 
 
+@typed
 def induction_loss(
     model: HookedTransformer,
     tokenizer: Any = None,
@@ -75,6 +77,7 @@ def induction_loss(
     return losses[:, repeated.shape[1] // 2 + 1 :].mean()
 
 
+@typed
 def make_data_loader(
     data: Any, tokenizer: Any, batch_size: int = 8, max_length: int = 1024, column_name: str = "text", seed: int = 0
 ) -> list[dict[str, np.ndarray]]:
@@ -96,6 +99,7 @@ def make_data_loader(
     return [{"tokens": rows[start : start + batch_size]} for start in starts]
 
 
+@typed
 def evaluate_on_dataset(model: HookedTransformer, data_loader: Iterable[Any], truncate: int = 100) -> float:
     """Mean loss in nats over at most ``truncate`` batches, each ``{"tokens": [batch, pos]}`` or ``[batch, pos]``."""
     losses = []
@@ -109,6 +113,7 @@ def evaluate_on_dataset(model: HookedTransformer, data_loader: Iterable[Any], tr
     return float(np.mean(losses))
 
 
+@typed
 def evaluate(
     model: HookedTransformer,
     data: Mapping[str, Any] | None = None,
@@ -238,6 +243,7 @@ class IOIDataset(Sequence[dict[str, np.ndarray]]):
         return {"prompt": prompt, "IO": self._encode(sample.IO), "S": self._encode(sample.S)}
 
 
+@typed
 def ioi_eval(
     model: HookedTransformer,
     dataset: Any = None,

@@ -12,8 +12,10 @@ from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from tljax.cache.activation_cache import ActivationCache
+from tljax.checks import typed
 from tljax.errors import InputError, nearest
 from tljax.hooked_transformer import HookedTransformer
+from tljax.text.warned import level_of_caller
 
 ERROR_MEASURES = ("mul", "abs")
 
@@ -53,6 +55,7 @@ def get_supported_heads() -> None:
     print(f"Supported heads: {HEAD_NAMES}")
 
 
+@typed
 def detect_head(
     model: HookedTransformer,
     seq: Any,
@@ -106,6 +109,7 @@ def detect_head(
     return mean if chosen is None else jnp.where(chosen, mean, -1)
 
 
+@typed
 def compute_head_attention_similarity_score(
     attention_pattern: Any,
     detection_pattern: Any,
@@ -205,7 +209,7 @@ def _pattern(detection_pattern: Any, row: Any, error_measure: str) -> Any:
             "The detection pattern has values other than 0 and 1: 'mul' weights attention by them, which is no share "
             "of attention. 'abs' compares values.",
             PatternValuesWarning,
-            stacklevel=3,
+            stacklevel=level_of_caller(),
         )
     return wanted
 
@@ -234,7 +238,8 @@ def _chosen(model: HookedTransformer, heads: Any) -> Any:
     pairs = [(layer, head) for layer, of in heads.items() for head in of] if isinstance(heads, Mapping) else heads
     mask = np.zeros((model.cfg.n_layers, model.cfg.n_heads), bool)
     for layer, head in pairs:
-        if not (0 <= layer < mask.shape[0] and 0 <= head < mask.shape[1]):
+        numbers = all(isinstance(n, int | np.integer) and not isinstance(n, bool) for n in (layer, head))
+        if not (numbers and 0 <= layer < mask.shape[0] and 0 <= head < mask.shape[1]):
             raise InputError(
                 f"There is no head ({layer}, {head}): layers are 0 to {mask.shape[0] - 1}, heads 0 to "
                 f"{mask.shape[1] - 1}."

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from tljax.analysis.induction import mean_attention, repeated_random_tokens, second_copy
+from tljax.checks import typed
 from tljax.errors import InputError
 from tljax.hooked_transformer import HookedTransformer
 
@@ -28,6 +29,7 @@ class HeadScores:
     induction: Float[Array, "layer head"]
 
 
+@typed
 def head_scores(
     model: HookedTransformer, length: int = 20, batch: int = 8, seed: int = 0, tokens: Any = None
 ) -> HeadScores:
@@ -53,6 +55,7 @@ def head_scores(
     return HeadScores(**mean_attention(model, ids, pairs))
 
 
+@typed
 def previous_token_scores(
     model: HookedTransformer, length: int = 20, batch: int = 8, seed: int = 0, tokens: Any = None
 ) -> Float[Array, "layer head"]:
@@ -71,6 +74,7 @@ def previous_token_scores(
     return mean_attention(model, ids, {"previous_token": _to_previous(ids)})["previous_token"]
 
 
+@typed
 def duplicate_token_scores(
     model: HookedTransformer, length: int = 20, batch: int = 8, seed: int = 0, tokens: Any = None
 ) -> Float[Array, "layer head"]:

@@ -8,10 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from tljax.checks import typed, whole
 from tljax.errors import InputError
 from tljax.hooked_transformer import HookedTransformer
 
 
+@typed
 def repeated_random_tokens(
     model: HookedTransformer,
     length: int,
@@ -32,6 +34,11 @@ def repeated_random_tokens(
     Raises:
         InputError: two copies do not fit the context.
     """
+    whole(length, "length", at_least=1)
+    whole(batch, "batch", at_least=1)
+    first, end = low or 0, model.cfg.d_vocab if high is None else high
+    if not 0 <= first < end <= model.cfg.d_vocab:
+        raise InputError(f"low={first}, high={end}: ids are drawn with 0 <= low <= id < high <= {model.cfg.d_vocab}.")
     tokenizer = model._tokenizer
     bos = None if tokenizer is None else tokenizer.bos_token_id
     total = 2 * length + (bos is not None)
@@ -40,13 +47,16 @@ def repeated_random_tokens(
             f"Two copies of {length} tokens need {total} positions; the model has n_ctx={model.cfg.n_ctx}."
         )
     special: set[Any] = set() if tokenizer is None else {bos, tokenizer.eos_token_id, tokenizer.pad_token_id}
-    ids = np.array([n for n in range(low or 0, high or model.cfg.d_vocab) if n not in special], np.int32)
+    ids = np.array([n for n in range(first, end) if n not in special], np.int32)
+    if not len(ids):
+        raise InputError(f"low={first}, high={end}: between them are special tokens alone.")
     rng = np.random.default_rng(seed)
     once = ids[rng.integers(0, len(ids), (batch, length))]
     front = np.full((batch, 1), bos, np.int32) if bos is not None else np.zeros((batch, 0), np.int32)
     return np.concatenate([front, once, once], axis=1)
 
 
+@typed
 def induction_scores(
     model: HookedTransformer, length: int = 20, batch: int = 8, seed: int = 0, tokens: Any = None
 ) -> Float[Array, "layer head"]:
@@ -107,6 +117,7 @@ def _mean_attention(patterns: list[jax.Array], pairs: dict[str, tuple[Any, Any]]
     }
 
 
+@typed
 def top_heads(scores: jax.Array, threshold: float = 0.3) -> list[tuple[int, int, float]]:
     """Heads whose score passes a threshold, ``(layer, head, score)``, largest first."""
     found = [

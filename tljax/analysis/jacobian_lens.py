@@ -17,15 +17,18 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from tljax import checks
 from tljax.analysis.lens_basis import LensBasis, load_lens, save_lens
 from tljax.analysis.logit_lens import stream_name
 from tljax.cache.attribution import logit_directions, token_ids
+from tljax.checks import typed
 from tljax.errors import InputError
 from tljax.hooked_transformer import HookedTransformer
 from tljax.hooks.interventions import Add
 from tljax.progress import Progress
 from tljax.sizes import frame_length
 from tljax.text.batch import Batch
+from tljax.text.warned import level_of_caller
 
 
 class ShortPromptWarning(UserWarning):
@@ -68,6 +71,7 @@ class JacobianLens:
         rows = zip(stack, depths, strict=True)
         return jnp.stack([row if n == self.basis.n_layers else self.transport(row, n - 1) for row, n in rows])
 
+    @typed
     def transport(self, vectors: jax.Array, layer: int) -> jax.Array:
         """Carries outputs of a layer ``[..., d_model]`` on to the final stream.
 
@@ -98,6 +102,7 @@ class JacobianLens:
         return self.matrices[self.layers.index(layer)]
 
     @classmethod
+    @typed
     def fit(
         cls,
         model: HookedTransformer,
@@ -132,7 +137,11 @@ class JacobianLens:
             ShortPromptWarning: prompts of no more than ``skip_first_positions + 1`` tokens are left out.
         """
         last = model.cfg.n_layers - 1
-        layers = tuple(range(last)) if source_layers is None else tuple(int(n) for n in source_layers)
+        layers = (
+            tuple(range(last))
+            if source_layers is None
+            else tuple(checks.whole(n, "source_layers") for n in source_layers)
+        )
         if not layers or len(set(layers)) < len(layers) or any(not 0 <= n < last for n in layers):
             raise InputError(
                 f"source_layers={list(layers)} must be different layers from 0 to {last - 1}: the output of the last "
@@ -216,7 +225,7 @@ def _rows(model: HookedTransformer, prompts: Any, max_seq_len: int, skip: int) -
         warnings.warn(
             f"{len(rows) - len(kept)} of {len(rows)} prompts have no more than {skip + 1} tokens and are left out.",
             ShortPromptWarning,
-            stacklevel=4,
+            stacklevel=level_of_caller(),
         )
     return kept
 

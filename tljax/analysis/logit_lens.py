@@ -14,6 +14,7 @@ from tljax.cache.access import position_cut
 from tljax.cache.activation_cache import ActivationCache
 from tljax.cache.attribution import end_params, read_out, token_ids
 from tljax.cache.slices import SliceInput
+from tljax.checks import take, typed, whole
 from tljax.config import HookedTransformerConfig
 from tljax.errors import InputError
 from tljax.hooked_transformer import HookedTransformer
@@ -110,6 +111,7 @@ class LensReadout:
         return _texts(model, ids), probabilities, self.labels, tokens
 
 
+@typed
 def readout(
     model: HookedTransformer,
     vectors: Any,
@@ -133,9 +135,8 @@ def readout(
     vectors = jnp.asarray(vectors)
     if vectors.shape[-1:] != (model.cfg.d_model,):
         raise InputError(f"vectors must be [..., d_model={model.cfg.d_model}], got shape {vectors.shape}.")
-    if isinstance(top_k, bool) or not isinstance(top_k, int | np.integer):
-        raise InputError(f"top_k={top_k!r} must be a whole number.")
-    if not 1 <= top_k <= model.cfg.d_vocab_out:
+    whole(chunk_size, "chunk_size", at_least=1)
+    if not 1 <= whole(top_k, "top_k") <= model.cfg.d_vocab_out:
         raise InputError(f"top_k={top_k} is out of range: the output vocabulary has {model.cfg.d_vocab_out} tokens.")
     wanted = None
     if targets is not None:
@@ -147,6 +148,7 @@ def readout(
     return LensReadout(**{name: value.reshape(*vectors.shape[:-1], *value.shape[1:]) for name, value in found.items()})
 
 
+@typed
 def logit_lens(
     model: HookedTransformer,
     input: Any = None,
@@ -239,7 +241,7 @@ def _texts(model: HookedTransformer, ids: Any) -> Any:
 def _prompts(model: HookedTransformer, input: Any) -> jax.Array | Batch:
     """Tokens ``[batch, pos]``, or a batch of prompts of different lengths."""
     if isinstance(input, str):
-        return model.to_tokens(input)
+        return model.to_tokens(input, truncate=False)
     if isinstance(input, list):
         return model.to_batch(input)
     return input if isinstance(input, Batch) else jnp.atleast_2d(jnp.asarray(input))
@@ -262,7 +264,7 @@ def _depths(cfg: HookedTransformerConfig, lens: StreamLens | None, layers: Seque
     known = tuple(range(cfg.n_layers + 1)) if lens is None else lens.depths
     if layers is None:
         return known
-    chosen = tuple(int(n) + (cfg.n_layers + 1 if n < 0 else 0) for n in layers)
+    chosen = tuple(whole(n, "a depth of layers") + (cfg.n_layers + 1 if n < 0 else 0) for n in layers)
     if not chosen or any(n not in known for n in chosen):
         raise InputError(
             f"layers={list(layers)} are not all depths that this {'model' if lens is None else 'lens'} has: "
@@ -288,7 +290,7 @@ def _read(
         entropy = jnp.sum(jax.scipy.special.entr(jnp.exp(log_probs)))
         found: dict[str, Any] = {"top_ids": top_ids, "top_log_probs": top_log_probs, "entropy": entropy}
         if targets is not None:
-            own = log_probs[targets]
+            own = take(log_probs, targets)
             ranks = (log_probs[None, :] > own[:, None]).sum(axis=-1, dtype=jnp.int32)
             found |= {"target_log_probs": own, "target_ranks": ranks}
         return found

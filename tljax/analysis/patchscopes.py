@@ -7,7 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tljax import checks
 from tljax.analysis.logit_lens import LensReadout, readout
+from tljax.checks import typed
 from tljax.errors import InputError
 from tljax.hooked_transformer import HookedTransformer
 from tljax.hooks.interventions import Replace
@@ -24,6 +26,7 @@ def identity_prompt(words: Sequence[str] = ("cat", "1135", "hello"), slot: str =
     return "; ".join([*(f"{word}->{word}" for word in words), slot])
 
 
+@typed
 def patchscope(
     model: HookedTransformer,
     source: Any,
@@ -70,6 +73,7 @@ def patchscope(
     return readout(model, jnp.stack(ends, axis=1), targets, top_k)
 
 
+@typed
 def patchscope_generate(
     model: HookedTransformer,
     source: Any,
@@ -148,18 +152,18 @@ def _one_prompt(model: HookedTransformer, prompt: Any, what: str) -> jax.Array:
     if isinstance(prompt, Batch):
         tokens = prompt.row(0)[None] if len(prompt) == 1 else prompt.tokens
     else:
-        tokens = model.to_tokens(prompt) if texts_in(prompt) is not None else jnp.atleast_2d(jnp.asarray(prompt))
+        tokens = (
+            model.to_tokens(prompt, truncate=False)
+            if texts_in(prompt) is not None
+            else jnp.atleast_2d(jnp.asarray(prompt))
+        )
     if tokens.shape[0] != 1:
         raise InputError(f"The {what} must be one prompt, got {tokens.shape[0]}.")
     return tokens
 
 
 def _chosen(model: HookedTransformer, layers: Sequence[int] | None, what: str) -> list[int]:
-    n_layers = model.cfg.n_layers
-    chosen = list(range(n_layers)) if layers is None else [int(n) for n in layers]
-    if not chosen or any(not -n_layers <= n < n_layers for n in chosen):
-        raise InputError(f"{what}={layers} must be layers from 0 to {n_layers - 1}.")
-    return [n % n_layers for n in chosen]
+    return list(checks.layers(layers, model.cfg.n_layers, what))
 
 
 def _check_pos(name: str, pos: int, length: int) -> int:

@@ -15,6 +15,7 @@ import optax
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
+from tljax.checks import check_type, typed, whole
 from tljax.errors import InputError
 
 METHODS = ("mean_difference", "l1")
@@ -86,6 +87,7 @@ def ridge_probe(activations: Any, targets: Any, l2: float = 1.0) -> LinearProbe:
     return LinearProbe(weights=weights, bias=bias, is_classifier=False)
 
 
+@typed
 def logistic_probe(activations: Any, labels: Any, l2: float = 1e-2, max_steps: int = 200) -> LinearProbe:
     """Logistic regression: mean cross entropy plus ``l2 / 2 * |weights|^2`` of standardised features.
 
@@ -100,10 +102,12 @@ def logistic_probe(activations: Any, labels: Any, l2: float = 1e-2, max_steps: i
     """
     features, values = _examples(activations, labels, True)
     _check_penalty(l2)
+    whole(max_steps, "max_steps", at_least=1)
     weights, bias = _logistic(features, values, l2, max_steps)
     return LinearProbe(weights=weights, bias=bias)
 
 
+@typed
 def sparse_probe(
     activations: Any, labels: Any, k: int, method: str = "mean_difference", l2: float = 1e-2, max_steps: int = 200
 ) -> LinearProbe:
@@ -126,7 +130,8 @@ def sparse_probe(
     """
     features, values = _examples(activations, labels, True)
     _check_penalty(l2)
-    if not 1 <= k <= features.shape[1]:
+    whole(max_steps, "max_steps", at_least=1)
+    if not 1 <= whole(k, "k") <= features.shape[1]:
         raise InputError(f"k={k} is out of range: there are {features.shape[1]} features.")
     if method not in METHODS:
         raise InputError(f"method is one of {', '.join(map(repr, METHODS))}; got {method!r}.")
@@ -290,5 +295,6 @@ def _examples(activations: Any, targets: Any, labels: bool) -> tuple[jax.Array, 
 
 
 def _check_penalty(l2: Any) -> None:
-    if not isinstance(l2, Tracer) and l2 < 0:
-        raise InputError(f"l2={l2} must be 0 or more.")
+    check_type(l2, float, "l2")
+    if not isinstance(l2, Tracer) and not 0 <= l2 < np.inf:
+        raise InputError(f"l2={l2} must be 0 or more, and finite.")

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from tljax.checks import typed
 from tljax.errors import ConfigError, InputError, nearest
 from tljax.hooked_transformer import HookedTransformer
 from tljax.modules.norm import norm_gain
@@ -24,6 +25,7 @@ class SVDInterpreter:
         self.model = model
         self.cfg = model.cfg
 
+    @typed
     def get_singular_vectors(
         self, vector_type: str, layer_index: int, num_vectors: int = 10, head_index: int | None = None
     ) -> Float[Array, "d_vocab 1 num_vectors"]:

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 from tljax.analysis.lens_basis import LensBasis, load_lens, save_lens
 from tljax.analysis.logit_lens import StreamLens, stream_name
 from tljax.cache.attribution import end_params, read_out
+from tljax.checks import typed
 from tljax.config import HookedTransformerConfig
 from tljax.errors import InputError
 from tljax.hooked_transformer import HookedTransformer
@@ -62,6 +63,7 @@ class TunedLens:
         )
 
     @classmethod
+    @typed
     def fit(
         cls,
         model: HookedTransformer,
@@ -134,6 +136,7 @@ class TunedLens:
         return cls(**arrays, basis=basis)
 
 
+@typed
 def lens_divergence(
     model: HookedTransformer, prompts: Any, lens: StreamLens | None = None, batch_size: int = 8
 ) -> Float[Array, " layer"]:

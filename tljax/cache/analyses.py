@@ -1,14 +1,20 @@
 """The analyses that ``ActivationCache`` offers as methods; each is a function of its own in a module of this room."""
 
+import functools
 from typing import TYPE_CHECKING, Any, cast
 
 import jax
 
 from tljax.cache import attribution, decomposition, heads, neurons, residual
 from tljax.cache.slices import SliceInput
+from tljax.checks import typed
+from tljax.errors import CacheError
 
 if TYPE_CHECKING:
     from tljax.cache.activation_cache import ActivationCache
+
+
+_checked = functools.partial(typed, error=CacheError)
 
 
 class CacheAnalyses:
@@ -18,6 +24,7 @@ class CacheAnalyses:
     both as arguments: ``jax.jit(lambda model, cache: cache.with_model(model).stack_head_results())(model, cache)``.
     """
 
+    @_checked
     def stack_activation(self, activation_name: str, layer: int = -1, sublayer_type: str | None = None) -> jax.Array:
         """Stacks one activation over layers.
 
@@ -31,6 +38,7 @@ class CacheAnalyses:
         """
         return residual.stack_activation(_cache(self), activation_name, layer, sublayer_type)
 
+    @_checked
     def accumulated_resid(
         self,
         layer: int | None = None,
@@ -56,6 +64,7 @@ class CacheAnalyses:
         """
         return residual.accumulated_resid(_cache(self), layer, incl_mid, apply_ln, pos_slice, mlp_input, return_labels)
 
+    @_checked
     def decompose_resid(
         self,
         layer: int | None = None,
@@ -93,6 +102,7 @@ class CacheAnalyses:
         """
         return heads.compute_head_results(_cache(self))
 
+    @_checked
     def stack_head_results(
         self,
         layer: int | None = -1,
@@ -119,6 +129,7 @@ class CacheAnalyses:
         """
         return heads.stack_head_results(_cache(self), layer, return_labels, incl_remainder, pos_slice, apply_ln)
 
+    @_checked
     def get_neuron_results(
         self,
         layer: int,
@@ -142,6 +153,7 @@ class CacheAnalyses:
         """
         return neurons.get_neuron_results(_cache(self), layer, neuron_slice, pos_slice, project_output_onto)
 
+    @_checked
     def stack_neuron_results(
         self,
         layer: int | None,
@@ -171,6 +183,7 @@ class CacheAnalyses:
             _cache(self), layer, pos_slice, neuron_slice, return_labels, incl_remainder, apply_ln, project_output_onto
         )
 
+    @_checked
     def get_full_resid_decomposition(
         self,
         layer: int | None = None,
@@ -202,6 +215,7 @@ class CacheAnalyses:
             _cache(self), layer, mlp_input, expand_neurons, apply_ln, pos_slice, return_labels, project_output_onto
         )
 
+    @_checked
     def logit_attrs(
         self,
         residual_stack: Any,
@@ -242,6 +256,7 @@ class CacheAnalyses:
             final_norm_weight,
         )
 
+    @_checked
     def logit_bias(self, tokens: Any, incorrect_tokens: Any = None) -> jax.Array:
         """The part of a logit, or of a difference of two, that no part of the residual stream makes.
 
@@ -250,6 +265,7 @@ class CacheAnalyses:
         """
         return attribution.logit_bias(_cache(self), tokens, incorrect_tokens)
 
+    @_checked
     def logit_lens(
         self,
         layer: int | None = None,
@@ -271,6 +287,7 @@ class CacheAnalyses:
         """
         return attribution.logit_lens(_cache(self), layer, incl_mid, pos_slice, mlp_input, return_labels)
 
+    @_checked
     def apply_ln_to_stack(
         self,
         residual_stack: jax.Array,

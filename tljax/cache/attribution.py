@@ -10,6 +10,7 @@ from jax.core import Tracer
 
 from tljax.cache import access, residual
 from tljax.cache.slices import SliceInput
+from tljax.checks import take
 from tljax.config import HookedTransformerConfig
 from tljax.errors import InputError
 from tljax.modules.activations import scaled
@@ -54,7 +55,8 @@ def logit_bias(cache: "ActivationCache", tokens: Any, incorrect_tokens: Any) -> 
     if (offset := model.params.get("ln_final", {}).get("b")) is not None:
         with jax.default_matmul_precision(cfg.matmul_precision):
             bias = bias + offset @ model.W_U
-    return scaled(bias[ids] if wrong is None else bias[ids] - bias[wrong], cfg.logits_multiplier)
+    own = take(bias, ids)
+    return scaled(own if wrong is None else own - take(bias, wrong), cfg.logits_multiplier)
 
 
 def logit_lens(
@@ -129,9 +131,9 @@ def logit_directions(model: "HookedTransformer", ids: jax.Array, wrong: jax.Arra
 def _directions(
     W_U: jax.Array, gain: jax.Array | None, ids: jax.Array, wrong: jax.Array | None, wide: jnp.dtype
 ) -> jax.Array:
-    direction = jnp.take(W_U, ids, axis=1)
+    direction = take(W_U, ids, axis=1)
     if wrong is not None:
-        direction = direction - jnp.take(W_U, wrong, axis=1)
+        direction = direction - take(W_U, wrong, axis=1)
     direction = jnp.moveaxis(direction.astype(wide), 0, -1)
     return (
         direction if gain is None else direction * gain.astype(wide).reshape((1,) * (direction.ndim - 1) + gain.shape)

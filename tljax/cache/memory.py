@@ -10,6 +10,7 @@ import jax
 
 from tljax.config import HookedTransformerConfig
 from tljax.hooks.points import point_table
+from tljax.text.warned import level_of_caller
 
 
 class LargeCacheWarning(UserWarning):
@@ -49,5 +50,5 @@ def warn_if_large(size: int, count: int, device: Any) -> None:
         f"This cache of {count} activations will take {size / 2**30:.2f} GiB; {free / 2**30:.2f} GiB are free. "
         'Keep only what you need with names_filter=lambda name: "resid_post" in name, pos_slice=-1, or device="cpu".',
         LargeCacheWarning,
-        stacklevel=5,
+        stacklevel=level_of_caller(),
     )

@@ -64,7 +64,8 @@ def cut(slice_input: SliceInput, length: int, what: str = "the axis has {} entri
     if isinstance(index, np.ndarray):
         _check(index, slice_input, length, what)
         return Cut(jnp.asarray(index % length, jnp.int32), (None, None, None))
-    return Cut(jnp.where(index < 0, index + length, index), (None, None, None))
+    inside = (index >= -length) & (index < length)  # what is not becomes NaN
+    return Cut(jnp.where(inside, index % length, length), (None, None, None))
 
 
 def read_slice(slice_input: Any, length: int) -> Any:

@@ -15,6 +15,10 @@ from tljax.hooks.points import HookPointSpec
 Direction = Literal["fwd", "bwd"]
 
 
+class UnusedHooksWarning(UserWarning):
+    """Hooks that nothing calls: a ``with model.hooks(...)`` block did not keep its model, or there is no gradient."""
+
+
 @dataclasses.dataclass(frozen=True)
 class HookEntry:
     """One callable at one hook point.

@@ -14,10 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from tljax.checks import missing
 from tljax.errors import InterventionError, nearest
 from tljax.hooks.point import HookPoint
 from tljax.hooks.points import AXES
 from tljax.hooks.selectors import AXIS_ALIASES, Selector
+from tljax.hooks.subspaces import RANK_TOLERANCE, unit_rows, well_conditioned
+from tljax.modules.norm import widened
 from tljax.text import positions
 
 
@@ -37,6 +40,8 @@ class Intervention:
     """
 
     arrays: ClassVar[tuple[str, ...]] = ()
+    apart: ClassVar[tuple[str, ...]] = ()
+    """Those of ``arrays`` whose axes are not the activation's."""
     settings: ClassVar[tuple[str, ...]] = ()
     at: tuple[Selector, ...]
     mask: Any
@@ -84,9 +89,12 @@ class Intervention:
         def show(value: Any) -> str:
             return f"{value.dtype}{list(value.shape)}" if getattr(value, "ndim", 0) else str(value)
 
-        parts = [f"{name}={show(getattr(self, name))}" for name in (*self.arrays, *self.settings)]
+        parts = [f"{name}={show(self._shown(name))}" for name in (*self.arrays, *self.settings)]
         parts += [f"{s.axis}={show(s.payload)}" for s in self.at] + (["mask=..."] if self.mask is not None else [])
         return f"{type(self).__name__}({', '.join(parts)})"
+
+    def _shown(self, name: str) -> Any:
+        return getattr(self, name)
 
     def __call__(self, value: jax.Array, hook: HookPoint) -> jax.Array:
         """Returns the changed activation, same shape and dtype."""
@@ -96,7 +104,16 @@ class Intervention:
         where = self.where(value, hook)
         changed = changed if where is None else jnp.where(where, changed, value)
         lacking = self._lacking(value, hook)
-        return changed if lacking is None else positions.fill_nothing(changed, lacking)
+        changed = changed if lacking is None else positions.fill_nothing(changed, lacking)
+        return self._refused(changed, hook)
+
+    def _refused(self, changed: jax.Array, hook: HookPoint) -> jax.Array:
+        """NaN everywhere (-1 in integers) if a number under trace is of no entry: there it cannot be an error."""
+        sizes = hook.whole(changed.shape)
+        for number, selector in self._axis_numbers(hook.axes).items():
+            if (exist := selector.exist(sizes[number])) is not None:
+                changed = jnp.where(exist, changed, jnp.asarray(missing(changed.dtype), changed.dtype))
+        return changed
 
     def transform(self, value: jax.Array, hook: HookPoint) -> jax.Array:
         """The change, applied everywhere; the base class then confines it to the selected entries."""
@@ -307,7 +324,8 @@ def _number(value: Any, what: str = "An intervention") -> Any:
         raise InterventionError(
             f"{what} takes a number or an array of numbers, got {type(value).__name__} {str(value)[:60]!r}. {fix}"
         )
-    return array.astype(np.float32) if array.dtype.kind in "iuf" and array.dtype.itemsize != 2 else array
+    wide = np.float64 if jax.config.read("jax_enable_x64") else np.float32
+    return array.astype(wide) if array.dtype.kind in "iuf" and array.dtype.itemsize != 2 else array
 
 
 class _WithValue(Intervention):
@@ -391,6 +409,8 @@ class Mean(Intervention):
         super().__init__(mask, **at)
         self._set("reference", None if reference is None else _number(reference, type(self).__name__))
         self._set("over", (over,) if isinstance(over, str) else tuple(over))
+        if not self.over:
+            raise InterventionError("Mean(over=()) averages over nothing: name an axis, such as over='batch'.")
 
     @property
     def counts_positions(self) -> bool:
@@ -415,25 +435,32 @@ class Mean(Intervention):
 
 
 class _Subspace(Intervention):
-    """Splits the last axis into a subspace and its complement."""
+    """Splits the last axis into a subspace and its complement.
 
-    arrays = ("directions",)
+    The subspace does not depend on how long its directions are, and a direction of zeros adds nothing to it. Directions
+    that are nearly parallel span what they say: known ones (not traced) are replaced by an orthonormal basis of their
+    span, worked out in double precision, where single precision would lose one of them.
+    """
+
+    arrays = apart = ("directions",)
     directions: Any
 
     def __init__(self, directions: Any, *, mask: Any = None, **at: Any) -> None:
         super().__init__(mask, **at)
-        self._set("directions", _number(directions, type(self).__name__))
+        self._set("directions", well_conditioned(_number(directions, type(self).__name__)))
 
     def component(self, value: jax.Array, hook: HookPoint) -> jax.Array:
-        directions = jnp.atleast_2d(jnp.asarray(self.directions)).astype(jnp.float32)
+        wide = widened(value.dtype)
+        directions = jnp.atleast_2d(jnp.asarray(self.directions)).astype(wide)
         if directions.ndim != 2 or directions.shape[1] != value.shape[-1]:
             raise InterventionError(
                 f"{type(self).__name__} needs directions of shape [{value.shape[-1]}] or [k, {value.shape[-1]}] at "
                 f"{hook.name}, got {tuple(directions.shape)}."
             )
-        gram = directions @ directions.T
-        coefficients = value.astype(jnp.float32) @ directions.T
-        return (coefficients @ jnp.linalg.pinv(gram) @ directions).astype(value.dtype)
+        with jax.default_matmul_precision("highest"):
+            rows = unit_rows(directions)
+            tolerance = RANK_TOLERANCE * len(rows) * float(jnp.finfo(wide).eps)
+            return (value.astype(wide) @ jnp.linalg.pinv(rows, tolerance) @ rows).astype(value.dtype)
 
 
 class Project(_Subspace):
@@ -451,21 +478,47 @@ class ProjectOut(_Subspace):
 
 
 class Noise(Intervention):
-    """Adds Gaussian noise of standard deviation ``scale``; the same ``seed`` gives the same noise."""
+    """Adds Gaussian noise of standard deviation ``scale``; the same ``seed`` gives the same noise.
+
+    A seed is a whole number below ``2**32``. It is kept as its upper and lower 16 bits, two float32 numbers, which hold
+    it exactly and let ``jax.grad`` take the intervention as an argument.
+    """
 
     arrays = ("scale", "seed")
+    apart = ("seed",)
     scale: Any
     seed: Any
 
     def __init__(self, scale: Any, seed: Any = 0, *, mask: Any = None, **at: Any) -> None:
         super().__init__(mask, **at)
         self._set("scale", _number(scale, type(self).__name__))
-        self._set("seed", _number(seed, type(self).__name__))
+        self._set("seed", _halves(seed))
+
+    def _shown(self, name: str) -> Any:
+        known = name == "seed" and isinstance(self.seed, np.ndarray)
+        return int(_from_halves(self.seed)) if known else getattr(self, name)
 
     def transform(self, value: jax.Array, hook: HookPoint) -> jax.Array:
-        key = jax.random.key(jnp.asarray(self.seed).astype(jnp.uint32))
+        key = jax.random.key(_from_halves(self.seed))
         noise = hook.part(jax.random.normal(key, hook.whole(value.shape), jnp.float32).astype(value.dtype), value.shape)
         return value + self.aligned(self.scale, value, hook) * noise
+
+
+def _halves(seed: Any) -> Any:
+    """A seed's upper and lower 16 bits as float32, ``[2]``."""
+    array = seed if isinstance(seed, jax.Array) else np.asarray(seed)
+    whole = array.ndim == 0 and (jnp.issubdtype(array.dtype, jnp.integer))
+    if not whole or not (isinstance(array, Tracer) or 0 <= int(array) < 2**32):
+        raise InterventionError(f"Noise(seed={seed!r}): a seed is a whole number from 0 to {2**32 - 1}.")
+    xp = jnp if isinstance(array, Tracer) else np
+    bits = array.astype(xp.uint32) if isinstance(array, Tracer) else np.uint32(array)
+    return xp.stack([bits >> np.uint32(16), bits & np.uint32(0xFFFF)]).astype(np.float32)
+
+
+def _from_halves(seed: Any) -> jax.Array:
+    """The seed; one that an older file holds is a single float."""
+    whole = jnp.asarray(seed).astype(jnp.uint32)
+    return whole if whole.ndim == 0 else (whole[0] << np.uint32(16)) | whole[1]
 
 
 class Chain(Intervention):

@@ -222,8 +222,10 @@ def check_numbers(numbers: Any, name: str, below: int | None) -> None:
     if below is None or isinstance(numbers, Tracer):
         return
     found = np.asarray(numbers)
-    if len(wrong := found[(found < 0) | (found >= below)]):
-        raise HookError(f"A hook at {name} puts {wrong[0]} there: its numbers run from 0 to {below - 1}.")
+    if len(wrong := found[~((found >= 0) & (found < below) & (found % 1 == 0))]):
+        raise HookError(
+            f"A hook at {name} puts {wrong[0]} there: its numbers are whole, and run from 0 to {below - 1}."
+        )
 
 
 def attach_backward(value: Any, functions: tuple[Callable[..., Any], ...], point: HookPoint) -> Any:

@@ -84,7 +84,9 @@ def embedding_points(cfg: HookedTransformerConfig) -> tuple[HookPointSpec, ...]:
     """Points of the embedding stage."""
     sizes = _sizes(cfg)
     points = [
-        HookPointSpec("hook_tokens", ("batch", "pos"), "token ids going in", not cfg.use_hook_tokens, sizes),
+        HookPointSpec(
+            "hook_tokens", ("batch", "pos"), "token ids going in", not cfg.use_hook_tokens, sizes, cfg.d_vocab
+        ),
         *(_norm_points("embed.ln", cfg, sizes) if cfg.post_embedding_ln else ()),
         HookPointSpec("hook_embed", _RESID, "token embedding", sizes=sizes),
     ]

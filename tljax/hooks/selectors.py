@@ -155,9 +155,19 @@ class Selector:
     def _whole_numbers(self) -> jax.Array:
         return jnp.asarray(self.payload).astype(jnp.int32)
 
+    def exist(self, size: int) -> jax.Array | None:
+        """Whether all numbers are entries of the axis, where :meth:`check` could not look at them: a scalar."""
+        if self.kind not in ("number", "numbers") or not isinstance(self.payload, Tracer):
+            return None
+        return self._inside(size).all()
+
+    def _inside(self, size: int) -> jax.Array:
+        numbers = jnp.asarray(self.payload)
+        return (numbers >= -size) & (numbers < size)
+
     def numbers(self, size: int) -> jax.Array:
-        """The numbers as int32, negative ones counted from the end."""
-        return self._whole_numbers % jnp.int32(size)
+        """The numbers as int32, negative ones counted from the end; ``size`` for one that does not exist."""
+        return jnp.where(self._inside(size), self._whole_numbers % jnp.int32(size), jnp.int32(size))
 
     def mask(self, size: int) -> jax.Array:
         """Boolean ``[size]``: the selected entries."""

@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from tljax.checks import take
 from tljax.config import HookedTransformerConfig
 from tljax.hooks.point import hook
 from tljax.modules import initializers
@@ -14,7 +15,10 @@ from tljax.modules.norm import final_norm_kind, make_norm
 
 
 class Embed(nn.Module):
-    """Token embedding: rows of ``W_E``, times ``embedding_multiplier``, projected or normalised in some models."""
+    """Token embedding: rows of ``W_E``, times ``embedding_multiplier``, projected or normalised in some models.
+
+    Under trace an id that does not exist gives NaN.
+    """
 
     cfg: HookedTransformerConfig
 
@@ -30,7 +34,7 @@ class Embed(nn.Module):
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """``[batch, pos]`` token ids to ``[batch, pos, d_model]``."""
-        rows = scaled(self.W_E[tokens], self.cfg.embedding_multiplier)
+        rows = scaled(take(self.W_E, tokens), self.cfg.embedding_multiplier)
         return self.ln(rows if self.cfg.d_embed is None else rows @ self.W_proj)
 
 
@@ -45,7 +49,7 @@ class PosEmbed(nn.Module):
         cfg = self.cfg
         initializer = initializers.weight(cfg, cfg.n_ctx, cfg.d_model, embedding=True)
         rows = self.param("W_pos", initializer, (cfg.n_ctx, cfg.d_model), cfg.jnp_dtype)
-        embedded = rows[context.positions_for(tokens.shape[1])]
+        embedded = take(rows, context.positions_for(tokens.shape[1]))
         embedded = jnp.broadcast_to(embedded, (*tokens.shape, cfg.d_model))
         if context.token_mask is not None:
             embedded = jnp.where(context.token_mask[..., None], embedded, 0)

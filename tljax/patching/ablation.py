@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tljax.cache.activation_cache import ActivationCache
+from tljax.checks import typed
 from tljax.errors import InputError
 from tljax.hooked_transformer import HookedTransformer
 from tljax.hooks.interventions import Zero
@@ -20,6 +21,7 @@ from tljax.patching.sources import FromReference
 from tljax.patching.sweep import sweep
 
 
+@typed
 def ablation_sweep(
     model: HookedTransformer,
     prompt: Any,
@@ -113,6 +115,7 @@ def mean_source(
     return FromReference(cache, mean)
 
 
+@typed
 def resample_source(cache: Mapping[str, jax.Array], seed: int = 0) -> FromReference:
     """A sweep's source: activations of prompts drawn from a reference set, the same prompts at every site.
 

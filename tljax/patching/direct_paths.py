@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tljax.checks import typed
 from tljax.errors import InputError
 from tljax.hooked_transformer import HookedTransformer
 from tljax.patching.base_run import BaseRun
@@ -19,6 +20,7 @@ from tljax.patching.sweep import Setup, prepare_sweep
 Component = Literal["q", "k", "v"]
 
 
+@typed
 def get_act_patch_direct_path(
     model: HookedTransformer,
     corrupted_tokens: Any,
@@ -59,6 +61,7 @@ def get_act_patch_direct_path(
     return jax.device_put(grid_of_all[0])
 
 
+@typed
 def get_act_patch_direct_path_all_sources(
     model: HookedTransformer,
     corrupted_tokens: Any,

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tljax.checks import typed
 from tljax.config import HookedTransformerConfig
 from tljax.errors import InputError
 from tljax.hooked_transformer import HookedTransformer
@@ -57,6 +58,7 @@ def make_df_from_ranges(column_max_ranges: Sequence[int], column_names: Sequence
     return data_frame(list(itertools.product(*map(range, column_max_ranges))), column_names)
 
 
+@typed
 def generic_activation_patch(
     model: HookedTransformer,
     corrupted_tokens: Any,

@@ -19,6 +19,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
+from tljax.checks import fits_int32
 from tljax.errors import InputError
 from tljax.losses import check_labels, next_tokens
 from tljax.modules.norm import widened
@@ -105,6 +106,8 @@ def _token_ids(value: Any, owner: str) -> Any:
             f"{owner} got {value!r}; it takes token ids: an integer, or one for each prompt. "
             f"model.to_single_token({example!r}) gives the id of a word."
         )
+    if not fits_int32(array):
+        raise InputError(f"{owner} got {value!r}: no token has such an id, they are below {2**31}.")
     return array.astype(np.int32)
 
 
@@ -114,6 +117,8 @@ def _position(pos: Any, owner: str) -> Any:
     array = np.asarray(pos)
     if array.dtype.kind not in "iu" or array.ndim > 1:
         raise InputError(f"{owner}(pos=...) got {pos!r}; it takes a position, or one for each prompt [batch].")
+    if not fits_int32(array):
+        raise InputError(f"{owner}(pos=...) got {pos!r}: no prompt has such a position.")
     return array.astype(np.int32) if array.ndim else int(array)
 
 
@@ -198,18 +203,34 @@ def _picked(logits: Any, ids: Any, pos: Any, owner: str) -> jax.Array:
     ids = _each_prompt(ids, batch, d_vocab, owner)
     _check_pos(logits, pos, owner)
     rows = np.arange(batch)[:, None]
-    return _wide(logits[rows, pos if isinstance(pos, int) else pos[:, None], ids]).mean(axis=-1)
+    picked = _wide(logits[rows, pos if isinstance(pos, int) else pos[:, None], ids])
+    return _at_known_positions(_where_known(picked, ids, 0, d_vocab), logits, pos).mean(axis=-1)
 
 
 def _rows(logits: Any, pos: Any, owner: str) -> jax.Array:
     """All logits at ``pos`` ``[batch, d_vocab]``."""
     batch, _ = _sizes(logits, owner)
     _check_pos(logits, pos, owner)
-    return _wide(logits[:, pos] if isinstance(pos, int) else logits[np.arange(batch), pos])
+    if isinstance(pos, int):
+        return _wide(logits[:, pos])
+    return _at_known_positions(_wide(logits[np.arange(batch), pos]), logits, pos)
 
 
 def _picked_from_rows(rows: jax.Array, ids: Any) -> jax.Array:
-    return jnp.take_along_axis(rows, jnp.asarray(ids), axis=-1)
+    return _where_known(jnp.take_along_axis(rows, jnp.asarray(ids), axis=-1), ids, 0, rows.shape[-1])
+
+
+def _at_known_positions(picked: jax.Array, logits: Any, pos: Any) -> jax.Array:
+    if isinstance(pos, int) or isinstance(logits, LazyLogits):  # lazy logits are of positions that were looked at
+        return picked
+    return _where_known(picked, pos[:, None], -logits.shape[1], logits.shape[1])
+
+
+def _where_known(picked: jax.Array, numbers: Any, low: int, high: int) -> jax.Array:
+    """NaN where a number under trace, which could not be checked, is of nothing: JAX takes the nearest entry."""
+    if not isinstance(numbers, Tracer):
+        return picked
+    return jnp.where(jnp.broadcast_to((numbers >= low) & (numbers < high), picked.shape), picked, jnp.nan)
 
 
 @jax.tree_util.register_pytree_with_keys_class

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from tljax import checks
 from tljax.config import HookedTransformerConfig
 from tljax.errors import InputError, UnknownHookError
 from tljax.hooks.names import layer_of, layer_of_short, resolve, stage_of
@@ -23,31 +24,23 @@ def named_points(
             point, a short name of several points, a point outside the blocks.
         UnknownHookError: no layer has such a point.
     """
-    if isinstance(layers, int | np.integer) and not isinstance(layers, bool):
-        layers = (int(layers),)
-    if layers is not None and (
-        isinstance(layers, str | bool)
-        or any(isinstance(layer, bool) or not isinstance(layer, int | np.integer) for layer in layers)
-    ):
-        raise InputError(f"layers={layers!r} must be a layer number or a list of them, such as layers=[0, 1].")
     only = one_place(cfg, activation_name)
+    single = isinstance(layers, int | np.integer) and not isinstance(layers, bool)
+    numbers = checks.layers((layers,) if single else layers, cfg.n_layers)
+    if len(set(numbers)) < len(numbers):
+        raise InputError(f"layers={list(numbers)} names a layer twice: each layer is patched once.")
     if only is not None:
         layer = layer_of(only) or 0
-        if layers is not None and [int(n) % cfg.n_layers for n in layers] != [layer]:
+        if layers is not None and numbers != (layer,):
             raise InputError(
                 f"{activation_name!r} names a point of one place, {only}, and layers={layers!r} others. Leave layers= "
                 "out, or give a short name, such as 'resid_pre', that every layer has."
             )
         return (only,), (layer,)
-    numbers = range(cfg.n_layers) if layers is None else layers
-    for layer in numbers:
-        if not -cfg.n_layers <= layer < cfg.n_layers:
-            raise InputError(f"layers= names layer {layer}; the model has layers 0 to {cfg.n_layers - 1}.")
-    numbers = tuple(int(layer) % cfg.n_layers for layer in numbers)
-    if not numbers:
-        raise InputError("layers= is empty: name at least one layer.")
     found = {layer: name for layer in numbers if (name := _at_layer(cfg, activation_name, layer)) is not None}
-    elsewhere = [n for n in range(cfg.n_layers) if layers and _at_layer(cfg, activation_name, n) is not None]
+    elsewhere = [
+        n for n in range(cfg.n_layers) if layers is not None and _at_layer(cfg, activation_name, n) is not None
+    ]
     if not (found or elsewhere):
         resolve((activation_name.removeprefix("hook_"), numbers[0]), point_table(cfg), cfg.n_layers)  # says why
     if layers is not None and (lacking := [layer for layer in numbers if layer not in found]):

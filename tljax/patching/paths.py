@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tljax.checks import typed
 from tljax.config import HookedTransformerConfig
 from tljax.errors import InputError
 from tljax.forward import block_module
@@ -39,6 +40,7 @@ _STREAMS_BUDGET = 256 * 2**20
 _LETTERS = {"batch": "b", "pos": "p", "head": "h", "d_head": "e", "d_model": "d"}
 
 
+@typed
 def path_patch(
     model: HookedTransformer,
     prompt: Any,

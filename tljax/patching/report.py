@@ -59,7 +59,7 @@ def block_flops_per_token(cfg: HookedTransformerConfig) -> int:
 
 
 def _query_flops(cfg: HookedTransformerConfig) -> int:
-    attention = 2 * cfg.d_model * cfg.n_heads * (cfg.d_head + cfg.value_width)
+    attention = 2 * cfg.query_weights
     if cfg.attn_only:
         return attention
     return attention + int(2 * cfg.d_model * _mlp_columns(cfg))
@@ -78,7 +78,7 @@ def _mlp_columns(cfg: HookedTransformerConfig) -> float:
 
 
 def _key_value_flops(cfg: HookedTransformerConfig) -> int:
-    return 2 * cfg.d_model * cfg.kv_heads * (cfg.d_head + cfg.value_width)
+    return 2 * cfg.key_value_weights
 
 
 def block_flops(cfg: HookedTransformerConfig, tokens: int, queries: int, rows: int, query_pos: int, keys: int) -> int:
@@ -101,4 +101,11 @@ def blocks_flops(cfg: HookedTransformerConfig, batch: int, pos: int) -> int:
 
 def forward_flops(cfg: HookedTransformerConfig, batch: int, pos: int) -> int:
     """FLOPs of a full forward pass to all logits."""
-    return blocks_flops(cfg, batch, pos) + 2 * batch * pos * cfg.d_model * cfg.d_vocab_out
+    return blocks_flops(cfg, batch, pos) + batch * pos * logits_flops(cfg)
+
+
+def logits_flops(cfg: HookedTransformerConfig) -> int:
+    """FLOPs of unembedding one token to all logits."""
+    width = cfg.d_embed or cfg.d_model
+    narrowing = 0 if cfg.d_embed is None else cfg.d_model * cfg.d_embed
+    return 2 * (narrowing + width * cfg.d_vocab_out)

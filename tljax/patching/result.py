@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from tljax.checks import typed, whole
 from tljax.errors import InputError, nearest
 from tljax.patching import views
 from tljax.patching.statistics import bootstrap_interval, sign_flip_pvalue
@@ -200,6 +201,7 @@ class PatchingResult:
         self._check_scale(clean, baseline)
         return self.effect() / self._spread(clean - baseline)
 
+    @typed
     def bootstrap_ci(
         self,
         *,
@@ -224,13 +226,15 @@ class PatchingResult:
         Raises:
             InputError: prompts were averaged, or an argument is out of range.
         """
-        self._prompts("A bootstrap interval")
+        if self._prompts("A bootstrap interval") < 2:
+            raise InputError("A bootstrap interval needs at least two prompts; this sweep ran one.")
         samples = np.asarray(self.effect() if of_effect else self.values, np.float64)
         low, high = bootstrap_interval(
             samples, confidence=confidence, n_resamples=n_resamples, seed=seed, statistic=statistic
         )
         return jnp.asarray(low, jnp.float32), jnp.asarray(high, jnp.float32)
 
+    @typed
     def permutation_pvalue(
         self, *, n_permutations: int = 1000, seed: int = 0, alternative: str = "two-sided"
     ) -> jax.Array:
@@ -255,6 +259,7 @@ class PatchingResult:
         pvalues = sign_flip_pvalue(effects, n_permutations=n_permutations, seed=seed, alternative=alternative)
         return jnp.asarray(pvalues, jnp.float32)
 
+    @typed
     def top(
         self, count: int = 5, by: Literal["highest", "lowest", "size"] = "highest"
     ) -> list[tuple[tuple[int, ...], float]]:
@@ -272,7 +277,7 @@ class PatchingResult:
         effect = self.site_effect()
         if by not in (ranks := {"highest": -effect, "lowest": effect, "size": -np.abs(effect)}):
             raise InputError(f"by={by!r} is not one of {', '.join(map(repr, ranks))}.")
-        order = np.argsort(ranks[by].ravel())[:count]
+        order = np.argsort(ranks[by].ravel())[: whole(count, "count", at_least=1)]
         found = [(np.unravel_index(n, effect.shape), float(effect.flat[n])) for n in order]
         return [(tuple(int(i) for i in site), value) for site, value in found if not np.isnan(value)]
 
@@ -366,9 +371,9 @@ class PatchingResult:
                 found = f"{texts.count(entry)} times" if entry in texts else "not"
                 raise InputError(f"{entry!r} is {found} among the labels of axis {axis!r}: give a number below {size}.")
             return texts.index(entry)
-        if not -size <= entry < size:
-            raise InputError(f"Axis {axis!r} has {size} entries; there is no entry {entry}.")
-        return entry
+        if isinstance(entry, bool) or not isinstance(entry, int | np.integer) or not -size <= entry < size:
+            raise InputError(f"Axis {axis!r} has {size} entries; there is no entry {entry!r}.")
+        return int(entry)
 
     def tree_flatten_with_keys(self) -> tuple[tuple[tuple[Any, Any], ...], tuple[Any, ...]]:
         key = jax.tree_util.GetAttrKey

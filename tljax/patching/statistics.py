@@ -4,6 +4,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from tljax.checks import whole
 from tljax.errors import InputError
 
 Statistic = Literal["mean", "median"]
@@ -126,5 +127,5 @@ def _check(value: str, options: object, name: str) -> None:
 
 
 def _check_count(value: int, name: str) -> None:
-    if value < 1:
+    if whole(value, name) < 1:
         raise InputError(f"{name} must be at least 1, got {value}.")

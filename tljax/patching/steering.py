@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tljax.checks import typed
 from tljax.errors import InputError
 from tljax.hooked_transformer import HookedTransformer
 from tljax.hooks.interventions import Add
@@ -17,6 +18,7 @@ from tljax.patching.sources import array_at, is_by_layer, read_source
 from tljax.patching.sweep import prepare_sweep, site_grid
 
 
+@typed
 def steering_sweep(
     model: HookedTransformer,
     prompt: Any,

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
+from tljax.checks import typed
 from tljax.errors import InputError, nearest
 from tljax.hooked_transformer import HookedTransformer
 from tljax.hooks.names import stage_of
@@ -27,6 +28,7 @@ from tljax.patching.result import PatchingResult
 from tljax.patching.sites import Sites, grid
 from tljax.patching.sources import read_source
 from tljax.text import positions
+from tljax.text.warned import level_of_caller
 
 SITE_AXES = ("pos", "head", "neuron", "query_pos", "key_pos", "d_model", "d_head", "expert", "choice", "all_heads",
              "latent", "scale")  # fmt: skip
@@ -36,6 +38,7 @@ class NoEffectWarning(UserWarning):
     """No site of a sweep changes anything."""
 
 
+@typed
 def sweep(
     model: HookedTransformer,
     corrupted: Any,
@@ -96,7 +99,7 @@ def sweep(
             f"No patch of {activation_name!r} changes anything that the metric reads: the values patched in are those "
             "of the base run there. Are both prompts the same?",
             NoEffectWarning,
-            stacklevel=2,
+            stacklevel=level_of_caller(),
         )
     return measured.as_result(swept.sizes, swept.names, reduce, activation_name, swept.labels)
 

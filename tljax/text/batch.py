@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from tljax.checks import fits_int32, whole
 from tljax.errors import InputError
 from tljax.text.positions import read_mask
 from tljax.text.tokenizer import check_padding_side
@@ -63,6 +64,7 @@ class Batch:
             )
         if not jnp.issubdtype(ids.dtype, jnp.integer):
             raise InputError(f"Token ids must be integers, got dtype {ids.dtype}.")
+        _check_ids(ids)
         mask = read_mask(mask)
         if not isinstance(mask, Tracer):
             padding_side = padding_side or _side_of(mask)
@@ -108,7 +110,9 @@ class Batch:
         length = np.asarray(lengths)[:, None]
         mask = place >= width - length if padding_side == "left" else place < length
         ids = np.full(mask.shape, padding, np.int32)
-        ids[mask] = np.concatenate([np.asarray(row, np.int32) for row in rows])
+        joined = np.concatenate([np.asarray(row) for row in rows])
+        _check_ids(joined)
+        ids[mask] = joined
         return cls._make(ids, mask, padding_side)
 
     @classmethod
@@ -139,7 +143,7 @@ class Batch:
         Raises:
             InputError: no such prompt, or the batch is traced (its lengths are then unknown).
         """
-        if not -len(self) <= index < len(self):
+        if not -len(self) <= whole(index, "index") < len(self):
             raise InputError(f"There is no prompt {index}: the batch has {len(self)}.")
         if isinstance(self.mask, Tracer):
             raise InputError("A traced batch has no rows of known length: call batch.row outside jax.jit.")
@@ -197,6 +201,13 @@ def _two_axes(value: Any) -> Any:
     if array.ndim != 2 or 0 in array.shape:
         raise InputError(f"A Batch needs tokens and mask of shape [batch, pos], got {tuple(array.shape)}.")
     return array
+
+
+def _check_ids(ids: Any) -> None:
+    """Refuses ids that would become others as int32."""
+    if not isinstance(ids, Tracer) and not fits_int32(np.asarray(ids)):
+        wrong = np.asarray(ids)[(np.asarray(ids) >= 2**31) | (np.asarray(ids) < -(2**31))].flat[0]
+        raise InputError(f"Token id {wrong} is outside any vocabulary: ids are below {2**31}.")
 
 
 def _side_of(mask: np.ndarray) -> PaddingSide:

@@ -61,6 +61,8 @@ class State:
         tokens: ``[batch, pos]``, prompt and answer.
         done: ``[batch]``, whether a text has ended.
         n_new: tokens chosen so far, an int32 scalar.
+        failed: ``[batch]``, at which new token, counted from 0, there was nothing to choose by (NaN, or every logit
+            ``-inf``), or an id was to be fed back that the embedding lacks; -1 for texts that are well.
         keys: ``[batch]`` random keys.
         counts: ``[batch, d_vocab]``, how often each token occurs, or ``None``.
         logits: ``[new token, batch, d_vocab]``, what each was chosen from, or ``None``.
@@ -70,6 +72,7 @@ class State:
     tokens: jax.Array
     done: jax.Array
     n_new: jax.Array
+    failed: jax.Array
     keys: jax.Array
     counts: jax.Array | None
     logits: jax.Array | None
@@ -116,9 +119,10 @@ class Decoder:
         if sampling.freq_penalty is not None or sampling.repetition_penalty is not None:
             counts = _count_compiled(*jax.device_put((tokens, counted)), self.cfg.d_vocab_out)
         kept = np.zeros((keep_logits, batch, self.cfg.d_vocab_out), logits.dtype) if keep_logits else None
-        room_for_tokens, done, n_new = jax.device_put((tokens, np.zeros(batch, bool), np.int32(0)))
+        well = np.full(batch, -1, np.int32)
+        room_for_tokens, done, n_new, failed = jax.device_put((tokens, np.zeros(batch, bool), np.int32(0), well))
         kept_logits = None if kept is None else jax.device_put(kept)
-        state = State(cache, room_for_tokens, done, n_new, keys, counts, kept_logits)
+        state = State(cache, room_for_tokens, done, n_new, failed, keys, counts, kept_logits)
         return _choose_compiled(state, logits, self.rules)
 
     def go_on(self, state: State, n_new: int) -> State:
@@ -129,7 +133,7 @@ class Decoder:
         if self.is_compiled:
             pieces = len(state.done) == 1 and _on_cpu(params)
             return _decode(self.cfg, pieces, params, self.hooks, self.rules, state, np.int32(n_new))
-        while int(state.n_new) < n_new and not bool(state.done.all()):
+        while int(state.n_new) < n_new and bool(_goes_on(state)):
             logits, cache = _run_token(self.cfg, params, self.hooks, state)
             state = _choose_compiled(dataclasses.replace(state, cache=cache), logits, self.rules)
         return state
@@ -215,7 +219,7 @@ def _decode(
         params = in_pieces(params)
 
     def goes_on(state: State) -> jax.Array:
-        return (state.n_new < n_new) & ~state.done.all()
+        return (state.n_new < n_new) & _goes_on(state)
 
     def step(state: State) -> State:
         logits, cache = _run_token(cfg, params, hooks, state)
@@ -244,12 +248,18 @@ def _after(cache: KeyValueCache, recorded: dict[str, jax.Array], mask: jax.Array
     return cache.after(recorded, mask)
 
 
+def _goes_on(state: State) -> jax.Array:
+    return ~state.done.all() & (state.failed < 0).all()
+
+
 def _choose(state: State, logits: jax.Array, rules: Rules) -> State:
     """Chooses each text's next token by logits ``[batch, 1, d_vocab]``; it stands right after what is in the cache."""
     logits = logits[:, 0]
     keys = jax.vmap(jax.random.fold_in, (0, None))(state.keys, state.n_new)
     seen = None if state.counts is None else state.counts > 0
     token = next_tokens(logits, rules.sampling, state.counts, seen, keys)
+    something = logits.max(axis=1) > -jnp.inf  # not so for NaN either
+    failed = jnp.where((state.failed < 0) & ~state.done & ~something, state.n_new, state.failed)
     token = jnp.where(state.done, rules.fill, token)
     done = state.done
     if rules.eos is not None:
@@ -261,7 +271,7 @@ def _choose(state: State, logits: jax.Array, rules: Rules) -> State:
     kept = state.logits
     if kept is not None:
         kept = jax.lax.dynamic_update_slice_in_dim(kept, logits[None].astype(kept.dtype), state.n_new, axis=0)
-    return State(state.cache, tokens, done, state.n_new + 1, state.keys, counts, kept)
+    return State(state.cache, tokens, done, state.n_new + 1, failed, state.keys, counts, kept)
 
 
 _choose_compiled = jax.jit(_choose, donate_argnums=0)

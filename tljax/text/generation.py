@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tljax.errors import InputError, TokenizerError
+from tljax.checks import take
+from tljax.errors import GenerationError, InputError, TokenizerError
 from tljax.hooks.points import point_table
 from tljax.sizes import power_of_two
 from tljax.text.decoding import Decoder, Rules, room
@@ -54,7 +55,7 @@ class Generation:
         if prompts.kind == "embeds" and not use_cache:
             raise InputError("Embeddings cannot run again without their cache: leave use_past_kv_cache=True.")
         self.prompts, self.ends, self.limit, self.use_cache = prompts, ends, max_new_tokens, use_cache
-        self.tokenizer = model._tokenizer
+        self.tokenizer, self._d_vocab = model._tokenizer, cfg.d_vocab
         capacity = room(length + max_new_tokens, cfg.n_ctx)
         size = TextSize.of(prompts.mask, length + max_new_tokens, capacity)
         hooks = place_hooks(model._hooks, point_table(cfg), size)
@@ -64,6 +65,7 @@ class Generation:
         self._state = self._decoder.start(prompts.value, prompts.mask, capacity, keys, kept)
         self._stopped: dict[int, int] = {}
         self._length: int | None = None  # tokens until every text had ended, where strings ended them
+        self._check_choices()
 
     @property
     def n_new(self) -> int:
@@ -83,8 +85,32 @@ class Generation:
         else:
             while self.n_new < goal and not self.is_done:
                 self._state = self._decoder.restart(self._state, self.prompts.shape[1])
+        self._check_choices()
         if self.ends.strings:
             self._stop_at_strings()
+
+    def _check_choices(self) -> None:
+        """Refuses to go on where logits are no numbers, or where they come of a token that has no embedding.
+
+        Raises:
+            GenerationError: says at which new token of which prompt.
+        """
+        failed = np.asarray(self._state.failed)
+        if (failed < 0).all():
+            return
+        row = int(np.argmax(failed >= 0))
+        step, new = int(failed[row]), self.new_tokens()[row]
+        if step and new[step - 1] >= self._d_vocab:
+            raise GenerationError(
+                f"Prompt {row} chose token {new[step - 1]} as its new token {step - 1}, and the embedding has ids 0 to "
+                f"{self._d_vocab - 1} alone: the text cannot go on. Keep such tokens from being chosen (a hook at "
+                "'unembed.hook_out' that puts -inf there), or stop before."
+            )
+        raise GenerationError(
+            f"Prompt {row} has no logits to choose new token {step} by (counted from 0): they are NaN, or -inf for "
+            "every token. Look at the parameters, the dtype (float16 ends at 65504) and the hooks; run_with_cache of "
+            "the text so far shows where it begins."
+        )
 
     def new_tokens(self) -> np.ndarray:
         """What was chosen so far, ``[batch, new token]``, filled after a text's end."""
@@ -138,8 +164,8 @@ def finish(generation: Generation, model: "HookedTransformer", return_type: Retu
     kind = return_type if return_type != "input" else "str" if prompts.kind == "list" else prompts.kind
     if kind == "embeds":
         W_E, before = model.W_E, prompts.value
-        after = W_E[jnp.asarray(new)]
-        before = before if prompts.kind == "embeds" else W_E[jnp.asarray(before)]
+        after = take(W_E, new)
+        before = before if prompts.kind == "embeds" else take(W_E, before)
         return after if new_only else jnp.concatenate([before, after], axis=1)
     before = new[:, :0] if new_only or prompts.kind == "embeds" else prompts.value
     whole = np.concatenate([before, new], axis=1)

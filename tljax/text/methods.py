@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import jax
 import numpy as np
 
+from tljax.checks import typed
 from tljax.errors import InputError, TokenizerError
 from tljax.inputs import check_length, check_tokens, is_traced
 from tljax.text import tokens as text
@@ -49,6 +50,7 @@ class TextMethods:
     def _bos(self, prepend_bos: bool | None) -> bool:
         return self.cfg.default_prepend_bos if prepend_bos is None else prepend_bos
 
+    @typed
     def to_tokens(
         self,
         input: str | list[str] | Messages | list[Messages],
@@ -62,7 +64,8 @@ class TextMethods:
 
         Warns:
             DoubledBosWarning: a text spells BOS and gets another; once for each tokenizer.
-            TruncationWarning: a text is longer than the model's context, and is cut.
+            TruncationWarning: a text is longer than the model's context, and is cut; every time. (The model itself
+                cuts nothing: given such a text it raises an InputError.)
         """
         if (chats := conversations(input)) is not None:
             return self.apply_chat_template(chats, prepend_bos=prepend_bos, padding_side=padding_side)
@@ -72,6 +75,7 @@ class TextMethods:
         )  # fmt: skip
         return jax.device_put(ids)
 
+    @typed
     def apply_chat_template(
         self,
         messages: Messages | list[Messages],
@@ -103,6 +107,7 @@ class TextMethods:
         ]
         return self._batch(rows, padding_side).tokens
 
+    @typed
     def to_batch(self, prompts: Any, prepend_bos: bool | None = None, padding_side: PaddingSide | None = None) -> Batch:
         """Puts prompts of any lengths into one :class:`~tljax.Batch`, which runs each as if it were alone.
 
@@ -131,8 +136,8 @@ class TextMethods:
         if (chats := conversations(prompts)) is not None:
             rows = [chat_row(self._text(), one, prepend_bos=prepend_bos) for one in chats]
         elif texts_in(prompts) is not None:
-            options: dict[str, Any] = {"prepend_bos": self._bos(prepend_bos), "n_ctx": self.cfg.n_ctx, "warn": warn}
-            rows = text.to_rows(self._text(), prompts, **options)
+            rows = text.to_rows(self._text(), prompts, prepend_bos=self._bos(prepend_bos), warn=warn)
+            check_length(self.cfg, max(map(len, rows)), is_text=True)
         else:
             rows = self._token_rows(prompts)
         return self._batch(rows, padding_side)
@@ -171,6 +176,7 @@ class TextMethods:
         check_length(self.cfg, batch.shape[1])
         return batch
 
+    @typed
     def tokens_report(
         self, prompt: Any, prepend_bos: bool | None = None, padding_side: PaddingSide | None = None
     ) -> TokensReport:
@@ -194,6 +200,7 @@ class TextMethods:
         """Turns ids into text: a string for one id or sequence, a list for a batch."""
         return text.to_string(self._text(), tokens, d_vocab=self.cfg.d_vocab)
 
+    @typed
     def to_str_tokens(
         self, input: Any, prepend_bos: bool | None = None, padding_side: PaddingSide | None = None
     ) -> list[str] | list[list[str]]:
@@ -215,6 +222,7 @@ class TextMethods:
         """Text of one id."""
         return text.to_single_str_token(self._text(), int_token, d_vocab=self.cfg.d_vocab)
 
+    @typed
     def get_token_position(
         self,
         single_token: str | int,

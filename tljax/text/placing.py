@@ -72,7 +72,10 @@ def _placed(intervention: Intervention, spec: HookPointSpec, size: TextSize) -> 
     selectors = [_placed_selector(selector, spec, size) for selector in intervention.at]
     dropped = {selector.axis for selector in selectors if selector.kind == "number"}
     names = (*intervention.arrays, "mask")
-    fields = {name: _placed_array(getattr(intervention, name), spec, dropped, selectors, size) for name in names}
+    fields = {
+        name: value if name in intervention.apart else _placed_array(value, spec, dropped, selectors, size)
+        for name, value in ((name, getattr(intervention, name)) for name in names)
+    }
     return type(intervention).stored(
         fields | {name: getattr(intervention, name) for name in intervention.settings}, selectors
     )

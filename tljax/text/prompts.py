@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tljax.checks import whole
 from tljax.config import HookedTransformerConfig
 from tljax.errors import InputError, TokenizerError
 from tljax.inputs import is_traced, prepare
@@ -15,6 +16,7 @@ from tljax.text.batch import Batch
 from tljax.text.chat import conversations
 from tljax.text.methods import texts_in
 from tljax.text.positions import read_mask
+from tljax.text.tokenizer import check_padding_side
 from tljax.text.warned import warn_padded_right
 from tljax.typing import PaddingSide
 
@@ -75,6 +77,7 @@ def read_prompts(
         PaddingWarning: some rows of a token array end in PAD, and no mask says whether that is padding.
     """
     cfg = model.cfg
+    check_padding_side(padding_side)
     if any(map(is_traced, jax.tree.leaves(input))):
         raise InputError("generate chooses tokens on concrete prompts: call it outside jax.jit, jax.grad and jax.vmap.")
     if cfg.attention_dir != "causal":
@@ -237,15 +240,18 @@ def check_switch(cfg: HookedTransformerConfig, prompts: Prompts, max_new_tokens:
         )
 
 
-def check_room(cfg: HookedTransformerConfig, prompts: Prompts, max_new_tokens: int) -> None:
-    """Raises InputError unless ``max_new_tokens`` is a positive number and the text fits into the model's context."""
-    if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int | np.integer) or max_new_tokens < 1:
-        raise InputError(f"max_new_tokens={max_new_tokens!r} must be a whole number of at least 1.")
+def check_room(cfg: HookedTransformerConfig, prompts: Prompts, max_new_tokens: int, runs_last: bool = False) -> None:
+    """Raises InputError unless ``max_new_tokens`` is a positive number and the text fits into the model's context.
+
+    The last new token needs no position, as it is chosen and never runs; unless ``runs_last``.
+    """
+    whole(max_new_tokens, "max_new_tokens", at_least=1)
     length = prompts.shape[1]
-    if length + max_new_tokens > cfg.n_ctx:
-        over = length + max_new_tokens - cfg.n_ctx
+    runs = length + max_new_tokens - (not runs_last)
+    if runs > cfg.n_ctx:
+        over = runs - cfg.n_ctx
         shorten = f", or drop the first {over} tokens of the prompt" if over < length else ""
         raise InputError(
             f"The prompt has {length} tokens and max_new_tokens={max_new_tokens} more would pass this model's "
-            f"n_ctx={cfg.n_ctx}. Ask for at most {cfg.n_ctx - length}{shorten}."
+            f"n_ctx={cfg.n_ctx}. Ask for at most {cfg.n_ctx - length + (not runs_last)}{shorten}."
         )

@@ -21,6 +21,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
+from tljax.checks import check_type
 from tljax.errors import InputError
 
 _BLOCK = 128  # tokens summed at once, before the sums are
@@ -86,6 +87,7 @@ def read_sampling(
     (array(100, dtype=int32), 128, None)
     >>> read_sampling(50257, do_sample=False, top_k=100).top_k  # the largest logit needs none
     """
+    check_type(do_sample, bool, "do_sample")
     scale = _number("temperature", temperature, 0.0, lambda value: value >= 0, "0 or more; 0 takes the likeliest token")
     share = _number(
         "top_p", 1.0 if top_p is None else top_p, 1.0, lambda value: 0 < value <= 1, "above 0 and up to 1; 1 keeps all"
@@ -326,10 +328,10 @@ def sample_logits(
         seed: an integer instead of a key. With neither, seed 0 is used: call after call draws alike.
 
     Returns:
-        Token ids ``[batch]``, int32; a scalar for one row of logits.
+        Token ids ``[batch]``, int32; a scalar for one row of logits. Under trace, -1 where logits are NaN.
 
     Raises:
-        InputError: an argument is out of range or contradicts another.
+        InputError: an argument is out of range or contradicts another, or logits are NaN.
 
     >>> logits = jnp.log(jnp.array([[0.5, 0.3, 0.2], [0.1, 0.1, 0.8]]))
     >>> sample_logits(logits, temperature=0)
@@ -355,6 +357,11 @@ def sample_logits(
     penalised = sampling.freq_penalty is not None or sampling.repetition_penalty is not None
     text = _read_text(tokens, logits.shape) if penalised else None
     chosen = _sample(rows, sampling, text, read_key(key, seed))
+    if not isinstance(chosen, Tracer) and (np.asarray(chosen) < 0).any():
+        raise InputError(
+            f"Row {int(np.argmax(np.asarray(chosen) < 0))} of the logits holds nothing to choose by: NaN, or -inf for "
+            "every token."
+        )
     return chosen if logits.ndim == 2 else chosen[0]
 
 
@@ -362,7 +369,8 @@ def sample_logits(
 def _sample(logits: jax.Array, sampling: Sampling, tokens: jax.Array | None, key: jax.Array) -> jax.Array:
     counts = None if tokens is None else count_tokens(tokens, logits.shape[1])
     seen = None if counts is None else counts > 0
-    return next_tokens(logits, sampling, counts, seen, row_keys(key, len(logits)))
+    chosen = next_tokens(logits, sampling, counts, seen, row_keys(key, len(logits)))
+    return jnp.where(logits.max(axis=1) > -jnp.inf, chosen, -1)  # not so for NaN either
 
 
 def row_keys(key: jax.Array, batch: int) -> jax.Array:

@@ -28,11 +28,21 @@ def warn_truncated(before: list[int], after: list[int], n_ctx: int | None) -> No
     cut = sum(count > 0 for count in dropped)
     which = "The text is" if len(dropped) == 1 else f"{cut} of {len(dropped)} texts are"
     total = sum(dropped)
-    warnings.warn(
+    warn_every_time(
         f"{which} longer than n_ctx={n_ctx}: {total} token{'s' * (total != 1)} dropped. "
         "Shorten the text, or pass truncate=False to to_tokens and split the tokens yourself.",
         TruncationWarning,
-        stacklevel=level_of_caller(),
+    )
+
+
+def warn_every_time(message: str, category: type[Warning]) -> None:
+    """Warns at the caller's line, also where Python has shown the same there before (unless the user's filters say so).
+
+    ``warnings.warn`` remembers by line what it has shown; with no such memory at hand every call counts as the first.
+    """
+    frame = sys._getframe(level_of_caller() - 1)
+    warnings.warn_explicit(
+        message, category, frame.f_code.co_filename, frame.f_lineno, frame.f_globals.get("__name__", "<string>")
     )
 
 

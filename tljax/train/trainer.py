@@ -14,6 +14,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float
 
+from tljax import checks
 from tljax.errors import ConfigError, TljaxError
 from tljax.hooked_transformer import HookedTransformer
 from tljax.losses import lm_cross_entropy_loss
@@ -67,6 +68,7 @@ class TrainConfig:
     progress: bool = True
 
     def __post_init__(self) -> None:
+        checks.check_fields(self, ConfigError)
         for name in ("steps", "batch_size", "log_every", "save_every"):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int | np.integer) or value < 1):
@@ -80,7 +82,7 @@ class TrainConfig:
             raise ConfigError(f"warmup_steps={self.warmup_steps} must be at least 0 and less than steps={self.steps}.")
         for name in ("learning_rate", "clip"):
             value = getattr(self, name)
-            if value is not None and not value > 0:
+            if value is not None and not 0 < value < np.inf:
                 raise ConfigError(f"{name} must be positive, got {value!r}.")
         for name in ("final_fraction", "weight_decay", "beta1", "beta2"):
             if not 0 <= getattr(self, name) <= 1:

@@ -7,12 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tljax.checks import typed, whole
 from tljax.errors import InputError, TokenizerError
 
 if TYPE_CHECKING:
     from tljax.hooked_transformer import HookedTransformer
 
 
+@typed
 def test_prompt(
     prompt: str,
     answer: str | list[str],
@@ -45,7 +47,7 @@ def test_prompt(
     if not texts or not all(text.strip() for text in texts):
         raise InputError(f"test_prompt needs an answer of one token or more; got {answer!r}.")
     several = len(texts) > 1
-    start = np.asarray(model.to_tokens(prompt, prepend_bos=prepend_bos))[0]
+    start = np.asarray(model.to_tokens(prompt, prepend_bos=prepend_bos, truncate=False))[0]
     rows = [np.asarray(model.to_tokens(text, prepend_bos=False))[0] for text in texts]
     pieces = [model.to_str_tokens(text, prepend_bos=False) for text in texts]
     if print_details:
@@ -77,6 +79,7 @@ def _print_details(
         print(f"Top {place}th token. Logit: {row[token]:5.2f} Prob: {probabilities[token]:6.2%} Token: |{text}|")
 
 
+@typed
 def logits_to_df(logits: Any, tokenizer: Any = None, top_k: int | None = None) -> Any:
     """Logits of one position as a pandas table, likeliest first.
 
@@ -93,6 +96,8 @@ def logits_to_df(logits: Any, tokenizer: Any = None, top_k: int | None = None) -
     """
     import pandas as pd
 
+    if top_k is not None:
+        whole(top_k, "top_k", at_least=1)
     row = jnp.asarray(logits).astype(jnp.float32)
     if row.ndim != 1:
         raise InputError(f"logits_to_df takes the logits of one position, [d_vocab]; got shape {row.shape}.")

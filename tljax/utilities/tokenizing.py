@@ -8,11 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
+from tljax.checks import typed
 from tljax.errors import InputError, TokenizerError
 from tljax.text import tokens as text
 from tljax.text.tokenizer import wrap_tokenizer
 
 
+@typed
 def tokenize_and_concatenate(
     dataset: Any,
     tokenizer: Any,

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from tljax.checks import typed
 from tljax.errors import InputError
 from tljax.patching.result import PatchingResult
 from tljax.viz.drawing import MAX_PANELS, Picture, draw, save_figure
@@ -24,6 +25,7 @@ _MEASURES = {
 }
 
 
+@typed
 def heatmap(
     values: Any,
     *,

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 
+from tljax.checks import typed
 from tljax.errors import ConfigError
 from tljax.factored_matrix import FactoredMatrix
 from tljax.modules.activations import scaled
@@ -183,6 +184,7 @@ class WeightProperties:
         """What each head moves: ``W_V W_O``, ``[L, H, d_model, d_model]``; source side first."""
         return circuits.head_circuit(self, self.cfg, "OV")
 
+    @typed
     def all_composition_scores(self, mode: str) -> jax.Array:
         """How strongly each head's output reaches what each later head reads (Elhage et al. 2021).
 
@@ -201,6 +203,7 @@ class WeightProperties:
         """
         return circuits.all_composition_scores(self, mode)
 
+    @typed
     def accumulated_bias(self, layer: int, mlp_input: bool = False, include_mlp_biases: bool = True) -> jax.Array:
         """What the biases of attention and MLPs have added to the residual stream at the input of a layer.
 

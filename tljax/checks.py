@@ -1,0 +1,222 @@
+"""What an argument may be, said once: flags, whole numbers, choices, and numbers of things that must exist.
+
+:func:`typed` checks a function's simple arguments by their annotations, :func:`check_fields` a dataclass's fields. What
+else a number must be (at least one, an entry of an axis) takes one of the other functions. Values under trace pass:
+there is nothing to look at, and what they lead to must be NaN where they mean nothing (:func:`take`).
+"""
+
+import dataclasses
+import functools
+import inspect
+import math
+import types
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from tljax.errors import InputError, TljaxError, nearest
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+_DTYPES: dict[Any, str] = {bool: "b", int: "iu", float: "iuf"}
+_NAMES: dict[Any, str] = {
+    bool: "True or False", int: "a whole number", float: "a number", str: "a text", types.NoneType: "None",
+}  # fmt: skip
+
+
+def typed(function: Callable[_P, _R], error: type[TljaxError] = InputError) -> Callable[_P, _R]:
+    """Makes a function check its arguments that are annotated as flags, numbers, texts or choices of them.
+
+    Without it ``truncate="no"`` would be true, and ``reduce="non"`` whatever the code takes for the other case. Any
+    other annotation, one in quotes too, is left to the function.
+
+    Args:
+        function: the function.
+        error: what it then raises, saying what would fit.
+    """
+    parameters: dict[str, inspect.Parameter] = {}
+
+    @functools.wraps(function)
+    def checked(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        if not parameters:
+            parameters.update(inspect.signature(function).parameters)
+        for parameter, value in zip(parameters.values(), args, strict=False):
+            if parameter.kind is parameter.VAR_POSITIONAL:
+                break
+            _check(value, parameter, error)
+        for name, value in kwargs.items():
+            if (parameter := parameters.get(name)) is not None and parameter.kind is not parameter.VAR_KEYWORD:
+                _check(value, parameter, error)
+        return function(*args, **kwargs)
+
+    return checked
+
+
+def _check(value: Any, parameter: inspect.Parameter, error: type[TljaxError]) -> None:
+    if value is not parameter.default:
+        check_type(value, parameter.annotation, parameter.name, error)
+
+
+def check_type(value: Any, annotation: Any, name: str, error: type[TljaxError] = InputError) -> None:
+    """Raises an error if a value does not fit an annotation that speaks of flags, numbers, texts and choices alone."""
+    if fits(value, annotation) is False:
+        options = [option for option in _choices(annotation) if isinstance(option, str)]
+        raise error(f"{name}={value!r} is not {_expected(annotation)}.{nearest(str(value), options)}")
+
+
+def check_fields(instance: Any, error: type[TljaxError] = InputError) -> None:
+    """Raises an error if a field of a dataclass does not fit its annotation (see :func:`typed`)."""
+    for field in dataclasses.fields(instance):
+        check_type(getattr(instance, field.name), field.type, field.name, error)
+
+
+def fits(value: Any, annotation: Any) -> bool | None:
+    """Whether a value is of the type, or ``None`` where the annotation says more than this module looks at."""
+    origin = get_origin(annotation)
+    if origin in (Union, types.UnionType):
+        found = [fits(value, one) for one in get_args(annotation)]
+        return True if True in found else None if None in found else False
+    if origin is Literal:
+        return any(type(value) is type(option) and value == option for option in get_args(annotation))
+    if origin is tuple:
+        of, *rest = get_args(annotation)
+        if rest != [...] or fits(None, of) is None:
+            return None
+        return isinstance(value, list | tuple | np.ndarray) and all(fits(one, of) for one in value)
+    if origin is Sequence:
+        return _is_sequence(value, get_args(annotation)[0])
+    if annotation is types.NoneType or annotation is None:
+        return value is None
+    if annotation is str:
+        return isinstance(value, str)
+    return _is_number(value, annotation) if annotation in (bool, int, float) else None
+
+
+def _is_sequence(value: Any, entry: Any) -> bool | None:
+    """Whether this is a list of values of a type; what is neither a list nor one value alone is not looked at."""
+    if fits(None, entry) is None:
+        return None
+    if isinstance(value, Sequence | np.ndarray) and np.ndim(value) and not isinstance(value, str):
+        return all(fits(one, entry) for one in value)
+    if isinstance(value, str):
+        return fits(value, entry)
+    return False if isinstance(value, bool | int | float) else None
+
+
+def _is_number(value: Any, kind: type) -> bool:
+    """Whether this is one value of a kind: a Python one, numpy's or jax's; a whole number counts as a float."""
+    if isinstance(value, bool | int | float):
+        if isinstance(value, bool) or kind is bool:
+            return isinstance(value, bool) and kind is bool
+        return isinstance(value, int) if kind is int else not math.isnan(value)
+    if not isinstance(value, jax.Array | np.ndarray | np.generic):
+        return False
+    is_float = kind is float and jnp.issubdtype(value.dtype, jnp.floating)  # bfloat16 too, which numpy does not know
+    right = np.ndim(value) == 0 and (is_float or np.dtype(value.dtype).kind in _DTYPES[kind])
+    return right and not (is_float and isinstance(value, np.ndarray | np.generic) and bool(np.isnan(value)))
+
+
+def _expected(annotation: Any) -> str:
+    origin = get_origin(annotation)
+    parts: tuple[Any, ...] = get_args(annotation)
+    if origin in (Union, types.UnionType):
+        return " or ".join(map(_expected, parts))
+    if origin is Literal:
+        names = ", ".join(map(repr, parts))
+        return f"one of {names}" if len(parts) > 1 else names
+    if origin in (tuple, Sequence):
+        return f"a list, each entry {_expected(parts[0])}"
+    return _NAMES.get(annotation, str(annotation))
+
+
+def _choices(annotation: Any) -> list[Any]:
+    parts = get_args(annotation)
+    return list(parts) if get_origin(annotation) is Literal else [one for part in parts for one in _choices(part)]
+
+
+def whole(
+    value: Any, name: str, at_least: int | None = None, at_most: int | None = None, error: type[TljaxError] = InputError
+) -> int:
+    """A whole number within bounds, as a Python one.
+
+    >>> whole(np.int64(3), "count", at_least=1)
+    3
+    """
+    if isinstance(value, Tracer):
+        raise error(f"{name} must be known while a program is traced: pass it as a Python number, not through jax.jit.")
+    in_words = _NAMES[int]
+    if at_least is not None and at_most is not None:
+        in_words += f" from {at_least} to {at_most}"
+    elif at_least is not None:
+        in_words += f" of at least {at_least}"
+    if not _is_number(value, int) or (at_least is not None and value < at_least):
+        raise error(f"{name}={value!r} must be {in_words}.")
+    if at_most is not None and value > at_most:
+        raise error(f"{name}={value!r} is out of range: it must be {in_words}.")
+    return int(value)
+
+
+def entry(value: Any, size: int, name: str, things: str, error: type[TljaxError] = InputError) -> int:
+    """The number of one of ``size`` things, a negative one counted from the end.
+
+    >>> entry(-1, 4, "head", "heads")
+    3
+    """
+    if isinstance(value, Tracer):
+        raise error(f"{name} must be known while a program is traced: pass it as a Python number, not through jax.jit.")
+    if not _is_number(value, int):
+        raise error(f"{name}={value!r} must be a whole number: one of {size} {things}, 0 to {size - 1}.")
+    if not -size <= value < size:
+        raise error(
+            f"{name}={int(value)} is out of range: there are {size} {things}, 0 to {size - 1} (or negative, from the "
+            "end)."
+        )
+    return int(value) % size
+
+
+def layers(given: Any, n_layers: int, name: str = "layers", error: type[TljaxError] = InputError) -> tuple[int, ...]:
+    """The numbers of layers, ``None`` meaning all, negative ones counted from the end; at least one."""
+    if given is None:
+        return tuple(range(n_layers))
+    if isinstance(given, str) or not isinstance(given, Iterable) or np.ndim(given) == 0:  # type: ignore[arg-type]
+        raise error(f"{name}={given!r} must be a list of layer numbers, such as {name}=[0, {n_layers - 1}].")
+    numbers = tuple(entry(layer, n_layers, f"{name}[{n}]", "layers", error) for n, layer in enumerate(given))
+    if not numbers:
+        raise error(f"{name}= is empty: name at least one layer.")
+    return numbers
+
+
+def one_of(value: Any, options: Sequence[Any], name: str, error: type[TljaxError] = InputError) -> None:
+    """Raises an error unless the value is one of the options."""
+    if not any(type(value) is type(option) and value == option for option in options):
+        known = [option for option in options if isinstance(option, str)]
+        raise error(f"{name}={value!r} is not one of {', '.join(map(repr, options))}.{nearest(str(value), known)}")
+
+
+def fits_int32(ids: np.ndarray) -> bool:
+    """Whether integers keep their values as int32: ``2**32 + 5`` would silently become 5."""
+    return not ids.size or (int(ids.min()) >= -(2**31) and int(ids.max()) < 2**31)
+
+
+def take(array: jax.Array, ids: Any, axis: int = 0) -> jax.Array:
+    """Entries of an axis by number, NaN (-1 of integers) for a number that does not exist; negative ones do not.
+
+    Under trace a number cannot be refused, and JAX would take the nearest entry without a word.
+
+    >>> take(jnp.asarray([10.0, 20.0]), jnp.asarray([1, 2, -1]))
+    Array([20., nan, nan], dtype=float32)
+    """
+    numbers = jnp.asarray(ids)
+    numbers = numbers.astype(jnp.int32) if numbers.dtype.itemsize < 4 else numbers
+    numbers = jnp.where(numbers < 0, jnp.asarray(array.shape[axis], numbers.dtype), numbers)
+    return jnp.take(array, numbers, axis=axis, mode="fill", fill_value=missing(array.dtype))
+
+
+def missing(dtype: Any) -> float | int:
+    """What stands where nothing exists: NaN, or -1 among integers, which is the number of nothing."""
+    return math.nan if jnp.issubdtype(dtype, jnp.inexact) else -1
