@@ -320,8 +320,8 @@ def test_bundled_models_load_by_name(gpt2: Path, tmp_path: Path, monkeypatch: py
 def test_a_stray_directory_does_not_hide_an_alias(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "gpt2").mkdir()
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(hub, "_download", lambda repo, *_: (_ for _ in ()).throw(LookupError(repo)))
-    with pytest.raises(LookupError, match=r"openai-community/gpt2"):
+    monkeypatch.setattr(hub, "_download", lambda repo, *_, **__: (_ for _ in ()).throw(LookupError(repo)))
+    with pytest.raises(CheckpointError, match=r"openai-community/gpt2 failed: LookupError"):
         load_checkpoint("gpt2")
     save_file({"x": np.zeros(1)}, tmp_path / "gpt2" / "model.safetensors")
     (tmp_path / "gpt2" / "config.json").write_text("{}")

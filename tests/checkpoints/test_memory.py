@@ -63,7 +63,7 @@ def test_bfloat16_goes_through(made: Loader) -> None:
 
 def test_nothing_is_copied_before_it_is_read(made: Loader, monkeypatch: pytest.MonkeyPatch) -> None:
     model, _ = made("gpt2")
-    _, tensors = read_hf_model(model)
+    _, tensors, _ = read_hf_model(model)
     read = tensors.read("transformer.wte.weight")
     assert read.ctypes.data == model.transformer.wte.weight.data_ptr()
     opened: list[str] = []
@@ -111,7 +111,7 @@ def test_what_is_no_model_is_refused(made: Loader) -> None:
     for wrong in ("gpt2", model.state_dict(), object()):
         with pytest.raises(InputError, match=r"hf_model is a .*; expected a transformers model"):
             load_checkpoint("gpt2", hf_model=wrong)
-    with pytest.raises(InputError, match=r"revision='main' chooses files on the hub; hf_model= reads none"):
+    with pytest.raises(InputError, match=r"revision='main' chooses files, and hf_model= reads none"):
         load_checkpoint("gpt2", hf_model=model, revision="main")
 
 

@@ -94,7 +94,7 @@ _TOYS = {
     "SoLU_{}1536W_C4_Code": ("12L", "solu"),
 }
 _TOYS_OF_OLD = {"1L": "v9", "2L": "v10", "4L": "v11", "6L": "v13", "8L": "v21", "10L": "v22", "12L": "v23"}
-_IN_THEIR_OWN_FORM = {
+IN_TRANSFORMER_LENS_FORM = {
     "ArthurConmy/redwood_attn_2l": "",
     "Baidicoot/Othello-GPT-Transformer-Lens": "othello-gpt",
     "NeelNanda/Attn-Only-2L512W-Shortformer-6B-big-lr": "attn-only-2l-demo attn-only-2l-shortformer-6b-big-lr "
@@ -107,7 +107,7 @@ _IN_THEIR_OWN_FORM = {
 }  # fmt: skip
 """Models in TransformerLens's own form: hub id → short names."""
 
-CHECKPOINTS_AS_FILES = frozenset(repo for repo in _IN_THEIR_OWN_FORM if repo.startswith("NeelNanda/"))
+CHECKPOINTS_AS_FILES = frozenset(repo for repo in IN_TRANSFORMER_LENS_FORM if repo.startswith("NeelNanda/"))
 """Hub ids whose training checkpoints are files of one revision, not revisions."""
 
 _PYTHIA = {
@@ -124,7 +124,7 @@ _ONLY_FROM_META = {f"llama-{size}{end}" for size in ("7b", "13b", "30b", "65b") 
 def _published() -> Iterator[tuple[str, str]]:
     """Yields hub ids with the short names, separated by spaces, that do not follow from the id."""
     yield from _OTHERS.items()
-    yield from _IN_THEIR_OWN_FORM.items()
+    yield from IN_TRANSFORMER_LENS_FORM.items()
     for pattern, sizes, kinds in _REGULAR:
         yield from ((pattern.format(*parts), "") for parts in itertools.product(sizes.split(), kinds))
     for size, old in _PYTHIA.items():

@@ -56,8 +56,9 @@ def name_unless_given(own: str) -> Callable[[str], str]:
 
 def in_files(sources: Sources) -> Source:
     """Returns a checkpoint on disk, with the adapter that goes on it."""
-    base, tokenizer = sources.base, sources.tokenizer()
+    base = sources.base
     attributes, named = read_json(base.directory / CONFIG), name_unless_given(base.model_name)
+    tokenizer = sources.tokenizer()
     return Source(
         named=lambda name: sources.named(named(name)),
         origin=str(base.directory),
