@@ -26,7 +26,7 @@ def make_checkpoint(directory: Path, n_layers: int, d_model: int, d_vocab: int) 
     from tljax.checkpoints.families.gpt2 import GPT2
     from tljax.checkpoints.hf_config import HFConfig
     from tljax.checkpoints.layout import axis_sizes
-    from tljax.checkpoints.mapping import bind
+    from tljax.checkpoints.rows import bind
     from tljax.safetensors_files import write_safetensors
 
     attributes = {

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tljax.checkpoints import families
-from tljax.checkpoints.mapping import Family
+from tljax.checkpoints.family import Family
 
 DOCS = Path(__file__).parent
 FIGURES = DOCS / "models.json"

@@ -94,15 +94,18 @@ def make_hf_model(variant: str, directory: Path, spread: float = 0.3) -> Any:
     return make_of(hf_config(variant), directory, spread)
 
 
-def make_of(config: Any, directory: Path, spread: float = 0.3) -> Any:
-    """Saves a random model of a Hugging Face config in ``directory``, and returns it as :func:`make_hf_model` does."""
+def make_of(config: Any, directory: Path, spread: float = 0.3, **options: Any) -> Any:
+    """Saves a random model of a Hugging Face config in ``directory``, and returns it as :func:`make_hf_model` does.
+
+    ``options`` go to transformers' ``from_config``.
+    """
     import torch
     from transformers import AutoModelForCausalLM
 
     # A process's first multi-threaded torch.tanh (and MKL's other vector functions) is off by 1e-4 in about one run of
     # forty: the library picks its precise kernels while the threads already run.
     torch.set_num_threads(1)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager").eval()
+    model = AutoModelForCausalLM.from_config(config, **options).eval()
     generator = torch.Generator().manual_seed(0)
     has_offset = model.config.model_type.startswith(("gemma", "nemotron"))  # their gains are 1 + w
     for name, parameter in model.named_parameters():

@@ -8,7 +8,8 @@ from hf_models import VARIANTS, hf_config
 
 from tljax import HookedTransformerConfig
 from tljax.checkpoints.families import FAMILIES, family_of
-from tljax.checkpoints.mapping import Family, Row
+from tljax.checkpoints.family import Family
+from tljax.checkpoints.rows import Row
 
 BY_TYPE = {family.model_type: family for family in FAMILIES}
 IMPOSSIBLE = {

@@ -8,7 +8,8 @@ from hf_models import VARIANTS, hf_config
 from tljax import HookedTransformerConfig
 from tljax.checkpoints.families import family_of
 from tljax.checkpoints.layout import axis_sizes, flatten, parameter_axes, parameter_shapes, stages_of, unflatten
-from tljax.checkpoints.mapping import Row, TensorInfo, bind, match, may_be_absent, stored_apart
+from tljax.checkpoints.mapping import match, stored_apart
+from tljax.checkpoints.rows import Row, TensorInfo, bind, may_be_absent
 from tljax.errors import CheckpointError, UnsupportedModelError
 from tljax.forward import init_params
 

@@ -44,11 +44,12 @@ def refusal(name: str) -> str | None:
 
 def hf_model(attributes: dict[str, Any], directory: Path) -> Any:
     """transformers' model of ``attributes``, saved in ``directory`` next to them as they are."""
+    import torch
     from transformers import CONFIG_MAPPING
 
     config = CONFIG_MAPPING[attributes["model_type"]].from_dict(json.loads(json.dumps(attributes)))
     vars(config).pop("quantization_config", None)  # of gpt-oss: random weights are not packed
-    model = make_of(config, directory)
+    model = make_of(config, directory, dtype=torch.float32, attn_implementation="eager")
     (directory / "config.json").write_text(json.dumps(attributes))
     return model
 

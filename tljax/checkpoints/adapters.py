@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from tljax.checkpoints.adapter_config import ADAPTER, ADAPTER_CONFIG, ADAPTER_PICKLE, AdapterConfig
-from tljax.checkpoints.mapping import FLOATS, SHOWN, Place, TensorInfo
+from tljax.checkpoints.mapping import FLOATS, SHOWN, Place
 from tljax.checkpoints.reader import PickleFiles, SafetensorsFiles, Tensors
+from tljax.checkpoints.rows import TensorInfo
 from tljax.checkpoints.stored_names import rename
 from tljax.errors import CheckpointError
 

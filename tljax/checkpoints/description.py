@@ -11,9 +11,9 @@ import numpy as np
 
 from tljax.checkpoints import hosted, hub, native, transformer_lens
 from tljax.checkpoints.families import family_of
-from tljax.checkpoints.mapping import Row, TensorInfo
 from tljax.checkpoints.opening import Source, in_files
 from tljax.checkpoints.reader import CONFIG, Tensors
+from tljax.checkpoints.rows import Row, TensorInfo
 from tljax.checkpoints.sources import Sources
 from tljax.config import HookedTransformerConfig
 from tljax.errors import CheckpointError, InputError, UnsupportedModelError, nearest
@@ -26,7 +26,7 @@ class Description:
     Attributes:
         cfg: our config.
         rows: the table: stored tensor, its axes, our parameters.
-        prefix, ignored, computed, renamed: as of :class:`~tljax.checkpoints.mapping.Family`.
+        prefix, ignored, computed, renamed: as of :class:`~tljax.checkpoints.family.Family`.
         checked: compares tensors, as they are read, with what was saved with the config.
         hint: from what is stored, a sentence for the error that it does not fit.
         tokenizer_repo: another repository, which holds the tokenizer.

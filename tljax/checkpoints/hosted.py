@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from tljax.checkpoints import transformer_lens
-from tljax.checkpoints.mapping import Row
+from tljax.checkpoints.rows import Row
 from tljax.config import HookedTransformerConfig
 from tljax.errors import UnsupportedModelError
 

@@ -28,6 +28,7 @@ from tljax.checkpoints.memory import MemoryTensors
 from tljax.checkpoints.opening import Source, in_files, in_memory, locate_tokenizer, of_state_dict
 from tljax.checkpoints.placement import Placer, ShardingRule, placer
 from tljax.checkpoints.reader import Tensors
+from tljax.checkpoints.rows import Entry
 from tljax.checkpoints.sources import find
 from tljax.checkpoints.stored_names import known_names
 from tljax.config import HookedTransformerConfig, available_dtype
@@ -247,7 +248,7 @@ def _check_options(steps: Mapping[str, Any], n_devices: int) -> None:
         )
 
 
-def _warn_of_untied(entries: Mapping[str, list[mapping.Entry]], tensors: Tensors, origin: str) -> None:
+def _warn_of_untied(entries: Mapping[str, list[Entry]], tensors: Tensors, origin: str) -> None:
     """Warns of tensors that the config ties but that are stored apart and differ: as in transformers, both count."""
     for one, other in mapping.stored_apart(entries):
         both = one.key in tensors.info and other.key in tensors.info  # an adapter has only one of the two
@@ -279,7 +280,7 @@ def _requested(cfg: HookedTransformerConfig, source: Source, asked: _Asked) -> H
 
 
 def _read(
-    entries: Mapping[str, list[mapping.Entry]],
+    entries: Mapping[str, list[Entry]],
     tensors: Tensors,
     stored: Description,
     cfg: HookedTransformerConfig,

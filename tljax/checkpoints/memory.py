@@ -7,8 +7,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from tljax.checkpoints.mapping import TensorInfo
 from tljax.checkpoints.reader import Tensors, host_array, torch_dtype
+from tljax.checkpoints.rows import TensorInfo
 from tljax.errors import InputError, UnsupportedModelError
 
 _DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from tljax.checkpoints.mapping import TensorInfo
 from tljax.checkpoints.reader import Tensors
+from tljax.checkpoints.rows import TensorInfo
 from tljax.errors import CheckpointError
 
 BLOCKS, SCALES = "_blocks", "_scales"

@@ -10,10 +10,10 @@ import jax
 import numpy as np
 
 from tljax.checkpoints.layout import flatten, parameter_axes
-from tljax.checkpoints.mapping import Row
 from tljax.checkpoints.parameters import check_parameters
 from tljax.checkpoints.reader import CONFIG, SINGLE, Tensors
 from tljax.checkpoints.replacing import replace_checkpoint
+from tljax.checkpoints.rows import Row
 from tljax.config import HookedTransformerConfig
 from tljax.errors import CheckpointError, UnsupportedModelError
 from tljax.fingerprint import stored_config

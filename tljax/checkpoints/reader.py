@@ -16,7 +16,7 @@ import jax  # noqa: F401  (registers bfloat16 with numpy)
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from tljax.checkpoints.mapping import TensorInfo
+from tljax.checkpoints.rows import TensorInfo
 from tljax.errors import CheckpointError, UnsupportedModelError
 from tljax.safetensors_files import parse_json
 

@@ -52,8 +52,8 @@ from tljax.checkpoints.families.starcoder2 import STARCODER2
 from tljax.checkpoints.families.towers import TEXT_ARCHITECTURES as TEXT_ARCHITECTURES
 from tljax.checkpoints.families.towers import TOWERS as TOWERS
 from tljax.checkpoints.families.xglm import XGLM
+from tljax.checkpoints.family import Family
 from tljax.checkpoints.hf_config import shortened
-from tljax.checkpoints.mapping import Family
 from tljax.errors import CheckpointError, UnsupportedModelError, nearest
 
 FAMILIES: tuple[Family, ...] = (

@@ -5,8 +5,9 @@ from typing import Any
 from tljax.checkpoints.families import llama
 from tljax.checkpoints.families.layers import mlp
 from tljax.checkpoints.families.llama import BLOCK, IGNORED, QK_NORM, attention_rows, decoder_rows, read_decoder
+from tljax.checkpoints.family import Family
 from tljax.checkpoints.hf_config import HFConfig
-from tljax.checkpoints.mapping import Family, Row
+from tljax.checkpoints.rows import Row
 from tljax.config import HookedTransformerConfig
 
 ROPE = {

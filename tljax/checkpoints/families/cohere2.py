@@ -4,8 +4,8 @@ from typing import Any
 
 from tljax.checkpoints.families import cohere
 from tljax.checkpoints.families.llama import IGNORED, read_window, write_layer_types
+from tljax.checkpoints.family import Family
 from tljax.checkpoints.hf_config import HFConfig
-from tljax.checkpoints.mapping import Family
 from tljax.config import HookedTransformerConfig
 
 

@@ -17,8 +17,9 @@ from tljax.checkpoints.families.latent import (
     write_latent,
 )
 from tljax.checkpoints.families.llama import IGNORED
+from tljax.checkpoints.family import Family
 from tljax.checkpoints.hf_config import HFConfig
-from tljax.checkpoints.mapping import Family, Row
+from tljax.checkpoints.rows import Row
 from tljax.config import HookedTransformerConfig
 
 _SIZES = {"query_rank": 1536, "value_width": 128, "unrotated": 128}

@@ -18,8 +18,9 @@ from tljax.checkpoints.families.llama import (
     write_layer_types,
 )
 from tljax.checkpoints.families.olmo2 import norms_after
+from tljax.checkpoints.family import Family
 from tljax.checkpoints.hf_config import HFConfig
-from tljax.checkpoints.mapping import Family, Row
+from tljax.checkpoints.rows import Row
 from tljax.config import HookedTransformerConfig
 
 

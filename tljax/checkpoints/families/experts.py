@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 
 from tljax.checkpoints.families.llama import BLOCK
 from tljax.checkpoints.hf_config import HFConfig
-from tljax.checkpoints.mapping import Row
+from tljax.checkpoints.rows import Row
 from tljax.config import HookedTransformerConfig
 
 MLP = "blocks.{l}.mlp"

@@ -7,8 +7,9 @@ each key/value head with its own group of query heads, and has one norm a block 
 from typing import Any
 
 from tljax.checkpoints.families.layers import head, layer_norm, linear, mlp
+from tljax.checkpoints.family import Family
 from tljax.checkpoints.hf_config import HFConfig, rope_scaling
-from tljax.checkpoints.mapping import Family, Row
+from tljax.checkpoints.rows import Row
 from tljax.config import HookedTransformerConfig
 
 

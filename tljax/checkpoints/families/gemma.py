@@ -4,8 +4,8 @@ from typing import Any
 
 from tljax.checkpoints.families import llama
 from tljax.checkpoints.families.llama import IGNORED, read_decoder, write_decoder
+from tljax.checkpoints.family import Family
 from tljax.checkpoints.hf_config import HFConfig, attention_bias
-from tljax.checkpoints.mapping import Family
 from tljax.config import HookedTransformerConfig
 
 

@@ -4,8 +4,9 @@ from typing import Any
 
 from tljax.checkpoints.families import gemma, llama
 from tljax.checkpoints.families.llama import BLOCK, IGNORED, read_window, write_layer_types
+from tljax.checkpoints.family import Family
 from tljax.checkpoints.hf_config import HFConfig
-from tljax.checkpoints.mapping import Family, Row
+from tljax.checkpoints.rows import Row
 from tljax.config import HookedTransformerConfig
 
 NORMS = {"ln1_post": "post_attention_layernorm", "ln2": "pre_feedforward_layernorm",

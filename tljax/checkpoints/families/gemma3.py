@@ -14,8 +14,9 @@ from tljax.checkpoints.families.llama import (
     decoder_rows,
     read_window,
 )
+from tljax.checkpoints.family import Family
 from tljax.checkpoints.hf_config import HFConfig
-from tljax.checkpoints.mapping import Family, Row
+from tljax.checkpoints.rows import Row
 from tljax.config import HookedTransformerConfig
 
 LOCAL, GLOBAL = "sliding_attention", "full_attention"

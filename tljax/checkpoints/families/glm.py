@@ -10,8 +10,9 @@ from tljax.checkpoints.families.llama import (
     read_decoder,
     write_decoder,
 )
+from tljax.checkpoints.family import Family
 from tljax.checkpoints.hf_config import HFConfig, attention_bias, rotary_fraction
-from tljax.checkpoints.mapping import Family, Row
+from tljax.checkpoints.rows import Row
 from tljax.config import HookedTransformerConfig
 
 

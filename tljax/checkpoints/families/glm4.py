@@ -4,8 +4,9 @@ from typing import Any
 
 from tljax.checkpoints.families import glm
 from tljax.checkpoints.families.llama import BLOCK, IGNORED
+from tljax.checkpoints.family import Family
 from tljax.checkpoints.hf_config import HFConfig
-from tljax.checkpoints.mapping import Family, Row
+from tljax.checkpoints.rows import Row
 from tljax.config import HookedTransformerConfig
 
 NORMS_AFTER = (

@@ -4,8 +4,9 @@ from typing import Any
 
 from tljax.checkpoints.families import experts, granite
 from tljax.checkpoints.families.llama import BLOCK, IGNORED, attention_rows, decoder_rows
+from tljax.checkpoints.family import Family
 from tljax.checkpoints.hf_config import HFConfig
-from tljax.checkpoints.mapping import Family, Row
+from tljax.checkpoints.rows import Row
 from tljax.config import HookedTransformerConfig
 
 _MOE = f"{BLOCK}.block_sparse_moe"

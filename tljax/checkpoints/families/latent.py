@@ -6,7 +6,7 @@ from typing import Any
 from tljax.checkpoints.families import experts, layers
 from tljax.checkpoints.families.llama import BLOCK, GATED_MLP, decoder_rows, write_decoder
 from tljax.checkpoints.hf_config import HFConfig, yarn_mscale
-from tljax.checkpoints.mapping import Row
+from tljax.checkpoints.rows import Row
 from tljax.config import HookedTransformerConfig
 
 _BIASES = frozenset({"attn.b_Q_down", "attn.b_KV_down", "attn.b_K_rot", "attn.b_O"})

@@ -1,6 +1,6 @@
 """Rows that come in pairs: a layer's weight and bias."""
 
-from tljax.checkpoints.mapping import Row
+from tljax.checkpoints.rows import Row
 
 
 def linear(key: str, axes: str, paths: str, *, biased: bool = True) -> list[Row]:

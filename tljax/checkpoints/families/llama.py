@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from tljax.checkpoints.families import layers
+from tljax.checkpoints.family import Family
 from tljax.checkpoints.hf_config import HFConfig, attention_bias, rope_scaling
-from tljax.checkpoints.mapping import Family, Row
+from tljax.checkpoints.rows import Row
 from tljax.config import HookedTransformerConfig
 
 BLOCK = "model.layers.{l}"

@@ -12,8 +12,9 @@ from tljax.checkpoints.families.llama import (
     write_decoder,
     write_layer_types,
 )
+from tljax.checkpoints.family import Family
 from tljax.checkpoints.hf_config import HFConfig
-from tljax.checkpoints.mapping import Family, Row
+from tljax.checkpoints.rows import Row
 from tljax.config import HookedTransformerConfig
 
 

@@ -12,8 +12,9 @@ from tljax.checkpoints.families.llama import (
     read_window,
     write_decoder,
 )
+from tljax.checkpoints.family import Family
 from tljax.checkpoints.hf_config import HFConfig
-from tljax.checkpoints.mapping import Family, Row
+from tljax.checkpoints.rows import Row
 from tljax.config import HookedTransformerConfig
 
 _MOE = f"{BLOCK}.block_sparse_moe"

@@ -2,8 +2,9 @@
 
 from typing import Any
 
+from tljax.checkpoints.family import Family
 from tljax.checkpoints.hf_config import HFConfig, attention_bias, rope_scaling, rotary_fraction
-from tljax.checkpoints.mapping import Family, Row
+from tljax.checkpoints.rows import Row
 from tljax.config import HookedTransformerConfig
 
 

@@ -11,8 +11,9 @@ from tljax.checkpoints.families.llama import (
     read_decoder,
     write_decoder,
 )
+from tljax.checkpoints.family import Family
 from tljax.checkpoints.hf_config import HFConfig, attention_bias
-from tljax.checkpoints.mapping import Family, Row
+from tljax.checkpoints.rows import Row
 from tljax.config import HookedTransformerConfig
 
 _MOE = f"{BLOCK}.mlp"

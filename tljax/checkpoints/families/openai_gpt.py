@@ -3,8 +3,9 @@
 from typing import Any
 
 from tljax.checkpoints.families.layers import head, layer_norm
+from tljax.checkpoints.family import Family
 from tljax.checkpoints.hf_config import HFConfig
-from tljax.checkpoints.mapping import Family, Row
+from tljax.checkpoints.rows import Row
 from tljax.config import HookedTransformerConfig
 
 ACTIVATIONS = {"gelu": "gelu_new", "relu": "relu", "silu": "silu", "swish": "silu"}

@@ -11,8 +11,9 @@ from tljax.checkpoints.families.llama import (
     read_window,
     write_decoder,
 )
+from tljax.checkpoints.family import Family
 from tljax.checkpoints.hf_config import HFConfig, rope_scaling, rotary_fraction
-from tljax.checkpoints.mapping import Family, Row
+from tljax.checkpoints.rows import Row
 from tljax.config import HookedTransformerConfig
 
 OWN_CODE = ("configuration_phi3.", "modeling_phi3.")

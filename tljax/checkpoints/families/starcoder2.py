@@ -3,8 +3,9 @@
 from typing import Any
 
 from tljax.checkpoints.families.layers import attention, head, layer_norm, mlp
+from tljax.checkpoints.family import Family
 from tljax.checkpoints.hf_config import HFConfig, rope_scaling
-from tljax.checkpoints.mapping import Family, Row
+from tljax.checkpoints.rows import Row
 from tljax.config import HookedTransformerConfig
 
 
