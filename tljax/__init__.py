@@ -12,10 +12,10 @@ from tljax.factored_matrix import FactoredMatrix
 from tljax.generating import GenerateOutput
 from tljax.hooked_transformer import HookedTransformer
 from tljax.hooks.dictionary import HookDictionary, UnusedHooksWarning
+from tljax.hooks.intervention import Intervention
 from tljax.hooks.interventions import (
     Add,
     Chain,
-    Intervention,
     Mean,
     Noise,
     Project,

@@ -19,7 +19,8 @@ from jax.core import Tracer
 
 from tljax.config import HookedTransformerConfig
 from tljax.hooks.dictionary import HookDictionary, HookEntry, make_slot
-from tljax.hooks.interventions import Intervention, Replace
+from tljax.hooks.intervention import Intervention
+from tljax.hooks.interventions import Replace
 from tljax.hooks.names import stage_of
 from tljax.hooks.point import HookPoint, HookSlot, apply_with_slots, is_compiled, leaked_tracer
 from tljax.hooks.points import AttentionInput, block_points, embedding_points, head_points

@@ -7,7 +7,8 @@ from typing import Any, Literal
 import jax
 
 from tljax.errors import HookError, UnknownHookError
-from tljax.hooks.interventions import Intervention, Replace
+from tljax.hooks.intervention import Intervention
+from tljax.hooks.interventions import Replace
 from tljax.hooks.names import select
 from tljax.hooks.point import HookPoint, HookSlot, check_numbers
 from tljax.hooks.points import HookPointSpec

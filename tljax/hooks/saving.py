@@ -9,10 +9,10 @@ import numpy as np
 
 from tljax.errors import CheckpointError, InterventionError
 from tljax.fingerprint import FORM, Fingerprint, fingerprint_of
+from tljax.hooks.intervention import Intervention
 from tljax.hooks.interventions import (
     Add,
     Chain,
-    Intervention,
     Mean,
     Noise,
     Project,

@@ -7,7 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import numpy as np
 
-from tljax.hooks.interventions import Intervention
+from tljax.hooks.intervention import Intervention
 from tljax.hooks.point import HookPoint
 from tljax.hooks.points import HookPointSpec
 from tljax.patching.pages import PageLayout, Rows

@@ -9,7 +9,8 @@ import numpy as np
 
 from tljax.errors import HookError, InterventionError
 from tljax.hooks.dictionary import HookDictionary
-from tljax.hooks.interventions import Chain, Intervention, Mean
+from tljax.hooks.intervention import Intervention
+from tljax.hooks.interventions import Chain, Mean
 from tljax.hooks.point import POSITION_AXES
 from tljax.hooks.points import HookPointSpec
 from tljax.hooks.selectors import Selector
