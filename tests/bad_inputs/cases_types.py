@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from table import Case, World
 
-from tljax import Mean, Noise, TruncationWarning, Zero
+from tljax import Mean, Noise, TruncationWarning, Zero, get_act_name
 from tljax.analysis.direct_logit_attribution import direct_logit_attribution
 from tljax.analysis.induction import induction_scores
 from tljax.analysis.logit_lens import logit_lens, readout
@@ -46,6 +46,7 @@ CASES: tuple[Case, ...] = (
     Case("rotary_base of zero", _config(positional_embedding_type="rotary", rotary_base=0), ConfigError, "base"),
     Case("half a seed", _config(seed=1.5), ConfigError, "seed=1.5", "whole number"),
     Case("flags of layers in words", _config(moe_layers=["no"]), ConfigError, "moe_layers", "True or False"),
+    Case("half a layer in a name", lambda w: get_act_name("z", 2.9), InputError, "layer=2.9"),
     Case("half a layer", lambda w: sweep(w.tiny, w.P, w.Q, w.m, "z", layers=[2.9]), InputError, "layers=[2.9]"),
     Case("of a lens", lambda w: logit_lens(w.tiny, w.S, layers=[2.9]), InputError, "layers=[2.9]"),
     Case(

@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from tljax.checks import typed
 from tljax.errors import UnknownHookError, nearest
 
 _ACTIVATION_ALIASES = {
@@ -62,6 +63,7 @@ def layer_of_short(name: str) -> int | None:
     return int(compact[2]) if compact is not None and "." not in name else None
 
 
+@typed
 def get_act_name(name: str, layer: int | str | None = None, layer_type: str | None = None) -> str:
     """Expands TransformerLens's short forms into a full hook name.
 
