@@ -38,7 +38,7 @@ INIT_MODES = (
 PRECISIONS = ("highest", "high", "default")
 _SAID_ELSEWHERE = (
     "normalization_type", "positional_embedding_type", "attention_dir", "init_mode", "matmul_precision", "qk_norm_type",
-    "qk_norm_span", "router", "act_fn", "dtype",
+    "qk_norm_span", "router", "act_fn", "dtype", "eos_token_ids",
 )  # fmt: skip
 """Fields whose values are listed here, or brought into one form by the config."""
 _POSITIVE = (

@@ -263,7 +263,7 @@ def _from_arrays(base: BaseRun, source: Any, names: Sequence[str], n_layers: int
         if not _fits(value, shape):
             raise InputError(
                 f"The array of shape {tuple(value.shape)} does not fit {spec.name}, shape {shape} {spec.axes}: it must "
-                f"broadcast to it, or have a leading axis of {len(names)} layers."
+                f"broadcast to it, or have a leading axis of {len(names)} layers, array[i] for layers[i]."
             )
         value = value.reshape((1,) * (len(shape) - value.ndim) + value.shape)
         return in_frame(base, spec, jnp.broadcast_to(value.astype(base.final.dtype), shape))
