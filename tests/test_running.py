@@ -515,7 +515,7 @@ def test_backward_caches_need_a_scalar(model: HookedTransformer, options: dict) 
 def test_wrong_options(model: HookedTransformer) -> None:
     with pytest.raises(InputError, match="return_type='logit' is not one of"):
         model(TOKENS, return_type="logit")
-    with pytest.raises(TypeError):
+    with pytest.raises(InputError, match=r"run_with_cache has no option 'name_filter'. Did you mean 'names_filter'"):
         model.run_with_cache(TOKENS, name_filter="hook_embed")
     with pytest.raises(InputError, match="pos_slice=9 is out of range for 6 positions"):
         model.run_with_cache(TOKENS, pos_slice=9)

@@ -10,7 +10,7 @@ import functools
 import inspect
 import math
 import types
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin
 
 import jax
@@ -101,7 +101,7 @@ def _is_sequence(value: Any, entry: Any) -> bool | None:
     """Whether this is a list of values of a type; what is neither a list nor one value alone is not looked at."""
     if fits(None, entry) is None:
         return None
-    if isinstance(value, Sequence | np.ndarray) and np.ndim(value) and not isinstance(value, str):
+    if isinstance(value, list | tuple | range) or (isinstance(value, np.ndarray) and value.ndim):
         return all(fits(one, entry) for one in value)
     if isinstance(value, str):
         return fits(value, entry)
@@ -183,7 +183,7 @@ def layers(given: Any, n_layers: int, name: str = "layers", error: type[TljaxErr
     """The numbers of layers, ``None`` meaning all, negative ones counted from the end; at least one."""
     if given is None:
         return tuple(range(n_layers))
-    if isinstance(given, str) or not isinstance(given, Iterable) or np.ndim(given) == 0:  # type: ignore[arg-type]
+    if not isinstance(given, list | tuple | range) and not (isinstance(given, np.ndarray | jax.Array) and given.ndim):
         raise error(f"{name}={given!r} must be a list of layer numbers, such as {name}=[0, {n_layers - 1}].")
     numbers = tuple(entry(layer, n_layers, f"{name}[{n}]", "layers", error) for n, layer in enumerate(given))
     if not numbers:

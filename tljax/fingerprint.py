@@ -231,6 +231,8 @@ def _some(leaf: Any) -> Any:
     """Numbers of a parameter at scattered places, ``[16]``; only they are read."""
     if not leaf.size:
         return np.zeros(_COUNT, np.float32)
+    if not leaf.shape:  # a learned number
+        return np.full(_COUNT, np.asarray(leaf))
     index = _places(leaf.shape)
     if isinstance(leaf, np.ndarray) or _is_here(leaf):
         return np.asarray(leaf)[index]  # no copy is made

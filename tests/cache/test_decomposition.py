@@ -350,7 +350,7 @@ MISTAKES: list[Mistake] = [
     (CacheError, NO_LAYER, lambda c: c.stack_neuron_results(3)),
     (CacheError, NO_LAYER, lambda c: c.get_full_resid_decomposition(3)),
     (CacheError, NO_LAYER, lambda c: c.apply_ln_to_stack(c.decompose_resid(), 3)),
-    (CacheError, r"layer=1.5 is out of range", lambda c: c.decompose_resid(1.5)),
+    (CacheError, "layer=1.5 is not a whole number", lambda c: c.decompose_resid(1.5)),
     (CacheError, "layer=2 is out of range: the model has layers 0 to 1", lambda c: c.get_neuron_results(2)),
     (CacheError, "mlp_input=True asks for what the MLP.*end of the model", lambda c: c.decompose_resid(mlp_input=True)),
     (CacheError, "end of the model", lambda c: c.accumulated_resid(mlp_input=True)),

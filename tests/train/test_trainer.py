@@ -186,7 +186,7 @@ def test_wrong_data_sets(start: HookedTransformer) -> None:
     [
         ({"steps": 0}, "steps must be a positive integer, got 0"),
         ({"steps": -3}, "steps must be a positive integer"),
-        ({"steps": 2.5}, "steps must be a positive integer, got 2.5"),
+        ({"steps": 2.5}, "steps=2.5 is not a whole number"),
         ({"batch_size": 0}, "batch_size must be"),
         ({"warmup_steps": 12}, "warmup_steps=12 must be at least 0 and less than steps=12"),
         ({"learning_rate": 0.0}, "learning_rate must be positive"),
