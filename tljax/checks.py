@@ -191,13 +191,6 @@ def layers(given: Any, n_layers: int, name: str = "layers", error: type[TljaxErr
     return numbers
 
 
-def one_of(value: Any, options: Sequence[Any], name: str, error: type[TljaxError] = InputError) -> None:
-    """Raises an error unless the value is one of the options."""
-    if not any(type(value) is type(option) and value == option for option in options):
-        known = [option for option in options if isinstance(option, str)]
-        raise error(f"{name}={value!r} is not one of {', '.join(map(repr, options))}.{nearest(str(value), known)}")
-
-
 def fits_int32(ids: np.ndarray) -> bool:
     """Whether integers keep their values as int32: ``2**32 + 5`` would silently become 5."""
     return not ids.size or (int(ids.min()) >= -(2**31) and int(ids.max()) < 2**31)

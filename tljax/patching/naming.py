@@ -38,13 +38,12 @@ def named_points(
             )
         return (only,), (layer,)
     found = {layer: name for layer in numbers if (name := _at_layer(cfg, activation_name, layer)) is not None}
-    elsewhere = [
-        n for n in range(cfg.n_layers) if layers is not None and _at_layer(cfg, activation_name, n) is not None
-    ]
-    if not (found or elsewhere):
-        resolve((activation_name.removeprefix("hook_"), numbers[0]), point_table(cfg), cfg.n_layers)  # says why
-    if layers is not None and (lacking := [layer for layer in numbers if layer not in found]):
-        raise InputError(f"Layer {lacking[0]} has no {activation_name!r}: layers {elsewhere} have it.")
+    if len(found) < len(numbers) and (layers is not None or not found):
+        elsewhere = [n for n in range(cfg.n_layers) if _at_layer(cfg, activation_name, n) is not None]
+        if not elsewhere:
+            resolve((activation_name.removeprefix("hook_"), numbers[0]), point_table(cfg), cfg.n_layers)  # says why
+        lacking = next(layer for layer in numbers if layer not in found)
+        raise InputError(f"Layer {lacking} has no {activation_name!r}: layers {elsewhere} have it.")
     numbers = tuple(layer for layer in numbers if layer in found)
     return tuple(found[layer] for layer in numbers), numbers
 
