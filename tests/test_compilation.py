@@ -10,7 +10,7 @@ import pytest
 from variants import TOKENS, build
 
 from tljax import Add, HookedTransformer, Noise, Replace, Scale, Zero
-from tljax.forward import _apply_compiled
+from tljax.forward.forward import _apply_compiled
 
 # a shape of its own, so that no other test has compiled anything here before
 OWN_TOKENS = TOKENS[:, :5]

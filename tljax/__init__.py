@@ -4,13 +4,12 @@ import importlib
 from typing import Any
 
 from tljax.cache.activation_cache import ActivationCache
-from tljax.cache.key_values import HookedTransformerKeyValueCache, KeyValueCache
 from tljax.cache.memory import LargeCacheWarning
 from tljax.config import HookedTransformerConfig
 from tljax.elsewhere import PACKAGE, missing
-from tljax.factored_matrix import FactoredMatrix
-from tljax.generating import GenerateOutput
-from tljax.hooked_transformer import HookedTransformer
+from tljax.generation.generating import GenerateOutput
+from tljax.generation.key_values import HookedTransformerKeyValueCache, KeyValueCache
+from tljax.generation.sampling import sample_logits
 from tljax.hooks.dictionary import HookDictionary, UnusedHooksWarning
 from tljax.hooks.intervention import Intervention
 from tljax.hooks.interventions import (
@@ -27,11 +26,12 @@ from tljax.hooks.interventions import (
 from tljax.hooks.names import get_act_name
 from tljax.hooks.point import HookPoint, hook, run_module_with_hooks
 from tljax.hooks.saving import load_interventions, save_interventions
-from tljax.losses import lm_accuracy, lm_cross_entropy_loss
-from tljax.running import Output
+from tljax.model.hooked_transformer import HookedTransformer
+from tljax.model.losses import lm_accuracy, lm_cross_entropy_loss
+from tljax.model.running import Output
 from tljax.text.batch import Batch
-from tljax.text.sampling import sample_logits
 from tljax.text.warned import DoubledBosWarning, PaddingWarning, TruncationWarning
+from tljax.weights.factored_matrix import FactoredMatrix
 
 __version__ = "0.1.0"
 
@@ -72,8 +72,21 @@ __all__ = [
     "save_interventions",
 ]
 
-_ROOMS = ("analysis", "checkpoints", "errors", "patching", "train", "utils", "viz", "weights")
-"""Packages that ``import tljax`` leaves alone until they are asked for."""
+_ROOMS = (
+    "analysis",
+    "cache",
+    "checkpoints",
+    "errors",
+    "generation",
+    "hooks",
+    "patching",
+    "text",
+    "train",
+    "utils",
+    "viz",
+    "weights",
+)
+"""Public packages; what ``import tljax`` does not need of them is imported when it is asked for."""
 
 
 def __getattr__(name: str) -> Any:
@@ -83,4 +96,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return [*globals(), *_ROOMS]
+    return ["__version__", *__all__, *_ROOMS]

@@ -6,9 +6,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tljax import main_job
+from tljax import demo
 from tljax.errors import TljaxError
-from tljax.hooked_transformer import HookedTransformer
+from tljax.model.hooked_transformer import HookedTransformer
 
 DESCRIPTION = """\
 Activation patching on a trained model.
@@ -43,18 +43,16 @@ def parser() -> argparse.ArgumentParser:
         default="tljax-tiny",
         help="alias, hub id or checkpoint directory (default: the bundled tljax-tiny)",
     )
-    result.add_argument("--clean", default=main_job.CLEAN, help="prompt that gets --answer (default: %(default)r)")
-    result.add_argument(
-        "--corrupted", default=main_job.CORRUPTED, help="the same prompt changed so that it gets --wrong"
-    )
+    result.add_argument("--clean", default=demo.CLEAN, help="prompt that gets --answer (default: %(default)r)")
+    result.add_argument("--corrupted", default=demo.CORRUPTED, help="the same prompt changed so that it gets --wrong")
     result.add_argument(
         "--answer",
-        default=main_job.ANSWER,
+        default=demo.ANSWER,
         help="token expected after the clean prompt (default: %(default)r)",
     )
     result.add_argument(
         "--wrong",
-        default=main_job.WRONG,
+        default=demo.WRONG,
         help="token expected after the corrupted prompt (default: %(default)r)",
     )
     result.add_argument(
@@ -73,8 +71,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     try:
         model = HookedTransformer.from_pretrained(options.model)
-        findings = main_job.investigate(model, options.clean, options.corrupted, options.answer, options.wrong)
-        pictures = main_job.save_pictures(findings, options.out)
+        findings = demo.investigate(model, options.clean, options.corrupted, options.answer, options.wrong)
+        pictures = demo.save_pictures(findings, options.out)
     except TljaxError as error:
         print(f"tljax: {error}", file=sys.stderr)
         return 2
@@ -84,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.json:
         print(json.dumps(findings.to_json() | {"pictures": [str(path) for path in pictures]}, indent=2))
         return 0
-    for line in main_job.report(findings):
+    for line in demo.report(findings):
         print(line)
     print(f"\nHeat maps: {', '.join(map(str, pictures))}")
     return 0

@@ -22,7 +22,7 @@ from tljax.config import HookedTransformerConfig
 from tljax.typing import Params
 
 if TYPE_CHECKING:
-    from tljax.hooked_transformer import HookedTransformer
+    from tljax.model.hooked_transformer import HookedTransformer
 
 NOT_THE_FUNCTION = frozenset(
     """

@@ -9,7 +9,7 @@ from table import Case, World
 
 from tljax import HookedTransformer, HookPoint, Project, ProjectOut, sample_logits
 from tljax.errors import GenerationError, InputError
-from tljax.patching.report import block_flops
+from tljax.patching.engine.report import block_flops
 from tljax.patching.result import PatchingResult
 
 E = np.eye(8, dtype=np.float32)

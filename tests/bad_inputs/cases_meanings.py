@@ -11,7 +11,7 @@ import tljax
 from tljax import Batch, HookedTransformer
 from tljax.analysis.logit_lens import readout
 from tljax.errors import CacheError, InputError, InterventionError, UnknownHookError
-from tljax.losses import lm_accuracy, lm_cross_entropy_loss
+from tljax.model.losses import lm_accuracy, lm_cross_entropy_loss
 from tljax.patching import LogitDiff, Loss, steering_sweep, sweep
 
 TOKENS, OTHERS = [[1, 2, 3, 4]], [[5, 6, 7, 8]]

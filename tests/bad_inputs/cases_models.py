@@ -21,7 +21,7 @@ from tljax.analysis.tuned_lens import TunedLens
 from tljax.checkpoints.layout import flatten
 from tljax.errors import CacheError, CheckpointError, InputError
 from tljax.patching import LogitDiff, ablation_sweep, mean_source, path_patch, sweep
-from tljax.patching.transformerlens import get_act_patch_resid_pre
+from tljax.patching.transformerlens.functions import get_act_patch_resid_pre
 from tljax.train import TrainConfig, train
 
 IDS = np.array([[1, 2, 3]])

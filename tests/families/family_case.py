@@ -25,7 +25,7 @@ SHORT = RNG.integers(2, 40, 5).astype(np.int32)
 FEW_VARIANTS = ("gpt2", "neox", "bloom", "gemma3_gqa_tied", "mixtral_gqa")
 """Variants for what is slow and differs little between families: they have every point but ``ONLY_SLOWER``."""
 ONLY_SLOWER = ("latent", "mlp.hook_shared_gate", "mlp.shared.")
-"""Parts of the names of points that tests/test_running.py has instead, on smaller models."""
+"""Parts of the names of points that tests/model/test_running.py has instead, on smaller models."""
 SPLIT_INPUTS = ("hook_attn_in", "hook_q_input", "hook_k_input", "hook_v_input")
 
 

@@ -20,7 +20,7 @@ from safetensors import safe_open
 from tljax import Replace, Scale, Zero
 from tljax.checkpoints.layout import flatten
 from tljax.config import HookedTransformerConfig
-from tljax.hooked_transformer import HookedTransformer
+from tljax.model.hooked_transformer import HookedTransformer
 from tljax.weights.processing import process_weights
 
 GOLDEN = Path(__file__).parents[1] / "golden"

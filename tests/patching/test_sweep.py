@@ -16,7 +16,8 @@ from tljax import Add, HookedTransformer, Mean, Replace, Zero
 from tljax.errors import InputError, InterventionError, UnknownHookError
 from tljax.hooks.names import get_act_name, resolve
 from tljax.hooks.points import point_table
-from tljax.patching import KL, LogitDiff, LogProb, Loss, NoEffectWarning, pages, sweep
+from tljax.patching import KL, LogitDiff, LogProb, Loss, NoEffectWarning, sweep
+from tljax.patching.engine import packing
 
 # position embeddings, and prompts that hypothesis draws alike, leave nothing to patch
 pytestmark = pytest.mark.filterwarnings("ignore::tljax.patching.sweep.NoEffectWarning")
@@ -336,8 +337,8 @@ def test_prompts_of_different_lengths_share_programs(compilations: Any) -> None:
 
 
 def test_flops_stay_near_the_floor(monkeypatch: pytest.MonkeyPatch) -> None:
-    share, _ = pages._WORTH_COMPILING
-    monkeypatch.setattr(pages, "_WORTH_COMPILING", (share, 0.0))
+    share, _ = packing._WORTH_COMPILING
+    monkeypatch.setattr(packing, "_WORTH_COMPILING", (share, 0.0))
     model = build("gpt2", n_layers=8, n_ctx=32, d_model=128, n_heads=2)
     clean = np.random.default_rng(0).integers(0, 13, (1, 16))
     pair = (clean + 1) % 13, clean

@@ -14,7 +14,7 @@ from tljax.cache.attribution import logit_directions, token_ids
 from tljax.cache.slices import SliceInput
 from tljax.checks import typed, whole
 from tljax.errors import InputError, nearest
-from tljax.hooked_transformer import HookedTransformer
+from tljax.model.hooked_transformer import HookedTransformer
 from tljax.modules.activations import scaled
 
 UNITS = ("component", "head", "neuron", "layer")

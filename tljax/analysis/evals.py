@@ -13,9 +13,9 @@ import numpy as np
 
 from tljax.checks import typed
 from tljax.errors import InputError, TokenizerError
-from tljax.hooked_transformer import HookedTransformer
-from tljax.losses import lm_cross_entropy_loss
-from tljax.utilities.tokenizing import tokenize_and_concatenate
+from tljax.model.hooked_transformer import HookedTransformer
+from tljax.model.losses import lm_cross_entropy_loss
+from tljax.utils.tokenizing import tokenize_and_concatenate
 
 TEXT = (
     "The history of science has turning points at which a new instrument was built. After the microscope, the cell "

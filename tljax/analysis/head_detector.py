@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 from tljax.cache.activation_cache import ActivationCache
 from tljax.checks import typed
 from tljax.errors import InputError, nearest
-from tljax.hooked_transformer import HookedTransformer
+from tljax.model.hooked_transformer import HookedTransformer
 from tljax.text.warned import level_of_caller
 
 ERROR_MEASURES = ("mul", "abs")

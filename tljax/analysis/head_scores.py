@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 from tljax.analysis.induction import mean_attention, repeated_random_tokens, second_copy
 from tljax.checks import typed
 from tljax.errors import InputError
-from tljax.hooked_transformer import HookedTransformer
+from tljax.model.hooked_transformer import HookedTransformer
 
 
 @jax.tree_util.register_dataclass

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from tljax.checks import typed, whole
 from tljax.errors import InputError
-from tljax.hooked_transformer import HookedTransformer
+from tljax.model.hooked_transformer import HookedTransformer
 
 
 @typed

@@ -23,8 +23,8 @@ from tljax.analysis.logit_lens import stream_name
 from tljax.cache.attribution import logit_directions, token_ids
 from tljax.checks import typed
 from tljax.errors import InputError
-from tljax.hooked_transformer import HookedTransformer
 from tljax.hooks.interventions import Add
+from tljax.model.hooked_transformer import HookedTransformer
 from tljax.progress import Progress
 from tljax.sizes import frame_length
 from tljax.text.batch import Batch

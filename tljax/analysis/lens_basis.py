@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from tljax.errors import CheckpointError, InputError
 from tljax.fingerprint import FORM, Fingerprint, fingerprint_of
-from tljax.hooked_transformer import HookedTransformer
+from tljax.model.hooked_transformer import HookedTransformer
 from tljax.safetensors_files import own_errors, read_own, write_own
 
 _BASIS = {"model_name": str, "n_layers": int, "d_model": int, "is_centred": bool}

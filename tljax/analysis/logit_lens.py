@@ -17,8 +17,8 @@ from tljax.cache.slices import SliceInput
 from tljax.checks import take, typed, whole
 from tljax.config import HookedTransformerConfig
 from tljax.errors import InputError
-from tljax.hooked_transformer import HookedTransformer
-from tljax.modules.norm import widened
+from tljax.model.hooked_transformer import HookedTransformer
+from tljax.numerics import widened
 from tljax.text.batch import Batch
 from tljax.text.methods import token_labels
 

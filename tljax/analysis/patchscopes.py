@@ -11,8 +11,8 @@ from tljax import checks
 from tljax.analysis.logit_lens import LensReadout, readout
 from tljax.checks import typed
 from tljax.errors import InputError
-from tljax.hooked_transformer import HookedTransformer
 from tljax.hooks.interventions import Replace
+from tljax.model.hooked_transformer import HookedTransformer
 from tljax.text.batch import Batch
 from tljax.text.methods import texts_in
 

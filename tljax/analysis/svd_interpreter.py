@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 from tljax.checks import typed
 from tljax.errors import ConfigError, InputError, nearest
-from tljax.hooked_transformer import HookedTransformer
+from tljax.model.hooked_transformer import HookedTransformer
 from tljax.modules.norm import norm_gain
 
 VECTOR_TYPES = ("OV", "w_in", "w_out")

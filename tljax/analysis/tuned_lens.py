@@ -18,8 +18,8 @@ from tljax.cache.attribution import end_params, read_out
 from tljax.checks import typed
 from tljax.config import HookedTransformerConfig
 from tljax.errors import InputError
-from tljax.hooked_transformer import HookedTransformer
-from tljax.modules.norm import widened
+from tljax.model.hooked_transformer import HookedTransformer
+from tljax.numerics import widened
 from tljax.progress import Progress
 from tljax.text.batch import Batch
 from tljax.typing import Params

@@ -1,0 +1,9 @@
+"""Activations of a run, and what is computed from them."""
+
+from tljax.cache.activation_cache import ActivationCache
+from tljax.cache.memory import LargeCacheWarning
+
+__all__ = [
+    "ActivationCache",
+    "LargeCacheWarning",
+]

@@ -22,7 +22,7 @@ from tljax.hooks.points import point_table
 from tljax.typing import DeviceLike
 
 if TYPE_CHECKING:
-    from tljax.hooked_transformer import HookedTransformer
+    from tljax.model.hooked_transformer import HookedTransformer
 
 
 class _Carried:

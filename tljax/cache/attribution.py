@@ -14,13 +14,14 @@ from tljax.checks import take
 from tljax.config import HookedTransformerConfig
 from tljax.errors import InputError
 from tljax.modules.activations import scaled
-from tljax.modules.embedding import finish_logits
-from tljax.modules.norm import norm_gain, widened
+from tljax.modules.embedding import Unembed, final_norm, finish_logits
+from tljax.modules.norm import norm_gain
+from tljax.numerics import matmul_precision, widened
 from tljax.typing import Params
 
 if TYPE_CHECKING:
     from tljax.cache.activation_cache import ActivationCache
-    from tljax.hooked_transformer import HookedTransformer
+    from tljax.model.hooked_transformer import HookedTransformer
 
 
 def logit_attrs(
@@ -53,7 +54,7 @@ def logit_bias(cache: "ActivationCache", tokens: Any, incorrect_tokens: Any) -> 
     ids, wrong = token_ids(model, tokens, incorrect_tokens)
     bias = model.b_U
     if (offset := model.params.get("ln_final", {}).get("b")) is not None:
-        with jax.default_matmul_precision(cfg.matmul_precision):
+        with matmul_precision(cfg):
             bias = bias + offset @ model.W_U
     own = take(bias, ids)
     return scaled(own if wrong is None else own - take(bias, wrong), cfg.logits_multiplier)
@@ -177,8 +178,9 @@ def read_out(stack: jax.Array, params: Params, *, cfg: HookedTransformerConfig) 
         params: :func:`end_params` of the model.
         cfg: the model's config.
     """
-    from tljax.module_views import end_view
-
     rows = stack.reshape(1, -1, stack.shape[-1])
-    logits = finish_logits(cfg, end_view(cfg, params, "unembed")(end_view(cfg, params, "ln_final")(rows)))
+    with matmul_precision(cfg):
+        normalized: Any = final_norm(cfg).apply({"params": params["ln_final"]}, rows)
+        unembedded: Any = Unembed(cfg).apply({"params": params["unembed"]}, normalized)
+        logits = finish_logits(cfg, unembedded)
     return logits.reshape(*stack.shape[:-1], -1)

@@ -2,7 +2,6 @@
 
 from typing import TYPE_CHECKING, Any
 
-import jax
 import jax.numpy as jnp
 
 from tljax.cache import access
@@ -10,6 +9,7 @@ from tljax.cache.slices import SliceInput
 from tljax.cache.stacking import stack_units
 from tljax.cache.writers import After, Heads, Part, Results
 from tljax.modules.norm import norm_gain
+from tljax.numerics import matmul_precision
 
 if TYPE_CHECKING:
     from tljax.cache.activation_cache import ActivationCache
@@ -64,7 +64,7 @@ def compute_head_results(cache: "ActivationCache") -> "ActivationCache":
     points = {layer: f"blocks.{layer}.attn.hook_z" for layer in range(cfg.n_layers)}
     points = {layer: z for layer, z in points.items() if z.replace("hook_z", "hook_result") not in cache.cache_dict}
     access.require(cache, list(points.values()), "compute_head_results")
-    with jax.default_matmul_precision(cfg.matmul_precision):
+    with matmul_precision(cfg):
         for layer, z in points.items():
             weight = cache.model.params["blocks"][layer]["attn"]["W_O"]
             results[z.replace("hook_z", "hook_result")] = jnp.einsum("...he,hed->...hd", cache[z], weight)

@@ -16,7 +16,8 @@ import jax.numpy as jnp
 from tljax.cache.slices import Cut
 from tljax.config import HookedTransformerConfig
 from tljax.modules.activations import scaled
-from tljax.modules.norm import post_norm_kind, widened
+from tljax.modules.norm import post_norm_kind
+from tljax.numerics import matmul_precision, widened
 from tljax.text.positions import TextCut
 
 
@@ -113,7 +114,7 @@ def read_parts(
     Returns:
         ``[part, ..., d_model]``, or ``[part, ..., direction]``.
     """
-    with jax.default_matmul_precision(cfg.matmul_precision):
+    with matmul_precision(cfg):
         through = _Through(cfg, reader, taken, centred)
         rows = [through.read(part) for part in parts]
         if stream is not None:

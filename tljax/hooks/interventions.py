@@ -17,7 +17,7 @@ from tljax.errors import InterventionError
 from tljax.hooks.intervention import Intervention, number_leaf
 from tljax.hooks.point import HookPoint
 from tljax.hooks.subspaces import RANK_TOLERANCE, unit_rows, well_conditioned
-from tljax.modules.norm import widened
+from tljax.numerics import widened
 from tljax.text import positions
 
 

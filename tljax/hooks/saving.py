@@ -27,7 +27,7 @@ from tljax.safetensors_files import own_errors, read_own, write_own
 from tljax.schema import mismatch
 
 if TYPE_CHECKING:
-    from tljax.hooked_transformer import HookedTransformer
+    from tljax.model.hooked_transformer import HookedTransformer
 
 _FORMAT = "tljax-interventions-1"
 _REMEDY = "Save the interventions again."

@@ -9,9 +9,9 @@ from tljax.hooks.point import hook, is_hooked
 from tljax.modules import initializers
 from tljax.modules.activations import soft_cap
 from tljax.modules.context import AttentionContext
-from tljax.modules.few_rows import product
 from tljax.modules.norm import head_norm
 from tljax.modules.past import PAST
+from tljax.modules.products import product
 from tljax.modules.rotary import rotate
 from tljax.modules.scores import alibi_bias, softmax, visible
 

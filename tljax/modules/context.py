@@ -9,6 +9,7 @@ import numpy as np
 from tljax.hooks.point import Window
 from tljax.modules.packing import Packing
 from tljax.modules.past import Past
+from tljax.text.inputs import ModelInput
 
 
 @jax.tree_util.register_dataclass
@@ -21,7 +22,7 @@ class AttentionContext:
         token_mask: ``[batch, pos]`` boolean, ``False`` at padding; ``None`` means no padding.
         score_divisor: scalar that divides the scores besides ``attn_scale`` (a layer's own); ``None`` means one.
         past: keys and values of earlier tokens; the run then holds only what follows them.
-        pasts: those of every layer, before :func:`~tljax.forward.context_of_layer` picks one.
+        pasts: those of every layer, before :func:`~tljax.forward.forward.context_of_layer` picks one.
         window: which part of a longer text the run holds, for interventions.
         lengths: ``[1, token]``, tokens in the text of each token of a packed run, where ``positions`` do not show them.
         pos_embed: ``[batch or 1, pos or more, d_model]``, position embeddings that queries and keys read (shortformer).
@@ -40,6 +41,11 @@ class AttentionContext:
     window: Window | None = None
     pos_embed: jax.Array | None = None
     text: jax.Array | None = None
+
+    @classmethod
+    def of(cls, given: ModelInput) -> "AttentionContext":
+        """What a checked input says of its positions and padding."""
+        return cls(given.positions, given.token_mask, text=given.text)
 
     def positions_for(self, length: int) -> jax.Array:
         """Positions ``[batch or 1, pos]``."""

@@ -10,8 +10,8 @@ from tljax.hooks.point import hook
 from tljax.modules import initializers
 from tljax.modules.activations import scaled, soft_cap
 from tljax.modules.context import AttentionContext
-from tljax.modules.few_rows import product
 from tljax.modules.norm import final_norm_kind, make_norm
+from tljax.modules.products import product
 
 
 class Embed(nn.Module):

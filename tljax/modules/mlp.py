@@ -9,8 +9,8 @@ from tljax.config import HookedTransformerConfig
 from tljax.hooks.point import hook
 from tljax.modules import initializers
 from tljax.modules.activations import activation, xielu
-from tljax.modules.few_rows import product
 from tljax.modules.norm import make_norm
+from tljax.modules.products import product
 
 
 class MLP(nn.Module):

@@ -10,7 +10,7 @@ from tljax.modules import initializers
 from tljax.modules.activations import activation, scaled
 from tljax.modules.grouped import Times, grouped
 from tljax.modules.mlp import MLP
-from tljax.modules.norm import widened
+from tljax.numerics import widened
 
 Projection = tuple[jax.Array, jax.Array | None]
 """All experts' matrices ``[expert, in, out]``, and biases ``[expert, out]`` where they have any."""

@@ -10,11 +10,7 @@ import jax.numpy as jnp
 from tljax.config import HookedTransformerConfig
 from tljax.hooks.point import hook
 from tljax.modules import initializers
-
-
-def widened(dtype: jnp.dtype) -> jnp.dtype:
-    """The dtype norms and softmax compute in: float32 for narrower types."""
-    return jnp.dtype(jnp.float32) if dtype.itemsize < 4 else dtype
+from tljax.numerics import widened
 
 
 def stored_dtype(name: str, dtype: jnp.dtype) -> jnp.dtype:

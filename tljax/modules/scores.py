@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from tljax.config import HookedTransformerConfig
-from tljax.modules.norm import widened
+from tljax.numerics import widened
 
 
 def visible(

@@ -10,11 +10,11 @@ import numpy as np
 from tljax.cache.activation_cache import ActivationCache
 from tljax.checks import typed
 from tljax.errors import InputError
-from tljax.hooked_transformer import HookedTransformer
 from tljax.hooks.interventions import Zero
 from tljax.hooks.point import HookPoint
-from tljax.patching.edits import expand
-from tljax.patching.measured import Metrics, Reduce
+from tljax.model.hooked_transformer import HookedTransformer
+from tljax.patching.engine.edits import expand
+from tljax.patching.engine.run import Metrics, Reduce
 from tljax.patching.naming import named_points
 from tljax.patching.result import PatchingResult
 from tljax.patching.sources import FromReference

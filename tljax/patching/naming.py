@@ -11,7 +11,7 @@ from tljax.config import HookedTransformerConfig
 from tljax.errors import InputError, UnknownHookError
 from tljax.hooks.names import layer_of, layer_of_short, resolve, stage_of
 from tljax.hooks.points import point_table
-from tljax.patching.sites import EMBEDDING
+from tljax.patching.engine.sites import EMBEDDING
 
 
 def named_points(

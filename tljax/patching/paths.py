@@ -18,19 +18,20 @@ import numpy as np
 from tljax.checks import typed
 from tljax.config import HookedTransformerConfig
 from tljax.errors import InputError
-from tljax.forward import block_module
-from tljax.hooked_transformer import HookedTransformer
+from tljax.forward.forward import block_module
+from tljax.model.hooked_transformer import HookedTransformer
 from tljax.modules.activations import scaled
 from tljax.modules.context import AttentionContext
-from tljax.patching.base_run import BaseRun
-from tljax.patching.edits import BEFORE_QUERIES, ENTRY, GridEdits, TakeRows, expand, picks
-from tljax.patching.engine import Engine, Reach, enter
-from tljax.patching.measured import Measured, Metrics, Reduce, measure_edits, page_limits
-from tljax.patching.pages import PageLayout, Rows
+from tljax.numerics import matmul_precision
+from tljax.patching.engine.base_run import BaseRun
+from tljax.patching.engine.edits import BEFORE_QUERIES, ENTRY, GridEdits, TakeRows, expand, picks
+from tljax.patching.engine.engine import Engine, Reach, enter
+from tljax.patching.engine.packing import PageLayout, Rows
+from tljax.patching.engine.report import join_reports
+from tljax.patching.engine.run import Measured, Metrics, Reduce, measure_edits, page_limits
+from tljax.patching.engine.sites import Sites, enters_stream, find_rows, place, point_of
 from tljax.patching.receivers import Receiver, read_receivers
-from tljax.patching.report import join_reports
-from tljax.patching.result import PatchingResult
-from tljax.patching.sites import Sites, enters_stream, find_rows, place, point_of
+from tljax.patching.result import PatchingResult, as_result
 from tljax.patching.sources import read_source
 from tljax.patching.sweep import prepare_sweep, site_grid
 
@@ -102,7 +103,7 @@ def path_patch(
         )
         for first in range(0, len(sites), group)
     ]  # fmt: skip
-    return _joined(parts).as_result(tried.sizes, tried.names, reduce, f"path from {sender}", tried.labels)
+    return as_result(_joined(parts), tried.sizes, tried.names, reduce, f"path from {sender}", tried.labels)
 
 
 def refuse_paths(model: HookedTransformer) -> None:
@@ -250,7 +251,7 @@ def read_heads(model: HookedTransformer, base: BaseRun, layer: int, letter: str,
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _project(module: Any, letter: str, params: Any, stream: jax.Array, context: AttentionContext) -> jax.Array:
     """Queries, keys or values of a residual stream ``[1, token, d_model]``."""
-    with jax.default_matmul_precision(module.cfg.matmul_precision):
+    with matmul_precision(module.cfg):
         return module.apply({"params": params}, stream, context, letter, method="read_heads")
 
 
@@ -281,7 +282,7 @@ def _sent(model: HookedTransformer, base: BaseRun, sites: Sites, layer: int) -> 
     if sites.point == "attn.hook_z":
         inputs.append("hed")
         operands.append(model.params["blocks"][layer]["attn"]["W_O"])
-    with jax.default_matmul_precision(model.cfg.matmul_precision):
+    with matmul_precision(model.cfg):
         sent = jnp.einsum(f"{','.join(inputs)}->sbpd", *operands)
     if sites.point != "hook_attn_out":
         sent = added_by_attention(model, layer, sites.point, base.activations[sites.full_name(layer)], sent)
@@ -309,7 +310,7 @@ def added_by_attention(
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _added(module: Any, is_z: bool, params: Any, heads: jax.Array, change: jax.Array) -> jax.Array:
     attn = params["attn"]
-    with jax.default_matmul_precision(module.cfg.matmul_precision):
+    with matmul_precision(module.cfg):
         combined = jnp.einsum("bphe,hed->bpd", heads, attn["W_O"]) if is_z else heads.sum(axis=2)
     whole = (combined + attn["b_O"][None, None])[None]
     before, after = (

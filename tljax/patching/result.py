@@ -11,8 +11,12 @@ from jax.core import Tracer
 
 from tljax.checks import typed, whole
 from tljax.errors import InputError, nearest
-from tljax.patching import views
+from tljax.patching import tables
+from tljax.patching.engine.run import Measured, Reduce
+from tljax.patching.picture import picture_of
 from tljax.patching.statistics import bootstrap_interval, sign_flip_pvalue
+from tljax.viz.drawing import Drawable, Picture
+from tljax.viz.heatmap import heatmap
 
 _RUN_AXES = ("metric", "batch")
 """The axes that do not tell sites apart; ``baseline`` and ``clean`` have these alone."""
@@ -20,7 +24,7 @@ _RUN_AXES = ("metric", "batch")
 
 @jax.tree_util.register_pytree_with_keys_class
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class PatchingResult:
+class PatchingResult(Drawable):
     """The metric after patching each site, and statistics of it.
 
     It is an array where one is wanted: ``np.asarray(result)``, ``jnp.mean(result)``, ``result[3]`` and ``result.shape``
@@ -116,7 +120,7 @@ class PatchingResult:
     @property
     def index_df(self) -> Any:
         """The sites as a pandas DataFrame, one row a site in the order of ``values``, one column an axis."""
-        return views.site_frame(self)
+        return tables.site_frame(self)
 
     def __getitem__(self, index: Any) -> Any:
         """One metric's result, by name; any other index reads ``values``."""
@@ -290,12 +294,14 @@ class PatchingResult:
         Raises:
             ImportError: pandas is not installed.
         """
-        return views.value_frame(self)
+        return tables.value_frame(self)
+
+    def picture(self, of: str | None = None, facet: str | None = None) -> Picture:
+        """What :meth:`plot` draws."""
+        return picture_of(self, of, facet)
 
     def plot(self, **options: Any) -> Any:
         """Draws a heat map; the options are those of :func:`tljax.viz.heatmap`."""
-        from tljax.viz import heatmap
-
         return heatmap(self, **options)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
@@ -311,7 +317,7 @@ class PatchingResult:
         return iter(self.values)
 
     def __repr__(self) -> str:
-        return views.describe(self)
+        return tables.describe(self)
 
     def site_effect(self) -> np.ndarray:
         """Effects averaged over prompts ``[*site_axes]``, of the only metric."""
@@ -407,3 +413,44 @@ class _Same:
 
     def __hash__(self) -> int:
         return id(self.value)
+
+
+def as_result(
+    measured: Measured,
+    sizes: Sequence[int],
+    axes: Sequence[str],
+    reduce: Reduce,
+    activation_name: str = "",
+    labels: Mapping[str, Sequence[str]] | None = None,
+    rows: Any = None,
+) -> PatchingResult:
+    """The result, with the sites in the shape of ``sizes``."""
+    if reduce not in ("mean", "none"):
+        raise InputError(f'reduce={reduce!r} is not one of "mean" and "none".')
+    per_prompt = reduce == "none"
+    if per_prompt and (single := [name for name, value in measured.baseline.items() if value.ndim == 0]):
+        raise InputError(
+            f'reduce="none" keeps a number for each prompt, and {single[0]!r} returns one for all. Index all '
+            "prompts, logits[:, -1, token], instead of logits[0, -1, token]."
+        )
+
+    def shaped(arrays: Mapping[str, np.ndarray], sizes: Sequence[int] | None) -> jax.Array:
+        kept = []
+        for array in arrays.values():
+            array = array if sizes is None else array.reshape(*sizes, *array.shape[1:])
+            has_batch = array.ndim > (0 if sizes is None else len(sizes))
+            kept.append(array.mean(axis=-1) if has_batch and not per_prompt else array)
+        return jax.device_put(np.stack(kept) if measured.several else kept[0])
+
+    names = (*(("metric",) if measured.several else ()), *axes, *(("batch",) if per_prompt else ()))
+    return PatchingResult(
+        shaped(measured.values, sizes),
+        names,
+        shaped(measured.baseline, None),
+        None if measured.clean is None else shaped(measured.clean, None),
+        tuple(measured.values) if measured.several else ("metric",),
+        activation_name,
+        labels or {},
+        rows,
+        measured.report,
+    )

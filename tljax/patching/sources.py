@@ -11,15 +11,15 @@ import numpy as np
 from tljax.cache.activation_cache import ActivationCache
 from tljax.config import HookedTransformerConfig
 from tljax.errors import InputError
-from tljax.hooked_transformer import HookedTransformer
 from tljax.hooks.names import layer_of
 from tljax.hooks.point import POSITION_AXES, HookPoint, call_hook
 from tljax.hooks.points import HookPointSpec
-from tljax.inputs import prepare
-from tljax.patching.base_run import BaseRun, run_base
-from tljax.patching.edits import expand
+from tljax.model.hooked_transformer import HookedTransformer
+from tljax.patching.engine.base_run import BaseRun, run_base
+from tljax.patching.engine.edits import expand
 from tljax.text import positions
 from tljax.text.batch import Batch
+from tljax.text.inputs import prepare
 
 Values = Callable[[HookPointSpec], jax.Array]
 """Gives the values of a hook point, ``[batch, frame, ...]`` along every position axis."""

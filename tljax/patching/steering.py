@@ -9,11 +9,11 @@ import numpy as np
 
 from tljax.checks import typed
 from tljax.errors import InputError
-from tljax.hooked_transformer import HookedTransformer
 from tljax.hooks.interventions import Add
 from tljax.hooks.points import HookPointSpec
-from tljax.patching.measured import Metrics, Reduce, measure_sites
-from tljax.patching.result import PatchingResult
+from tljax.model.hooked_transformer import HookedTransformer
+from tljax.patching.engine.run import Metrics, Reduce, measure_sites
+from tljax.patching.result import PatchingResult, as_result
 from tljax.patching.sources import array_at, is_by_layer, read_source
 from tljax.patching.sweep import prepare_sweep, site_grid
 
@@ -64,4 +64,4 @@ def steering_sweep(
     variants = {"scale": [f"{float(scale):g}" for scale in scales]}
     steered = site_grid(model, setup, values, axes, at, variants=variants)
     measured = measure_sites(model, setup.base, steered.sites, metric, max_batch=max_batch)
-    return measured.as_result(steered.sizes, steered.names, reduce, activation_name, steered.labels)
+    return as_result(measured, steered.sizes, steered.names, reduce, activation_name, steered.labels)

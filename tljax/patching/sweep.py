@@ -15,19 +15,19 @@ import numpy as np
 
 from tljax.checks import typed
 from tljax.errors import InputError, nearest
-from tljax.hooked_transformer import HookedTransformer
 from tljax.hooks.names import stage_of
 from tljax.hooks.point import POSITION_AXES
 from tljax.hooks.points import HookPointSpec, point_table
 from tljax.hooks.selectors import AXIS_ALIASES
-from tljax.inputs import is_traced, prepare
-from tljax.patching.base_run import BaseRun, run_base
-from tljax.patching.measured import Metrics, Reduce, measure_sites
+from tljax.model.hooked_transformer import HookedTransformer
+from tljax.patching.engine.base_run import BaseRun, run_base
+from tljax.patching.engine.run import Metrics, Reduce, measure_sites
+from tljax.patching.engine.sites import Sites, grid
 from tljax.patching.naming import named_points
-from tljax.patching.result import PatchingResult
-from tljax.patching.sites import Sites, grid
+from tljax.patching.result import PatchingResult, as_result
 from tljax.patching.sources import read_source
 from tljax.text import positions
+from tljax.text.inputs import is_traced, prepare
 from tljax.text.warned import level_of_caller
 
 SITE_AXES = ("pos", "head", "neuron", "query_pos", "key_pos", "d_model", "d_head", "expert", "choice", "all_heads",
@@ -93,7 +93,7 @@ def sweep(
     setup = prepare_sweep(model, corrupted, activation_name, layers)
     read = read_source(model, setup.base, source, setup.names)
     swept = site_grid(model, setup, lambda spec: read.values(spec)[None], axes, at, tolerance=read.tolerance)
-    measured = measure_sites(model, setup.base, swept.sites, metric, read, max_batch=max_batch, progress=progress)
+    measured = measure_sites(model, setup.base, swept.sites, metric, read.final, max_batch=max_batch, progress=progress)
     if measured.report.skipped == len(swept.sites):
         warnings.warn(
             f"No patch of {activation_name!r} changes anything that the metric reads: the values patched in are those "
@@ -101,7 +101,7 @@ def sweep(
             NoEffectWarning,
             stacklevel=level_of_caller(),
         )
-    return measured.as_result(swept.sizes, swept.names, reduce, activation_name, swept.labels)
+    return as_result(measured, swept.sizes, swept.names, reduce, activation_name, swept.labels)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,7 +185,7 @@ def site_grid(
         model, setup: the model, and what is patched.
         values: gives what is written at a point, ``[variant, batch, pos, ...]``.
         axes, at: as in :func:`sweep`.
-        tolerance: as in :class:`~tljax.patching.sites.Sites`.
+        tolerance: as in :class:`~tljax.patching.engine.sites.Sites`.
         variants: name and labels of the axis of variants, if there are several.
     """
     chosen, allowed = choose_entries(setup.spec, setup.base, axes, at or {})

@@ -7,10 +7,10 @@ import numpy as np
 
 from tljax.checks import typed
 from tljax.errors import InputError, TokenizerError
-from tljax.inputs import check_length, check_tokens, is_traced
 from tljax.text import tokens as text
 from tljax.text.batch import Batch
 from tljax.text.chat import Messages, chat_row, conversations
+from tljax.text.inputs import check_length, check_tokens, is_traced
 from tljax.text.report import TokensReport, report_ids, report_texts
 from tljax.text.tokenizer import check_padding_side
 from tljax.typing import PaddingSide

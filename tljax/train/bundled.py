@@ -17,7 +17,7 @@ import numpy as np
 from tljax.checkpoints.native import save_native
 from tljax.config import HookedTransformerConfig
 from tljax.errors import TljaxError
-from tljax.hooked_transformer import HookedTransformer
+from tljax.model.hooked_transformer import HookedTransformer
 from tljax.train import data, lexicon
 from tljax.train.batches import Batch
 from tljax.train.checkpoint import FILE

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tljax.analysis.induction import induction_scores
-from tljax.hooked_transformer import HookedTransformer
+from tljax.model.hooked_transformer import HookedTransformer
 from tljax.train import lexicon
 from tljax.train.data import IOIPrompt, ioi_prompts
 from tljax.train.repeats import repeated_words

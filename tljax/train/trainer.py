@@ -16,8 +16,8 @@ from jaxtyping import Array, Float
 
 from tljax import checks
 from tljax.errors import ConfigError, TljaxError
-from tljax.hooked_transformer import HookedTransformer
-from tljax.losses import lm_cross_entropy_loss
+from tljax.model.hooked_transformer import HookedTransformer
+from tljax.model.losses import lm_cross_entropy_loss
 from tljax.train.batches import Batch, batch_function, check_batch
 from tljax.train.checkpoint import FILE, load_state, save_state
 from tljax.typing import Params

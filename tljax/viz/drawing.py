@@ -1,5 +1,6 @@
 """Matrices as a matplotlib figure: what heat maps and attention share."""
 
+import abc
 import dataclasses
 import functools
 import io
@@ -50,6 +51,14 @@ class Picture:
     one_scale: bool = True
     scale: Scale | None = None
     square: bool = False
+
+
+class Drawable(abc.ABC):
+    """What :func:`tljax.viz.heatmap` draws besides matrices: a result that knows its own axes and labels."""
+
+    @abc.abstractmethod
+    def picture(self, of: str | None = None, facet: str | None = None) -> Picture:
+        """What is drawn: ``of`` says which of its measures, ``facet`` which axis becomes panels."""
 
 
 def draw(picture: Picture) -> Any:

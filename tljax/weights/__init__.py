@@ -1,3 +1,10 @@
-"""Weights as objects of study: processing that preserves the function."""
+"""Weights as objects of study: processing that preserves the function, circuits, factored matrices."""
 
-from tljax.weights.processing import process_weights as process_weights
+from tljax.weights.factored_matrix import FactoredMatrix, composition_scores
+from tljax.weights.processing import process_weights
+
+__all__ = [
+    "FactoredMatrix",
+    "composition_scores",
+    "process_weights",
+]

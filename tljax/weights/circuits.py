@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from tljax.config import HookedTransformerConfig
 from tljax.errors import ConfigError, InputError
-from tljax.factored_matrix import FactoredMatrix, composition_scores
+from tljax.weights.factored_matrix import FactoredMatrix, composition_scores
 
 CIRCUITS = ("QK", "OV")
 

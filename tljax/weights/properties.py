@@ -7,9 +7,10 @@ import jax.numpy as jnp
 
 from tljax.checks import typed
 from tljax.errors import ConfigError
-from tljax.factored_matrix import FactoredMatrix
 from tljax.modules.activations import scaled
+from tljax.numerics import matmul_precision
 from tljax.weights import circuits
+from tljax.weights.factored_matrix import FactoredMatrix
 
 if TYPE_CHECKING:
     from tljax.config import HookedTransformerConfig
@@ -93,7 +94,7 @@ class WeightProperties:
         return self._joined(unembed["W_proj"], unembed["W_U"]) if "W_proj" in unembed else unembed["W_U"]
 
     def _joined(self, first: jax.Array, second: jax.Array) -> jax.Array:
-        with jax.default_matmul_precision(self.cfg.matmul_precision):
+        with matmul_precision(self.cfg):
             return first @ second
 
     @property

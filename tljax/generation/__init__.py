@@ -1,0 +1,12 @@
+"""Continuing texts: prompts, decoding with a key-value cache, sampling."""
+
+from tljax.generation.generating import GenerateOutput
+from tljax.generation.key_values import HookedTransformerKeyValueCache, KeyValueCache
+from tljax.generation.sampling import sample_logits
+
+__all__ = [
+    "GenerateOutput",
+    "HookedTransformerKeyValueCache",
+    "KeyValueCache",
+    "sample_logits",
+]

@@ -1,0 +1,278 @@
+"""Runs a text on, token by token: the prompt in one pass, then many tokens in one compiled program.
+
+The program is a loop over tokens whose state, the key-value cache included, stays on the device; how many tokens it
+runs is data. Hooks that are data (interventions) are compiled into it. With plain Python hooks every step runs block by
+block instead, so that they get concrete arrays.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tljax.cache.memory import free_bytes
+from tljax.config import HookedTransformerConfig
+from tljax.forward.forward import run_forward
+from tljax.generation.few_rows import in_pieces, size_of_copies, transposed
+from tljax.generation.key_values import KeyValueCache, past_names
+from tljax.generation.sampling import Sampling, count_tokens, next_tokens
+from tljax.hooks.dictionary import HookDictionary
+from tljax.hooks.point import Window, is_compiled
+from tljax.modules.attention import KEYS_AND_VALUES
+from tljax.modules.context import AttentionContext
+from tljax.sizes import frame_length, power_of_two
+from tljax.text.batch import count_positions
+from tljax.typing import Params
+
+_SMALLEST = 128
+"""Least room for a text: answers of tens of tokens then share one program."""
+
+_ROWS_WORTH_COPIES = 4
+_TOKENS_WORTH_COPIES = 20
+"""Transposed weights save a quarter of a step and take ten steps' time to make (gpt2-small's shape, 16 rows)."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Rules:
+    """How texts go on and when they end.
+
+    Attributes:
+        sampling: how a token is chosen.
+        eos: ``[batch, n]``, tokens that end a text (negative where a row has fewer), or ``None``.
+        fill: ``[batch]``, what stands after a text's end.
+    """
+
+    sampling: Sampling
+    eos: Any
+    fill: Any
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class State:
+    """Where a generation stands. The last token chosen has not run yet.
+
+    Attributes:
+        cache: keys and values of what has run.
+        tokens: ``[batch, pos]``, prompt and answer.
+        done: ``[batch]``, whether a text has ended.
+        n_new: tokens chosen so far, an int32 scalar.
+        failed: ``[batch]``, at which new token, counted from 0, there was nothing to choose by (NaN, or every logit
+            ``-inf``), or an id was to be fed back that the embedding lacks; -1 for texts that are well.
+        keys: ``[batch]`` random keys.
+        counts: ``[batch, d_vocab]``, how often each token occurs, or ``None``.
+        logits: ``[new token, batch, d_vocab]``, what each was chosen from, or ``None``.
+    """
+
+    cache: KeyValueCache
+    tokens: jax.Array
+    done: jax.Array
+    n_new: jax.Array
+    failed: jax.Array
+    keys: jax.Array
+    counts: jax.Array | None
+    logits: jax.Array | None
+
+
+def room(n_tokens: int, n_ctx: int) -> int:
+    """The capacity used for texts of up to ``n_tokens``: a power of two from 128 on, at most ``n_ctx``."""
+    return max(n_tokens, min(n_ctx, max(_SMALLEST, power_of_two(n_tokens))))
+
+
+class Decoder:
+    """Continues texts.
+
+    Args:
+        cfg, params: the model.
+        hooks: its hooks, placed in the text (:func:`tljax.generation.placing.place_hooks`).
+        rules: how the texts go on.
+        limit: most tokens of an answer.
+    """
+
+    def __init__(
+        self, cfg: HookedTransformerConfig, params: Params, hooks: HookDictionary, rules: Rules, limit: int
+    ) -> None:
+        self.cfg, self.params, self.hooks, self.rules, self.limit = cfg, params, hooks, rules, limit
+        self.is_compiled = all(is_compiled(entry.function) for entry in hooks.entries)
+        self._params_of_steps: Params | None = None
+
+    def start(self, prompt: Any, mask: np.ndarray, capacity: int, keys: jax.Array, keep_logits: int) -> State:
+        """Runs the prompts and chooses each text's first new token.
+
+        Args:
+            prompt: token ids ``[batch, pos]``, or embeddings ``[batch, pos, d_model]``.
+            mask: ``[batch, pos]``, ``False`` at padding, which is on the left.
+            capacity: most tokens of a text, as :func:`room` gives it.
+            keys: ``[batch]``, random keys.
+            keep_logits: for how many tokens to keep logits.
+        """
+        logits, cache = self._run_prompt(prompt, mask, capacity)
+        batch, length = mask.shape
+        tokens, counted = np.zeros((batch, capacity), np.int32), np.zeros((batch, capacity), bool)
+        sampling, counts = self.rules.sampling, None
+        if np.ndim(prompt) == 2:
+            tokens[:, :length], counted[:, :length] = prompt, mask
+        if sampling.freq_penalty is not None or sampling.repetition_penalty is not None:
+            counts = _count_compiled(*jax.device_put((tokens, counted)), self.cfg.d_vocab_out)
+        kept = np.zeros((keep_logits, batch, self.cfg.d_vocab_out), logits.dtype) if keep_logits else None
+        well = np.full(batch, -1, np.int32)
+        room_for_tokens, done, n_new, failed = jax.device_put((tokens, np.zeros(batch, bool), np.int32(0), well))
+        kept_logits = None if kept is None else jax.device_put(kept)
+        state = State(cache, room_for_tokens, done, n_new, failed, keys, counts, kept_logits)
+        return _choose_compiled(state, logits, self.rules)
+
+    def go_on(self, state: State, n_new: int) -> State:
+        """Runs until ``n_new`` tokens of each text are chosen, or all texts have ended. ``state`` is used up."""
+        if self._params_of_steps is None:
+            self._params_of_steps = self._lay_out(len(state.done))
+        params = self._params_of_steps
+        if self.is_compiled:
+            pieces = len(state.done) == 1 and _on_cpu(params)
+            return _decode(self.cfg, pieces, params, self.hooks, self.rules, state, np.int32(n_new))
+        while int(state.n_new) < n_new and bool(_goes_on(state)):
+            logits, cache = _run_token(self.cfg, params, self.hooks, state)
+            state = _choose_compiled(dataclasses.replace(state, cache=cache), logits, self.rules)
+        return state
+
+    def restart(self, state: State, n_prompt: int) -> State:
+        """The same without its cache: runs the whole text so far and chooses one token."""
+        length = n_prompt + int(state.n_new)
+        seen = np.asarray(state.cache.mask)[:, :n_prompt]
+        mask = np.pad(seen, ((0, 0), (0, length - n_prompt)), constant_values=True)
+        tokens = np.asarray(state.tokens)[:, :length]
+        logits, cache = self._run_prompt(tokens, mask, state.cache.capacity)
+        return _choose_compiled(dataclasses.replace(state, cache=cache), logits, self.rules)
+
+    def _lay_out(self, rows: int) -> Params:
+        """The parameters for steps of ``rows`` texts: with copies of the weights where these pay for themselves."""
+        if rows < _ROWS_WORTH_COPIES or self.limit < _TOKENS_WORTH_COPIES or not _on_cpu(self.params):
+            return self.params
+        free = free_bytes(next(iter(self.params["embed"]["W_E"].devices())))
+        return self.params if free is None or size_of_copies(self.params) > free / 4 else transposed(self.params)
+
+    def _run_prompt(self, prompt: Any, mask: np.ndarray, capacity: int) -> tuple[jax.Array, KeyValueCache]:
+        """Logits ``[batch, 1, d_vocab]`` after the prompts, and the cache."""
+        cfg, length = self.cfg, mask.shape[1]
+        framed = frame_length(length, capacity, whole_steps_to=8) if self.is_compiled else length
+        extra = ((0, 0), (0, framed - length))
+        seen = np.pad(mask, extra)
+        text = np.pad(mask, ((0, 0), (0, capacity - length)), constant_values=True)
+        context = AttentionContext(
+            *jax.device_put((count_positions(seen), seen)),
+            window=Window(np.int32(0), capacity),
+            text=None if mask.all() else jax.device_put(text),
+        )
+        names = tuple(f"blocks.{n}.{name}" for name in KEYS_AND_VALUES for n in range(cfg.n_layers))
+        embedded = np.ndim(prompt) == 3
+        value = jnp.pad(prompt, (*extra, (0, 0))) if embedded else np.pad(np.asarray(prompt), extra)
+        final, recorded = run_forward(
+            cfg, self.params, value, context, hooks=self.hooks, names=names, start=0 if embedded else None,
+            stop=cfg.n_layers,
+        )  # fmt: skip
+        last = dataclasses.replace(context, window=Window(np.int32(length - 1), capacity))
+        logits, _ = run_forward(
+            cfg, self.params, _token_at(final, np.int32(length - 1)), last, hooks=self.hooks, start=cfg.n_layers
+        )
+        keys, values = ([recorded[name] for name in half] for half in (names[: cfg.n_layers], names[cfg.n_layers :]))
+        whole_text = any(".attn.hook_pattern" in e.name or "hook_attn_scores" in e.name for e in self.hooks.entries)
+        cache = _fill(cfg, keys, values, context.token_mask, np.int32(length), capacity, whole_text)
+        return logits, cache
+
+
+def _on_cpu(params: Params) -> bool:
+    return all(device.platform == "cpu" for device in params["embed"]["W_E"].devices())
+
+
+@jax.jit
+def _token_at(stream: jax.Array, pos: jax.Array) -> jax.Array:
+    return jax.lax.dynamic_slice_in_dim(stream, pos, 1, axis=1)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 5, 6))
+def _fill(
+    cfg: HookedTransformerConfig,
+    keys: list[jax.Array],
+    values: list[jax.Array],
+    mask: jax.Array,
+    length: jax.Array,
+    capacity: int,
+    whole_text: bool,
+) -> KeyValueCache:
+    return KeyValueCache.init_cache(cfg, mask.shape[0], capacity, whole_text).filled(keys, values, mask, length)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=5)
+def _decode(
+    cfg: HookedTransformerConfig,
+    pieces: bool,
+    params: Params,
+    hooks: HookDictionary,
+    rules: Rules,
+    state: State,
+    n_new: Any,
+) -> State:
+    if pieces:
+        params = in_pieces(params)
+
+    def goes_on(state: State) -> jax.Array:
+        return (state.n_new < n_new) & _goes_on(state)
+
+    def step(state: State) -> State:
+        logits, cache = _run_token(cfg, params, hooks, state)
+        return _choose(dataclasses.replace(state, cache=cache), logits, rules)
+
+    return jax.lax.while_loop(goes_on, step, state)
+
+
+def _run_token(
+    cfg: HookedTransformerConfig, params: Params, hooks: HookDictionary, state: State
+) -> tuple[jax.Array, KeyValueCache]:
+    """Runs the last token chosen: logits ``[batch, 1, d_vocab]``, and the cache with it."""
+    context, mask, token = _next_input(state)
+    logits, recorded = run_forward(cfg, params, token, context, hooks=hooks, names=past_names(cfg))
+    return logits, _after(state.cache, recorded, mask)
+
+
+@jax.jit
+def _next_input(state: State) -> tuple[AttentionContext, jax.Array, jax.Array]:
+    context, mask = state.cache.next_context()
+    return context, mask, jax.lax.dynamic_slice_in_dim(state.tokens, state.cache.length, 1, axis=1)
+
+
+@jax.jit
+def _after(cache: KeyValueCache, recorded: dict[str, jax.Array], mask: jax.Array) -> KeyValueCache:
+    return cache.after(recorded, mask)
+
+
+def _goes_on(state: State) -> jax.Array:
+    return ~state.done.all() & (state.failed < 0).all()
+
+
+def _choose(state: State, logits: jax.Array, rules: Rules) -> State:
+    """Chooses each text's next token by logits ``[batch, 1, d_vocab]``; it stands right after what is in the cache."""
+    logits = logits[:, 0]
+    keys = jax.vmap(jax.random.fold_in, (0, None))(state.keys, state.n_new)
+    seen = None if state.counts is None else state.counts > 0
+    token = next_tokens(logits, rules.sampling, state.counts, seen, keys)
+    something = logits.max(axis=1) > -jnp.inf  # not so for NaN either
+    failed = jnp.where((state.failed < 0) & ~state.done & ~something, state.n_new, state.failed)
+    token = jnp.where(state.done, rules.fill, token)
+    done = state.done
+    if rules.eos is not None:
+        done = done | (token[:, None] == rules.eos).any(axis=1)
+    counts = state.counts
+    if counts is not None:
+        counts = counts.at[jnp.arange(len(token)), token].add((~state.done).astype(jnp.int32))
+    tokens = jax.lax.dynamic_update_slice_in_dim(state.tokens, token[:, None], state.cache.length, axis=1)
+    kept = state.logits
+    if kept is not None:
+        kept = jax.lax.dynamic_update_slice_in_dim(kept, logits[None].astype(kept.dtype), state.n_new, axis=0)
+    return State(state.cache, tokens, done, state.n_new + 1, failed, state.keys, counts, kept)
+
+
+_choose_compiled = jax.jit(_choose, donate_argnums=0)
+_count_compiled = jax.jit(lambda tokens, mask, d_vocab: count_tokens(tokens, d_vocab, mask), static_argnums=2)

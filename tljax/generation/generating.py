@@ -1,0 +1,252 @@
+"""The generating methods of a model: continue a text, piece by piece, or keeping activations."""
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, cast, get_args
+
+import jax
+import numpy as np
+
+from tljax.cache.activation_cache import ActivationCache
+from tljax.checks import typed
+from tljax.config import HookedTransformerConfig
+from tljax.errors import InputError, refuse_unknown_options
+from tljax.generation.generation import Generation, Returns, finish
+from tljax.generation.placing import TextSize, place_hooks
+from tljax.generation.prompts import check_room, read_ends, read_prompts
+from tljax.generation.sampling import read_key, row_keys
+from tljax.hooks.dictionary import HookDictionary
+from tljax.hooks.points import point_table
+from tljax.progress import Progress
+from tljax.typing import HookList, NamesFilter, PaddingSide, Params
+
+if TYPE_CHECKING:
+    from tljax.model.hooked_transformer import HookedTransformer
+    from tljax.text.tokenizer import Tokenizer
+
+RETURNS = get_args(Returns)
+SAMPLING = {"do_sample", "top_k", "top_p", "temperature", "freq_penalty", "repetition_penalty"}
+OPTIONS = {"stop_at_eos", "eos_token_id", "use_past_kv_cache", "prepend_bos", "padding_side", "return_type", "verbose",
+           "stop_strings", "output_logits", "fwd_hooks", "attention_mask", "seed", "key"}  # fmt: skip
+_PER_ROUND = 32
+"""Tokens between two looks from the host: at a progress bar, at stop strings."""
+
+
+class GenerateOutput(NamedTuple):
+    """What ``output_logits=True`` returns.
+
+    Attributes:
+        sequences: what generation returns otherwise.
+        logits: for each new token, what it was chosen from, ``[batch, d_vocab]``.
+    """
+
+    sequences: Any
+    logits: tuple[jax.Array, ...]
+
+
+class GenerationMethods:
+    """Continuing texts."""
+
+    cfg: HookedTransformerConfig
+    params: Params
+    _hooks: HookDictionary
+    _tokenizer: "Tokenizer | None"
+
+    def generate(
+        self,
+        input: Any = "",
+        max_new_tokens: int = 10,
+        stop_at_eos: bool = True,
+        eos_token_id: Any = None,
+        do_sample: bool = True,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        temperature: float = 1.0,
+        freq_penalty: float = 0.0,
+        use_past_kv_cache: bool = True,
+        prepend_bos: bool | None = None,
+        padding_side: PaddingSide | None = None,
+        return_type: Returns = "input",
+        verbose: bool | None = None,
+        *,
+        repetition_penalty: float = 1.0,
+        stop_strings: str | Sequence[str] | None = None,
+        output_logits: bool = False,
+        fwd_hooks: HookList = (),
+        attention_mask: Any = None,
+        seed: int | None = None,
+        key: Any = None,
+    ) -> Any:
+        """Continues prompts.
+
+        Args:
+            input: a text, a list of texts, token ids ``[pos]`` or ``[batch, pos]``, or embeddings ``[batch, pos,
+                d_model]``. Several texts are padded on the left.
+            max_new_tokens: most new tokens for each prompt.
+            stop_at_eos: whether an EOS token ends a text; what follows is then filled: with ``cfg.pad_token_id`` where
+                the checkpoint's own tokens end texts and it names a PAD, with EOS otherwise.
+            eos_token_id: a token id, several, or a list of them for each prompt; ``None`` takes ``cfg.eos_token_ids``,
+                and the tokenizer's EOS where the checkpoint declares none.
+            do_sample: ``False`` always takes the likeliest token.
+            top_k, top_p: keep only the ``k`` likeliest tokens, or the likeliest that together reach probability ``p``.
+            temperature: divides the logits; 0 means the likeliest token.
+            freq_penalty: subtracted from a token's logit, after the temperature, for each time it occurs in the text.
+            use_past_kv_cache: ``False`` runs the whole text again for every token.
+            prepend_bos, padding_side, attention_mask: as in :meth:`__call__`.
+            return_type: ``"input"`` answers in kind; ``"str"``, ``"tokens"``, ``"embeds"``.
+            verbose: whether to show a progress bar; ``None`` shows one after three seconds.
+            repetition_penalty: as in Hugging Face: logits of tokens that occur are divided by it (multiplied if
+                negative).
+            stop_strings: texts that end an answer once they stand in it.
+            output_logits: also return what each token was chosen from, as a :class:`GenerateOutput`.
+            fwd_hooks: hooks for this generation, besides those the model carries. Interventions address positions of
+                the whole text: ``pos=3``, ``pos="prompt"``, ``pos="new"``; plain functions see each step's activations.
+            seed, key: of the draws; by default each call draws anew.
+
+        Returns:
+            Prompt and continuation: a string, a list of strings, ``[batch, pos]`` or ``[batch, pos, d_model]``. Of
+            embeddings, as tokens or text, only the continuation.
+
+        Raises:
+            InputError: the text would pass ``n_ctx``, an empty prompt without BOS, arguments out of range.
+            InterventionError: a hook addresses a position the text will not have.
+
+        Recompiles for a new batch size, room for the text (128, 256, 512 … tokens), set of hooked points, or kind of
+        sampling; never for other lengths, strengths or values.
+        """
+        generation = self._generation(
+            input, max_new_tokens, fwd_hooks, stop_at_eos=stop_at_eos, eos_token_id=eos_token_id, do_sample=do_sample,
+            top_k=top_k, top_p=top_p, temperature=temperature, freq_penalty=freq_penalty, return_type=return_type,
+            use_past_kv_cache=use_past_kv_cache, prepend_bos=prepend_bos, padding_side=padding_side,
+            repetition_penalty=repetition_penalty, stop_strings=stop_strings, output_logits=output_logits,
+            attention_mask=attention_mask, seed=seed, key=key,
+        )  # fmt: skip
+        _run(generation, verbose)
+        output = finish(generation, cast("HookedTransformer", self), return_type)
+        return GenerateOutput(output, generation.logits()) if output_logits else output
+
+    @typed
+    def generate_stream(
+        self, input: Any = "", max_new_tokens: int = 10, max_tokens_per_yield: int = 25, **options: Any
+    ) -> Iterator[Any]:
+        """Continues prompts piece by piece.
+
+        Args:
+            input, max_new_tokens: as in :meth:`generate`.
+            max_tokens_per_yield: most new tokens in a piece.
+            **options: as in :meth:`generate`, but for ``output_logits``.
+
+        Yields:
+            The prompt with the first new tokens, then the tokens that follow: ids ``[batch, pos]``, or text (the new
+            part of it) with ``return_type="str"``.
+        """
+        refuse_unknown_options(GenerationMethods.generate_stream, options, SAMPLING | OPTIONS - {"output_logits"})
+        if max_tokens_per_yield < 1:
+            raise InputError(f"max_tokens_per_yield={max_tokens_per_yield} must be at least 1.")
+        kind: Returns = "str" if options.pop("return_type", "tokens") == "str" else "tokens"
+        options.pop("verbose", None)
+        generation = self._generation(input, max_new_tokens, return_type=kind, **options)
+        shown: Any = None
+        while True:
+            generation.advance(max_tokens_per_yield - (shown is None))
+            whole = finish(generation, cast("HookedTransformer", self), kind)
+            news = _news(whole, shown, generation.is_done)
+            yield news
+            shown = whole if kind == "tokens" else news if shown is None else _joined(shown, news)
+            if generation.is_done:
+                return
+
+    @typed
+    def generate_with_cache(
+        self,
+        input: Any = "",
+        max_new_tokens: int = 10,
+        *,
+        names_filter: NamesFilter = None,
+        return_type: Returns = "input",
+        verbose: bool | None = None,
+        **options: Any,
+    ) -> tuple[Any, ActivationCache]:
+        """Continues prompts, and returns the activations of prompt and continuation too.
+
+        They come from one run over the finished text, with the same hooks. (A plain function among the hooks is called
+        in that run as well; it then sees the whole text. A hook at positions that the text did not reach is an error.)
+
+        Args:
+            input, max_new_tokens, return_type, verbose: as in :meth:`generate`.
+            names_filter: which activations to keep, as in :meth:`run_with_cache`.
+            **options: as in :meth:`generate`, but for ``output_logits``.
+
+        Returns:
+            What :meth:`generate` returns, and the cache; what stands after a text's end is marked as padding.
+        """
+        refuse_unknown_options(GenerationMethods.generate_with_cache, options, SAMPLING | OPTIONS - {"output_logits"})
+        if getattr(input, "ndim", 0) == 3:
+            raise InputError("generate_with_cache takes text or tokens; for embeddings run the finished text yourself.")
+        generation = self._generation(input, max_new_tokens, return_type=return_type, **options)
+        check_room(self.cfg, generation.prompts, max_new_tokens, runs_last=True)
+        _run(generation, verbose)
+        prompts, new = generation.prompts, generation.new_tokens()
+        mask = np.concatenate([prompts.mask, generation.is_text()], axis=1)
+        model = cast("HookedTransformer", self).with_hooks(options.get("fwd_hooks", ()))
+        total = mask.shape[1]
+        hooks = place_hooks(model._hooks, point_table(self.cfg), TextSize.of(prompts.mask, total, total))
+        tokens = np.concatenate([prompts.value, new], axis=1)
+        _, cache = model._with_hooks(hooks).run_with_cache(
+            tokens, return_type=None, names_filter=names_filter, attention_mask=mask
+        )
+        return finish(generation, model, return_type), cache
+
+    @typed
+    def _generation(
+        self,
+        input: Any,
+        max_new_tokens: int,
+        fwd_hooks: HookList = (),
+        *,
+        stop_at_eos: bool = True,
+        eos_token_id: Any = None,
+        use_past_kv_cache: bool = True,
+        prepend_bos: bool | None = None,
+        padding_side: PaddingSide | None = None,
+        return_type: Returns = "input",
+        stop_strings: str | Sequence[str] | None = None,
+        output_logits: bool = False,
+        attention_mask: Any = None,
+        seed: int | None = None,
+        key: Any = None,
+        **sampling: Any,
+    ) -> Generation:
+        if return_type not in RETURNS:
+            raise InputError(f"return_type={return_type!r} is not one of {', '.join(map(repr, RETURNS))}.")
+        model = cast("HookedTransformer", self)
+        prompts = read_prompts(model, input, prepend_bos, padding_side, attention_mask)
+        batch = prompts.shape[0]
+        ends = read_ends(self.cfg, self._tokenizer, batch, stop_at_eos, eos_token_id, stop_strings)
+        if seed is None and key is None:
+            seed = int(np.random.default_rng().integers(2**32))
+        keys = row_keys(read_key(key, seed), batch)
+        hooked = model.with_hooks(fwd_hooks)
+        return Generation(hooked, prompts, max_new_tokens, ends, sampling, keys, use_past_kv_cache, output_logits)
+
+
+def _run(generation: Generation, verbose: bool | None) -> None:
+    with Progress(generation.limit, verbose, "generate", "token") as bar:
+        bar.advance(generation.n_new)
+        while not generation.is_done:
+            before = generation.n_new
+            generation.advance(_PER_ROUND)
+            bar.advance(generation.n_new - before)
+
+
+def _news(whole: Any, shown: Any, is_done: bool) -> Any:
+    """What ``whole`` adds to ``shown``; a character that is not complete yet waits."""
+    if isinstance(whole, list):
+        return [_news(text, None if shown is None else shown[row], is_done) for row, text in enumerate(whole)]
+    if isinstance(whole, str):
+        text = whole if is_done else whole.rstrip("\ufffd")
+        return text[len(shown or "") :]
+    return whole if shown is None else whole[:, shown.shape[1] :]
+
+
+def _joined(shown: Any, news: Any) -> Any:
+    return [one + more for one, more in zip(shown, news, strict=True)] if isinstance(shown, list) else shown + news

@@ -1,0 +1,94 @@
+"""The unpatched run a sweep starts from: every layer's residual stream, keys and values, and what is to be patched.
+
+Prompts are laid in frames of a few standard lengths (padding on the right, masked), so that prompts of different
+lengths share the programs.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+from tljax.forward.forward import POSITIONS, run_forward
+from tljax.hooks.points import point_table
+from tljax.model.hooked_transformer import HookedTransformer
+from tljax.modules.attention import KEYS_AND_VALUES
+from tljax.modules.context import AttentionContext
+from tljax.sizes import frame_length
+from tljax.text.inputs import ModelInput
+
+
+@dataclasses.dataclass(frozen=True)
+class BaseRun:
+    """One unpatched run.
+
+    Attributes:
+        activations: by full name, ``[batch, frame, ...]`` along every position axis.
+        final: residual stream that is unembedded, ``[batch, frame, d_model]``.
+        tokens: token ids, ``[batch, frame]``.
+        context: positions and mask, ``[batch, frame]``, and the embeddings of positions where blocks read them.
+        length: the prompts' length; positions from there on are padding.
+        text: ``[batch, length]``, ``False`` at the prompts' own padding; ``None`` where there is none, or it is not
+            known.
+    """
+
+    activations: dict[str, jax.Array]
+    final: jax.Array
+    tokens: np.ndarray
+    context: AttentionContext
+    length: int
+    text: np.ndarray | None = None
+
+    @property
+    def n_positions(self) -> int:
+        """Tokens of the longest prompt."""
+        return self.length if self.text is None else int(self.text.sum(axis=1).max())
+
+    @property
+    def batch(self) -> int:
+        return self.final.shape[0]
+
+    @property
+    def frame(self) -> int:
+        return self.final.shape[1]
+
+    def residual(self, layer: int) -> jax.Array:
+        """The residual stream entering a layer, or leaving the last one, ``[batch, frame, d_model]``."""
+        return self.activations.get(f"blocks.{layer}.hook_resid_pre", self.final)
+
+
+def run_base(model: HookedTransformer, prepared: ModelInput, names: Sequence[str]) -> BaseRun:
+    """Runs the model on framed prompts, keeping what a sweep needs.
+
+    Args:
+        model: the model. Hooks that it carries apply; the frame is then no longer than the prompts, because a hook may
+            count positions from the end.
+        prepared: the prompts, token ids ``[batch, pos]``.
+        names: full names to keep besides residual streams, keys and values.
+    """
+    cfg = model.cfg
+    batch, length = prepared.batch_and_pos
+    model._hooks.check(point_table(cfg), batch, length, prepared.text)
+    frame = length if model._hooks.entries else frame_length(length, cfg.n_ctx)
+    tokens = _padded(np.asarray(prepared.value), frame)
+    given = AttentionContext.of(prepared)
+    positions = np.arange(length, dtype=np.int32)[None] if given.positions is None else np.asarray(given.positions)
+    mask = np.ones((batch, length), bool) if given.token_mask is None else np.asarray(given.token_mask)
+    positions = np.broadcast_to(positions, (batch, length))
+    context = AttentionContext(*jax.device_put((_padded(positions, frame), _padded(mask, frame))), text=given.text)
+    needed = ("hook_resid_pre", *KEYS_AND_VALUES)
+    positions = [POSITIONS] if cfg.positional_embedding_type == "shortformer" else []
+    blocks = [f"blocks.{layer}.{part}" for layer in range(cfg.n_layers) for part in needed]
+    kept = dict.fromkeys([*names, *positions, *blocks])
+    final, activations = run_forward(
+        cfg, model.params, tokens, context, hooks=model._hooks, names=tuple(kept), stop=cfg.n_layers
+    )
+    context = dataclasses.replace(context, pos_embed=activations[POSITIONS]) if positions else context
+    text = None if given.text is None else np.asarray(given.text)
+    return BaseRun(activations, final, tokens, context, length, text)
+
+
+def _padded(array: np.ndarray, frame: int) -> np.ndarray:
+    """``[batch, pos]`` with zeros after the prompts, ``[batch, frame]``."""
+    return np.pad(array, ((0, 0), (0, frame - array.shape[1])))

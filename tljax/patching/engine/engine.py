@@ -1,0 +1,279 @@
+"""Runs the pages of a sweep, block by block, and hands the final residual streams to the metrics."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tljax.config import HookedTransformerConfig
+from tljax.forward.forward import Stage, block_module, context_of_layer, run_stage
+from tljax.hooks.point import HookPoint, HookSlot
+from tljax.hooks.points import block_points
+from tljax.model.hooked_transformer import HookedTransformer
+from tljax.modules.attention import KEYS_AND_VALUES
+from tljax.modules.context import AttentionContext
+from tljax.modules.packing import Packing
+from tljax.patching.engine.base_run import BaseRun
+from tljax.patching.engine.edits import ENTRY, Edits, TakeRows
+from tljax.patching.engine.packing import (
+    BlockRun,
+    Page,
+    PageLayout,
+    PageLimits,
+    Programs,
+    Rows,
+    lay_out,
+    neighbour,
+    plan_pages,
+)
+from tljax.patching.engine.report import block_flops, block_flops_per_token
+
+_PROGRAMS: dict[Any, Programs] = {}
+"""Page sizes run so far, by what else decides a program."""
+
+
+_OVERHEAD = 90
+"""Cost of running a block once besides its tokens, in tokens."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Reach:
+    """Which positions of a run matter.
+
+    Attributes:
+        end: one past the last position that the metric reads (or that such a position attends to).
+        only: the one position the metric reads, or ``None`` if it reads several.
+    """
+
+    end: int
+    only: int | None
+
+
+def reach_of(cfg: HookedTransformerConfig, length: int, positions: tuple[int, ...] | None) -> Reach:
+    """What a metric that reads these positions (``None``: all) needs of prompts of this length."""
+    only = positions[0] if positions is not None and len(positions) == 1 else None
+    if cfg.attention_dir != "causal" or positions is None:
+        return Reach(length, only)
+    return Reach(max(positions, default=0) + 1, only)
+
+
+@dataclasses.dataclass
+class Spent:
+    """FLOPs of a sweep's blocks, counted as they run."""
+
+    flops: float = 0.0
+    floor: float = 0.0
+
+
+class Engine:
+    """Runs rows of a sweep against one base run.
+
+    Args:
+        model: the model; hooks it carries are not applied.
+        base: the unpatched run.
+        reach: positions that matter.
+        limits: sizes of pages.
+        advance: called after each block with the work done since the last call, in runs.
+    """
+
+    def __init__(
+        self,
+        model: HookedTransformer,
+        base: BaseRun,
+        reach: Reach,
+        limits: PageLimits,
+        advance: Callable[[float], None] = lambda runs: None,
+    ) -> None:
+        self.cfg, self.params = model.cfg, model.params
+        self.base, self.reach, self.limits, self.advance = base, reach, limits, advance
+        self.spent = Spent()
+        self._first = 0
+
+    def run(self, rows: Rows, edits: Edits, first: int, n_sites: int) -> np.ndarray:
+        """The final residual stream of some sites.
+
+        Args:
+            rows: rows whose change reaches the metric; every other prompt of a site ends as in the base run.
+            edits: what the rows change.
+            first, n_sites: the first site, and how many there are.
+
+        Returns:
+            ``[site, batch, pos, d_model]``, with only position ``reach.only`` if the metric reads just one.
+        """
+        final = np.asarray(self.base.final)
+        only = self.reach.only
+        kept = final[:, : self.base.length] if only is None else final[:, only : only + 1]
+        finals = np.tile(kept[None], (n_sites, 1, 1, 1))
+        self._first = first
+        at_end = rows.layer == self.cfg.n_layers
+        enter(finals, rows.take(np.flatnonzero(at_end)), edits, only, first)
+        running = rows.take(np.flatnonzero(~at_end))
+        top = self.cfg.n_layers
+        for page in self._plan(running, edits, top, only):
+            for layer, layout, stream in self._climb(page, edits, top, only):
+                self.advance(len(page.rows) / (top - page.layer))
+                if layer == top:
+                    self._collect(layout, np.asarray(stream), finals, only)
+        self.spent.floor += self._floor(running)
+        return finals
+
+    def streams(self, rows: Rows, edits: Edits, n_sites: int, layers: Sequence[int]) -> dict[int, np.ndarray]:
+        """The residual stream of each site entering some layers (or leaving the last one), every position.
+
+        Args:
+            rows, edits, n_sites: as in :meth:`run`, the first site being 0. Rows whose change enters the stream at one
+                of ``layers`` itself are left to :func:`enter`.
+            layers: which; the number of layers means the final residual stream.
+
+        Returns:
+            For each layer, ``[site, batch, pos, d_model]``.
+        """
+        kept = {layer: np.asarray(self.base.residual(layer))[:, : self.base.length] for layer in layers}
+        streams = {layer: np.tile(stream[None], (n_sites, 1, 1, 1)) for layer, stream in kept.items()}
+        top = max(layers)
+        below = rows.take(np.flatnonzero(rows.layer < top))
+        for page in self._plan(below, edits, top, None):
+            for layer, layout, stream in self._climb(page, edits, top, None):
+                if layer in streams:
+                    self._collect(layout, np.asarray(stream), streams[layer], None)
+        return streams
+
+    def _plan(self, rows: Rows, edits: Edits, top: int, only: int | None) -> list[Page]:
+        decisive = (self.cfg, self.base.batch, self.base.frame, edits.signature)
+        programs = _PROGRAMS.setdefault(decisive, Programs(functools.partial(_run_cost, self.cfg, self.base.frame)))
+        return plan_pages(rows, self.reach.end, (top, self._narrow(only)), self.limits, programs)
+
+    def _narrow(self, only: int | None) -> int | None:
+        """The block that computes one token a row only."""
+        return None if only is None else self.cfg.n_layers - 1
+
+    def _collect(self, layout: PageLayout, stream: np.ndarray, finals: np.ndarray, only: int | None) -> None:
+        rows = layout.rows
+        if only is not None:
+            finals[rows.site - self._first, rows.prompt, 0] = stream[0, : len(rows)]
+            return
+        real = layout.is_real
+        row = layout.row[real]
+        finals[rows.site[row] - self._first, rows.prompt[row], layout.pos[real]] = stream[0, real]
+
+    def _climb(
+        self, page: Page, edits: Edits, top: int, only: int | None
+    ) -> Iterator[tuple[int, PageLayout, jax.Array]]:
+        """Runs a page up to block ``top``.
+
+        Yields:
+            After each block, the next layer's number, where the tokens are, and the residual stream entering there
+            ``[1, token, d_model]``; after the last block, with ``only``, that of each row's one position
+            ``[1, row, d_model]``.
+        """
+        stream, entered = None, 0
+        for layer in range(page.layer, top):
+            layout = lay_out(page, layer, self.base.frame, self.reach.end, self.reach.end - 1 if only is None else only)
+            queries = np.asarray([only], np.int32) if layer == self._narrow(only) else None
+            slots = edits.slots(layer, layout, queries)
+            newcomers = (np.arange(layout.n_tokens) >= entered)[None, :, None]
+            take_in = TakeRows(self.base.residual(layer), layout.source, [newcomers])
+            slots[ENTRY] = (take_in, *slots.get(ENTRY, ()))
+            entered = int(layout.is_real.sum())
+            fitted = _fit(stream, layout.n_tokens, self.base.final)
+            stream = self._run_block(layer, fitted, layout, slots, queries)
+            yield layer + 1, layout, stream
+
+    def _run_block(
+        self,
+        layer: int,
+        stream: jax.Array,
+        layout: PageLayout,
+        edits: Mapping[str, tuple[TakeRows, ...]],
+        queries: np.ndarray | None,
+    ) -> jax.Array:
+        cfg = self.cfg
+        indices = self._indices(layout, queries)
+        axes = {spec.name: spec.axes for spec in block_points(cfg, cfg.layer_kind(layer))}
+        slots = {
+            name: HookSlot(HookPoint(name, axes[name]), written) for name, written in edits.items() if name in axes
+        }
+        k, v = (self.base.activations[f"blocks.{layer}.{name}"] for name in KEYS_AND_VALUES)
+        packing = Packing(past_k=k, past_v=v, **indices["packing"])
+        placed = self.base.context.pos_embed
+        context = AttentionContext(
+            indices["positions"], indices["token_mask"], lengths=indices["lengths"], packing=packing,
+            pos_embed=None if placed is None else _taken(placed, layout.source),
+        )  # fmt: skip
+        module = block_module(cfg, cfg.layer_kind(layer))
+        stage = Stage(module, self.params["blocks"][layer], f"blocks.{layer}.", (), slots)
+        computed = layout.n_tokens if queries is None else layout.n_rows
+        columns = self.base.frame if queries is None else 1
+        self.spent.flops += block_flops(cfg, layout.n_tokens, computed, layout.n_rows, columns, self.base.frame)
+        return run_stage(stage, (stream, context_of_layer(cfg, context, layer)), traced=False)[0]
+
+    def _indices(self, layout: PageLayout, queries: np.ndarray | None) -> dict[str, Any]:
+        """Positions, mask and layout of a page, on the device, for blocks that compute all outputs or the last ones."""
+        base, rows = self.base.context, np.arange(layout.n_rows, dtype=np.int32)
+        whole = queries is None
+        packing = {
+            "key_source": layout.key_source,
+            "query_source": layout.query_source if whole else rows[:, None],
+            "query_pos": np.arange(self.base.frame, dtype=np.int32) if whole else queries,
+            "slot": layout.row * np.int32(self.base.frame) + layout.pos if whole else rows,
+            "computed": None if whole else layout.last,
+        }
+        positions, mask = np.asarray(base.positions), np.asarray(base.token_mask)
+        lengths = np.broadcast_to(positions.max(axis=1, keepdims=True) + np.int32(1), positions.shape)
+        positions, lengths = (array.reshape(-1)[layout.source][None] for array in (positions, lengths))
+        tokens = {"positions": positions, "lengths": lengths, "token_mask": mask[layout.prompt]}
+        return jax.device_put({"packing": packing, **tokens})
+
+    def _floor(self, rows: Rows) -> float:
+        skipped = 1 if self.reach.only is not None else 0
+        layers = np.maximum(self.cfg.n_layers - skipped - rows.layer, 0)
+        return float((layers * (self.reach.end - rows.start)).sum() * block_flops_per_token(self.cfg))
+
+
+def _run_cost(cfg: HookedTransformerConfig, frame: int, run: BlockRun) -> float:
+    """What running a block costs, in FLOPs; starting it and reading its weights counts as some tokens."""
+    tokens, rows = run.tokens + _OVERHEAD, run.rows
+    return float(block_flops(cfg, tokens, rows if run.narrow else tokens, rows, 1 if run.narrow else frame, frame))
+
+
+def enter(streams: np.ndarray, rows: Rows, edits: Edits, only: int | None, first: int = 0) -> None:
+    """Writes changes of the residual stream into ``streams``, where they enter above the last block that ran.
+
+    Args:
+        streams: ``[site, batch, pos, d_model]``, with position ``only`` alone if that is not ``None``.
+        rows, edits: the rows that enter, and what they change.
+        first: number of the first site in ``streams``.
+    """
+    if len(rows):
+        values, where = edits.final(rows, only)
+        at, length = (rows.site - first, rows.prompt), streams.shape[2]
+        streams[at] = np.where(where[:, :length], values[:, :length], streams[at])
+
+
+def _fit(stream: jax.Array | None, n_tokens: int, like: jax.Array) -> jax.Array:
+    """A stream ``[1, token, d_model]`` cut or padded to ``n_tokens``, zeros if there is none yet.
+
+    It goes from one standard size to the next: a program for each neighbour, not for each pair.
+    """
+    if stream is None:
+        return jax.device_put(np.zeros((1, n_tokens, like.shape[-1]), like.dtype))
+    resized: jax.Array = stream
+    while resized.shape[1] != n_tokens:
+        resized = _resize(resized, neighbour(resized.shape[1], n_tokens))
+    return resized
+
+
+@jax.jit
+def _taken(base: jax.Array, source: Any) -> jax.Array:
+    """``[batch, frame, d_model]`` of the base run, at the places of packed tokens, ``[1, token, d_model]``."""
+    return base.reshape(-1, base.shape[-1])[source][None]
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _resize(stream: jax.Array, n_tokens: int) -> jax.Array:
+    kept = stream[:, :n_tokens]
+    return jnp.pad(kept, ((0, 0), (0, n_tokens - kept.shape[1]), (0, 0)))

@@ -1,0 +1,210 @@
+"""Runs any set of patched runs and evaluates metrics on them, with an account of what it cost."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import jax
+import numpy as np
+
+from tljax.cache.memory import free_bytes
+from tljax.config import HookedTransformerConfig
+from tljax.errors import InputError
+from tljax.model.hooked_transformer import HookedTransformer
+from tljax.patching.engine.base_run import BaseRun
+from tljax.patching.engine.edits import Edits
+from tljax.patching.engine.engine import Engine, Reach, reach_of
+from tljax.patching.engine.packing import PageLimits, Rows
+from tljax.patching.engine.report import SweepReport, blocks_flops, forward_flops
+from tljax.patching.engine.site_by_site import SiteBySite
+from tljax.patching.engine.sites import Sites, enters_stream, find_rows, place
+from tljax.patching.metrics.evaluation import Measure, PositionNotKept
+from tljax.patching.metrics.metrics import InText
+from tljax.progress import Progress
+
+Reduce = Literal["mean", "none"]
+Metrics = Callable[..., Any] | Mapping[str, Callable[..., Any]]
+
+_FINALS_BUDGET = 256 * 2**20
+"""Bytes of final residual streams held before they are measured."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """Metrics of every site.
+
+    Attributes:
+        values: for each metric, ``[site]`` or ``[site, batch]``.
+        baseline: for each metric, of the unpatched run, ``[]`` or ``[batch]``.
+        clean: likewise of the run that values come from, where it is known.
+        several: whether metrics were given by name.
+        report: the account of the work.
+    """
+
+    values: dict[str, np.ndarray]
+    baseline: dict[str, np.ndarray]
+    clean: dict[str, np.ndarray] | None
+    several: bool
+    report: SweepReport
+
+
+def measure_sites(
+    model: HookedTransformer,
+    base: BaseRun,
+    sites: Sites,
+    metric: Metrics,
+    clean_final: Any = None,
+    *,
+    max_batch: int | Literal["auto"] = "auto",
+    progress: bool | None = None,
+) -> Measured:
+    """Measures every site, each patched alone."""
+    alone = bool(model._hooks.entries) or not enters_stream(model.cfg, sites.point)
+    edits = sites if alone else place(model.cfg, base, sites)
+
+    def rows_before(end: int) -> Rows:
+        return find_rows(model.cfg, base, sites, end)
+
+    return measure_edits(model, base, len(sites), rows_before, edits, metric, clean_final, max_batch, progress)
+
+
+def measure_edits(
+    model: HookedTransformer,
+    base: BaseRun,
+    n_sites: int,
+    rows_before: Callable[[int], Rows],
+    edits: Edits | Sites,
+    metric: Metrics,
+    clean_final: Any = None,
+    max_batch: int | Literal["auto"] = "auto",
+    progress: bool | None = None,
+) -> Measured:
+    """Measures every set of edits.
+
+    Args:
+        model, base: the model and its unpatched run.
+        n_sites: how many there are.
+        rows_before: gives the prompts that differ from the base run before a position.
+        edits: what they change; sites themselves are run one by one, with the hooks the model carries.
+        metric: one metric, or several by name.
+        clean_final: final residual stream of the run that values come from, ``[batch, pos, d_model]``.
+        max_batch, progress: as in :func:`sweep`.
+    """
+    several = isinstance(metric, Mapping)
+    if several and not metric:
+        raise InputError("The mapping of metrics is empty: name at least one.")
+    metrics = metric if isinstance(metric, Mapping) else {"metric": metric}
+    final = np.asarray(base.final)[:, : base.length]
+    measures = {name: _measure(one, model, base, final) for name, one in metrics.items()}
+    read = [measure.positions for measure in measures.values()]
+    everything = any(positions is None for positions in read)
+    positions = None if everything else tuple(sorted({p for some in read for p in some or ()}))
+    try:
+        reach = reach_of(model.cfg, base.length, positions)
+        values, rows, engine = _run(model, base, n_sites, rows_before, edits, measures, reach, max_batch, progress)
+    except PositionNotKept:
+        reach = reach_of(model.cfg, base.length, None)
+        values, rows, engine = _run(model, base, n_sites, rows_before, edits, measures, reach, max_batch, progress)
+    clean = None
+    if clean_final is not None:
+        clean_finals = np.asarray(clean_final)[None]
+        clean = {name: np.asarray(_measure_all(measure, clean_finals)[0]) for name, measure in measures.items()}
+    report = _report(model.cfg, base, n_sites, rows, reach, measures, engine)
+    baseline = {name: np.asarray(measure.baseline) for name, measure in measures.items()}
+    return Measured(values, baseline, clean, several, report)
+
+
+def _measure(metric: Any, model: HookedTransformer, base: BaseRun, final: np.ndarray) -> Measure:
+    """A metric made ready, whose positions count in the text of each prompt."""
+    if base.text is None:
+        return Measure(metric, model.cfg, model.params, final)
+    counted = metric.in_text(base.text) if isinstance(metric, InText) else metric
+    measure = Measure(counted, model.cfg, model.params, final)
+    measure.check_padding(base.text)
+    return measure
+
+
+def _measure_all(measure: Measure, finals: np.ndarray) -> jax.Array:
+    """Measures runs of which every position is at hand, whatever the metric reads of them."""
+    try:
+        return measure(finals)
+    except PositionNotKept:  # it read what it had not read of the base run, and expects any position from now on
+        return measure(finals)
+
+
+def _run(
+    model: HookedTransformer,
+    base: BaseRun,
+    n_sites: int,
+    rows_before: Callable[[int], Rows],
+    edits: Edits | Sites,
+    measures: Mapping[str, Measure],
+    reach: Reach,
+    max_batch: int | Literal["auto"],
+    progress: bool | None,
+) -> tuple[dict[str, np.ndarray], Rows, Engine | SiteBySite]:
+    rows = rows_before(reach.end)
+    positions = base.length if reach.only is None else 1
+    site_bytes = base.batch * positions * model.cfg.d_model * model.cfg.jnp_dtype.itemsize
+    group = max(1, _FINALS_BUDGET // site_bytes)
+    values: dict[str, list[np.ndarray]] = {name: [] for name in measures}
+    with Progress(len(rows), progress) as bar:
+        limits = page_limits(model.cfg, base, max_batch)
+        if isinstance(edits, Sites):
+            engine = SiteBySite(model, base, reach, bar.advance)
+            run = functools.partial(engine.run, sites=edits)
+        else:
+            engine = Engine(model, base, reach, limits, bar.advance)
+            run = functools.partial(engine.run, edits=edits)
+        for first in range(0, n_sites, group):
+            count = min(group, n_sites - first)
+            part = rows.take(np.flatnonzero((rows.site >= first) & (rows.site < first + count)))
+            finals = run(part, first=first, n_sites=count)
+            for name, measure in measures.items():
+                values[name].append(np.asarray(measure(finals, reach.only)))
+    return {name: np.concatenate(parts) for name, parts in values.items()}, rows, engine
+
+
+def page_limits(cfg: HookedTransformerConfig, base: BaseRun, max_batch: int | Literal["auto"]) -> PageLimits:
+    """How much may run at once: by ``max_batch``, and by an eighth of the free memory."""
+    if max_batch != "auto" and (not isinstance(max_batch, int) or max_batch < 1):
+        raise InputError(f'max_batch={max_batch!r} must be a positive number or "auto".')
+    device = next(iter(base.final.devices()))
+    free = free_bytes(device) or 2**32
+    width = cfg.jnp_dtype.itemsize
+    token_bytes = width * (12 * cfg.d_model + 4 * (cfg.d_mlp or 0) + 4 * cfg.n_heads * cfg.d_head)
+    row_bytes = width * base.frame * (4 * cfg.n_heads * base.frame + 4 * cfg.n_heads * cfg.d_head)
+    on_cpu = device.platform == "cpu"
+    tokens = int(np.clip(free // 8 // token_bytes, 64, 2048 if on_cpu else 65536))
+    rows = int(np.clip(free // 8 // row_bytes, 1, 256 if on_cpu else 8192))
+    return PageLimits(tokens, rows if max_batch == "auto" else min(rows, max_batch))
+
+
+def _report(
+    cfg: HookedTransformerConfig,
+    base: BaseRun,
+    n_sites: int,
+    rows: Rows,
+    reach: Reach,
+    measures: Mapping[str, Measure],
+    engine: Engine | SiteBySite,
+) -> SweepReport:
+    skipped = n_sites - len(np.unique(rows.site))
+    reductions = []
+    by_pages = isinstance(engine, Engine)
+    if by_pages and len(rows) and int(rows.layer.max()) > 0:
+        reductions.append("layer skip")
+    if by_pages and cfg.attention_dir == "causal" and len(rows) and int(rows.start.max()) > 0:
+        reductions.append("causal suffix")
+    if skipped:
+        reductions.append("sites without effect skipped")
+    if reach.only is not None:
+        reductions.append("one position unembedded")
+    full = forward_flops(cfg, base.batch, base.length)
+    unembedding = sum(measure.flops for measure in measures.values())
+    spent = engine.spent.flops + blocks_flops(cfg, base.batch, base.frame) + n_sites * unembedding
+    how = ", ".join(dict.fromkeys(measure.how for measure in measures.values()))
+    return SweepReport(
+        n_sites, skipped, tuple(reductions), how, float(spent), engine.spent.floor, float(n_sites * full)
+    )

@@ -1,0 +1,14 @@
+"""Metrics of a patched run, and how they are evaluated without computing logits that nothing reads."""
+
+from tljax.patching.metrics.lazy_logits import LazyLogits
+from tljax.patching.metrics.metrics import KL, Logit, LogitDiff, LogProb, Loss, Normalized
+
+__all__ = [
+    "KL",
+    "LazyLogits",
+    "LogProb",
+    "Logit",
+    "LogitDiff",
+    "Loss",
+    "Normalized",
+]
