@@ -10,7 +10,9 @@ import pytest
 from variants import TOKENS, build
 
 from tljax import Add, HookedTransformer, Noise, Replace, Scale, Zero
+from tljax.config import BOOKKEEPING
 from tljax.forward.forward import _apply_compiled
+from tljax.patching import LogitDiff, sweep
 
 # a shape of its own, so that no other test has compiled anything here before
 OWN_TOKENS = TOKENS[:, :5]
@@ -168,3 +170,38 @@ def test_a_users_jit_compiles_once_for_all_values(model: HookedTransformer, no_c
     no_compilation()
     run(model, OWN_TOKENS[::-1], Replace(2.0, pos=3))
     run(model, OWN_TOKENS[::-1], Replace(5, pos=-1))
+
+
+CHANGES: dict[str, Any] = {
+    "init_mode": "xavier_normal", "initializer_range": 0.5, "init_weights": False, "seed": 5, "tokenizer_name": "other",
+    "tokenizer_prepends_bos": True, "default_prepend_bos": False, "eos_token_ids": (3,), "bos_token_id": 2,
+    "pad_token_id": 1, "weight_processing": ("center_unembed",), "model_name": "fine-tuned",
+    "original_architecture": "Other", "use_attn_result": True, "use_split_qkv_input": True, "use_attn_in": True,
+    "use_hook_mlp_in": True, "use_hook_tokens": True,
+}  # fmt: skip
+
+
+def test_bookkeeping_compiles_nothing(model: HookedTransformer, no_compilation: Callable) -> None:
+    assert set(CHANGES) == set(BOOKKEEPING)
+    names = ["resid_post0", "pattern1", "resid_post3", "ln_final.hook_scale"]
+
+    def use(model: HookedTransformer) -> None:
+        _, cache = model.run_with_cache(OWN_TOKENS, names_filter=names)
+        cache.logit_attrs(cache["resid_post", 3][None], tokens=3)
+        sweep(model, OWN_TOKENS, OWN_TOKENS[:, ::-1], LogitDiff(1, 2), "resid_pre", progress=False)
+        model.generate(OWN_TOKENS, max_new_tokens=2, do_sample=False, stop_at_eos=False, verbose=False)
+
+    use(model)
+    no_compilation()
+    for name, value in CHANGES.items():
+        renamed = model.replace(cfg=model.cfg.replace(**{name: value}))
+        assert renamed.cfg != model.cfg
+        assert renamed.cfg.computation is model.cfg.computation
+        use(renamed)
+    assert model.cfg.replace(eps=1e-3).computation != model.cfg.computation
+
+
+def test_another_seed_draws_by_the_same_programs(model: HookedTransformer, no_compilation: Callable) -> None:
+    HookedTransformer(model.cfg.replace(seed=1, init_weights=True))
+    no_compilation()
+    HookedTransformer(model.cfg.replace(seed=2, init_weights=True, model_name="another"))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tljax import HookedTransformerConfig
-from tljax.config import canonical_dtype
+from tljax.config import LayerKind, canonical_dtype
 from tljax.errors import ConfigError
 
 SIZES = {"d_model": 16, "n_layers": 2, "n_ctx": 8, "n_heads": 4, "d_vocab": 10}
@@ -154,8 +154,8 @@ def test_unwrap() -> None:
 
 def test_layer_kinds() -> None:
     local = config(attn_types=("local", "global"), use_local_attn=True, window_size=4)
-    assert [local.layer_kind(n) for n in range(2)] == ["local", "global"]
-    assert [config(attn_types=("local", "global")).layer_kind(n) for n in range(2)] == ["global", "global"]
+    assert [local.layer_kind(n).local for n in range(2)] == [True, False]
+    assert [config(attn_types=("local", "global")).layer_kind(n) for n in range(2)] == [LayerKind()] * 2
 
 
 @pytest.mark.parametrize(

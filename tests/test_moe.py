@@ -10,6 +10,7 @@ import pytest
 from variants import TOKENS, build, randomised_params
 
 from tljax import HookedTransformer, HookedTransformerConfig, Replace, Scale, Zero
+from tljax.config import LayerKind
 from tljax.errors import ConfigError, HookError
 from tljax.modules.grouped import Times, grouped, tile_height
 from tljax.patching import LogitDiff, sweep
@@ -166,9 +167,7 @@ def test_every_point_fires_as_the_table_says_and_changes_nothing(kind: str) -> N
     assert {name: value.shape for name, value in cache.items()} == {n: table[n].shape(*TOKENS.shape) for n in cache}
     for layer in range(model.cfg.n_layers):
         assert ("mlp.hook_post" in str(list(cache))) or model.cfg.moe_layers is None
-        assert (f"blocks.{layer}.mlp.hook_expert_indices" in cache) == model.cfg.has_experts(
-            model.cfg.layer_kind(layer)
-        )
+        assert (f"blocks.{layer}.mlp.hook_expert_indices" in cache) == model.cfg.layer_kind(layer).experts
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -290,7 +289,7 @@ def test_layers_of_a_kind_share_one_program(compilations: Any) -> None:
         | {"moe_layers": (False, True, True, False, True, True)}
     ))  # fmt: skip
     model = HookedTransformer(cfg, params=randomised_params(cfg))
-    assert {cfg.layer_kind(layer) for layer in range(6)} == {"global", "global dense"}
+    assert set(cfg.layer_kinds) == {LayerKind(experts=True), LayerKind()}
     tokens = jnp.asarray(TOKENS[:, :5])
     before = compilations.count
     model(tokens)

@@ -30,6 +30,13 @@ _DERIVED: dict[str, Any] = {
     "d_mlp": None, "d_expert": None, "d_vocab_out": -1, "rotary_dim": None, "attn_scale": -1.0,
     "initializer_range": -1.0,
 }  # fmt: skip
+BOOKKEEPING = (
+    "init_mode", "initializer_range", "init_weights", "seed", "tokenizer_name", "tokenizer_prepends_bos",
+    "default_prepend_bos", "eos_token_ids", "bos_token_id", "pad_token_id", "weight_processing", "model_name",
+    "original_architecture", "use_attn_result", "use_split_qkv_input", "use_attn_in", "use_hook_mlp_in",
+    "use_hook_tokens",
+)  # fmt: skip
+"""Fields that no compiled program depends on: what a model is called, how it was made, what a full cache holds."""
 _FITTED_TO_ROTARY_DIM = ("longrope_short_factor", "longrope_long_factor", "kv_lora_rank", "q_lora_rank")
 
 
@@ -56,6 +63,25 @@ def available_dtype(dtype: Any) -> str:
     if name == "float64" and not jax.config.read("jax_enable_x64"):
         raise ConfigError("dtype float64 needs jax.config.update('jax_enable_x64', True) first.")
     return name
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LayerKind:
+    """What may differ between the layers of a model in what they compute; layers of one kind share their programs.
+
+    Attributes:
+        local: attention sees only the last ``window_size`` keys.
+        rotates: queries and keys are rotated (in a model with rotary positions).
+        experts: a mixture of experts stands in place of the MLP.
+    """
+
+    local: bool = False
+    rotates: bool = True
+    experts: bool = False
+
+
+USUAL = LayerKind()
+"""Global attention that rotates, and an MLP."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -403,7 +429,7 @@ class HookedTransformerConfig(SaysWhatInstead):
         dense = 0 if self.d_mlp is None or self.attn_only else matrices * self.d_mlp
         experts = (self.num_experts or 0) * (matrices * (self.d_expert or 0) + self.d_model)
         shared = matrices * (self.d_shared_expert or 0) + self.d_model * self.gate_shared_expert
-        n_mixtures = sum(map(self.has_experts, map(self.layer_kind, range(self.n_layers))))
+        n_mixtures = sum(kind.experts for kind in self.layer_kinds)
         n_dense = self.n_layers - n_mixtures
         return self.n_layers * attention + n_dense * dense + n_mixtures * (experts + shared)
 
@@ -423,24 +449,26 @@ class HookedTransformerConfig(SaysWhatInstead):
         up = self.n_heads * (self.d_head - rotary_dim + self.value_width)
         return self.d_model * (self.kv_lora_rank + rotary_dim) + self.kv_lora_rank * up
 
-    def layer_kind(self, layer: int) -> str:
-        """What a layer's compiled program must know of it: ``"global"`` or ``"local"``, and what it lacks.
+    def layer_kind(self, layer: int) -> LayerKind:
+        """What a layer computes, as far as layers of this model differ."""
+        local = self.use_local_attn and self.attn_types is not None and self.attn_types[layer] == "local"
+        rotates = self.rotary_layers is None or self.rotary_layers[layer]
+        experts = self.num_experts is not None and (self.moe_layers is None or self.moe_layers[layer])
+        return LayerKind(local=local, rotates=rotates, experts=experts)
 
-        A layer of a rotary model that does not rotate is ``"global unrotated"`` or ``"local unrotated"``; where other
-        layers have experts, one with an MLP is ``"global dense"``.
+    @functools.cached_property
+    def layer_kinds(self) -> tuple[LayerKind, ...]:
+        """The kind of every layer."""
+        return tuple(map(self.layer_kind, range(self.n_layers)))
+
+    @functools.cached_property
+    def computation(self) -> "HookedTransformerConfig":
+        """The config that programs are compiled for: this one, with the fields of ``BOOKKEEPING`` at their defaults.
+
+        Models that compute the same share their programs, whatever they are called and wherever they come from.
         """
-        kind = self.attn_types[layer] if self.use_local_attn and self.attn_types is not None else "global"
-        if self.moe_layers is not None and not self.moe_layers[layer]:
-            kind += " dense"
-        return kind if self.rotary_layers is None or self.rotary_layers[layer] else f"{kind} unrotated"
-
-    def has_experts(self, kind: str) -> bool:
-        """Whether layers of a kind have a mixture of experts."""
-        return self.num_experts is not None and "dense" not in kind
-
-    def is_local(self, layer: int) -> bool:
-        """Whether a layer's attention sees only the last ``window_size`` keys."""
-        return self.layer_kind(layer).startswith("local")
+        defaults = {field.name: field.default for field in dataclasses.fields(self) if field.name in BOOKKEEPING}
+        return _one_of_equals(dataclasses.replace(self, **defaults))
 
     def replace(self, **changes: Any) -> "HookedTransformerConfig":
         """Returns a copy with ``changes`` applied and validated.
@@ -493,3 +521,9 @@ class HookedTransformerConfig(SaysWhatInstead):
         unknown = [f"{key!r} is not a config field.{nearest(key, names)}" for key in fields if key not in names]
         if unknown:
             raise ConfigError(" ".join(unknown))
+
+
+@functools.lru_cache(maxsize=256)
+def _one_of_equals(cfg: HookedTransformerConfig) -> HookedTransformerConfig:
+    """The first config that equals this one: the same object is found in caches without comparing its fields."""
+    return cfg

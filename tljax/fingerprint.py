@@ -18,19 +18,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from tljax.config import HookedTransformerConfig
+from tljax.config import BOOKKEEPING, HookedTransformerConfig
 from tljax.typing import Params
 
 if TYPE_CHECKING:
     from tljax.model.hooked_transformer import HookedTransformer
 
-NOT_THE_FUNCTION = frozenset(
-    """
-    dtype matmul_precision init_mode initializer_range init_weights seed tokenizer_name tokenizer_prepends_bos
-    default_prepend_bos eos_token_ids bos_token_id pad_token_id model_name original_architecture use_attn_result
-    use_split_qkv_input use_attn_in use_hook_mlp_in use_hook_tokens weight_processing
-    """.split()
-)
+NOT_THE_FUNCTION = frozenset({*BOOKKEEPING, "dtype", "matmul_precision"})
 """Fields of the config that leave what the model computes as it is, but for rounding."""
 
 FORM = {"config": dict, "weights": (None, {"values": str, "rounding": float})}

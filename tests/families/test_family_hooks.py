@@ -114,7 +114,7 @@ def test_zeroing_any_point_changes_what_follows_and_nothing_before(case: FamilyC
 def test_python_functions_at_every_point(case: FamilyCase) -> None:
     """The same zeros by a plain function at every point of a layer of each kind, which sees concrete arrays."""
     cfg = case.raw.cfg
-    layers = {cfg.layer_kind(layer): layer for layer in range(cfg.n_layers)}.values()
+    layers = {kind: layer for layer, kind in enumerate(cfg.layer_kinds)}.values()
     row_of = {name: row for row, name in enumerate(case.points) if layer_of(name) in (None, *layers)}
 
     def change_own_row(activation: jax.Array, hook: HookPoint) -> jax.Array:

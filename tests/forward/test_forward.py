@@ -119,7 +119,7 @@ def test_norms_and_masks(kind: str) -> None:
     for layer in range(cfg.n_layers):
         query, key = np.arange(6)[:, None], np.arange(6)[None, :]
         seen = np.ones((6, 6), bool) if cfg.attention_dir == "bidirectional" else key <= query
-        if cfg.is_local(layer):
+        if cfg.layer_kind(layer).local:
             seen = seen & (key > query - cfg.window_size)
         hidden = cache["attn_scores", layer] == -np.inf
         assert (hidden == ~seen[None, None]).all()

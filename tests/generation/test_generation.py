@@ -83,7 +83,7 @@ def test_sliding_layers_keep_only_their_window() -> None:
     model = longer("local")
     cache = KeyValueCache.init_cache(model.cfg, 2)
     assert [keys.shape[2] for keys in cache.keys] == [
-        2 if model.cfg.layer_kind(layer) == "local" else 40 for layer in range(3)
+        2 if model.cfg.layer_kind(layer).local else 40 for layer in range(3)
     ]
     assert KeyValueCache.init_cache(longer("llama").cfg).keys[0].shape == (1, 2, 40, 8)
 

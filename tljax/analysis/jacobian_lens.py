@@ -150,11 +150,12 @@ class JacobianLens:
         if skip_first_positions < 0 or min(dim_batch, batch_size, max_seq_len) < 1:
             raise InputError("dim_batch, batch_size and max_seq_len must be at least 1, skip_first_positions 0.")
         rows = _rows(model, prompts, max_seq_len, skip_first_positions)
+        alike = model.replace(cfg=model.cfg.computation, tokenizer=None)  # models that compute the same share a program
         total = jnp.zeros((len(layers), model.cfg.d_model, model.cfg.d_model), jnp.float32)
         with Progress(len(rows), verbose, "Jacobian lens", "prompt") as progress:
             for start in range(0, len(rows), batch_size):
                 batch = _framed(rows[start : start + batch_size], model.cfg.n_ctx)
-                total += _jacobians(model, batch, layers=layers, skip=skip_first_positions, dim_batch=dim_batch)
+                total += _jacobians(alike, batch, layers=layers, skip=skip_first_positions, dim_batch=dim_batch)
                 progress.advance(len(batch))
         return cls(
             matrices=total / len(rows),

@@ -144,7 +144,7 @@ def readout(
         if wanted.ndim != 1:
             raise InputError(f"targets must be a token or a list of tokens, got ids of shape {wanted.shape}.")
     rows = vectors.reshape(-1, model.cfg.d_model)
-    found = _read(rows, end_params(model), wanted, cfg=model.cfg, top_k=int(top_k), chunk_size=chunk_size)
+    found = _read(rows, end_params(model), wanted, cfg=model.cfg.computation, top_k=int(top_k), chunk_size=chunk_size)
     return LensReadout(**{name: value.reshape(*vectors.shape[:-1], *value.shape[1:]) for name, value in found.items()})
 
 

@@ -68,7 +68,7 @@ class SVDInterpreter:
     def _mlp(self, layer: int) -> Any:
         if self.cfg.attn_only:
             raise ConfigError("This model is attention-only: it has no w_in and w_out.")
-        if self.cfg.has_experts(self.cfg.layer_kind(layer)):
+        if self.cfg.layer_kind(layer).experts:
             raise ConfigError(
                 f"The MLP of layer {layer} is a mixture of experts, each with matrices of its own: take the singular "
                 f"vectors of model.blocks[{layer}].mlp.experts.W_in[expert]."

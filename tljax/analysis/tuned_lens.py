@@ -110,7 +110,9 @@ class TunedLens:
         with Progress(steps, verbose, "tuned lens", "step") as progress:
             for batch in _batches(model.to_batch(prompts), steps, batch_size, seed):
                 streams, final = _streams(model, batch)
-                maps, state, loss = _step(maps, state, streams, final, batch.mask, ends, cfg=cfg, optimizer=optimizer)
+                maps, state, loss = _step(
+                    maps, state, streams, final, batch.mask, ends, cfg=cfg.computation, optimizer=optimizer
+                )
                 losses.append(loss)
                 progress.advance(1)
         return cls(weight=maps[0], bias=maps[1], losses=jnp.stack(losses), basis=LensBasis.of(model))
@@ -164,7 +166,7 @@ def lens_divergence(
         streams = streams[jnp.asarray(depths)]
         carried = streams if lens is None else lens.carry(streams, depths)
         n = float(batch.mask.sum())
-        divergence = _evaluate(carried, final, batch.mask, end_params(model), cfg=cfg)
+        divergence = _evaluate(carried, final, batch.mask, end_params(model), cfg=cfg.computation)
         total, count = total + n * divergence, count + n
     return total / count
 

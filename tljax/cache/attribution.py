@@ -45,7 +45,9 @@ def logit_attrs(
     for given in (ids, wrong):
         _check_shape(given, scale.shape[:-1])
     gain = norm_gain(cfg, model.params.get("ln_final", {})) if final_norm_weight else None
-    return _attributed(stack, scale, model.W_U, gain, ids, wrong, cfg=cfg, centred=access.centres(cfg, cfg.n_layers))
+    return _attributed(
+        stack, scale, model.W_U, gain, ids, wrong, cfg=cfg.computation, centred=access.centres(cfg, cfg.n_layers)
+    )
 
 
 def logit_bias(cache: "ActivationCache", tokens: Any, incorrect_tokens: Any) -> jax.Array:
@@ -71,7 +73,7 @@ def logit_lens(
     """See :meth:`ActivationCache.logit_lens`."""
     cfg, model = cache.cfg, cache.model
     stack, labels = residual.accumulated_resid(cache, layer, incl_mid, False, pos_slice, mlp_input, True)
-    logits = read_out(stack, end_params(model), cfg=cfg)
+    logits = read_out(stack, end_params(model), cfg=cfg.computation)
     return (logits, labels) if return_labels else logits
 
 

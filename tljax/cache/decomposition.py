@@ -63,7 +63,7 @@ def get_full_resid_decomposition(
     reader = access.reader_of(cache, last, mlp_input, apply_ln, access.directions(cfg, project_output_onto))
     taken = access.position_cut(cache, pos_slice, cache["hook_embed"])
     stack = read_parts(
-        tuple(parts), reader, taken, None, cfg=cfg, centred=apply_ln and access.centres(cfg, last)
+        tuple(parts), reader, taken, None, cfg=cfg.computation, centred=apply_ln and access.centres(cfg, last)
     )  # fmt: skip
     stack = access.unprojected_axis(stack, project_output_onto)
     if not return_labels:

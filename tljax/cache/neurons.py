@@ -29,7 +29,7 @@ def refuse_without_neurons(cfg: HookedTransformerConfig, layers: range, what: st
     if cfg.attn_only and layers:
         raise InputError(f"{what} needs an MLP, and this model is attention-only.")
     for layer in layers:
-        if cfg.has_experts(cfg.layer_kind(layer)):
+        if cfg.layer_kind(layer).experts:
             raise InputError(
                 f"{what} needs neurons that every token goes through, but layer {layer} has a mixture of experts. Take "
                 "the layer's whole output (cache['mlp_out', layer], expand_neurons=False), or the neurons of each "
@@ -90,7 +90,7 @@ def get_neuron_results(
     chosen, _ = _choose(cfg, neuron_slice)
     parts = neuron_parts(cache, layers, chosen)
     taken = access.position_cut(cache, pos_slice, cache[f"blocks.{layer}.mlp.hook_post"])
-    results = jnp.moveaxis(read_parts(parts, reader, taken, None, cfg=cfg, centred=False), 0, -2)
+    results = jnp.moveaxis(read_parts(parts, reader, taken, None, cfg=cfg.computation, centred=False), 0, -2)
     results = results[..., 0, :] if isinstance(neuron_slice, int | np.integer) else results
     return access.unprojected_axis(results, project_output_onto)
 

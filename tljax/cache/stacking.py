@@ -53,5 +53,7 @@ def stack_units(
     parts = tuple(make_parts()) if names else (Rows((cache[stream],)),)
     taken = access.position_cut(cache, pos_slice, cache[names[0] if names else stream], pos_axis if names else -2)
     rest_of = cache[stream] if incl_remainder and names else None
-    stack = read_parts(parts, reader, taken, rest_of, cfg=cfg, centred=apply_ln and access.centres(cfg, last))
+    stack = read_parts(
+        parts, reader, taken, rest_of, cfg=cfg.computation, centred=apply_ln and access.centres(cfg, last)
+    )
     return stack if names or incl_remainder else stack[:0]

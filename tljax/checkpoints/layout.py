@@ -7,7 +7,7 @@ has to transpose a weight.
 from collections.abc import Mapping
 from typing import Any
 
-from tljax.config import HookedTransformerConfig
+from tljax.config import HookedTransformerConfig, LayerKind
 from tljax.modules.norm import block_norm_kind, final_norm_kind, post_norm_kind
 from tljax.typing import Params
 
@@ -55,9 +55,8 @@ def parameter_axes(cfg: HookedTransformerConfig) -> dict[str, tuple[str, ...]]:
         axes |= {"embed.W_proj": "d_embed d_model", "unembed.W_proj": "d_model d_embed"}
     if cfg.learns_positions:
         axes["pos_embed.W_pos"] = "n_ctx d_model"
-    kinds = [cfg.layer_kind(layer) for layer in range(cfg.n_layers)]
-    blocks = {kind: _block_axes(cfg, kind) for kind in kinds}
-    for layer, kind in enumerate(kinds):
+    blocks = {kind: _block_axes(cfg, kind) for kind in cfg.layer_kinds}
+    for layer, kind in enumerate(cfg.layer_kinds):
         block = blocks[kind]
         axes |= {f"blocks.{layer}.{name}": spec for name, spec in block.items()}
     axes |= _norm_axes("ln_final", final_norm_kind(cfg), "d_model")
@@ -120,7 +119,7 @@ def unflatten(flat: Mapping[str, Any]) -> Params:
     return nested
 
 
-def _block_axes(cfg: HookedTransformerConfig, kind: str) -> dict[str, str]:
+def _block_axes(cfg: HookedTransformerConfig, kind: LayerKind) -> dict[str, str]:
     axes = _norm_axes("ln1", block_norm_kind(cfg), "d_model")
     value = "d_head" if cfg.d_value is None else "d_value"
     axes |= {"attn.W_O": f"n_heads {value} d_model", "attn.b_O": "d_model"}
@@ -136,7 +135,7 @@ def _block_axes(cfg: HookedTransformerConfig, kind: str) -> dict[str, str]:
         return axes
     axes |= _norm_axes("ln2_post", post_norm_kind(cfg), "d_model")
     axes |= _norm_axes("ln2", block_norm_kind(cfg), "d_model")
-    if cfg.has_experts(kind):
+    if kind.experts:
         return axes | _experts_axes(cfg)
     axes |= _mlp_axes(cfg, "mlp", "d_mlp")
     if cfg.act_fn == "xielu":

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from tljax.config import HookedTransformerConfig
+from tljax.config import HookedTransformerConfig, LayerKind
 from tljax.hooks.dictionary import HookDictionary, HookEntry, make_slot
 from tljax.hooks.intervention import Intervention
 from tljax.hooks.interventions import Replace
@@ -37,21 +37,24 @@ _SEVERAL_TIMES = ("ln1.", "attn.kv_latent_norm.", "attn.hook_kv_latent")
 
 
 @functools.lru_cache(maxsize=256)
-def block_module(cfg: HookedTransformerConfig, kind: str) -> TransformerBlock:
-    """The block of a config; one object for all layers of a kind."""
-    return TransformerBlock(cfg, kind)
+def _module(make: Callable[..., Any], computation: HookedTransformerConfig, *static: Any) -> Any:
+    """One object for all equal modules, which is what compiled programs are found by."""
+    return make(computation, *static)
 
 
-@functools.lru_cache(maxsize=256)
+def block_module(cfg: HookedTransformerConfig, kind: LayerKind) -> TransformerBlock:
+    """The block of a config; one object for all layers of a kind, and for all models that compute the same."""
+    return _module(TransformerBlock, cfg.computation, kind)
+
+
 def embedding_module(cfg: HookedTransformerConfig) -> EmbeddingStage:
     """The embedding stage of a config."""
-    return EmbeddingStage(cfg)
+    return _module(EmbeddingStage, cfg.computation)
 
 
-@functools.lru_cache(maxsize=256)
 def head_module(cfg: HookedTransformerConfig) -> HeadStage:
     """The final norm and unembedding of a config."""
-    return HeadStage(cfg)
+    return _module(HeadStage, cfg.computation)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -344,18 +347,22 @@ def init_params(cfg: HookedTransformerConfig, seed: int = 0) -> Params:
     if cfg.positional_embedding_type == "shortformer":
         context = AttentionContext(pos_embed=jnp.zeros_like(residual))
 
-    def draw(module: nn.Module, key: jax.Array, *inputs: Any) -> Params:
-        return dict(module.init(key, *inputs)).get("params", {})
-
-    def zeros(module: nn.Module, key: jax.Array, *inputs: Any) -> Params:
-        shapes = jax.eval_shape(functools.partial(draw, module), key, *inputs)
-        return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-
-    compiled = jax.jit(draw, static_argnums=0) if cfg.init_weights else zeros
+    made = _draw if cfg.init_weights else _zeros
+    drawn = dataclasses.replace(cfg.computation, init_mode=cfg.init_mode, initializer_range=cfg.initializer_range)
     blocks = tuple(
-        compiled(block_module(cfg, cfg.layer_kind(layer)), keys[layer + 2], residual, context)
-        for layer in range(cfg.n_layers)
+        made(_module(TransformerBlock, drawn, kind), key, residual, context)
+        for kind, key in zip(cfg.layer_kinds, keys[2:], strict=True)
     )
-    embedding = compiled(embedding_module(cfg), keys[0], tokens, context)
-    head = compiled(head_module(cfg), keys[1], residual)
+    embedding = made(_module(EmbeddingStage, drawn), keys[0], tokens, context)
+    head = made(_module(HeadStage, drawn), keys[1], residual)
     return {**embedding, "blocks": blocks, **head}
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _draw(module: nn.Module, key: jax.Array, *inputs: Any) -> Params:
+    return dict(module.init(key, *inputs)).get("params", {})
+
+
+def _zeros(module: nn.Module, key: jax.Array, *inputs: Any) -> Params:
+    shapes = jax.eval_shape(functools.partial(_draw, module), key, *inputs)
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)

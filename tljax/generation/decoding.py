@@ -96,7 +96,7 @@ class Decoder:
     def __init__(
         self, cfg: HookedTransformerConfig, params: Params, hooks: HookDictionary, rules: Rules, limit: int
     ) -> None:
-        self.cfg, self.params, self.hooks, self.rules, self.limit = cfg, params, hooks, rules, limit
+        self.cfg, self.params, self.hooks, self.rules, self.limit = cfg.computation, params, hooks, rules, limit
         self.is_compiled = all(is_compiled(entry.function) for entry in hooks.entries)
         self._params_of_steps: Params | None = None
 

@@ -96,7 +96,7 @@ HookedTransformerKeyValueCache = KeyValueCache
 
 def slots(cfg: HookedTransformerConfig, layer: int, capacity: int) -> int:
     """How many positions a layer must keep of a text of ``capacity`` tokens."""
-    window = cfg.window_size if cfg.is_local(layer) else None
+    window = cfg.window_size if cfg.layer_kind(layer).local else None
     return capacity if window is None else min(window, capacity)
 
 

@@ -8,7 +8,7 @@ import functools
 from collections.abc import Iterator
 from typing import Literal
 
-from tljax.config import HookedTransformerConfig
+from tljax.config import HookedTransformerConfig, LayerKind
 
 AttentionInput = Literal["shared", "per_head", "split"]
 """How ln1 is called: once, once with a head axis (``hook_attn_in``), or for q, k and v apart (``hook_q_input`` …)."""
@@ -98,7 +98,7 @@ def embedding_points(cfg: HookedTransformerConfig) -> tuple[HookPointSpec, ...]:
 
 @functools.lru_cache(maxsize=256)
 def block_points(
-    cfg: HookedTransformerConfig, kind: str, attention_input: AttentionInput = "shared"
+    cfg: HookedTransformerConfig, kind: LayerKind, attention_input: AttentionInput = "shared"
 ) -> tuple[HookPointSpec, ...]:
     """Points of a block of a kind (:meth:`~tljax.config.HookedTransformerConfig.layer_kind`), named relative to it."""
     return (
@@ -206,14 +206,14 @@ def _attention_points(cfg: HookedTransformerConfig) -> Iterator[HookPointSpec]:
     )
 
 
-def _mlp_branch_points(cfg: HookedTransformerConfig, kind: str) -> Iterator[HookPointSpec]:
+def _mlp_branch_points(cfg: HookedTransformerConfig, kind: LayerKind) -> Iterator[HookPointSpec]:
     sizes = _sizes(cfg)
     if not cfg.parallel_attn_mlp:
         yield HookPointSpec("hook_resid_mid", _RESID, "residual stream between attention and MLP", sizes=sizes)
     yield HookPointSpec("hook_mlp_in", _RESID, "MLP branch input, before ln2", not cfg.use_hook_mlp_in, sizes)
     if cfg.has_norms_before:
         yield from _norm_points("ln2", cfg, sizes)
-    if cfg.has_experts(kind):
+    if kind.experts:
         yield from _experts_points(cfg)
     else:
         yield HookPointSpec("mlp.hook_in", _RESID, "MLP input, after ln2", True, sizes)
@@ -285,12 +285,11 @@ def default_attention_input(cfg: HookedTransformerConfig) -> AttentionInput:
 def point_table(cfg: HookedTransformerConfig) -> dict[str, HookPointSpec]:
     """Every hook point of a model, by full name, in firing order."""
     own = default_attention_input(cfg)
-    kinds = [cfg.layer_kind(layer) for layer in range(cfg.n_layers)]
     points = [
         *embedding_points(cfg),
         *(
             point.prefixed(f"blocks.{layer}.")
-            for layer, kind in enumerate(kinds)
+            for layer, kind in enumerate(cfg.layer_kinds)
             for point in block_points(cfg, kind, own)
         ),
         *head_points(cfg),

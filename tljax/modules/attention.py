@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from tljax.config import HookedTransformerConfig
+from tljax.config import HookedTransformerConfig, LayerKind
 from tljax.hooks.point import hook, is_hooked
 from tljax.modules import initializers
 from tljax.modules.activations import soft_cap
@@ -29,7 +29,7 @@ class Attention(nn.Module):
     """
 
     cfg: HookedTransformerConfig
-    kind: str = "global"
+    kind: LayerKind
 
     def setup(self) -> None:
         cfg, dtype = self.cfg, self.cfg.jnp_dtype

@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from tljax.config import HookedTransformerConfig
+from tljax.config import HookedTransformerConfig, LayerKind
 from tljax.hooks.point import hook, is_hooked
 from tljax.modules.activations import scaled
 from tljax.modules.attention import Attention
@@ -24,7 +24,7 @@ class TransformerBlock(nn.Module):
     """
 
     cfg: HookedTransformerConfig
-    kind: str = "global"
+    kind: LayerKind
 
     def setup(self) -> None:
         cfg = self.cfg
@@ -102,14 +102,14 @@ class TransformerBlock(nn.Module):
         return query, key, value
 
 
-def make_attention(cfg: HookedTransformerConfig, kind: str) -> Attention:
+def make_attention(cfg: HookedTransformerConfig, kind: LayerKind) -> Attention:
     """Returns the attention of layers of a kind."""
     return Attention(cfg, kind) if cfg.kv_lora_rank is None else LatentAttention(cfg, kind)
 
 
-def make_mlp(cfg: HookedTransformerConfig, kind: str) -> MLP | MoE:
+def make_mlp(cfg: HookedTransformerConfig, kind: LayerKind) -> MLP | MoE:
     """Returns the MLP of layers of a kind."""
-    return MoE(cfg) if cfg.has_experts(kind) else MLP(cfg)
+    return MoE(cfg) if kind.experts else MLP(cfg)
 
 
 def _per_head(x: jax.Array, heads: int) -> jax.Array:

@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tljax.config import HookedTransformerConfig
+from tljax.config import USUAL, HookedTransformerConfig, LayerKind
 
 
-def inverse_frequencies(cfg: HookedTransformerConfig, kind: str = "global", is_long: bool = False) -> np.ndarray:
+def inverse_frequencies(cfg: HookedTransformerConfig, kind: LayerKind = USUAL, is_long: bool = False) -> np.ndarray:
     """Angle per position of each rotated pair, float32 ``[rotary_dim / 2]``.
 
     Args:
@@ -19,7 +19,7 @@ def inverse_frequencies(cfg: HookedTransformerConfig, kind: str = "global", is_l
     """
     assert cfg.rotary_dim is not None
     exponents = np.arange(0, cfg.rotary_dim, 2, dtype=np.float32) / np.float32(cfg.rotary_dim)
-    own_base = cfg.rotary_base_local if kind.startswith("local") else None
+    own_base = cfg.rotary_base_local if kind.local else None
     base = cfg.rotary_base if own_base is None else own_base
     # In float64 first: over a hundred thousand positions the last bit of a float32 power is a hundredth of a radian.
     periods = (np.float64(base) ** exponents.astype(np.float64)).astype(np.float32)
@@ -35,12 +35,12 @@ def inverse_frequencies(cfg: HookedTransformerConfig, kind: str = "global", is_l
     return 1 / periods / np.float32(cfg.rotary_scaling_factor)
 
 
-def is_scaled(cfg: HookedTransformerConfig, kind: str) -> bool:
+def is_scaled(cfg: HookedTransformerConfig, kind: LayerKind) -> bool:
     """Whether a model's scaling applies to layers of a kind."""
-    return not (kind.startswith("local") and (cfg.rotary_base_local is not None or cfg.yarn_global_attn_only))
+    return not (kind.local and (cfg.rotary_base_local is not None or cfg.yarn_global_attn_only))
 
 
-def attention_factor(cfg: HookedTransformerConfig, kind: str = "global") -> float:
+def attention_factor(cfg: HookedTransformerConfig, kind: LayerKind = USUAL) -> float:
     """What cosines and sines are multiplied by: stretching makes attention flatter, and this sharpens it again."""
     if not is_scaled(cfg, kind):
         return 1.0
@@ -86,7 +86,7 @@ def _pair_that_turns(cfg: HookedTransformerConfig, times: float) -> float:
 
 
 def rotate(
-    x: jax.Array, positions: jax.Array, lengths: jax.Array, cfg: HookedTransformerConfig, kind: str = "global"
+    x: jax.Array, positions: jax.Array, lengths: jax.Array, cfg: HookedTransformerConfig, kind: LayerKind = USUAL
 ) -> jax.Array:
     """Rotates ``rotary_dim`` dimensions of every head by its position (Su et al. 2021, RoFormer).
 
@@ -103,7 +103,7 @@ def rotate(
         The rotated array, same shape.
     """
     assert cfg.rotary_dim is not None
-    if kind.endswith("unrotated"):
+    if not kind.rotates:
         return x
     cos, sin = (table.astype(x.dtype)[:, :, None, :] for table in _cos_and_sin(positions, lengths, cfg, kind))
     if cfg.kv_lora_rank is None:
@@ -125,7 +125,7 @@ def rotate(
 
 
 def _cos_and_sin(
-    positions: jax.Array, lengths: jax.Array, cfg: HookedTransformerConfig, kind: str
+    positions: jax.Array, lengths: jax.Array, cfg: HookedTransformerConfig, kind: LayerKind
 ) -> tuple[jax.Array, jax.Array]:
     """Cosines and sines of each token's angles, float32 ``[batch or 1, pos, rotary_dim / 2]``."""
     frequencies = jnp.asarray(inverse_frequencies(cfg, kind))[None, None, :]

@@ -5,19 +5,23 @@ import math
 import jax
 import jax.numpy as jnp
 
-from tljax.config import HookedTransformerConfig
+from tljax.config import HookedTransformerConfig, LayerKind
 from tljax.numerics import widened
 
 
 def visible(
-    cfg: HookedTransformerConfig, kind: str, query_pos: jax.Array, key_pos: jax.Array, token_mask: jax.Array | None
+    cfg: HookedTransformerConfig,
+    kind: LayerKind,
+    query_pos: jax.Array,
+    key_pos: jax.Array,
+    token_mask: jax.Array | None,
 ) -> jax.Array | None:
     """Which keys each query may attend to, boolean ``[batch or 1, 1, query_pos, key_pos]``; ``None`` means all."""
     query, key = query_pos[:, None], key_pos[None, :]
     mask = None
     if cfg.attention_dir == "causal":
         mask = key <= query
-    if kind.startswith("local"):
+    if kind.local:
         assert cfg.window_size is not None
         window = (key > query - cfg.window_size) & (key < query + cfg.window_size)
         mask = window if mask is None else mask & window

@@ -80,4 +80,4 @@ def unless_all(sparse: tuple[bool, ...]) -> tuple[bool, ...] | None:
 
 def dense_layers(cfg: HookedTransformerConfig) -> list[int]:
     """Returns the numbers of the layers without experts."""
-    return [layer for layer in range(cfg.n_layers) if not cfg.has_experts(cfg.layer_kind(layer))]
+    return [layer for layer, kind in enumerate(cfg.layer_kinds) if not kind.experts]

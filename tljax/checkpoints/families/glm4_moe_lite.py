@@ -40,7 +40,7 @@ def read_config(hf: HFConfig) -> HookedTransformerConfig:
 
 def write_config(cfg: HookedTransformerConfig, nonzero: frozenset[str]) -> dict[str, Any]:
     """Returns the ``Glm4MoeLiteConfig`` attributes of ``cfg``."""
-    kinds = [_KINDS[cfg.has_experts(cfg.layer_kind(layer))] for layer in range(cfg.n_layers)]
+    kinds = [_KINDS[kind.experts] for kind in cfg.layer_kinds]
     return write_latent(cfg, nonzero) | {"mlp_layer_types": kinds, "rope_interleave": cfg.rotary_adjacent_pairs}
 
 

@@ -40,7 +40,7 @@ def read_config(hf: HFConfig) -> HookedTransformerConfig:
 
 def write_config(cfg: HookedTransformerConfig, nonzero: frozenset[str]) -> dict[str, Any]:
     """Returns the ``GPTNeoConfig`` attributes of ``cfg``."""
-    layers = [cfg.layer_kind(layer) for layer in range(cfg.n_layers)]
+    layers = ["local" if kind.local else "global" for kind in cfg.layer_kinds]
     return {
         "hidden_size": cfg.d_model,
         "num_layers": cfg.n_layers,

@@ -138,7 +138,7 @@ def write_experts(cfg: HookedTransformerConfig) -> dict[str, Any]:
 
 def count_dense(cfg: HookedTransformerConfig) -> int:
     """Returns how many layers have no experts: ``first_k_dense_replace``, where they are the first ones."""
-    return sum(not cfg.has_experts(cfg.layer_kind(layer)) for layer in range(cfg.n_layers))
+    return sum(not kind.experts for kind in cfg.layer_kinds)
 
 
 def latent_rows(hf: HFConfig, sparse: tuple[bool, ...], *, chooses_by_bias: bool) -> list[Row]:

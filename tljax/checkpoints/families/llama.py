@@ -122,7 +122,7 @@ def write_decoder(cfg: HookedTransformerConfig) -> dict[str, Any]:
 def write_layer_types(cfg: HookedTransformerConfig) -> list[str]:
     """Returns ``layer_types``: ``"full_attention"`` or ``"sliding_attention"`` for each layer."""
     names = {ours: theirs for theirs, ours in KINDS.items()}
-    return [names["local" if cfg.is_local(layer) else "global"] for layer in range(cfg.n_layers)]
+    return [names["local" if kind.local else "global"] for kind in cfg.layer_kinds]
 
 
 def decoder_rows(hf: HFConfig, attention: Sequence[Row], mlp: Sequence[Row]) -> list[Row]:

@@ -143,7 +143,7 @@ class Engine:
         return streams
 
     def _plan(self, rows: Rows, edits: Edits, top: int, only: int | None) -> list[Page]:
-        decisive = (self.cfg, self.base.batch, self.base.frame, edits.signature)
+        decisive = (self.cfg.computation, self.base.batch, self.base.frame, edits.signature)
         programs = _PROGRAMS.setdefault(decisive, Programs(functools.partial(_run_cost, self.cfg, self.base.frame)))
         return plan_pages(rows, self.reach.end, (top, self._narrow(only)), self.limits, programs)
 

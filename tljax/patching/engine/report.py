@@ -73,7 +73,7 @@ def _mlp_columns(cfg: HookedTransformerConfig) -> float:
         return dense
     chosen = (cfg.experts_per_token or 0) * (cfg.d_expert or 0) + (cfg.d_shared_expert or 0)
     mixture = matrices * chosen + cfg.num_experts + cfg.gate_shared_expert
-    part = sum(cfg.has_experts(cfg.layer_kind(layer)) for layer in range(cfg.n_layers)) / cfg.n_layers
+    part = sum(kind.experts for kind in cfg.layer_kinds) / cfg.n_layers
     return part * mixture + (1 - part) * dense
 
 

@@ -118,9 +118,9 @@ def measure_edits(
 def _measure(metric: Any, model: HookedTransformer, base: BaseRun, final: np.ndarray) -> Measure:
     """A metric made ready, whose positions count in the text of each prompt."""
     if base.text is None:
-        return Measure(metric, model.cfg, model.params, final)
+        return Measure(metric, model.cfg.computation, model.params, final)
     counted = metric.in_text(base.text) if isinstance(metric, InText) else metric
-    measure = Measure(counted, model.cfg, model.params, final)
+    measure = Measure(counted, model.cfg.computation, model.params, final)
     measure.check_padding(base.text)
     return measure
 

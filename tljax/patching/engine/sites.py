@@ -72,8 +72,9 @@ def point_of(cfg: HookedTransformerConfig, point: str) -> HookPointSpec:
         point, name = ENTRY, point
     else:
         name = point
-    kinds = dict.fromkeys(cfg.layer_kind(layer) for layer in range(cfg.n_layers))
-    found = next(spec for kind in kinds for spec in block_points(cfg, kind) if spec.name == point)
+    found = next(
+        spec for kind in dict.fromkeys(cfg.layer_kinds) for spec in block_points(cfg, kind) if spec.name == point
+    )
     return dataclasses.replace(found, name=name)
 
 
