@@ -11,7 +11,7 @@ from variants import TOKENS, build
 
 from tljax import Add, HookedTransformer, Noise, Replace, Scale, Zero
 from tljax.config import BOOKKEEPING
-from tljax.forward.forward import _apply_compiled
+from tljax.forward.stages import _apply_compiled
 from tljax.patching import LogitDiff, sweep
 
 # a shape of its own, so that no other test has compiled anything here before

@@ -14,7 +14,7 @@ from tljax import HookedTransformer
 from tljax.analysis.direct_logit_attribution import direct_logit_attribution
 from tljax.analysis.logit_lens import logit_lens
 from tljax.errors import InputError
-from tljax.forward.forward import _apply_compiled
+from tljax.forward.stages import _apply_compiled
 from tljax.patching import (
     KL,
     Logit,

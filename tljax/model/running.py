@@ -18,7 +18,8 @@ from tljax.config import HookedTransformerConfig
 from tljax.devices import resolve_device
 from tljax.errors import HookError, InputError, refuse_unknown_options
 from tljax.forward.backward import with_gradients
-from tljax.forward.forward import POSITIONS, attention_input, run_forward
+from tljax.forward.forward import POSITIONS, run_forward
+from tljax.forward.stages import attention_input
 from tljax.hooks.dictionary import HookDictionary, UnusedHooksWarning
 from tljax.hooks.names import layer_of, select, stage_of
 from tljax.hooks.points import point_table

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 
 from tljax.config import HookedTransformerConfig
 from tljax.errors import ConfigError, FrozenModelError, InputError, MissingAttributeError, nearest
-from tljax.forward.forward import block_module, context_of_layer
+from tljax.forward.forward import context_of_layer
+from tljax.forward.stages import block_module
 from tljax.modules.block import make_attention, make_mlp
 from tljax.modules.context import AttentionContext
 from tljax.modules.embedding import Embed, PosEmbed, Unembed, final_norm

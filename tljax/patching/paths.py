@@ -18,7 +18,7 @@ import numpy as np
 from tljax.checks import typed
 from tljax.config import HookedTransformerConfig
 from tljax.errors import InputError
-from tljax.forward.forward import block_module
+from tljax.forward.stages import block_module
 from tljax.model.hooked_transformer import HookedTransformer
 from tljax.modules.activations import scaled
 from tljax.modules.context import AttentionContext

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from tljax.config import HookedTransformerConfig
-from tljax.forward.forward import Stage, block_module, context_of_layer, run_stage
+from tljax.forward.forward import context_of_layer
+from tljax.forward.stages import Stage, block_module, run_stage
 from tljax.hooks.point import HookPoint, HookSlot
 from tljax.hooks.points import block_points
 from tljax.model.hooked_transformer import HookedTransformer

@@ -1,0 +1,179 @@
+"""One compiled step of the forward pass: the embedding, a block, or the unembedding, with hooks and captures inside.
+
+The compiled unit is the block. Its executable depends on the module, the captured names and the structure of its
+hooks, never on the layer's index or on any number, so equal-shaped layers share it and new values reuse it. Plain
+Python hooks run between compiled programs on concrete arrays.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from tljax.config import HookedTransformerConfig, LayerKind
+from tljax.hooks.intervention import Intervention
+from tljax.hooks.interventions import Replace
+from tljax.hooks.point import HookPoint, HookSlot, apply_with_slots, is_compiled, leaked_tracer
+from tljax.hooks.points import AttentionInput
+from tljax.modules.block import TransformerBlock
+from tljax.modules.embedding import EmbeddingStage, HeadStage
+from tljax.numerics import matmul_precision
+from tljax.typing import Params
+
+_SEVERAL_TIMES = ("ln1.", "attn.kv_latent_norm.", "attn.hook_kv_latent")
+"""How points start that fire more than once where queries, keys and values read apart."""
+
+
+@functools.lru_cache(maxsize=256)
+def _module(make: Callable[..., Any], computation: HookedTransformerConfig, *static: Any) -> Any:
+    """One object for all equal modules, which is what compiled programs are found by."""
+    return make(computation, *static)
+
+
+def block_module(cfg: HookedTransformerConfig, kind: LayerKind) -> TransformerBlock:
+    """The block of a config; one object for all layers of a kind, and for all models that compute the same."""
+    return _module(TransformerBlock, cfg.computation, kind)
+
+
+def embedding_module(cfg: HookedTransformerConfig) -> EmbeddingStage:
+    """The embedding stage of a config."""
+    return _module(EmbeddingStage, cfg.computation)
+
+
+def head_module(cfg: HookedTransformerConfig) -> HeadStage:
+    """The final norm and unembedding of a config."""
+    return _module(HeadStage, cfg.computation)
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One compiled step of the forward pass.
+
+    Attributes:
+        module: the Linen module.
+        params: its parameters.
+        prefix: what its points' full names start with.
+        captured: points to record, by relative name, in firing order.
+        slots: hooks by relative name, in firing order.
+        entry: the point that fires first, on the stage's input; ``None`` if there is none.
+        exit: the point whose value is the stage's output; ``None`` if there is none.
+    """
+
+    module: nn.Module
+    params: Params
+    prefix: str
+    captured: tuple[str, ...]
+    slots: dict[str, HookSlot]
+    entry: str | None = None
+    exit: str | None = None
+
+
+def _apply(
+    module: Any,
+    captured: tuple[str, ...],
+    params: Params,
+    slots: Mapping[str, HookSlot],
+    inputs: tuple[Any, ...],
+) -> tuple[Any, dict[str, Any]]:
+    slots = dict(slots)
+    for name in captured:
+        slots[name] = dataclasses.replace(slots.get(name, HookSlot(HookPoint(name))), captured=True)
+    with matmul_precision(module.cfg):
+        return apply_with_slots(module, params, slots, *inputs)
+
+
+_apply_compiled = jax.jit(_apply, static_argnums=(0, 1))
+
+
+def _call_compiled(
+    stage: Stage, captured: tuple[str, ...], slots: Mapping[str, HookSlot], inputs: tuple[Any, ...]
+) -> tuple[Any, dict[str, Any]]:
+    try:
+        return _apply_compiled(stage.module, captured, stage.params, slots, inputs)
+    except jax.errors.UnexpectedTracerError as error:
+        raise leaked_tracer(stage.prefix + " or ".join(slots)) from error
+
+
+def run_stage(stage: Stage, inputs: tuple[Any, ...], traced: bool) -> tuple[Any, dict[str, Any]]:
+    """Runs one stage.
+
+    Args:
+        stage: what to run.
+        inputs: arguments of its module; the first is the activation that flows through.
+        traced: whether a caller's trace is under way.
+
+    Returns:
+        The stage's output, and the captured activations by relative name.
+    """
+    slots = stage.slots
+    python_forward = [name for name, slot in slots.items() if not all(map(is_compiled, slot.forward))]
+    python_backward = any(not all(map(is_compiled, slot.backward)) for slot in slots.values())
+    heads_read_apart = attention_input((*slots, *stage.captured)) == "split"
+    fires_often = any(name.startswith(_SEVERAL_TIMES) for name in python_forward)
+    if python_backward or (fires_often and heads_read_apart) or (traced and python_forward):
+        return _apply(stage.module, stage.captured, stage.params, slots, inputs)
+    if python_forward:
+        return _run_with_python_hooks(stage, python_forward, inputs)
+    return _call_compiled(stage, stage.captured, slots, inputs)
+
+
+def _run_with_python_hooks(stage: Stage, hooked: Sequence[str], inputs: tuple[Any, ...]) -> tuple[Any, dict[str, Any]]:
+    """Runs a stage some of whose hooks are plain Python functions, which get concrete arrays and may do anything.
+
+    The compiled stage records each such point; the function is called on the value; only if it returned a new one does
+    the stage run again with that value put in place, so reading costs nothing and writing costs one more block. Hooks
+    at the stage's first and last point need no second run.
+    """
+    slots = dict(stage.slots)
+    seen: dict[str, Any] = {}
+    pending = list(hooked)
+    if stage.entry in pending:
+        inputs = (slots.pop(stage.entry).apply(inputs[0]), *inputs[1:])
+        pending.remove(stage.entry)
+    tails: dict[str, HookSlot] = {}
+    for name in pending:
+        slots[name], tails[name] = _split_at_python(name, slots[name])
+
+    def run() -> tuple[Any, dict[str, Any]]:
+        names = dict.fromkeys((*stage.captured, *pending))
+        return _call_compiled(stage, tuple(names), slots, inputs)
+
+    output, recorded = run()
+    seen |= recorded
+    while pending:
+        name = pending.pop(0)
+        value = seen[name]
+        changed = tails[name].apply(value)
+        seen[name] = changed
+        if changed is value:
+            continue
+        slots[name] = HookSlot(HookPoint(name, slots[name].point.axes), (Replace(changed),), slots[name].backward)
+        if name == stage.exit:
+            output = changed
+        else:
+            output, recorded = run()
+            seen |= recorded
+    return output, {name: seen[name] for name in stage.captured}
+
+
+def _split_at_python(relative: str, slot: HookSlot) -> tuple[HookSlot, HookSlot]:
+    """The part of a slot before its first Python function, to compile, and the rest, to call.
+
+    The compiled part is told the block-relative name where only interventions are in it, as in ``make_slot``.
+    """
+    first = next(n for n, function in enumerate(slot.forward) if not is_compiled(function))
+    compiled = (*slot.forward[:first], *slot.backward)
+    anonymous = all(isinstance(function, Intervention) for function in compiled)
+    point = HookPoint(relative, slot.point.axes) if anonymous else slot.point
+    head = dataclasses.replace(slot, point=point, forward=slot.forward[:first])
+    return head, dataclasses.replace(slot, forward=slot.forward[first:], backward=())
+
+
+def attention_input(names: Sequence[str]) -> AttentionInput:
+    """How a block calls ln1, given the relative names of the points in use there."""
+    if any(name in names for name in ("hook_q_input", "hook_k_input", "hook_v_input")):
+        return "split"
+    return "per_head" if "hook_attn_in" in names else "shared"
