@@ -1,6 +1,8 @@
 """Generation on a CPU lays weights out for few rows; the numbers stay the same."""
 
 import gc
+import pickle
+import weakref
 from typing import Any
 
 import jax
@@ -8,8 +10,8 @@ import numpy as np
 import pytest
 
 import tljax
-from tljax.generation import decoding, few_rows
-from tljax.generation.few_rows import in_pieces, size_of_copies, transposed
+from tljax.generation import decoding
+from tljax.generation.few_rows import TransposedWeights, in_pieces, size_of_copies
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["plain", "gated"])
@@ -34,34 +36,54 @@ def test_logits_are_those_of_the_plain_weights(wide: tljax.HookedTransformer, ba
 
 def test_layouts_hold_the_same_numbers(wide: tljax.HookedTransformer) -> None:
     block = wide.params["blocks"][0]
-    pieces, turned = in_pieces(wide.params)["blocks"][0], transposed(wide.params)
+    pieces, turned = in_pieces(wide.params)["blocks"][0], TransposedWeights().of(wide.params)
     heads_last = np.asarray(block["attn"]["W_Q"]).reshape(512, 512)
-    np.testing.assert_array_equal(np.asarray(pieces["attn"]["W_Q_few_rows"]).reshape(512, 512), heads_last)
-    np.testing.assert_array_equal(turned["blocks"][0]["mlp"]["W_in_few_rows"], np.asarray(block["mlp"]["W_in"]).T)
-    assert turned["unembed"]["W_U_few_rows"].shape == (516, 512)
-    assert turned["unembed"]["W_U"] is wide.params["unembed"]["W_U"]
-    added = [leaf.nbytes for leaf in jax.tree.leaves(turned)]
-    assert size_of_copies(wide.params) == sum(added) - sum(leaf.nbytes for leaf in jax.tree.leaves(wide.params))
+    np.testing.assert_array_equal(np.asarray(pieces["attn"]["W_Q"]).reshape(512, 512), heads_last)
+    np.testing.assert_array_equal(turned["blocks"][0]["mlp"]["W_in"], np.asarray(block["mlp"]["W_in"]).T)
+    assert turned["unembed"]["W_U"].shape == (516, 512)
+    assert size_of_copies(wide.params) == sum(leaf.nbytes for leaf in jax.tree.leaves(turned))
 
 
 @pytest.mark.parametrize(("rows", "limit", "free"), [(3, 50, 2**40), (4, 19, 2**40), (4, 50, 2**20), (4, 50, None)])
 def test_copies_are_made_only_where_they_pay(
     wide: tljax.HookedTransformer, monkeypatch: pytest.MonkeyPatch, rows: int, limit: int, free: int | None
 ) -> None:
+    def laid_out(rows: int, limit: int) -> Any:
+        rules: Any = None
+        return decoding.Decoder(wide.cfg, wide.params, wide._hooks, rules, limit, TransposedWeights())._lay_out(rows)
+
     monkeypatch.setattr(decoding, "free_bytes", lambda device: free)
-    decoder = decoding.Decoder(wide.cfg, wide.params, wide._hooks, None, limit)  # type: ignore[arg-type]
-    assert decoder._lay_out(rows) is wide.params
+    assert laid_out(rows, limit) == {}
     monkeypatch.setattr(decoding, "free_bytes", lambda device: 2**40)
-    assert decoding.Decoder(wide.cfg, wide.params, wide._hooks, None, 50)._lay_out(4) is not wide.params  # type: ignore[arg-type]
+    assert laid_out(4, 50)["unembed"].keys() == {"W_U"}
 
 
-def test_copies_live_as_long_as_their_weights() -> None:
-    weight = jax.device_put(np.random.default_rng(0).standard_normal((512, 512), np.float32))
-    gc.collect()  # what earlier tests left
-    before = len(few_rows._kept)
-    first, again = (transposed({"W_in": weight})["W_in_few_rows"] for _ in range(2))
-    assert first is again
-    assert len(few_rows._kept) == before + 1
-    del weight
+def kept(model: tljax.HookedTransformer) -> jax.Array:
+    """The copy of the first block's ``W_in`` that a generation used."""
+    tokens = np.zeros((4, 2), np.int32)
+    model.generate(tokens, 20, do_sample=False, stop_at_eos=False, verbose=False, fwd_hooks=[("embed", tljax.Scale(2))])
+    copy: jax.Array = model._transposed._kept[1]["blocks"][0]["mlp"]["W_in"]
+    return copy
+
+
+def test_a_model_keeps_its_copies(wide: tljax.HookedTransformer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoding, "free_bytes", lambda device: 2**40)
+    model = wide.replace(params=wide.params)
+    copy = kept(model)
+    assert kept(model) is kept(model.add_hook("embed", tljax.Zero())) is copy
+    assert "_transposed" not in vars(jax.tree.map(lambda leaf: leaf, model))
+    assert "_transposed" not in vars(model.replace(params=model.params))
+    assert pickle.loads(pickle.dumps(model._transposed))._kept == ({}, {})
+    lives = weakref.ref(copy)
+    del model, copy
     gc.collect()
-    assert len(few_rows._kept) == before
+    assert lives() is None
+
+
+def test_copies_are_of_the_weights_that_run(wide: tljax.HookedTransformer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoding, "free_bytes", lambda device: 2**40)
+    mlp = dict(wide.params["blocks"][0]["mlp"])
+    model = wide.replace(params={**wide.params, "blocks": ({**wide.params["blocks"][0], "mlp": mlp},)})
+    np.testing.assert_array_equal(kept(model), mlp["W_in"].T)
+    mlp["W_in"] = 2 * mlp["W_in"]  # nobody should: a model does not change
+    np.testing.assert_array_equal(kept(model), mlp["W_in"].T)

@@ -75,6 +75,7 @@ def run_forward(
     names: tuple[str, ...] = (),
     start: int | None = None,
     stop: int | None = None,
+    layouts: Params | None = None,
     keep: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
 ) -> tuple[Any, dict[str, Any]]:
     """Runs the model, or a range of its blocks.
@@ -88,6 +89,7 @@ def run_forward(
         names: full names of the points to record.
         start: first block to run; ``None`` starts at the tokens.
         stop: block to stop before; ``None`` runs to the logits.
+        layouts: other layouts of some of the parameters, by the same paths.
         keep: applied to the recorded activations of each stage as they come (slice, move to another device).
 
     Returns:
@@ -100,7 +102,8 @@ def run_forward(
     unasked = shortformer and start is None and POSITIONS not in names
     if shortformer and start is not None and start < cfg.n_layers:
         positions = embed_positions(embedding_module(cfg), params["pos_embed"], value, context)
-    for stage, inputs in _stages(cfg, params, context, hooks, (*names, POSITIONS) if unasked else names, start, stop):
+    asked = (*names, POSITIONS) if unasked else names
+    for stage, inputs in _stages(cfg, params, layouts or {}, context, hooks, asked, start, stop):
         if shortformer and stage.entry is not None:  # a block
             inputs = (dataclasses.replace(inputs[0], pos_embed=positions),)
         value, recorded = run_stage(stage, (value, *inputs), traced)
@@ -122,6 +125,7 @@ def embed_positions(module: EmbeddingStage, params: Params, stream: jax.Array, c
 def _stages(
     cfg: HookedTransformerConfig,
     params: Params,
+    layouts: Params,
     context: AttentionContext,
     hooks: HookDictionary,
     names: tuple[str, ...],
@@ -139,15 +143,17 @@ def _stages(
         own = {key: params[key] for key in ("embed", "pos_embed") if key in params}
         alone = dataclasses.replace(context, pasts=None, window=None, text=None)
         yield Stage(embedding_module(cfg), own, "", *parts(_EMBEDDING)), (alone,)
+    laid_out = layouts.get("blocks", ({},) * cfg.n_layers)
     for layer in range(start or 0, cfg.n_layers if stop is None else stop):
         prefix = f"blocks.{layer}."
         module = block_module(cfg, cfg.layer_kind(layer))
-        stage = Stage(module, params["blocks"][layer], prefix, *parts(prefix), "hook_resid_pre", "hook_resid_post")
+        ends = ("hook_resid_pre", "hook_resid_post")
+        stage = Stage(module, params["blocks"][layer], prefix, *parts(prefix), *ends, laid_out[layer])
         yield stage, (context_of_layer(cfg, context, layer),)
     if stop is None:
-        own = {key: params[key] for key in ("ln_final", "unembed") if key in params}
+        own, other = ({key: tree[key] for key in ("ln_final", "unembed") if key in tree} for tree in (params, layouts))
         last = "unembed.hook_out" if cfg.output_logits_soft_cap <= 0 and cfg.logits_multiplier == 1.0 else None
-        yield Stage(head_module(cfg), own, "", *parts(_HEAD), None, last), ()
+        yield Stage(head_module(cfg), own, "", *parts(_HEAD), None, last, other), ()
 
 
 def _in_text(slot: HookSlot, context: AttentionContext) -> HookSlot:

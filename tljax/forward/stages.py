@@ -20,6 +20,7 @@ from tljax.hooks.point import HookPoint, HookSlot, apply_with_slots, is_compiled
 from tljax.hooks.points import AttentionInput
 from tljax.modules.block import TransformerBlock
 from tljax.modules.embedding import EmbeddingStage, HeadStage
+from tljax.modules.products import LAYOUTS
 from tljax.numerics import matmul_precision
 from tljax.typing import Params
 
@@ -60,6 +61,7 @@ class Stage:
         slots: hooks by relative name, in firing order.
         entry: the point that fires first, on the stage's input; ``None`` if there is none.
         exit: the point whose value is the stage's output; ``None`` if there is none.
+        layouts: other layouts of some of the parameters, by the same paths.
     """
 
     module: nn.Module
@@ -69,12 +71,18 @@ class Stage:
     slots: dict[str, HookSlot]
     entry: str | None = None
     exit: str | None = None
+    layouts: Params = dataclasses.field(default_factory=dict)
+
+    @property
+    def variables(self) -> dict[str, Params]:
+        """What the module reads: its parameters, and their other layouts."""
+        return {"params": self.params, LAYOUTS: self.layouts}
 
 
 def _apply(
     module: Any,
     captured: tuple[str, ...],
-    params: Params,
+    variables: Mapping[str, Params],
     slots: Mapping[str, HookSlot],
     inputs: tuple[Any, ...],
 ) -> tuple[Any, dict[str, Any]]:
@@ -82,19 +90,10 @@ def _apply(
     for name in captured:
         slots[name] = dataclasses.replace(slots.get(name, HookSlot(HookPoint(name))), captured=True)
     with matmul_precision(module.cfg):
-        return apply_with_slots(module, params, slots, *inputs)
+        return apply_with_slots(module, variables, slots, *inputs)
 
 
 _apply_compiled = jax.jit(_apply, static_argnums=(0, 1))
-
-
-def _call_compiled(
-    stage: Stage, captured: tuple[str, ...], slots: Mapping[str, HookSlot], inputs: tuple[Any, ...]
-) -> tuple[Any, dict[str, Any]]:
-    try:
-        return _apply_compiled(stage.module, captured, stage.params, slots, inputs)
-    except jax.errors.UnexpectedTracerError as error:
-        raise leaked_tracer(stage.prefix + " or ".join(slots)) from error
 
 
 def run_stage(stage: Stage, inputs: tuple[Any, ...], traced: bool) -> tuple[Any, dict[str, Any]]:
@@ -114,10 +113,13 @@ def run_stage(stage: Stage, inputs: tuple[Any, ...], traced: bool) -> tuple[Any,
     heads_read_apart = attention_input((*slots, *stage.captured)) == "split"
     fires_often = any(name.startswith(_SEVERAL_TIMES) for name in python_forward)
     if python_backward or (fires_often and heads_read_apart) or (traced and python_forward):
-        return _apply(stage.module, stage.captured, stage.params, slots, inputs)
-    if python_forward:
-        return _run_with_python_hooks(stage, python_forward, inputs)
-    return _call_compiled(stage, stage.captured, slots, inputs)
+        return _apply(stage.module, stage.captured, stage.variables, slots, inputs)
+    try:
+        if python_forward:
+            return _run_with_python_hooks(stage, python_forward, inputs)
+        return _apply_compiled(stage.module, stage.captured, stage.variables, slots, inputs)
+    except jax.errors.UnexpectedTracerError as error:
+        raise leaked_tracer(stage.prefix + " or ".join(slots)) from error
 
 
 def _run_with_python_hooks(stage: Stage, hooked: Sequence[str], inputs: tuple[Any, ...]) -> tuple[Any, dict[str, Any]]:
@@ -139,7 +141,7 @@ def _run_with_python_hooks(stage: Stage, hooked: Sequence[str], inputs: tuple[An
 
     def run() -> tuple[Any, dict[str, Any]]:
         names = dict.fromkeys((*stage.captured, *pending))
-        return _call_compiled(stage, tuple(names), slots, inputs)
+        return _apply_compiled(stage.module, tuple(names), stage.variables, slots, inputs)
 
     output, recorded = run()
     seen |= recorded

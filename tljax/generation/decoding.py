@@ -16,7 +16,7 @@ import numpy as np
 from tljax.cache.memory import free_bytes
 from tljax.config import HookedTransformerConfig
 from tljax.forward.forward import run_forward
-from tljax.generation.few_rows import in_pieces, size_of_copies, transposed
+from tljax.generation.few_rows import TransposedWeights, in_pieces, size_of_copies
 from tljax.generation.key_values import KeyValueCache, past_names
 from tljax.generation.sampling import Sampling, count_tokens, next_tokens
 from tljax.hooks.dictionary import HookDictionary
@@ -91,14 +91,22 @@ class Decoder:
         hooks: its hooks, placed in the text (:func:`tljax.generation.placing.place_hooks`).
         rules: how the texts go on.
         limit: most tokens of an answer.
+        transposed: the model's transposed weights, to take or to add to.
     """
 
     def __init__(
-        self, cfg: HookedTransformerConfig, params: Params, hooks: HookDictionary, rules: Rules, limit: int
+        self,
+        cfg: HookedTransformerConfig,
+        params: Params,
+        hooks: HookDictionary,
+        rules: Rules,
+        limit: int,
+        transposed: TransposedWeights,
     ) -> None:
         self.cfg, self.params, self.hooks, self.rules, self.limit = cfg.computation, params, hooks, rules, limit
         self.is_compiled = all(is_compiled(entry.function) for entry in hooks.entries)
-        self._params_of_steps: Params | None = None
+        self._transposed = transposed
+        self._layouts: Params | None = None
 
     def start(self, prompt: Any, mask: np.ndarray, capacity: int, keys: jax.Array, keep_logits: int) -> State:
         """Runs the prompts and chooses each text's first new token.
@@ -127,14 +135,14 @@ class Decoder:
 
     def go_on(self, state: State, n_new: int) -> State:
         """Runs until ``n_new`` tokens of each text are chosen, or all texts have ended. ``state`` is used up."""
-        if self._params_of_steps is None:
-            self._params_of_steps = self._lay_out(len(state.done))
-        params = self._params_of_steps
+        if self._layouts is None:
+            self._layouts = self._lay_out(len(state.done))
+        weights = self.params, self._layouts
         if self.is_compiled:
-            pieces = len(state.done) == 1 and _on_cpu(params)
-            return _decode(self.cfg, pieces, params, self.hooks, self.rules, state, np.int32(n_new))
+            pieces = len(state.done) == 1 and _on_cpu(self.params)
+            return _decode(self.cfg, pieces, weights, self.hooks, self.rules, state, np.int32(n_new))
         while int(state.n_new) < n_new and bool(_goes_on(state)):
-            logits, cache = _run_token(self.cfg, params, self.hooks, state)
+            logits, cache = _run_token(self.cfg, weights, self.hooks, state)
             state = _choose_compiled(dataclasses.replace(state, cache=cache), logits, self.rules)
         return state
 
@@ -148,11 +156,11 @@ class Decoder:
         return _choose_compiled(dataclasses.replace(state, cache=cache), logits, self.rules)
 
     def _lay_out(self, rows: int) -> Params:
-        """The parameters for steps of ``rows`` texts: with copies of the weights where these pay for themselves."""
+        """Transposed weights for steps of ``rows`` texts, where they pay for themselves."""
         if rows < _ROWS_WORTH_COPIES or self.limit < _TOKENS_WORTH_COPIES or not _on_cpu(self.params):
-            return self.params
+            return {}
         free = free_bytes(next(iter(self.params["embed"]["W_E"].devices())))
-        return self.params if free is None or size_of_copies(self.params) > free / 4 else transposed(self.params)
+        return {} if free is None or size_of_copies(self.params) > free / 4 else self._transposed.of(self.params)
 
     def _run_prompt(self, prompt: Any, mask: np.ndarray, capacity: int) -> tuple[jax.Array, KeyValueCache]:
         """Logits ``[batch, 1, d_vocab]`` after the prompts, and the cache."""
@@ -184,7 +192,9 @@ class Decoder:
 
 
 def _on_cpu(params: Params) -> bool:
-    return all(device.platform == "cpu" for device in params["embed"]["W_E"].devices())
+    """Whether the weights are jax's arrays on a CPU. (NumPy's can change in place: no copy of them is kept.)"""
+    W_E = params["embed"]["W_E"]
+    return isinstance(W_E, jax.Array) and all(device.platform == "cpu" for device in W_E.devices())
 
 
 @jax.jit
@@ -209,31 +219,35 @@ def _fill(
 def _decode(
     cfg: HookedTransformerConfig,
     pieces: bool,
-    params: Params,
+    weights: tuple[Params, Params],
     hooks: HookDictionary,
     rules: Rules,
     state: State,
     n_new: Any,
 ) -> State:
     if pieces:
-        params = in_pieces(params)
+        weights = weights[0], in_pieces(weights[0])
 
     def goes_on(state: State) -> jax.Array:
         return (state.n_new < n_new) & _goes_on(state)
 
     def step(state: State) -> State:
-        logits, cache = _run_token(cfg, params, hooks, state)
+        logits, cache = _run_token(cfg, weights, hooks, state)
         return _choose(dataclasses.replace(state, cache=cache), logits, rules)
 
     return jax.lax.while_loop(goes_on, step, state)
 
 
 def _run_token(
-    cfg: HookedTransformerConfig, params: Params, hooks: HookDictionary, state: State
+    cfg: HookedTransformerConfig, weights: tuple[Params, Params], hooks: HookDictionary, state: State
 ) -> tuple[jax.Array, KeyValueCache]:
-    """Runs the last token chosen: logits ``[batch, 1, d_vocab]``, and the cache with it."""
-    context, mask, token = _next_input(state)
-    logits, recorded = run_forward(cfg, params, token, context, hooks=hooks, names=past_names(cfg))
+    """Runs the last token chosen: logits ``[batch, 1, d_vocab]``, and the cache with it.
+
+    ``weights`` are the parameters, and other layouts of some of them.
+    """
+    (params, layouts), (context, mask, token) = weights, _next_input(state)
+    names = past_names(cfg)
+    logits, recorded = run_forward(cfg, params, token, context, hooks=hooks, names=names, layouts=layouts)
     return logits, _after(state.cache, recorded, mask)
 
 

@@ -1,19 +1,17 @@
 """Weights laid out for products with few rows: what a step of generation on a CPU consists of.
 
 On a CPU, XLA multiplies a few rows by ``[in, out]`` well below the speed of memory: it repacks the weight at every
-call, and for one row it uses one core. Two other layouts of the same weight do better, and stand beside it in the
-parameter tree while a generation runs: in pieces along ``in`` (one row), and transposed (a few).
+call, and for one row it uses one core. Two other layouts of the same weight do better: in pieces along ``in`` (one
+row), and transposed (a few). The forward pass takes them beside the parameters, as a tree of the same paths.
 ``benchmarks/README.md`` has the figures.
 """
 
-import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from tljax.modules.products import OTHER_LAYOUT
 from tljax.typing import Params
 
 _PIECES = 4
@@ -25,62 +23,59 @@ _TRANSPOSED = ("W_in", "W_gate", "W_out", "W_U")
 
 
 def in_pieces(params: Params) -> Params:
-    """Parameters with their weights in pieces ``[piece, in, out]`` too: no copy inside a compiled program."""
-    return _beside(params, _CUT, _cut)
+    """Weights in pieces ``[piece, in, out]``, ``None`` where they cannot be cut: no copy inside a compiled program."""
 
+    def cut(matrix: jax.Array) -> jax.Array | None:
+        return None if len(matrix) % _PIECES else matrix.reshape(_PIECES, -1, matrix.shape[1])
 
-def transposed(params: Params) -> Params:
-    """Parameters with their weights transposed ``[out, in]`` too: copies, kept as long as the weights live."""
-    return _beside(params, _TRANSPOSED, _transpose)
+    return jax.tree.map(cut, _matrices(params, _CUT))
 
 
 def size_of_copies(params: Params) -> int:
-    """Bytes that :func:`transposed` adds."""
-    sizes: list[int] = []
-    _beside(params, _TRANSPOSED, lambda matrix: sizes.append(matrix.nbytes))
-    return sum(sizes)
+    """Bytes that :class:`TransposedWeights` makes."""
+    return sum(matrix.nbytes for matrix in jax.tree.leaves(_matrices(params, _TRANSPOSED)))
 
 
-def _beside(node: Any, names: Sequence[str], lay_out: Callable[[jax.Array], Any]) -> Any:
-    """The tree with another layout of each of the named weights, as a matrix, beside it."""
-    if isinstance(node, tuple):
-        return tuple(_beside(child, names, lay_out) for child in node)
-    if not isinstance(node, dict):
-        return node
-    tree = {name: child if name == "experts" else _beside(child, names, lay_out) for name, child in node.items()}
+class TransposedWeights:
+    """Weights transposed, ``[out, in]``: copies, made when they are first asked for and kept by whoever keeps this.
+
+    A model keeps one, which its hooked versions share. A pickle or a copy of it is empty.
+    """
+
+    def __init__(self) -> None:
+        self._kept: tuple[Params, Params] = {}, {}
+
+    def of(self, params: Params) -> Params:
+        """The copies for these parameters: those made last if all the weights are the same arrays."""
+        (weights, copies), wanted = self._kept, _matrices(params, _TRANSPOSED)
+        if jax.tree.map(id, weights) != jax.tree.map(id, wanted):
+            copies = jax.tree.map(_turn, wanted)
+            self._kept = wanted, copies
+        return copies
+
+    def __reduce__(self) -> tuple[type["TransposedWeights"], tuple[()]]:
+        return TransposedWeights, ()
+
+
+def _matrices(node: Any, names: Sequence[str]) -> Any:
+    """The tree's weights of these names that are worth another layout, as matrices ``[in, out]``."""
+    if isinstance(node, tuple | list):
+        return tuple(_matrices(child, names) for child in node)
+    tree = {
+        name: _matrices(child, names)
+        for name, child in node.items()
+        if isinstance(child, dict | tuple | list) and name != "experts"
+    }
     for name in names:
         weight = node.get(name)
-        if weight is not None and weight.size >= _SMALLEST and weight.dtype == jnp.float32:
-            laid_out = lay_out(_matrix(name, weight))
-            if laid_out is not None:
-                tree[name + OTHER_LAYOUT] = laid_out
+        if isinstance(weight, jax.Array) and weight.size >= _SMALLEST and weight.dtype == jnp.float32:
+            tree[name] = weight if weight.ndim == 2 else _joined(weight, name == "W_O")
     return tree
 
 
-def _matrix(name: str, weight: jax.Array) -> jax.Array:
+def _joined(weight: jax.Array, heads_first: bool) -> jax.Array:
     """``[in, out]``, of a weight with an axis for heads too."""
-    if weight.ndim == 2:
-        return weight
-    return weight.reshape(-1, weight.shape[-1]) if name == "W_O" else weight.reshape(weight.shape[0], -1)
+    return weight.reshape(-1, weight.shape[-1]) if heads_first else weight.reshape(len(weight), -1)
 
 
-def _cut(matrix: jax.Array) -> jax.Array | None:
-    return None if len(matrix) % _PIECES else matrix.reshape(_PIECES, -1, matrix.shape[1])
-
-
-_kept: dict[int, tuple[weakref.ref[jax.Array], jax.Array]] = {}
-"""The transposed copy of each weight that has one, by the weight's id, as long as the weight lives."""
-
-
-def _transpose(matrix: jax.Array) -> jax.Array:
-    key = id(matrix)
-    if key in _kept and _kept[key][0]() is matrix:
-        return _kept[key][1]
-    copy = _turn(matrix)
-    _kept[key] = weakref.ref(matrix, lambda _: _kept.pop(key, None)), copy
-    return copy
-
-
-@jax.jit
-def _turn(matrix: jax.Array) -> jax.Array:
-    return matrix.T
+_turn = jax.jit(jnp.transpose)

@@ -1,5 +1,6 @@
 """The generating methods of a model: continue a text, piece by piece, or keeping activations."""
 
+import functools
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, cast, get_args
 
@@ -10,6 +11,7 @@ from tljax.cache.activation_cache import ActivationCache
 from tljax.checks import typed
 from tljax.config import HookedTransformerConfig
 from tljax.errors import InputError, refuse_unknown_options
+from tljax.generation.few_rows import TransposedWeights
 from tljax.generation.generation import Generation, Returns, finish
 from tljax.generation.placing import TextSize, place_hooks
 from tljax.generation.prompts import check_room, read_ends, read_prompts
@@ -50,6 +52,11 @@ class GenerationMethods:
     params: Params
     _hooks: HookDictionary
     _tokenizer: "Tokenizer | None"
+
+    @functools.cached_property
+    def _transposed(self) -> TransposedWeights:
+        """Transposed weights for generation on a CPU, as long as this model or a hooked version of it is there."""
+        return TransposedWeights()
 
     def generate(
         self,

@@ -281,7 +281,7 @@ def is_hooked(module: nn.Module, *names: str) -> bool:
 
 
 def apply_with_slots(
-    module: nn.Module, params: Any, slots: Mapping[str, HookSlot], *args: Any, method: Any = None
+    module: nn.Module, variables: Mapping[str, Any], slots: Mapping[str, HookSlot], *args: Any
 ) -> tuple[Any, dict[str, Any]]:
     """Applies a Linen module with hook slots given by dotted path, and returns its output and what was captured."""
     collection: dict[str, Any] = {}
@@ -291,8 +291,7 @@ def apply_with_slots(
         for part in path:
             scope = scope.setdefault(part, {})
         scope[last] = slot
-    variables = {"params": params, HOOKS: collection}
-    output, state = module.apply(variables, *args, mutable=[CAPTURED], method=method)
+    output, state = module.apply({**variables, HOOKS: collection}, *args, mutable=[CAPTURED])
     return output, _flatten(dict(state).get(CAPTURED, {}))
 
 
@@ -343,7 +342,7 @@ def run_module_with_hooks(
         )
         for name in wanted
     }
-    output, captured = apply_with_slots(module, variables.get("params", {}), slots, *args)
+    output, captured = apply_with_slots(module, {"params": variables.get("params", {})}, slots, *args)
     if silent := [name for name in wanted if name not in captured]:
         raise HookError(
             f"No hook point named {silent} fired in {type(module).__name__}. Names are module paths: a.b.hook_x."

@@ -457,7 +457,9 @@ class HookedTransformer(RunMethods, GenerationMethods, TextMethods, WeightProper
         return self._hooks.add(hooks, table, self.cfg.n_layers, direction, permanent, prepend)
 
     def _with_hooks(self, hooks: HookDictionary) -> "HookedTransformer":
-        return self._make(self.cfg, self.params, hooks, self._tokenizer)
+        model = self._make(self.cfg, self.params, hooks, self._tokenizer)
+        model.__dict__["_transposed"] = self._transposed
+        return model
 
     def _set_flag(self, name: str, value: bool) -> "HookedTransformer":
         return self.replace(cfg=self.cfg.replace(**{name: value}))

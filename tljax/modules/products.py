@@ -4,14 +4,16 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-OTHER_LAYOUT = "_few_rows"
+LAYOUTS = "layouts"
+"""The variable collection of other layouts, each under its parameter's name: in pieces ``[piece, in, out]``, or
+transposed ``[out, in]``."""
 
 
 def product(module: nn.Module, name: str, x: jax.Array, weight: jax.Array) -> jax.Array:
     """``x [batch, pos, in]`` times a weight ``[in, out]``, which is parameter ``name`` of ``module``."""
-    if not module.has_variable("params", name + OTHER_LAYOUT):
+    laid_out = module.get_variable(LAYOUTS, name)
+    if laid_out is None:
         return jnp.einsum("bpi,io->bpo", x, weight)
-    laid_out = module.get_variable("params", name + OTHER_LAYOUT)
     if laid_out.ndim == 3:
         pieces = x.reshape(*x.shape[:2], *laid_out.shape[:2])
         return jnp.einsum("bpsi,sio->bpso", pieces, laid_out).sum(axis=2)
