@@ -35,6 +35,7 @@ class Tokenizer:
         d_vocab: the largest token id plus one.
         unk_token_id: id that stands for what the vocabulary cannot spell, or ``None``.
         told_to_add_bos: whether ``hf`` puts BOS there only because :func:`wrap_tokenizer` told it to.
+        warned: the warnings that are given once for each tokenizer, and have been.
     """
 
     hf: Any = dataclasses.field(repr=False)
@@ -46,6 +47,7 @@ class Tokenizer:
     d_vocab: int
     unk_token_id: int | None = None
     told_to_add_bos: bool = dataclasses.field(default=False, repr=False)
+    warned: set[type[Warning]] = dataclasses.field(default_factory=set, init=False, repr=False)
 
     def encode(self, texts: Sequence[str], max_length: int | None = None) -> list[list[int]]:
         """Returns one list of ids a text, with the special tokens ``hf`` adds by itself, unpadded.

@@ -2,7 +2,6 @@
 
 import sys
 import warnings
-import weakref
 from collections.abc import Sequence
 
 from tljax.text.tokenizer import Tokenizer
@@ -14,9 +13,6 @@ class TruncationWarning(UserWarning):
 
 class DoubledBosWarning(UserWarning):
     """A text spells the BOS that is also put in front of it."""
-
-
-_told_of_doubled_bos: "weakref.WeakSet[Tokenizer]" = weakref.WeakSet()
 
 
 class PaddingWarning(UserWarning):
@@ -61,9 +57,9 @@ def doubles_bos(tokenizer: Tokenizer, text: str, row: Sequence[int]) -> bool:
 
 
 def warn_doubled_bos(tokenizer: Tokenizer, index: int, count: int) -> None:
-    if tokenizer in _told_of_doubled_bos:
+    if DoubledBosWarning in tokenizer.warned:
         return
-    _told_of_doubled_bos.add(tokenizer)
+    tokenizer.warned.add(DoubledBosWarning)
     bos = tokenizer.hf.bos_token
     which = "The text" if count == 1 else f"Text {index}"
     warnings.warn(

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -32,10 +32,6 @@ from tljax.patching.engine.packing import (
     plan_pages,
 )
 from tljax.patching.engine.report import block_flops, block_flops_per_token
-
-_PROGRAMS: dict[Any, Programs] = {}
-"""Page sizes run so far, by what else decides a program."""
-
 
 _OVERHEAD = 90
 """Cost of running a block once besides its tokens, in tokens."""
@@ -144,8 +140,7 @@ class Engine:
         return streams
 
     def _plan(self, rows: Rows, edits: Edits, top: int, only: int | None) -> list[Page]:
-        decisive = (self.cfg.computation, self.base.batch, self.base.frame, edits.signature)
-        programs = _PROGRAMS.setdefault(decisive, Programs(functools.partial(_run_cost, self.cfg, self.base.frame)))
+        programs = _programs(self.cfg.computation, self.base.batch, self.base.frame, edits.signature)
         return plan_pages(rows, self.reach.end, (top, self._narrow(only)), self.limits, programs)
 
     def _narrow(self, only: int | None) -> int | None:
@@ -233,6 +228,16 @@ class Engine:
         skipped = 1 if self.reach.only is not None else 0
         layers = np.maximum(self.cfg.n_layers - skipped - rows.layer, 0)
         return float((layers * (self.reach.end - rows.start)).sum() * block_flops_per_token(self.cfg))
+
+
+@functools.lru_cache(maxsize=256)
+def _programs(computation: HookedTransformerConfig, batch: int, frame: int, signature: Hashable) -> Programs:
+    """The page sizes run so far, where all else that decides a program is this.
+
+    Kept for the whole process because jax's programs are, and jax has no public way to ask which there are. It decides
+    how pages are padded, so what compiles, and no result but for rounding; what is forgotten is planned anew.
+    """
+    return Programs(functools.partial(_run_cost, computation, frame))
 
 
 def _run_cost(cfg: HookedTransformerConfig, frame: int, run: BlockRun) -> float:

@@ -8,6 +8,7 @@ steps only, because every shape is a program to compile.
 
 import bisect
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -15,6 +16,9 @@ import numpy as np
 
 _WORTH_COMPILING = 0.05, 0.5e9
 """What a new program has to save: this share of a plan's cost, and as many FLOPs."""
+
+_MOST_PLANS = 64
+"""Plans that are remembered, so that a sweep run again compiles nothing."""
 
 _SIZES = (8, 16, 24, *(size for power in range(5, 32) for size in (1 << power, 3 << power - 1)))
 """Standard sizes of arrays."""
@@ -135,20 +139,22 @@ class Programs:
     Attributes:
         cost: what running a block at a size costs, in FLOPs.
         sizes: sizes run so far.
-        plans: sizes chosen before, by the block runs they were chosen for.
     """
 
     cost: Callable[[BlockRun], float]
     sizes: set[BlockRun] = dataclasses.field(default_factory=set)
-    plans: dict[tuple[BlockRun, ...], list[BlockRun]] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._kept = functools.lru_cache(_MOST_PLANS)(self._choose)
 
     def sizes_for(self, runs: Sequence[BlockRun]) -> list[BlockRun]:
-        """Chooses a size for each block run; the same runs always get the same sizes."""
-        key = tuple(runs)
-        if key not in self.plans:
-            self.plans[key] = self._cheapest(runs)
-            self.sizes.update(self.plans[key])
-        return self.plans[key]
+        """Chooses a size for each block run; runs that came before get the sizes they got then."""
+        return self._kept(tuple(runs))
+
+    def _choose(self, runs: tuple[BlockRun, ...]) -> list[BlockRun]:
+        chosen = self._cheapest(runs)
+        self.sizes.update(chosen)
+        return chosen
 
     def _cheapest(self, runs: Sequence[BlockRun]) -> list[BlockRun]:
         """Existing sizes and the new ones that are worth it, chosen one by one."""
