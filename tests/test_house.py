@@ -87,3 +87,16 @@ def test_completion_shows_public_names_only() -> None:
     assert all(getattr(tljax, name) is not None for name in shown)
     for room in tljax._ROOMS:
         assert (PACKAGE / room / "__init__.py").exists() or (PACKAGE / f"{room}.py").exists()
+
+
+def test_nothing_is_global() -> None:
+    """No module starts with an empty container to fill: but for one, of a few samples of arrays that never change."""
+    containers = r"(\{\}|\[\]|([\w.]*\.)?(dict|list|set|defaultdict|OrderedDict|deque|WeakSet|Weak\w+Dictionary)\(\))"
+    started = {
+        f"{module}.{ast.unparse(node.target if isinstance(node, ast.AnnAssign) else node.targets[0])}"
+        for module, path in MODULES.items()
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None
+        if re.fullmatch(containers, ast.unparse(node.value))
+    }
+    assert started == {"tljax.fingerprint._kept"}

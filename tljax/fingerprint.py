@@ -186,8 +186,7 @@ def _differences(there: HookedTransformerConfig, here: HookedTransformerConfig, 
 
 
 _kept: dict[tuple[int, ...], tuple[list["weakref.ref[Any]"], WeightSample]] = {}
-"""Samples of the latest few sets of arrays, by identity: jax's arrays never change, so nothing depends on what is kept.
-"""
+"""Samples of the latest few sets of arrays, by identity: jax's arrays never change, so no result depends on it."""
 
 
 def sample_of(params: Params) -> WeightSample | None:

@@ -50,7 +50,7 @@ def test_copies_are_made_only_where_they_pay(
 ) -> None:
     def laid_out(rows: int, limit: int) -> Any:
         rules: Any = None
-        return decoding.Decoder(wide.cfg, wide.params, wide._hooks, rules, limit, TransposedWeights())._lay_out(rows)
+        return decoding.Decoder(wide, wide._hooks, rules, limit)._lay_out(rows)
 
     monkeypatch.setattr(decoding, "free_bytes", lambda device: free)
     assert laid_out(rows, limit) == {}

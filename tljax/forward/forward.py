@@ -22,6 +22,7 @@ from tljax.hooks.point import HookSlot
 from tljax.hooks.points import block_points, embedding_points, head_points
 from tljax.modules.context import AttentionContext
 from tljax.modules.embedding import EmbeddingStage
+from tljax.modules.products import LAYOUTS
 from tljax.typing import Params
 
 _EMBEDDING, _HEAD = "embedding", "head"
@@ -140,20 +141,24 @@ def _stages(
         return wanted, {name: _in_text(slot, context) for name, slot in slots.items()}
 
     if start is None:
-        own = {key: params[key] for key in ("embed", "pos_embed") if key in params}
+        variables = {"params": _part(params, "embed", "pos_embed")}
         alone = dataclasses.replace(context, pasts=None, window=None, text=None)
-        yield Stage(embedding_module(cfg), own, "", *parts(_EMBEDDING)), (alone,)
+        yield Stage(embedding_module(cfg), variables, "", *parts(_EMBEDDING)), (alone,)
     laid_out = layouts.get("blocks", ({},) * cfg.n_layers)
     for layer in range(start or 0, cfg.n_layers if stop is None else stop):
         prefix = f"blocks.{layer}."
         module = block_module(cfg, cfg.layer_kind(layer))
-        ends = ("hook_resid_pre", "hook_resid_post")
-        stage = Stage(module, params["blocks"][layer], prefix, *parts(prefix), *ends, laid_out[layer])
+        variables = {"params": params["blocks"][layer], LAYOUTS: laid_out[layer]}
+        stage = Stage(module, variables, prefix, *parts(prefix), "hook_resid_pre", "hook_resid_post")
         yield stage, (context_of_layer(cfg, context, layer),)
     if stop is None:
-        own, other = ({key: tree[key] for key in ("ln_final", "unembed") if key in tree} for tree in (params, layouts))
+        variables = {"params": _part(params, "ln_final", "unembed"), LAYOUTS: _part(layouts, "unembed")}
         last = "unembed.hook_out" if cfg.output_logits_soft_cap <= 0 and cfg.logits_multiplier == 1.0 else None
-        yield Stage(head_module(cfg), own, "", *parts(_HEAD), None, last, other), ()
+        yield Stage(head_module(cfg), variables, "", *parts(_HEAD), None, last), ()
+
+
+def _part(tree: Params, *keys: str) -> Params:
+    return {key: tree[key] for key in keys if key in tree}
 
 
 def _in_text(slot: HookSlot, context: AttentionContext) -> HookSlot:

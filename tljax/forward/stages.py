@@ -20,7 +20,6 @@ from tljax.hooks.point import HookPoint, HookSlot, apply_with_slots, is_compiled
 from tljax.hooks.points import AttentionInput
 from tljax.modules.block import TransformerBlock
 from tljax.modules.embedding import EmbeddingStage, HeadStage
-from tljax.modules.products import LAYOUTS
 from tljax.numerics import matmul_precision
 from tljax.typing import Params
 
@@ -55,28 +54,21 @@ class Stage:
 
     Attributes:
         module: the Linen module.
-        params: its parameters.
+        variables: what the module reads: its parameters, and other layouts of some of them.
         prefix: what its points' full names start with.
         captured: points to record, by relative name, in firing order.
         slots: hooks by relative name, in firing order.
         entry: the point that fires first, on the stage's input; ``None`` if there is none.
         exit: the point whose value is the stage's output; ``None`` if there is none.
-        layouts: other layouts of some of the parameters, by the same paths.
     """
 
     module: nn.Module
-    params: Params
+    variables: Mapping[str, Params]
     prefix: str
     captured: tuple[str, ...]
     slots: dict[str, HookSlot]
     entry: str | None = None
     exit: str | None = None
-    layouts: Params = dataclasses.field(default_factory=dict)
-
-    @property
-    def variables(self) -> dict[str, Params]:
-        """What the module reads: its parameters, and their other layouts."""
-        return {"params": self.params, LAYOUTS: self.layouts}
 
 
 def _apply(

@@ -7,7 +7,7 @@ block instead, so that they get concrete arrays.
 
 import dataclasses
 import functools
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ import numpy as np
 from tljax.cache.memory import free_bytes
 from tljax.config import HookedTransformerConfig
 from tljax.forward.forward import run_forward
-from tljax.generation.few_rows import TransposedWeights, in_pieces, size_of_copies
+from tljax.generation.few_rows import in_pieces, size_of_copies
 from tljax.generation.key_values import KeyValueCache, past_names
 from tljax.generation.sampling import Sampling, count_tokens, next_tokens
 from tljax.hooks.dictionary import HookDictionary
@@ -26,6 +26,9 @@ from tljax.modules.context import AttentionContext
 from tljax.sizes import frame_length, power_of_two
 from tljax.text.batch import count_positions
 from tljax.typing import Params
+
+if TYPE_CHECKING:
+    from tljax.model.hooked_transformer import HookedTransformer
 
 _SMALLEST = 128
 """Least room for a text: answers of tens of tokens then share one program."""
@@ -87,25 +90,17 @@ class Decoder:
     """Continues texts.
 
     Args:
-        cfg, params: the model.
+        model: the model, which keeps transposed weights that a generation made.
         hooks: its hooks, placed in the text (:func:`tljax.generation.placing.place_hooks`).
         rules: how the texts go on.
         limit: most tokens of an answer.
-        transposed: the model's transposed weights, to take or to add to.
     """
 
-    def __init__(
-        self,
-        cfg: HookedTransformerConfig,
-        params: Params,
-        hooks: HookDictionary,
-        rules: Rules,
-        limit: int,
-        transposed: TransposedWeights,
-    ) -> None:
-        self.cfg, self.params, self.hooks, self.rules, self.limit = cfg.computation, params, hooks, rules, limit
+    def __init__(self, model: "HookedTransformer", hooks: HookDictionary, rules: Rules, limit: int) -> None:
+        self.cfg, self.params = model.cfg.computation, model.params
+        self.hooks, self.rules, self.limit = hooks, rules, limit
         self.is_compiled = all(is_compiled(entry.function) for entry in hooks.entries)
-        self._transposed = transposed
+        self._transposed = model._transposed
         self._layouts: Params | None = None
 
     def start(self, prompt: Any, mask: np.ndarray, capacity: int, keys: jax.Array, keep_logits: int) -> State:

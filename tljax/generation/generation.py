@@ -60,7 +60,7 @@ class Generation:
         size = TextSize.of(prompts.mask, length + max_new_tokens, capacity)
         hooks = place_hooks(model._hooks, point_table(cfg), size)
         rules = Rules(read_sampling(cfg.d_vocab_out, **options), ends.eos, ends.fill)
-        self._decoder = Decoder(cfg, model.params, hooks, rules, max_new_tokens, model._transposed)
+        self._decoder = Decoder(model, hooks, rules, max_new_tokens)
         kept = power_of_two(max_new_tokens) if keep_logits else 0
         self._state = self._decoder.start(prompts.value, prompts.mask, capacity, keys, kept)
         self._stopped: dict[int, int] = {}

@@ -201,7 +201,7 @@ class Engine:
             pos_embed=None if placed is None else _taken(placed, layout.source),
         )  # fmt: skip
         module = block_module(cfg, cfg.layer_kind(layer))
-        stage = Stage(module, self.params["blocks"][layer], f"blocks.{layer}.", (), slots)
+        stage = Stage(module, {"params": self.params["blocks"][layer]}, f"blocks.{layer}.", (), slots)
         computed = layout.n_tokens if queries is None else layout.n_rows
         columns = self.base.frame if queries is None else 1
         self.spent.flops += block_flops(cfg, layout.n_tokens, computed, layout.n_rows, columns, self.base.frame)
