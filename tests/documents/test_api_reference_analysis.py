@@ -1,4 +1,4 @@
-"""Seed 001, "TransformerLens API Reference": ActivationCache, patching and FactoredMatrix, in JAX spelling."""
+"""The document "TransformerLens API Reference": ActivationCache, patching and FactoredMatrix, in JAX spelling."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ import pytest
 from tljax import ActivationCache, HookedTransformer
 from tljax.errors import InputError
 
-pytestmark = pytest.mark.xdist_group("seeds")
+pytestmark = pytest.mark.xdist_group("documents")
 
 
 @pytest.fixture(scope="module")
