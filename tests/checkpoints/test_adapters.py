@@ -191,11 +191,7 @@ def test_adapters_on_the_hub(gpt2: Path, tmp_path: Path, monkeypatch: pytest.Mon
         }
     )
     options: dict[str, Any] = {"cache_dir": tmp_path / "cache"}
-    with serve(hub) as running:
-        monkeypatch.setenv("HF_ENDPOINT", running.url)
-        monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-        monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    with serve(hub, monkeypatch):
         expected = load(gpt2, adapter=GOLDEN / "rslora_conv1d")
         same_bits(load("team/tuned", **options), expected)  # its base at the revision that it names
         assert load_checkpoint("team/tuned", **options).cfg.model_name == "base+tuned"
