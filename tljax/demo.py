@@ -1,4 +1,4 @@
-"""The main job behind ``python -m tljax``: open a model up on a pair of prompts and say what was found."""
+"""The demo behind ``python -m tljax``: open a model up on a pair of prompts and say what was found."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ ANSWER, WRONG = " Mary", " John"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Findings:
-    """What the main job measured.
+    """What the demo measured.
 
     Attributes:
         model: one line about the model.

@@ -8,16 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compare import close
 from variants import BASE, TOKENS, build
 
 from tljax import HookedTransformer, HookedTransformerConfig, Scale, UnusedHooksWarning, Zero
 from tljax.errors import ConfigError, FrozenModelError, InputError, UnknownHookError
 
 Z0, Z1 = "blocks.0.attn.hook_z", "blocks.1.attn.hook_z"
-
-
-def close(a: object, b: object) -> None:
-    np.testing.assert_allclose(np.asarray(a), np.asarray(b), atol=2e-5, rtol=1e-4)
 
 
 @pytest.fixture(scope="module")

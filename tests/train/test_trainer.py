@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from compare import same_bits
 from safetensors.numpy import load_file
 
 from tljax import HookedTransformer, HookedTransformerConfig, Zero
@@ -29,12 +30,6 @@ def config(**changes: object) -> TrainConfig:
     return TrainConfig(**(fields | changes))
 
 
-def assert_same_bits(left: object, right: object) -> None:
-    assert jax.tree.structure(left) == jax.tree.structure(right)
-    for a, b in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):
-        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
-
-
 def noisy_batch(step: int) -> np.ndarray:
     return np.random.default_rng(step).integers(0, 7, (4, 5))
 
@@ -45,14 +40,14 @@ def test_loss_falls_and_the_model_given_is_untouched(start: HookedTransformer) -
     losses = [entry["loss"] for entry in result.history]
     assert [entry["step"] for entry in result.history] == [10, 20, 30, 40]
     assert losses[-1] < 0.3 * losses[0]
-    assert_same_bits(start.params, before)
+    same_bits(start.params, before)
     assert float(next_token_loss(result.model, jnp.asarray(ROWS[:1]))) < losses[0]
 
 
 def test_same_seed_same_bits_and_another_seed_another_order(start: HookedTransformer) -> None:
     rows = np.random.default_rng(0).integers(0, 7, (12, 6))
     first, again, other = (train(start, rows, config(seed=seed)) for seed in (1, 1, 2))
-    assert_same_bits(first.model.params, again.model.params)
+    same_bits(first.model.params, again.model.params)
     assert first.history == again.history
     assert first.history != other.history
 
@@ -71,17 +66,17 @@ def test_resumed_run_equals_an_uninterrupted_one(start: HookedTransformer, tmp_p
     seen = []
     resumed = train(start, lambda step: seen.append(step) or noisy_batch(step), options, resume=True)
     assert seen == list(range(4, 12))
-    assert_same_bits(resumed.model.params, whole.model.params)
+    same_bits(resumed.model.params, whole.model.params)
     assert resumed.history == whole.history
     left, right = (load_file(tmp_path / name / FILE) for name in ("parts", "whole"))
-    assert_same_bits(left, right)
+    same_bits(left, right)
 
 
 def test_resuming_a_finished_run_returns_it(start: HookedTransformer, tmp_path: Path) -> None:
     options = config(out=tmp_path)
     done = train(start, noisy_batch, options)
     again = train(start, noisy_batch, options, resume=True)
-    assert_same_bits(done.model.params, again.model.params)
+    same_bits(done.model.params, again.model.params)
     assert done.history == again.history
 
 
@@ -124,7 +119,7 @@ def test_weight_decay_spares_biases_and_norms(start: HookedTransformer) -> None:
         return 0.0 * next_token_loss(model, tokens, weights)
 
     decayed = train(start, ROWS, config(weight_decay=1.0), loss_fn=no_gradient).model.params
-    assert_same_bits(decayed["ln_final"], start.params["ln_final"])
+    same_bits(decayed["ln_final"], start.params["ln_final"])
     shrunk = np.asarray(decayed["embed"]["W_E"]) / np.asarray(start.params["embed"]["W_E"])
     assert shrunk.max() < 0.95
 
@@ -134,7 +129,7 @@ def test_own_optimizer_and_log_callback(start: HookedTransformer) -> None:
     result = train(
         start, ROWS, config(), optimizer=optax.sgd(0.0), on_log=lambda model, entry: seen.append((model, entry))
     )
-    assert_same_bits(result.model.params, start.params)
+    same_bits(result.model.params, start.params)
     assert [entry for _, entry in seen] == list(result.history)
 
 
