@@ -138,6 +138,7 @@ class Engine:
         below = rows.take(np.flatnonzero(rows.layer < top))
         for page in self._plan(below, edits, top, None):
             for layer, layout, stream in self._climb(page, edits, top, None):
+                self.advance(len(page.rows) / (top - page.layer))
                 if layer in streams:
                     self._collect(layout, np.asarray(stream), streams[layer], None)
         return streams
