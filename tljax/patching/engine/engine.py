@@ -111,6 +111,7 @@ class Engine:
         self._first = first
         at_end = rows.layer == self.cfg.n_layers
         enter(finals, rows.take(np.flatnonzero(at_end)), edits, only, first)
+        self.advance(float(at_end.sum()))
         running = rows.take(np.flatnonzero(~at_end))
         top = self.cfg.n_layers
         for page in self._plan(running, edits, top, only):
