@@ -36,10 +36,7 @@ def head_scores(
     """All three scores of every head, from one run and one compiled reduction.
 
     Args:
-        model: the model.
-        length: tokens in one copy.
-        batch_size: number of random sequences.
-        seed: random seed.
+        model, length, batch_size, seed: as in :func:`~tljax.analysis.repeated_random_tokens`.
         tokens: sequences ``[batch, pos]`` to use instead, ending in two copies of ``length`` tokens.
 
     Raises:
@@ -64,10 +61,7 @@ def previous_token_scores(
     Attention to the very first token is left out, as heads with nothing to do rest there.
 
     Args:
-        model: the model.
-        length: tokens in one copy of the random sequences.
-        batch_size: number of random sequences.
-        seed: random seed.
+        model, length, batch_size, seed: as in :func:`~tljax.analysis.repeated_random_tokens`.
         tokens: any sequences ``[batch, pos]`` to use instead.
     """
     ids = repeated_random_tokens(model, length, batch_size, seed) if tokens is None else np.asarray(tokens)

@@ -63,10 +63,7 @@ def induction_scores(
     """How strongly each head attends from the second copy of a token to what followed the first.
 
     Args:
-        model: the model.
-        length: tokens in one copy.
-        batch_size: number of random sequences.
-        seed: random seed.
+        model, length, batch_size, seed: as in :func:`repeated_random_tokens`.
         tokens: sequences to use instead, ending in two copies of ``length`` tokens.
 
     Returns:
@@ -120,8 +117,6 @@ def _mean_attention(patterns: list[jax.Array], pairs: dict[str, tuple[Any, Any]]
 @typed
 def heads_above(scores: jax.Array, threshold: float = 0.3) -> list[tuple[int, int, float]]:
     """Heads whose score is above a threshold, ``(layer, head, score)``, largest first."""
-    found = [
-        (int(layer), int(head), float(scores[layer, head]))
-        for layer, head in np.argwhere(np.asarray(scores) > threshold)
-    ]
+    above = np.argwhere(np.asarray(scores) > threshold).tolist()
+    found = [(layer, head, float(scores[layer, head])) for layer, head in above]
     return sorted(found, key=lambda item: -item[2])

@@ -175,8 +175,7 @@ def logit_lens(
             fitted lens: all it has).
         incl_mid: also the streams between attention and MLP.
         pos: positions to keep, of each prompt's text; a number drops the axis.
-        targets: a token, or several, to follow besides the likeliest.
-        top_k: how many of the likeliest tokens to keep.
+        targets, top_k: as in :func:`readout`.
         tokens: the prompt ``[batch, pos]`` of a cache, for the pictures.
 
     Returns:

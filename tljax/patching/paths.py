@@ -62,11 +62,10 @@ def path_patch(
     """Patches the paths from each sender to a set of receivers, one sender at a time.
 
     Args:
-        model: the model.
-        corrupted: the base run that is patched: text, a list of texts, or token ids ``[batch, pos]``.
+        model: the model, without hooks.
+        corrupted, metric, reduce, max_batch, progress: as in :func:`~tljax.patching.sweep`.
         source: where the senders' new outputs come from: another prompt, a cache, or a hook (as in
             :func:`~tljax.patching.sweep`).
-        metric: as in :func:`~tljax.patching.sweep`.
         receivers: what the senders' change may reach: ``("q", 9, 6)`` the queries of head 6 of layer 9 (likewise
             ``"k"`` and ``"v"``; ``("k", 9)`` those of all heads), ``("mlp", 9)`` the input of an MLP, or
             ``"logits"`` alone. All are patched together.
@@ -77,7 +76,6 @@ def path_patch(
             counts; by default they recompute, as in the paper.
         layers, at: the senders to try, as in :func:`~tljax.patching.sweep`; ``at={"pos": -1}`` sends from the last
             position only.
-        reduce, max_batch, progress: as in :func:`~tljax.patching.sweep`.
 
     Returns:
         The metric for each sender, ``["layer", *axes]``; senders that come after all receivers have the baseline.
