@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 
-def nearest(name: str, options: Iterable[str], count: int = 3) -> str:
-    """Returns `` Did you mean 'a', 'b'?`` for the closest options, or an empty string."""
-    close = difflib.get_close_matches(name, list(options), n=count, cutoff=0.5)
+def nearest(name: str, options: Iterable[str], k: int = 3) -> str:
+    """Returns `` Did you mean 'a' or 'b'?`` for the ``k`` closest options, or an empty string."""
+    close = difflib.get_close_matches(name, list(options), n=k, cutoff=0.5)
     return f" Did you mean {' or '.join(repr(match) for match in close)}?" if close else ""
 
 

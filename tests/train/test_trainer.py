@@ -53,14 +53,14 @@ def test_same_seed_same_bits_and_another_seed_another_order(start: HookedTransfo
 
 
 def test_resumed_run_equals_an_uninterrupted_one(start: HookedTransformer, tmp_path: Path) -> None:
-    whole = train(start, noisy_batch, config(out=tmp_path / "whole", save_every=4))
+    whole = train(start, noisy_batch, config(directory=tmp_path / "whole", save_every=4))
 
     def interrupted(step: int) -> np.ndarray:
         if step == 6:
             raise KeyboardInterrupt
         return noisy_batch(step)
 
-    options = config(out=tmp_path / "parts", save_every=4)
+    options = config(directory=tmp_path / "parts", save_every=4)
     with pytest.raises(KeyboardInterrupt):
         train(start, interrupted, options)
     seen = []
@@ -73,7 +73,7 @@ def test_resumed_run_equals_an_uninterrupted_one(start: HookedTransformer, tmp_p
 
 
 def test_resuming_a_finished_run_returns_it(start: HookedTransformer, tmp_path: Path) -> None:
-    options = config(out=tmp_path)
+    options = config(directory=tmp_path)
     done = train(start, noisy_batch, options)
     again = train(start, noisy_batch, options, resume=True)
     same_bits(done.model.params, again.model.params)
@@ -81,18 +81,18 @@ def test_resuming_a_finished_run_returns_it(start: HookedTransformer, tmp_path: 
 
 
 def test_a_checkpoint_is_neither_overwritten_nor_mistaken(start: HookedTransformer, tmp_path: Path) -> None:
-    train(start, noisy_batch, config(out=tmp_path))
+    train(start, noisy_batch, config(directory=tmp_path))
     with pytest.raises(ConfigError, match=r"already holds a checkpoint.*resume=True"):
-        train(start, noisy_batch, config(out=tmp_path))
+        train(start, noisy_batch, config(directory=tmp_path))
     with pytest.raises(CheckpointError, match=r"another config \(learning_rate: was 0.02, is 0.5\)"):
-        train(start, noisy_batch, config(out=tmp_path, learning_rate=0.5), resume=True)
+        train(start, noisy_batch, config(directory=tmp_path, learning_rate=0.5), resume=True)
     wider = HookedTransformer(start.cfg.replace(d_mlp=12))
     with pytest.raises(CheckpointError, match=r"another model or optimizer: .*should be float32\[12"):
-        train(wider, noisy_batch, config(out=tmp_path), resume=True)
+        train(wider, noisy_batch, config(directory=tmp_path), resume=True)
     path = tmp_path / FILE
     path.write_bytes(path.read_bytes()[:-5])
     with pytest.raises(CheckpointError, match="damaged or incomplete"):
-        train(start, noisy_batch, config(out=tmp_path), resume=True)
+        train(start, noisy_batch, config(directory=tmp_path), resume=True)
 
 
 def test_weights_choose_what_counts(start: HookedTransformer) -> None:
@@ -136,7 +136,7 @@ def test_own_optimizer_and_log_callback(start: HookedTransformer) -> None:
 def test_compiles_once_for_all_steps_and_runs(start: HookedTransformer, compilations, tmp_path: Path) -> None:
     train(start, noisy_batch, config())
     compiled = compilations.count
-    train(start, noisy_batch, config(seed=5, out=tmp_path, save_every=4))
+    train(start, noisy_batch, config(seed=5, directory=tmp_path, save_every=4))
     assert compilations.count == compiled
 
 
@@ -145,9 +145,9 @@ def test_nan_names_its_step(start: HookedTransformer, tmp_path: Path) -> None:
         return ROWS[:4], np.full((4, 5), np.inf if step == 5 else 1.0)
 
     with pytest.raises(TrainingError, match="loss of step 5 is nan; the step before it had"):
-        train(start, poisoned, config(out=tmp_path, save_every=4))
+        train(start, poisoned, config(directory=tmp_path, save_every=4))
     with pytest.raises(TrainingError, match="loss of step 5"):
-        train(start, poisoned, config(out=tmp_path, save_every=4), resume=True)
+        train(start, poisoned, config(directory=tmp_path, save_every=4), resume=True)
 
 
 @pytest.mark.parametrize(

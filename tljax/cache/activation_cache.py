@@ -186,11 +186,11 @@ class ActivationCache(CacheAnalyses, Mapping[str, jax.Array], SaysWhatInstead):
         """Returns a cache of other, unpadded activations of the same model."""
         return self._like(cache_dict, self.has_batch_dim, (None, None))
 
-    def unpad(self, prompt: int) -> "ActivationCache":
+    def unpad(self, index: int) -> "ActivationCache":
         """Returns one prompt's activations without padding, as if it had run alone.
 
         Args:
-            prompt: its place in the batch.
+            index: its place in the batch.
 
         Returns:
             A cache with a batch axis of one (or none, if this one has none), every position axis (``pos``,
@@ -199,7 +199,7 @@ class ActivationCache(CacheAnalyses, Mapping[str, jax.Array], SaysWhatInstead):
         Raises:
             CacheError: no such prompt; a cache under trace; an activation cut after the run.
         """
-        return padding.unpad(self, prompt)
+        return padding.unpad(self, index)
 
     def full_name(self, key: Any) -> str:
         """Returns the name a key stands for, among the names in this cache.

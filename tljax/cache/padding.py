@@ -33,15 +33,15 @@ def to_mask(offsets: Any) -> jax.Array | None:
     return None if offsets is None else jnp.isfinite(offsets)
 
 
-def unpad(cache: "ActivationCache", prompt: int) -> "ActivationCache":
+def unpad(cache: "ActivationCache", index: int) -> "ActivationCache":
     """See :meth:`ActivationCache.unpad`."""
     if any(isinstance(value, Tracer) for value in jax.tree.leaves(cache)):
         raise CacheError("A traced cache has prompts of unknown length: call cache.unpad outside jax.jit.")
     size = next((value.shape[0] for value in cache.values()), 0) if cache.has_batch_dim else 1
-    if not -size <= prompt < size:
-        raise CacheError(f"There is no prompt {prompt}: this cache has {size}.")
+    if not -size <= index < size:
+        raise CacheError(f"There is no prompt {index}: this cache has {size}.")
     if cache.has_batch_dim:
-        start = prompt % size
+        start = index % size
         cache = cache.apply_slice_to_batch_dim((start, start + 1))
     mask, key_mask = cache.token_mask, cache.key_mask
     if mask is None or key_mask is None:

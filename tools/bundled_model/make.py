@@ -75,7 +75,7 @@ def training_config(steps: int, seed: int, out: Path | None) -> TrainConfig:
     """How the bundled model is trained."""
     return TrainConfig(
         steps=steps, learning_rate=2e-3, warmup_steps=min(100, steps // 10), final_fraction=0.05, weight_decay=0.05,
-        seed=seed, log_every=100, save_every=500, out=out,
+        seed=seed, log_every=100, save_every=500, directory=out,
     )  # fmt: skip
 
 
@@ -188,7 +188,7 @@ def run(steps: int, seed: int, directory: Path, work: Path | None = None) -> dic
         "time": {name: round(value) for name, value in seconds.items()}
         | {"cores": os.cpu_count(), "only_since_resuming": resumed},
         "jax": jax.__version__,
-        "config": {key: value for key, value in dataclasses.asdict(config).items() if key != "out"},
+        "config": {key: value for key, value in dataclasses.asdict(config).items() if key != "directory"},
         "history": [{key: round(value, 4) for key, value in entry.items()} for entry in result.history],
     }
     model = save_bundled(directory, result.model)
