@@ -30,7 +30,7 @@ _NAMES: dict[Any, str] = {
 
 
 class _ItsOwn:
-    """Stands for a default that the receiver of a bundle has, in the signature of a function that passes it on."""
+    """Stands in a signature for a default that is decided further on."""
 
     def __repr__(self) -> str:
         return "..."
@@ -39,7 +39,11 @@ class _ItsOwn:
 _ITS_OWN = _ItsOwn()
 
 
-def typed(function: Callable[_P, _R], error: type[TljaxError] = InputError) -> Callable[_P, _R]:
+def typed(
+    function: Callable[_P, _R],
+    error: type[TljaxError] = InputError,
+    receiver: Callable[..., Any] | None = None,
+) -> Callable[_P, _R]:
     """Makes a function check the names of its arguments, and those that are flags, numbers, texts or choices of them.
 
     Without it ``truncate="no"`` would be true, and ``reduce="non"`` whatever the code takes for the other case. Any
@@ -49,6 +53,7 @@ def typed(function: Callable[_P, _R], error: type[TljaxError] = InputError) -> C
     Args:
         function: the function.
         error: what it then raises for a value, saying what would fit.
+        receiver: the function that a bundle is passed on to: the signature shows the defaults that it has there.
 
     Raises:
         ArgumentError: when called with a name that there is none of (says the nearest), or with a value by position
@@ -59,7 +64,7 @@ def typed(function: Callable[_P, _R], error: type[TljaxError] = InputError) -> C
     @functools.wraps(function)
     def checked(*args: _P.args, **kwargs: _P.kwargs) -> _R:
         if not parameters:
-            parameters.update(_signature(function).parameters)
+            parameters.update(_signature(function, receiver).parameters)
         for parameter, value in zip(parameters.values(), args, strict=False):
             if parameter.kind is parameter.VAR_POSITIONAL:
                 break
@@ -74,22 +79,22 @@ def typed(function: Callable[_P, _R], error: type[TljaxError] = InputError) -> C
         return function(*args, **kwargs)
 
     if any(get_origin(annotation) is Unpack for annotation in function.__annotations__.values()):
-        checked.__signature__ = _signature(function)  # type: ignore[attr-defined]
+        checked.__signature__ = _signature(function, receiver)  # type: ignore[attr-defined]
     return checked
 
 
-def _signature(function: Callable[..., Any]) -> inspect.Signature:
+def _signature(function: Callable[..., Any], receiver: Callable[..., Any] | None) -> inspect.Signature:
     """The signature, with a bundle of options as the arguments that it holds."""
-    parameters: list[inspect.Parameter] = []
-    for one in inspect.signature(function).parameters.values():
-        if get_origin(one.annotation) is Unpack:
-            bundle = get_type_hints(get_args(one.annotation)[0])
-            parameters += [
-                one.replace(name=n, kind=one.KEYWORD_ONLY, default=_ITS_OWN, annotation=a) for n, a in bundle.items()
-            ]
-        else:
+    signature, parameters = inspect.signature(function), []
+    received = {} if receiver is None else inspect.signature(receiver).parameters
+    for one in signature.parameters.values():
+        if get_origin(one.annotation) is not Unpack:
             parameters.append(one)
-    return inspect.Signature(parameters, return_annotation=function.__annotations__.get("return"))
+            continue
+        for name, annotation in get_type_hints(get_args(one.annotation)[0]).items():
+            default = received[name].default if name in received else _ITS_OWN
+            parameters.append(inspect.Parameter(name, one.KEYWORD_ONLY, default=default, annotation=annotation))
+    return signature.replace(parameters=parameters)
 
 
 def _misnamed(

@@ -95,7 +95,7 @@ def test_replace(model: HookedTransformer) -> None:
     close(doubled.W_E, 2 * model.W_E)
     assert names(doubled) == {Z0: 1}
     assert hooked.replace(cfg=model.cfg.to_dict()).cfg == model.cfg
-    with pytest.raises(InputError, match=r"replace takes params, cfg and tokenizer, got \['hooks'\]"):
+    with pytest.raises(InputError, match=r"replace has no option 'hooks'. Options: params, cfg, tokenizer"):
         model.replace(hooks=None)
 
 

@@ -1,6 +1,7 @@
 """From a name to parameters: find, describe, check, then read, place and process one stage at a time."""
 
 import dataclasses
+import functools
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -96,7 +97,7 @@ class LoadOptions(ReadOptions, total=False):
     hf_model: Any
 
 
-@typed
+@functools.partial(typed, receiver=Steps.for_config)
 def load_checkpoint(
     name: str | os.PathLike[str],
     *,

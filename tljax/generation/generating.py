@@ -1,5 +1,6 @@
 """The generating methods of a model: continue a text, piece by piece, or keeping activations."""
 
+import functools
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Unpack, cast
 
@@ -13,7 +14,7 @@ from tljax.errors import InputError
 from tljax.generation.generation import Generation, Returns, finish
 from tljax.generation.placing import TextSize, place_hooks
 from tljax.generation.prompts import check_room, read_ends, read_prompts
-from tljax.generation.sampling import SamplingOptions, read_key, row_keys
+from tljax.generation.sampling import SamplingOptions, read_key, read_sampling, row_keys
 from tljax.hooks.dictionary import HookDictionary
 from tljax.hooks.points import point_table
 from tljax.progress import Progress
@@ -51,6 +52,39 @@ class GenerateOutput(NamedTuple):
     logits: tuple[jax.Array, ...]
 
 
+@functools.partial(typed, receiver=read_sampling)
+def begin(
+    model: "HookedTransformer",
+    input: Any,
+    max_new_tokens: int,
+    output_logits: bool = False,
+    *,
+    stop_at_eos: bool = True,
+    eos_token_id: Any = None,
+    use_past_kv_cache: bool = True,
+    prepend_bos: bool | None = None,
+    padding_side: PaddingSide | None = None,
+    stop_strings: str | Sequence[str] | None = None,
+    fwd_hooks: HookList = (),
+    attention_mask: Any = None,
+    seed: int | None = None,
+    key: Any = None,
+    **sampling: Unpack[SamplingOptions],
+) -> Generation:
+    """Checks what a generation is asked for, and runs the prompts."""
+    prompts = read_prompts(model, input, prepend_bos, padding_side, attention_mask)
+    batch = prompts.shape[0]
+    ends = read_ends(model.cfg, model._tokenizer, batch, stop_at_eos, eos_token_id, stop_strings)
+    if seed is None and key is None:
+        seed = int(np.random.default_rng().integers(2**32))
+    keys = row_keys(read_key(key, seed), batch)
+    hooked = model.with_hooks(fwd_hooks)
+    return Generation(hooked, prompts, max_new_tokens, ends, sampling, keys, use_past_kv_cache, output_logits)
+
+
+_typed = functools.partial(typed, receiver=begin)
+
+
 class GenerationMethods:
     """Continuing texts."""
 
@@ -59,7 +93,7 @@ class GenerationMethods:
     _hooks: HookDictionary
     _tokenizer: "Tokenizer | None"
 
-    @typed
+    @_typed
     def generate(
         self,
         input: Any = "",
@@ -107,12 +141,12 @@ class GenerationMethods:
         Recompiles for a new batch size, room for the text (128, 256, 512 … tokens), set of hooked points, or kind of
         sampling; never for other lengths, strengths or values.
         """
-        generation = self._generation(input, max_new_tokens, output_logits, **options)
+        generation = begin(cast("HookedTransformer", self), input, max_new_tokens, output_logits, **options)
         _run(generation, verbose)
         output = finish(generation, cast("HookedTransformer", self), return_type)
         return GenerateOutput(output, generation.logits()) if output_logits else output
 
-    @typed
+    @_typed
     def generate_stream(
         self,
         input: Any = "",
@@ -139,7 +173,7 @@ class GenerationMethods:
         if max_tokens_per_yield < 1:
             raise InputError(f"max_tokens_per_yield={max_tokens_per_yield} must be at least 1.")
         kind: Returns = "str" if return_type == "str" else "tokens"
-        generation = self._generation(input, max_new_tokens, **options)
+        generation = begin(cast("HookedTransformer", self), input, max_new_tokens, **options)
         shown: Any = None
         while True:
             generation.advance(max_tokens_per_yield - (shown is None))
@@ -150,7 +184,7 @@ class GenerationMethods:
             if generation.is_done:
                 return
 
-    @typed
+    @_typed
     def generate_with_cache(
         self,
         input: Any = "",
@@ -176,7 +210,7 @@ class GenerationMethods:
         """
         if getattr(input, "ndim", 0) == 3:
             raise InputError("generate_with_cache takes text or tokens; for embeddings run the finished text yourself.")
-        generation = self._generation(input, max_new_tokens, **options)
+        generation = begin(cast("HookedTransformer", self), input, max_new_tokens, **options)
         check_room(self.cfg, generation.prompts, max_new_tokens, runs_last=True)
         _run(generation, verbose)
         prompts, new = generation.prompts, generation.new_tokens()
@@ -189,34 +223,6 @@ class GenerationMethods:
             tokens, return_type=None, names_filter=names_filter, attention_mask=mask
         )
         return finish(generation, model, return_type), cache
-
-    def _generation(
-        self,
-        input: Any,
-        max_new_tokens: int,
-        output_logits: bool = False,
-        *,
-        stop_at_eos: bool = True,
-        eos_token_id: Any = None,
-        use_past_kv_cache: bool = True,
-        prepend_bos: bool | None = None,
-        padding_side: PaddingSide | None = None,
-        stop_strings: str | Sequence[str] | None = None,
-        fwd_hooks: HookList = (),
-        attention_mask: Any = None,
-        seed: int | None = None,
-        key: Any = None,
-        **sampling: Unpack[SamplingOptions],
-    ) -> Generation:
-        model = cast("HookedTransformer", self)
-        prompts = read_prompts(model, input, prepend_bos, padding_side, attention_mask)
-        batch = prompts.shape[0]
-        ends = read_ends(self.cfg, self._tokenizer, batch, stop_at_eos, eos_token_id, stop_strings)
-        if seed is None and key is None:
-            seed = int(np.random.default_rng().integers(2**32))
-        keys = row_keys(read_key(key, seed), batch)
-        hooked = model.with_hooks(fwd_hooks)
-        return Generation(hooked, prompts, max_new_tokens, ends, sampling, keys, use_past_kv_cache, output_logits)
 
 
 def _run(generation: Generation, verbose: bool | None) -> None:

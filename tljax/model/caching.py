@@ -11,7 +11,6 @@ import numpy as np
 from tljax.cache.activation_cache import ActivationCache
 from tljax.cache.memory import cache_bytes, warn_if_large
 from tljax.cache.slices import SliceInput, is_full, read_slice
-from tljax.checks import typed
 from tljax.config import HookedTransformerConfig
 from tljax.devices import resolve_device
 from tljax.errors import InputError
@@ -20,7 +19,7 @@ from tljax.forward.forward import attention_input
 from tljax.hooks.dictionary import HookDictionary
 from tljax.hooks.names import stage_of
 from tljax.hooks.points import point_table
-from tljax.model.running import RunMethods, reached_names, refuse_persistent_hooks
+from tljax.model.running import RunMethods, reached_names, refuse_persistent_hooks, typed_run
 from tljax.text.inputs import LayerBounds, ModelInput, is_traced
 from tljax.text.positions import NoPosition, TextCut, may_pad, text_cut
 from tljax.typing import DeviceLike, InputOptions, NamesFilter, ReturnType
@@ -29,7 +28,7 @@ from tljax.typing import DeviceLike, InputOptions, NamesFilter, ReturnType
 class CachingMethods(RunMethods):
     """Forward passes, among them those that keep activations."""
 
-    @typed
+    @typed_run
     def run_with_cache(
         self,
         input: Any,

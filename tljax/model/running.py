@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from tljax.model.hooked_transformer import HookedTransformer
     from tljax.text.tokenizer import Tokenizer
 
+typed_run = functools.partial(typed, receiver=prepare)
+"""For a method that runs an input."""
 _loss = jax.jit(lm_cross_entropy_loss, static_argnames="per_token")
 
 
@@ -52,7 +54,7 @@ class RunMethods:
     _hooks: HookDictionary
     _tokenizer: "Tokenizer | None"
 
-    @typed
+    @typed_run
     def __call__(
         self,
         input: Any,
@@ -94,7 +96,7 @@ class RunMethods:
 
     forward = __call__
 
-    @typed
+    @typed_run
     def run_with_hooks(
         self,
         input: Any,
@@ -138,7 +140,7 @@ class RunMethods:
             raise HookError(f"bwd_hooks were not called: {_NO_GRADIENT}")
         return output
 
-    @typed
+    @typed_run
     def input_to_embed(
         self, input: Any, **options: Unpack[PromptOptions]
     ) -> tuple[jax.Array, jax.Array, jax.Array | None, jax.Array | None]:

@@ -41,7 +41,7 @@ _READERS = ("Q", "K", "V", "Q_down", "KV_down", "K_rot")
 """What in an attention reads ln1: under latent attention the projections to the latents, whose norms are not folded."""
 
 
-@typed
+@functools.partial(typed, receiver=Steps.for_config)
 def process_weights(
     params: Params, cfg: HookedTransformerConfig, **steps: Unpack[ProcessingOptions]
 ) -> tuple[Params, HookedTransformerConfig]:
