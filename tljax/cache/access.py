@@ -20,8 +20,8 @@ from tljax.text import positions
 if TYPE_CHECKING:
     from tljax.cache.activation_cache import ActivationCache
 
-analysis = functools.partial(typed, error=CacheError)
-"""Checks the arguments of a function that is also a method of caches."""
+checked = functools.partial(typed, error=CacheError)
+"""Checks the arguments of a method of caches."""
 
 
 def bounded_layer(cfg: HookedTransformerConfig, layer: int | None, mlp_input: bool = False) -> int:

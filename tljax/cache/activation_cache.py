@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.core import Tracer
 
-from tljax.cache import attribution, decomposition, heads, io, neurons, padding, residual
+from tljax.cache import access, attribution, decomposition, heads, io, neurons, padding, residual
 from tljax.cache.slices import SliceInput, apply_slice
 from tljax.config import HookedTransformerConfig
 from tljax.devices import resolve_device
@@ -70,6 +70,7 @@ class ActivationCache(Mapping[str, jax.Array], SaysWhatInstead):
 
     _instead = CACHE
 
+    @access.checked
     def __init__(
         self,
         cache_dict: Mapping[str, jax.Array],
@@ -124,6 +125,7 @@ class ActivationCache(Mapping[str, jax.Array], SaysWhatInstead):
             )
         return self._model
 
+    @access.checked
     def check_model(self, model: "HookedTransformer", what: str = "This cache") -> None:
         """Checks that a model made the cache, as far as is known; costs nothing where it came from ``model`` itself.
 
@@ -280,6 +282,7 @@ class ActivationCache(Mapping[str, jax.Array], SaysWhatInstead):
         io.save(Path(path), self.cache_dict, self.fingerprint, self.has_batch_dim, self._padding)
 
     @classmethod
+    @access.checked
     def load(cls, path: str | os.PathLike[str], model: "HookedTransformer | None" = None) -> "ActivationCache":
         """Reads a cache that :meth:`save` wrote.
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from tljax.model.hooked_transformer import HookedTransformer
 
 
-@access.analysis
+@access.checked
 def logit_attrs(
     cache: "ActivationCache",
     residual_stack: Any,
@@ -67,7 +67,7 @@ def logit_attrs(
     return _attributed(stack, scale, model.W_U, gain, ids, wrong, cfg=cfg, centred=access.centres(cfg, cfg.n_layers))
 
 
-@access.analysis
+@access.checked
 def logit_bias(cache: "ActivationCache", tokens: Any, incorrect_tokens: Any = None) -> jax.Array:
     """The part of a logit, or of a difference of two, that no part of the residual stream makes.
 
@@ -84,7 +84,7 @@ def logit_bias(cache: "ActivationCache", tokens: Any, incorrect_tokens: Any = No
     return scaled(own if wrong is None else own - take(bias, wrong), cfg.logits_multiplier)
 
 
-@access.analysis
+@access.checked
 def logit_lens(
     cache: "ActivationCache",
     layer: int | None = None,

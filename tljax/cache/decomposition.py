@@ -34,7 +34,7 @@ def biases(cache: "ActivationCache", n_attention: int, n_mlp: int) -> Biases:
     return Biases(constant, tuple(through), cache["hook_embed"])
 
 
-@access.analysis
+@access.checked
 def get_full_resid_decomposition(
     cache: "ActivationCache",
     layer: int | None = None,

@@ -58,7 +58,7 @@ def head_labels(cache: "ActivationCache", last: int) -> list[str]:
     return [f"L{layer}H{head}" for layer in range(last) for head in range(cache.cfg.n_heads)]
 
 
-@access.analysis
+@access.checked
 def compute_head_results(cache: "ActivationCache") -> "ActivationCache":
     """Returns the cache with every ``attn.hook_result`` ``[batch, pos, head, d_model]``: ``z`` times ``W_O``.
 
@@ -76,7 +76,7 @@ def compute_head_results(cache: "ActivationCache") -> "ActivationCache":
     return cache.with_activations(cache.cache_dict | results) if results else cache
 
 
-@access.analysis
+@access.checked
 def stack_head_results(
     cache: "ActivationCache",
     layer: int | None = -1,

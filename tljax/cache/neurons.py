@@ -77,7 +77,7 @@ def _choose(cfg: HookedTransformerConfig, neuron_slice: SliceInput) -> tuple[Cut
     return chosen, np.arange(width)[slice(*chosen.bounds) if chosen.index is None else np.asarray(chosen.index)]
 
 
-@access.analysis
+@access.checked
 def get_neuron_results(
     cache: "ActivationCache",
     layer: int,
@@ -113,7 +113,7 @@ def get_neuron_results(
     return access.unprojected_axis(results, project_output_onto)
 
 
-@access.analysis
+@access.checked
 def stack_neuron_results(
     cache: "ActivationCache",
     layer: int | None,

@@ -34,7 +34,7 @@ def to_mask(offsets: Any) -> jax.Array | None:
     return None if offsets is None else jnp.isfinite(offsets)
 
 
-@access.analysis
+@access.checked
 def unpad(cache: "ActivationCache", prompt: int) -> "ActivationCache":
     """Returns one prompt's activations without padding, as if it had run alone.
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 MODES = ("all", "attn", "mlp")
 
 
-@access.analysis
+@access.checked
 def stack_activation(
     cache: "ActivationCache", activation_name: str, layer: int = -1, sublayer_type: str | None = None
 ) -> jax.Array:
@@ -39,7 +39,7 @@ def stack_activation(
     return jnp.stack([cache[key] for key in keys])
 
 
-@access.analysis
+@access.checked
 def accumulated_resid(
     cache: "ActivationCache",
     layer: int | None = None,
@@ -103,7 +103,7 @@ def embeddings(cfg: Any) -> list[tuple[str, str]]:
     return [*rows, ("pos_embed", "hook_pos_embed")] if cfg.positional_embedding_type == "standard" else rows
 
 
-@access.analysis
+@access.checked
 def decompose_resid(
     cache: "ActivationCache",
     layer: int | None = None,
@@ -153,7 +153,7 @@ def decompose_resid(
     return (stack, [label for label, _ in rows]) if return_labels else stack
 
 
-@access.analysis
+@access.checked
 def apply_ln_to_stack(
     cache: "ActivationCache",
     residual_stack: jax.Array,
