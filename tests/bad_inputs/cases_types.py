@@ -69,7 +69,7 @@ CASES: tuple[Case, ...] = (
     Case("a flag of text", lambda w: w.tiny.to_tokens(w.S, prepend_bos="no"), InputError, "prepend_bos='no'"),
     Case("truncate in words", lambda w: w.tiny.to_tokens(w.S, truncate="no"), InputError, "truncate='no'"),
     Case(
-        "a flag of generation", lambda w: w.small.generate([[1]], 1, False, do_sample="no"), InputError,
+        "a flag of generation", lambda w: w.small.generate([[1]], 1, stop_at_eos=False, do_sample="no"), InputError,
         "do_sample='no'",
     ),
     Case("whether to stop", lambda w: w.small.generate([[1]], 1, stop_at_eos="no"), InputError, "stop_at_eos='no'"),

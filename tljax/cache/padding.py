@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from tljax.cache import access
 from tljax.errors import CacheError
 from tljax.hooks.point import POSITION_AXES
 from tljax.hooks.points import point_table
@@ -33,8 +34,20 @@ def to_mask(offsets: Any) -> jax.Array | None:
     return None if offsets is None else jnp.isfinite(offsets)
 
 
+@access.checked
 def unpad(cache: "ActivationCache", index: int) -> "ActivationCache":
-    """See :meth:`ActivationCache.unpad`."""
+    """Returns one prompt's activations without padding, as if it had run alone.
+
+    Args:
+        index: its place in the batch.
+
+    Returns:
+        A cache with a batch axis of one (or none, if this one has none), every position axis (``pos``,
+        ``query_pos``, ``key_pos``) cut to the prompt's own tokens. Gradients stay those of the whole batch's loss.
+
+    Raises:
+        CacheError: no such prompt; a cache under trace; an activation cut after the run.
+    """
     if any(isinstance(value, Tracer) for value in jax.tree.leaves(cache)):
         raise CacheError("A traced cache has prompts of unknown length: call cache.unpad outside jax.jit.")
     size = next((value.shape[0] for value in cache.values()), 0) if cache.has_batch_dim else 1
