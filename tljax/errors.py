@@ -62,6 +62,10 @@ class InputError(TljaxError, ValueError):
     """Tokens, text, masks or layer bounds that the model cannot run on."""
 
 
+class AmbiguousHookError(UnknownHookError, InputError):
+    """A hook name could mean several points of this model."""
+
+
 class TokenizerError(TljaxError, ValueError):
     """Text that does not tokenize as asked, or a model without a tokenizer."""
 

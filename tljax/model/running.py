@@ -18,10 +18,10 @@ from tljax.config import HookedTransformerConfig
 from tljax.devices import resolve_device
 from tljax.errors import HookError, InputError, refuse_unknown_options
 from tljax.forward.backward import with_gradients
-from tljax.forward.forward import POSITIONS, attention_input, run_forward
+from tljax.forward.forward import POSITIONS, run_forward
 from tljax.hooks.dictionary import HookDictionary, UnusedHooksWarning
-from tljax.hooks.names import layer_of, select, stage_of
-from tljax.hooks.points import point_table
+from tljax.hooks.names import select
+from tljax.hooks.points import HEAD, attention_input, block_points, layer_of, point_table, stage_of
 from tljax.model.losses import check_labels, lm_cross_entropy_loss
 from tljax.modules.context import AttentionContext
 from tljax.text.batch import Batch
@@ -312,10 +312,12 @@ class RunMethods:
         return loss, in_order | {f"{name}_grad": value for name, value in keep(gradients).items()}
 
     def _has_one_gradient(self, name: str, names: tuple[str, ...]) -> bool:
-        """Token ids have no gradient; ``ln1`` has three where queries, keys and values read apart."""
-        stage, relative = stage_of(name)
-        in_use = [stage_of(other)[1] for other in names if other.startswith(stage)]
-        return name != "hook_tokens" and not (relative.startswith("ln1.") and attention_input(in_use) == "split")
+        """Whole numbers have no gradient; ``ln1`` has three where queries, keys and values read apart."""
+        table, layer = point_table(self.cfg), layer_of(name)
+        if layer is None or len(table[name].read_by) < 2:
+            return not table[name].holds_numbers
+        in_use = [stage_of(other)[1] for other in names if layer_of(other) == layer]
+        return attention_input(block_points(self.cfg, self.cfg.layer_kind(layer)), in_use) != "split"
 
     def _warn_of_idle_hooks(self, output: Any) -> None:
         idle = [entry.name for entry in self._hooks.entries if entry.direction == "bwd"]
@@ -371,7 +373,7 @@ def _check_scored(prepared: ModelInput, d_vocab_out: int) -> None:
 
 def _last_needed(cfg: HookedTransformerConfig, start: int, names: Sequence[str]) -> int | None:
     """Where a run without output may stop: after the last named block, or ``None`` if the head is named."""
-    if any(stage_of(name)[0] == "head" for name in names):
+    if any(stage_of(name)[0] == HEAD for name in names):
         return None
     return max([start, *(layer + 1 for name in names if (layer := layer_of(name)) is not None)])
 
@@ -380,7 +382,7 @@ def _reached(name: str, start: int | None, stop: int | None) -> bool:
     layer = layer_of(name)
     if layer is not None:
         return (start or 0) <= layer and (stop is None or layer < stop)
-    return stop is None if stage_of(name)[0] == "head" else start is None
+    return stop is None if stage_of(name)[0] == HEAD else start is None
 
 
 @functools.lru_cache(maxsize=256)

@@ -15,9 +15,8 @@ import numpy as np
 
 from tljax.checks import typed
 from tljax.errors import InputError, nearest
-from tljax.hooks.names import stage_of
 from tljax.hooks.point import POSITION_AXES
-from tljax.hooks.points import HookPointSpec, point_table
+from tljax.hooks.points import AXES, HookPointSpec, point_table
 from tljax.hooks.selectors import AXIS_ALIASES
 from tljax.model.hooked_transformer import HookedTransformer
 from tljax.patching.engine.base_run import BaseRun, run_base
@@ -30,8 +29,7 @@ from tljax.text import positions
 from tljax.text.inputs import is_traced, prepare
 from tljax.text.warned import level_of_caller
 
-SITE_AXES = ("pos", "head", "neuron", "query_pos", "key_pos", "d_model", "d_head", "expert", "choice", "all_heads",
-             "latent", "scale")  # fmt: skip
+SITE_AXES = tuple(axis for axis in AXES if axis not in ("batch", "d_vocab"))
 
 
 class NoEffectWarning(UserWarning):
@@ -111,7 +109,6 @@ class Setup:
     Attributes:
         base: the unpatched run.
         tokens: token ids ``[batch, pos]``.
-        point: name relative to its block.
         layers: layers with sites; one zero for a point of the embedding.
         names: full name at each of the layers.
         spec: the point's row in the table at the first of them.
@@ -119,7 +116,6 @@ class Setup:
 
     base: BaseRun
     tokens: np.ndarray
-    point: str
     layers: tuple[int, ...]
     names: tuple[str, ...]
     spec: HookPointSpec
@@ -148,8 +144,7 @@ def prepare_sweep(
     if is_traced(prepared.value):
         raise InputError("A sweep plans on concrete tokens: call it outside jax.jit, jax.grad and jax.vmap.")
     spec = point_table(cfg)[names[0]]
-    point = stage_of(names[0])[1]
-    return Setup(run_base(model, prepared, (*names, *extra)), np.asarray(prepared.value), point, numbers, names, spec)
+    return Setup(run_base(model, prepared, (*names, *extra)), np.asarray(prepared.value), numbers, names, spec)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,7 +196,7 @@ def site_grid(
     tables = {number: values(setup.spec_at(number)) for number in setup.layers}
     labels = site_labels(model, setup, entries | {axis: numbers[:, 0] for axis, numbers in by_prompt.items()})
     coordinates |= {axis: numbers[coordinates[axis]] for axis, numbers in by_prompt.items()}
-    sites = Sites(setup.point, layer, tables, variant, coordinates, allowed, tolerance)
+    sites = Sites(setup.spec, layer, tables, variant, coordinates, allowed, tolerance)
     names = tuple(axis for axis in entries if axis != "layer" or not sites.is_embedding)
     labels |= {name: list(texts) for name, texts in (variants or {}).items()}
     return SiteGrid(sites, names, tuple(len(entries[axis]) for axis in names), labels)
