@@ -12,6 +12,9 @@ from tljax.errors import AmbiguousHookError, UnknownHookError, nearest
 from tljax.hooks.point import HookPoint
 from tljax.hooks.points import EMBEDDING, HEAD, HookPointSpec, HookTable, point_table
 
+ActName = str | tuple[Any, ...]
+"""A hook name as a user spells it: a text, or a tuple ``(name, layer[, layer_type])``."""
+
 _LAYER_TYPE_ALIASES = {"a": "attn", "m": "mlp", "b": "", "block": "", "blocks": "", "attention": "attn"}
 
 

@@ -294,7 +294,7 @@ def _residual_norm_points(name: str, cfg: HookedTransformerConfig) -> Iterator[H
 
 
 def _attention_points(cfg: HookedTransformerConfig) -> Iterator[HookPointSpec]:
-    row, head_row = _rows(cfg), _rows(cfg, head_width=cfg.value_width, adds_to="hook_attn_out")
+    row, value_row = _rows(cfg), _rows(cfg, head_width=cfg.value_width)
     if cfg.use_qk_norm and not cfg.qk_norm_after_rotary:
         yield from _qk_norm_points(cfg)
     if cfg.positional_embedding_type == "rotary":
@@ -305,9 +305,10 @@ def _attention_points(cfg: HookedTransformerConfig) -> Iterator[HookPointSpec]:
     yield row("attn.hook_attn_scores", _SCORES, "attention scores, masked with -inf", aliases=("attn_logits",))
     pattern = ("attn", "attn.hook_attn")
     yield row("attn.hook_pattern", _SCORES, "attention pattern (softmax of the scores)", aliases=pattern)
-    yield head_row("attn.hook_z", _PER_HEAD, "pattern-weighted values, before W_O", aliases=("attn.o.hook_in",))
-    yield head_row("attn.hook_result", _PER_HEAD_MODEL, "each head's output, without b_O",
-                   optional=not cfg.use_attn_result)  # fmt: skip
+    yield value_row("attn.hook_z", _PER_HEAD, "pattern-weighted values, before W_O", adds_to="hook_attn_out",
+                    aliases=("attn.o.hook_in",))  # fmt: skip
+    yield row("attn.hook_result", _PER_HEAD_MODEL, "each head's output, without b_O", adds_to="hook_attn_out",
+              optional=not cfg.use_attn_result)  # fmt: skip
 
 
 def _mlp_branch_points(cfg: HookedTransformerConfig, kind: LayerKind) -> Iterator[HookPointSpec]:

@@ -1,19 +1,18 @@
 """What a sweep's activation name means: which points of which layers."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from tljax import checks
 from tljax.config import HookedTransformerConfig
 from tljax.errors import InputError
-from tljax.hooks.names import find, layer_in
+from tljax.hooks.names import ActName, find, layer_in
 from tljax.hooks.points import HEAD, point_table, stage_of
 
 
 def named_points(
-    cfg: HookedTransformerConfig, activation_name: Any, layers: Sequence[int] | int | None
+    cfg: HookedTransformerConfig, activation_name: ActName, layers: Sequence[int] | int | None
 ) -> tuple[tuple[str, ...], tuple[int, ...]]:
     """Full names of the patched points, and their layers (0 for a point of the embedding).
 

@@ -19,6 +19,7 @@ from tljax.checks import typed
 from tljax.config import HookedTransformerConfig
 from tljax.errors import InputError
 from tljax.forward.forward import block_module
+from tljax.hooks.names import ActName
 from tljax.hooks.points import ENTRY, block_points, embedding_points, point_table, stage_of
 from tljax.model.hooked_transformer import HookedTransformer
 from tljax.modules.activations import scaled
@@ -48,7 +49,7 @@ def path_patch(
     source: Any,
     metric: Metrics,
     receivers: Sequence[tuple[Any, ...] | str] | str,
-    sender: str = "z",
+    sender: ActName = "z",
     axes: Sequence[str] = ("head",),
     *,
     freeze_mlps: bool = False,
@@ -104,7 +105,7 @@ def path_patch(
         )
         for first in range(0, len(sites), group)
     ]  # fmt: skip
-    return as_result(_joined(parts), tried.sizes, tried.names, reduce, f"path from {sender}", tried.labels)
+    return as_result(_joined(parts), tried.sizes, tried.names, reduce, f"path from {setup.name}", tried.labels)
 
 
 def refuse_paths(model: HookedTransformer) -> None:

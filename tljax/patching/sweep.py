@@ -15,6 +15,7 @@ import numpy as np
 
 from tljax.checks import typed
 from tljax.errors import InputError, nearest
+from tljax.hooks.names import ActName
 from tljax.hooks.point import POSITION_AXES
 from tljax.hooks.points import AXES, HookPointSpec, point_table
 from tljax.hooks.selectors import AXIS_ALIASES
@@ -42,7 +43,7 @@ def sweep(
     corrupted: Any,
     source: Any,
     metric: Metrics,
-    activation_name: str,
+    activation_name: ActName,
     axes: Sequence[str] = ("pos",),
     *,
     layers: Sequence[int] | int | None = None,
@@ -66,7 +67,7 @@ def sweep(
             Python function or a metric such as :class:`~tljax.patching.LogitDiff`; or several by name, in a mapping.
         activation_name: short name, such as ``"resid_pre"``, ``"z"``, ``"mlp_out"``, ``"pattern"``, ``"mlp_post"`` or
             ``"embed"``, or a point's name within its block, ``"ln1.hook_scale"``; a name with a layer in it, such as
-            ``"blocks.3.attn.hook_z"`` or ``"z3"``, means that layer alone.
+            ``"blocks.3.attn.hook_z"``, ``"z3"`` or ``("z", 3)``, means that layer alone.
         axes: the axes, besides the layer, along which sites are told apart: ``("pos",)``, ``("head",)``,
             ``("pos", "head")``, ``("head", "query_pos", "key_pos")`` …; along the others a site is the whole axis.
         layers: the layers to patch, or one; all by default.
@@ -99,7 +100,7 @@ def sweep(
             NoEffectWarning,
             stacklevel=level_of_caller(),
         )
-    return as_result(measured, swept.sizes, swept.names, reduce, activation_name, swept.labels)
+    return as_result(measured, swept.sizes, swept.names, reduce, setup.name, swept.labels)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,6 +110,7 @@ class Setup:
     Attributes:
         base: the unpatched run.
         tokens: token ids ``[batch, pos]``.
+        name: what the user named, as a text.
         layers: layers with sites; one zero for a point of the embedding.
         names: full name at each of the layers.
         spec: the point's row in the table at the first of them.
@@ -116,6 +118,7 @@ class Setup:
 
     base: BaseRun
     tokens: np.ndarray
+    name: str
     layers: tuple[int, ...]
     names: tuple[str, ...]
     spec: HookPointSpec
@@ -128,7 +131,7 @@ class Setup:
 def prepare_sweep(
     model: HookedTransformer,
     corrupted: Any,
-    activation_name: str,
+    activation_name: ActName,
     layers: Sequence[int] | int | None = None,
     extra: Sequence[str] = (),
 ) -> Setup:
@@ -144,7 +147,8 @@ def prepare_sweep(
     if is_traced(prepared.value):
         raise InputError("A sweep plans on concrete tokens: call it outside jax.jit, jax.grad and jax.vmap.")
     spec = point_table(cfg)[names[0]]
-    return Setup(run_base(model, prepared, (*names, *extra)), np.asarray(prepared.value), numbers, names, spec)
+    name, tokens = activation_name if isinstance(activation_name, str) else names[0], np.asarray(prepared.value)
+    return Setup(run_base(model, prepared, (*names, *extra)), tokens, name, numbers, names, spec)
 
 
 @dataclasses.dataclass(frozen=True)
