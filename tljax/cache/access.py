@@ -1,5 +1,6 @@
 """What the analyses of a cache share: layers, needed activations, positions, and the norm that reads the stream."""
 
+import functools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -9,14 +10,17 @@ import numpy as np
 
 from tljax.cache.slices import Cut, SliceInput, cut, is_full, read_slice
 from tljax.cache.writers import Reader
+from tljax.checks import typed
 from tljax.config import HookedTransformerConfig
 from tljax.errors import CacheError, InputError, UnknownHookError
-from tljax.hooks.names import stage_of
-from tljax.hooks.points import point_table
+from tljax.hooks.points import point_table, stage_of
 from tljax.text import positions
 
 if TYPE_CHECKING:
     from tljax.cache.activation_cache import ActivationCache
+
+checked = functools.partial(typed, error=CacheError)
+"""Checks the arguments of a method of caches."""
 
 
 def bounded_layer(cfg: HookedTransformerConfig, layer: int | None, mlp_input: bool = False) -> int:
@@ -128,7 +132,7 @@ def has_batch_axis(cache: "ActivationCache") -> bool:
     """Whether the arrays have a batch axis now: inside ``jax.vmap`` over prompts they do not."""
     table = point_table(cache.cfg)
     for name, value in cache.items():
-        if name in table and ".ln1." not in name and "latent" not in name:
+        if name in table and not table[name].read_by:
             return value.ndim == len(table[name].axes)
     return cache.has_batch_dim
 

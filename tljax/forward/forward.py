@@ -6,26 +6,36 @@ The loop over layers is Python's, and can start and stop anywhere. Under a user'
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
+import flax.linen as nn
 import jax
 import numpy as np
 from jax.core import Tracer
 
 from tljax.config import HookedTransformerConfig
-from tljax.forward.stages import Stage, attention_input, block_module, embedding_module, head_module, run_stage
+from tljax.forward.stages import Stage, block_module, embedding_module, head_module, run_stage
 from tljax.hooks.dictionary import HookDictionary, HookEntry, make_slot
 from tljax.hooks.intervention import Intervention
-from tljax.hooks.names import stage_of
 from tljax.hooks.point import HookSlot
-from tljax.hooks.points import block_points, embedding_points, head_points
+from tljax.hooks.points import (
+    EMBEDDING,
+    ENTRY,
+    EXIT,
+    HEAD,
+    HookPointSpec,
+    attention_input,
+    block_points,
+    embedding_points,
+    head_points,
+    stage_of,
+)
 from tljax.modules.context import AttentionContext
 from tljax.modules.embedding import EmbeddingStage
 from tljax.modules.products import LAYOUTS
 from tljax.typing import Params
 
-_EMBEDDING, _HEAD = "embedding", "head"
 POSITIONS = "hook_pos_embed"
 
 
@@ -47,23 +57,20 @@ def _group_entries(hooks: HookDictionary) -> dict[str, dict[str, list[HookEntry]
     return groups
 
 
-def _make_slots(
-    cfg: HookedTransformerConfig, stage: str, entries: Mapping[str, list[HookEntry]], captured: Sequence[str]
-) -> dict[str, HookSlot]:
-    if not entries:
-        return {}
-    if stage == _EMBEDDING:
-        specs, prefix = embedding_points(cfg), ""
-    elif stage == _HEAD:
-        specs, prefix = head_points(cfg), ""
+def _hooked_rows(
+    cfg: HookedTransformerConfig, stage: str, hooked: Collection[str], captured: Sequence[str]
+) -> tuple[list[HookPointSpec], frozenset[str]]:
+    """The rows of a stage's hooked points as they are in this run, and the names of those that fire several times."""
+    if not hooked:
+        return [], frozenset()
+    if stage in (EMBEDDING, HEAD):
+        rows, repeated = (embedding_points(cfg) if stage == EMBEDDING else head_points(cfg)), frozenset[str]()
     else:
         kind = cfg.layer_kind(int(stage.split(".")[1]))
-        specs, prefix = block_points(cfg, kind, attention_input((*entries, *captured))), stage
-    return {
-        spec.name: make_slot(spec.name, spec, prefix + spec.name, entries[spec.name])
-        for spec in specs
-        if spec.name in entries
-    }
+        form = attention_input(block_points(cfg, kind), (*hooked, *captured))
+        rows = block_points(cfg, kind, form)
+        repeated = frozenset(row.name for row in rows if form == "split" and len(row.read_by) > 1)
+    return [row for row in rows if row.name in hooked], repeated
 
 
 def run_forward(
@@ -135,26 +142,27 @@ def _stages(
 ) -> Iterator[tuple[Stage, tuple[Any, ...]]]:
     captured, entries = _group_names(names), _group_entries(hooks)
 
-    def parts(key: str) -> tuple[tuple[str, ...], dict[str, HookSlot]]:
-        wanted = captured.get(key, ())
-        slots = _make_slots(cfg, key, entries.get(key, {}), wanted)
-        return wanted, {name: _in_text(slot, context) for name, slot in slots.items()}
+    def stage_at(
+        module: nn.Module, own: Params, other: Params, key: str, entry: str | None = None, exit: str | None = None
+    ) -> Stage:
+        here, wanted, prefix = entries.get(key, {}), captured.get(key, ()), key if key.startswith("blocks.") else ""
+        rows, repeated = _hooked_rows(cfg, key, here, wanted)
+        slots = {row.name: make_slot(row.name, row, prefix + row.name, here[row.name]) for row in rows}
+        slots = {name: _in_text(slot, context) for name, slot in slots.items()}
+        return Stage(module, {"params": own, LAYOUTS: other}, prefix, wanted, slots, entry, exit, repeated)
 
     if start is None:
-        variables = {"params": _part(params, "embed", "pos_embed")}
         alone = dataclasses.replace(context, pasts=None, window=None, text=None)
-        yield Stage(embedding_module(cfg), variables, "", *parts(_EMBEDDING)), (alone,)
+        yield stage_at(embedding_module(cfg), _part(params, "embed", "pos_embed"), {}, EMBEDDING), (alone,)
     laid_out = layouts.get("blocks", ({},) * cfg.n_layers)
     for layer in range(start or 0, cfg.n_layers if stop is None else stop):
-        prefix = f"blocks.{layer}."
         module = block_module(cfg, cfg.layer_kind(layer))
-        variables = {"params": params["blocks"][layer], LAYOUTS: laid_out[layer]}
-        stage = Stage(module, variables, prefix, *parts(prefix), "hook_resid_pre", "hook_resid_post")
+        stage = stage_at(module, params["blocks"][layer], laid_out[layer], f"blocks.{layer}.", ENTRY, EXIT)
         yield stage, (context_of_layer(cfg, context, layer),)
     if stop is None:
-        variables = {"params": _part(params, "ln_final", "unembed"), LAYOUTS: _part(layouts, "unembed")}
+        own, other = _part(params, "ln_final", "unembed"), _part(layouts, "unembed")
         last = "unembed.hook_out" if cfg.output_logits_soft_cap <= 0 and cfg.logits_multiplier == 1.0 else None
-        yield Stage(head_module(cfg), variables, "", *parts(_HEAD), None, last), ()
+        yield stage_at(head_module(cfg), own, other, HEAD, exit=last), ()
 
 
 def _part(tree: Params, *keys: str) -> Params:

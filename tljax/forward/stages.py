@@ -17,14 +17,10 @@ from tljax.config import HookedTransformerConfig, LayerKind
 from tljax.hooks.intervention import Intervention
 from tljax.hooks.interventions import Replace
 from tljax.hooks.point import HookPoint, HookSlot, apply_with_slots, is_compiled, leaked_tracer
-from tljax.hooks.points import AttentionInput
 from tljax.modules.block import TransformerBlock
 from tljax.modules.embedding import EmbeddingStage, HeadStage
 from tljax.numerics import matmul_precision
 from tljax.typing import Params
-
-_SEVERAL_TIMES = ("ln1.", "attn.kv_latent_norm.", "attn.hook_kv_latent")
-"""How points start that fire more than once where queries, keys and values read apart."""
 
 
 @functools.lru_cache(maxsize=256)
@@ -58,6 +54,7 @@ class Stage:
         prefix: what its points' full names start with.
         captured: points to record, by relative name, in firing order.
         slots: hooks by relative name, in firing order.
+        repeated: those of the hooked points that fire several times.
         entry: the point that fires first, on the stage's input; ``None`` if there is none.
         exit: the point whose value is the stage's output; ``None`` if there is none.
     """
@@ -69,6 +66,7 @@ class Stage:
     slots: dict[str, HookSlot]
     entry: str | None = None
     exit: str | None = None
+    repeated: frozenset[str] = frozenset()
 
 
 def _apply(
@@ -102,9 +100,7 @@ def run_stage(stage: Stage, inputs: tuple[Any, ...], traced: bool) -> tuple[Any,
     slots = stage.slots
     python_forward = [name for name, slot in slots.items() if not all(map(is_compiled, slot.forward))]
     python_backward = any(not all(map(is_compiled, slot.backward)) for slot in slots.values())
-    heads_read_apart = attention_input((*slots, *stage.captured)) == "split"
-    fires_often = any(name.startswith(_SEVERAL_TIMES) for name in python_forward)
-    if python_backward or (fires_often and heads_read_apart) or (traced and python_forward):
+    if python_backward or not stage.repeated.isdisjoint(python_forward) or (traced and python_forward):
         return _apply(stage.module, stage.captured, stage.variables, slots, inputs)
     try:
         if python_forward:
@@ -164,10 +160,3 @@ def _split_at_python(relative: str, slot: HookSlot) -> tuple[HookSlot, HookSlot]
     point = HookPoint(relative, slot.point.axes) if anonymous else slot.point
     head = dataclasses.replace(slot, point=point, forward=slot.forward[:first])
     return head, dataclasses.replace(slot, forward=slot.forward[first:], backward=())
-
-
-def attention_input(names: Sequence[str]) -> AttentionInput:
-    """How a block calls ln1, given the relative names of the points in use there."""
-    if any(name in names for name in ("hook_q_input", "hook_k_input", "hook_v_input")):
-        return "split"
-    return "per_head" if "hook_attn_in" in names else "shared"

@@ -19,23 +19,25 @@ from tljax.checks import typed
 from tljax.config import HookedTransformerConfig
 from tljax.errors import InputError
 from tljax.forward.stages import block_module
+from tljax.hooks.names import ActName
+from tljax.hooks.points import ENTRY, block_points, embedding_points, point_table, stage_of
 from tljax.model.hooked_transformer import HookedTransformer
 from tljax.modules.activations import scaled
 from tljax.modules.context import AttentionContext
 from tljax.numerics import matmul_precision
 from tljax.patching.engine.base_run import BaseRun
-from tljax.patching.engine.edits import BEFORE_QUERIES, ENTRY, GridEdits, TakeRows, expand, picks
+from tljax.patching.engine.edits import GridEdits, TakeRows, expand, picks
 from tljax.patching.engine.engine import Engine, Reach, enter
 from tljax.patching.engine.packing import PageLayout, Rows
 from tljax.patching.engine.report import join_reports
 from tljax.patching.engine.run import Measured, Metrics, Reduce, measure_edits, page_limits
-from tljax.patching.engine.sites import Sites, enters_stream, find_rows, place, point_of
+from tljax.patching.engine.sites import Sites, find_rows, place
 from tljax.patching.receivers import Receiver, read_receivers
 from tljax.patching.result import PatchingResult, as_result
 from tljax.patching.sources import read_source
 from tljax.patching.sweep import prepare_sweep, site_grid
+from tljax.progress import Progress
 
-SENDERS = ("attn.hook_z", "attn.hook_result", "hook_mlp_out", "hook_attn_out", "hook_embed", "hook_pos_embed")
 _STREAMS_BUDGET = 256 * 2**20
 """Bytes of residual streams of senders worked on at once."""
 _LETTERS = {"batch": "b", "pos": "p", "head": "h", "d_head": "e", "d_model": "d"}
@@ -44,11 +46,11 @@ _LETTERS = {"batch": "b", "pos": "p", "head": "h", "d_head": "e", "d_model": "d"
 @typed
 def path_patch(
     model: HookedTransformer,
-    prompt: Any,
+    corrupted: Any,
     source: Any,
     metric: Metrics,
     receivers: Sequence[tuple[Any, ...] | str] | str,
-    sender: str = "z",
+    sender: ActName = "z",
     axes: Sequence[str] = ("head",),
     *,
     freeze_mlps: bool = False,
@@ -56,26 +58,25 @@ def path_patch(
     at: Mapping[str, Any] | None = None,
     reduce: Reduce = "mean",
     max_batch: int | Literal["auto"] = "auto",
+    progress: bool | None = None,
 ) -> PatchingResult:
     """Patches the paths from each sender to a set of receivers, one sender at a time.
 
     Args:
-        model: the model.
-        prompt: the base run: text, a list of texts, or token ids ``[batch, pos]``.
+        model: the model, without hooks.
+        corrupted, metric, reduce, max_batch, progress: as in :func:`~tljax.patching.sweep`.
         source: where the senders' new outputs come from: another prompt, a cache, or a hook (as in
             :func:`~tljax.patching.sweep`).
-        metric: as in :func:`~tljax.patching.sweep`.
         receivers: what the senders' change may reach: ``("q", 9, 6)`` the queries of head 6 of layer 9 (likewise
             ``"k"`` and ``"v"``; ``("k", 9)`` those of all heads), ``("mlp", 9)`` the input of an MLP, or
             ``"logits"`` alone. All are patched together.
         sender: activation sent, one of ``"z"`` or ``"result"`` (head outputs), ``"mlp_out"``, ``"attn_out"``,
             ``"embed"``, ``"pos_embed"``.
-        axes: the axes, besides the layer, along which senders are told apart.
+        axes: as in :func:`~tljax.patching.sweep`, of the sender; by default ``("head",)``.
         freeze_mlps: keep MLPs between sender and receiver as in the base run too, so that only the direct edge
             counts; by default they recompute, as in the paper.
         layers, at: the senders to try, as in :func:`~tljax.patching.sweep`; ``at={"pos": -1}`` sends from the last
             position only.
-        reduce, max_batch: as in :func:`~tljax.patching.sweep`.
 
     Returns:
         The metric for each sender, ``["layer", *axes]``; senders that come after all receivers have the baseline.
@@ -85,11 +86,12 @@ def path_patch(
     """
     refuse_paths(model)
     wanted = read_receivers(model.cfg, receivers)
-    setup = prepare_sweep(model, prompt, sender, layers, extra=_frozen_names(model.cfg))
-    senders = [point for point in SENDERS if enters_stream(model.cfg, point)]
-    if setup.point not in senders:
+    setup = prepare_sweep(model, corrupted, sender, layers, extra=_frozen_names(model.cfg))
+    if setup.spec.adds_to is None:
+        rows = (*block_points(model.cfg, model.cfg.layer_kind(0)), *embedding_points(model.cfg))
+        senders = ", ".join(repr(row.name) for row in rows if row.adds_to is not None)
         raise InputError(
-            f"A sender is added to the residual stream: one of {', '.join(map(repr, senders))}; got {setup.point!r}."
+            f"A sender is added to the residual stream: one of {senders}; got {stage_of(setup.spec.name)[1]!r}."
         )
     read = read_source(model, setup.base, source, setup.names)
     tried = site_grid(model, setup, lambda spec: read.values(spec)[None], axes, at, tolerance=read.tolerance)
@@ -99,11 +101,11 @@ def path_patch(
     parts = [
         _patch_receivers(
             model, setup.base, sites.take(np.arange(first, min(first + group, len(sites)))), wanted, metric,
-            freeze_mlps, read.final, max_batch,
+            freeze_mlps, read.final, max_batch, progress,
         )
         for first in range(0, len(sites), group)
     ]  # fmt: skip
-    return as_result(_joined(parts), tried.sizes, tried.names, reduce, f"path from {sender}", tried.labels)
+    return as_result(_joined(parts), tried.sizes, tried.names, reduce, f"path from {setup.name}", tried.labels)
 
 
 def refuse_paths(model: HookedTransformer) -> None:
@@ -135,10 +137,11 @@ def _patch_receivers(
     freeze_mlps: bool,
     clean_final: Any,
     max_batch: int | Literal["auto"],
+    progress: bool | None,
 ) -> Measured:
     """Measures the base run patched at the receivers, for each sender."""
     layers = {receiver.layer for receiver in receivers}
-    streams, forking = forked_streams(model, base, sites, layers, freeze_mlps, max_batch)
+    streams, forking = forked_streams(model, base, sites, layers, freeze_mlps, max_batch, progress)
     tables: dict[tuple[int, str], jax.Array] = {}
     masks: dict[tuple[int, str], np.ndarray] = {}
     changed: dict[tuple[int, str], np.ndarray] = {}
@@ -152,9 +155,11 @@ def _patch_receivers(
             changed[key] = (stream != old[None]).any(axis=-1)
             masks[key] = np.zeros(tables[key].shape[3], bool)
         masks[key][slice(None) if receiver.head is None else receiver.head] = True
-    edits = ReceiverEdits(tables, masks, changed, base)
+    points = {point for _, point in tables}
+    every_token = {point for point in points if point_table(model.cfg)[f"blocks.0.{point}"].every_token}
+    edits = ReceiverEdits(tables, masks, changed, frozenset(every_token), base)
     measured = measure_edits(
-        model, base, len(sites), lambda end: edits.rows(model.cfg, end), edits, metric, clean_final, max_batch
+        model, base, len(sites), lambda end: edits.rows(model.cfg, end), edits, metric, clean_final, max_batch, progress
     )
     report = dataclasses.replace(measured.report, flops=measured.report.flops + forking)
     return dataclasses.replace(measured, report=report)
@@ -173,6 +178,7 @@ def forked_streams(
     layers: set[int],
     freeze_mlps: bool,
     max_batch: int | Literal["auto"] = "auto",
+    progress: bool | None = None,
 ) -> tuple[dict[int, np.ndarray], float]:
     """What each sender's change makes of the residual stream entering some layers, nothing else responding.
 
@@ -182,8 +188,9 @@ def forked_streams(
     """
     edits = FrozenEdits(place(model.cfg, base, sites), base, freeze_mlps and not model.cfg.attn_only)
     rows = find_rows(model.cfg, base, sites, base.length)
-    engine = Engine(model, base, Reach(base.length, None), page_limits(model.cfg, base, max_batch))
-    streams = engine.streams(rows, edits, len(sites), sorted(layers))
+    with Progress(int((rows.layer < max(layers)).sum()), progress, "senders") as bar:
+        engine = Engine(model, base, Reach(base.length, None), page_limits(model.cfg, base, max_batch), bar.advance)
+        streams = engine.streams(rows, edits, len(sites), sorted(layers))
     if edits.sender.spec.name == ENTRY:
         for layer, stream in streams.items():
             enter(stream, rows.take(np.flatnonzero(rows.layer == layer)), edits, None)
@@ -265,14 +272,14 @@ def _entering_mlp(
     entering = np.asarray(base.residual(layer))[:, : base.length]
     forked = np.where(stream == entering[None], read[None], stream + (read - entering)[None])
     own = np.flatnonzero(sites.layer == layer)
-    if len(own) and sites.point in ("attn.hook_z", "attn.hook_result", "hook_attn_out"):
+    if len(own) and "hook_attn_out" in (sites.point, sites.row.adds_to):
         forked[own] = read[None] + _sent(model, base, sites.take(own), layer)
     return forked, read
 
 
 def _sent(model: HookedTransformer, base: BaseRun, sites: Sites, layer: int) -> np.ndarray:
     """What senders inside one attention layer add to its output, ``[sender, batch, pos, d_model]``."""
-    axes, site = point_of(model.cfg, sites.point).axes, np.arange(len(sites))[:, None, None]
+    axes, site = sites.row.axes, np.arange(len(sites))[:, None, None]
     difference = sites.values[layer][0] - base.activations[sites.full_name(layer)]
     inputs, operands = ["".join(_LETTERS[axis] for axis in axes)], [difference]
     for axis, size in zip(axes[1:], difference.shape[1:], strict=True):
@@ -327,12 +334,14 @@ class ReceiverEdits:
         tables: by layer and point, what the receivers read, ``[sender, batch, pos, ...]``.
         masks: by layer and point, which heads are receivers.
         changed: by layer and point, where that differs from the base run, ``[sender, batch, pos]``.
+        every_token: those points that hold every packed token even where the block computes only some tokens' outputs.
         base: the base run.
     """
 
     tables: Mapping[tuple[int, str], jax.Array]
     masks: Mapping[tuple[int, str], np.ndarray]
     changed: Mapping[tuple[int, str], np.ndarray]
+    every_token: frozenset[str]
     base: BaseRun
 
     def rows(self, cfg: HookedTransformerConfig, end: int) -> Rows:
@@ -362,7 +371,7 @@ class ReceiverEdits:
         here = key in self.tables
         key = key if here else next(other for other in self.tables if other[1] == point)
         table = self.tables[key]
-        tokens = slice(None) if queries is None or point in BEFORE_QUERIES else layout.last
+        tokens = slice(None) if queries is None or point in self.every_token else layout.last
         row = np.minimum(layout.row[tokens], len(layout.rows) - 1)
         site, prompt = layout.rows.site[row], layout.rows.prompt[row]
         pos = np.minimum(layout.pos[tokens], self.base.length - 1)

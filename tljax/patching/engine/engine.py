@@ -13,13 +13,13 @@ from tljax.config import HookedTransformerConfig
 from tljax.forward.forward import context_of_layer
 from tljax.forward.stages import Stage, block_module, run_stage
 from tljax.hooks.point import HookPoint, HookSlot
-from tljax.hooks.points import block_points
+from tljax.hooks.points import ENTRY, block_points
 from tljax.model.hooked_transformer import HookedTransformer
 from tljax.modules.attention import KEYS_AND_VALUES
 from tljax.modules.context import AttentionContext
 from tljax.modules.packing import Packing
 from tljax.patching.engine.base_run import BaseRun
-from tljax.patching.engine.edits import ENTRY, Edits, TakeRows
+from tljax.patching.engine.edits import Edits, TakeRows
 from tljax.patching.engine.packing import (
     BlockRun,
     Page,
@@ -108,6 +108,7 @@ class Engine:
         self._first = first
         at_end = rows.layer == self.cfg.n_layers
         enter(finals, rows.take(np.flatnonzero(at_end)), edits, only, first)
+        self.advance(float(at_end.sum()))
         running = rows.take(np.flatnonzero(~at_end))
         top = self.cfg.n_layers
         for page in self._plan(running, edits, top, only):
@@ -135,6 +136,7 @@ class Engine:
         below = rows.take(np.flatnonzero(rows.layer < top))
         for page in self._plan(below, edits, top, None):
             for layer, layout, stream in self._climb(page, edits, top, None):
+                self.advance(len(page.rows) / (top - page.layer))
                 if layer in streams:
                     self._collect(layout, np.asarray(stream), streams[layer], None)
         return streams
