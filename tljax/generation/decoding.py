@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tljax.cache.memory import free_bytes
 from tljax.config import HookedTransformerConfig
 from tljax.forward.forward import run_forward
 from tljax.generation.few_rows import in_pieces, size_of_copies, transposed
@@ -21,14 +20,12 @@ from tljax.generation.key_values import KeyValueCache, past_names
 from tljax.generation.sampling import Sampling, count_tokens, next_tokens
 from tljax.hooks.dictionary import HookDictionary
 from tljax.hooks.point import Window, is_compiled
+from tljax.memory import free_bytes, is_large
 from tljax.modules.attention import KEYS_AND_VALUES
 from tljax.modules.context import AttentionContext
-from tljax.sizes import frame_length, power_of_two
+from tljax.sizes import prompt_length
 from tljax.text.batch import count_positions
 from tljax.typing import Params
-
-_SMALLEST = 128
-"""Least room for a text: answers of tens of tokens then share one program."""
 
 _ROWS_WORTH_COPIES = 4
 _TOKENS_WORTH_COPIES = 20
@@ -78,11 +75,6 @@ class State:
     logits: jax.Array | None
 
 
-def room(n_tokens: int, n_ctx: int) -> int:
-    """The capacity used for texts of up to ``n_tokens``: a power of two from 128 on, at most ``n_ctx``."""
-    return max(n_tokens, min(n_ctx, max(_SMALLEST, power_of_two(n_tokens))))
-
-
 class Decoder:
     """Continues texts.
 
@@ -106,7 +98,7 @@ class Decoder:
         Args:
             prompt: token ids ``[batch, pos]``, or embeddings ``[batch, pos, d_model]``.
             mask: ``[batch, pos]``, ``False`` at padding, which is on the left.
-            capacity: most tokens of a text, as :func:`room` gives it.
+            capacity: most tokens of a text, as :func:`~tljax.sizes.text_capacity` gives it.
             keys: ``[batch]``, random keys.
             keep_logits: for how many tokens to keep logits.
         """
@@ -152,12 +144,12 @@ class Decoder:
         if rows < _ROWS_WORTH_COPIES or self.limit < _TOKENS_WORTH_COPIES or not _on_cpu(self.params):
             return self.params
         free = free_bytes(next(iter(self.params["embed"]["W_E"].devices())))
-        return self.params if free is None or size_of_copies(self.params) > free / 4 else transposed(self.params)
+        return self.params if free is None or is_large(size_of_copies(self.params), free) else transposed(self.params)
 
     def _run_prompt(self, prompt: Any, mask: np.ndarray, capacity: int) -> tuple[jax.Array, KeyValueCache]:
         """Logits ``[batch, 1, d_vocab]`` after the prompts, and the cache."""
         cfg, length = self.cfg, mask.shape[1]
-        framed = frame_length(length, capacity, whole_steps_to=8) if self.is_compiled else length
+        framed = prompt_length(length, capacity, whole_steps_to=8) if self.is_compiled else length
         extra = ((0, 0), (0, framed - length))
         seen = np.pad(mask, extra)
         text = np.pad(mask, ((0, 0), (0, capacity - length)), constant_values=True)

@@ -9,12 +9,12 @@ import numpy as np
 
 from tljax.checks import take
 from tljax.errors import GenerationError, InputError, TokenizerError
-from tljax.generation.decoding import Decoder, Rules, room
+from tljax.generation.decoding import Decoder, Rules
 from tljax.generation.placing import TextSize, place_hooks
 from tljax.generation.prompts import Ends, Prompts, check_room, check_switch
 from tljax.generation.sampling import read_sampling
 from tljax.hooks.points import point_table
-from tljax.sizes import power_of_two
+from tljax.sizes import power_of_two, text_capacity
 
 if TYPE_CHECKING:
     from tljax.model.hooked_transformer import HookedTransformer
@@ -56,7 +56,7 @@ class Generation:
             raise InputError("Embeddings cannot run again without their cache: leave use_past_kv_cache=True.")
         self.prompts, self.ends, self.limit, self.use_cache = prompts, ends, max_new_tokens, use_cache
         self.tokenizer, self._d_vocab = model._tokenizer, cfg.d_vocab
-        capacity = room(length + max_new_tokens, cfg.n_ctx)
+        capacity = text_capacity(length + max_new_tokens, cfg.n_ctx)
         size = TextSize.of(prompts.mask, length + max_new_tokens, capacity)
         hooks = place_hooks(model._hooks, point_table(cfg), size)
         rules = Rules(read_sampling(cfg.d_vocab_out, **options), ends.eos, ends.fill)

@@ -23,6 +23,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from tljax.checks import check_type
 from tljax.errors import InputError
+from tljax.sizes import power_of_two
 
 _BLOCK = 128  # tokens summed at once, before the sums are
 _LEAST_LIMIT = 64  # finding fewer largest logits than this is hardly faster
@@ -129,7 +130,7 @@ def _read_top_k(top_k: Any, d_vocab: int) -> tuple[Any, int]:
             f"top_k={top_k!r} is not a number of tokens. It takes an integer from 1, or None to keep all tokens."
         )
     count = min(count, d_vocab)
-    return np.asarray(count, np.int32), max(_LEAST_LIMIT, 1 << (count - 1).bit_length())
+    return np.asarray(count, np.int32), max(_LEAST_LIMIT, power_of_two(count))
 
 
 def next_tokens(

@@ -19,6 +19,7 @@ from tljax.checks import typed
 from tljax.config import HookedTransformerConfig
 from tljax.errors import InputError
 from tljax.forward.forward import block_module
+from tljax.memory import how_many
 from tljax.model.hooked_transformer import HookedTransformer
 from tljax.modules.activations import scaled
 from tljax.modules.context import AttentionContext
@@ -36,8 +37,6 @@ from tljax.patching.sources import read_source
 from tljax.patching.sweep import prepare_sweep, site_grid
 
 SENDERS = ("attn.hook_z", "attn.hook_result", "hook_mlp_out", "hook_attn_out", "hook_embed", "hook_pos_embed")
-_STREAMS_BUDGET = 256 * 2**20
-"""Bytes of residual streams of senders worked on at once."""
 _LETTERS = {"batch": "b", "pos": "p", "head": "h", "d_head": "e", "d_model": "d"}
 
 
@@ -95,7 +94,7 @@ def path_patch(
     tried = site_grid(model, setup, lambda spec: read.values(spec)[None], axes, at, tolerance=read.tolerance)
     sites = tried.sites
     stream_bytes = setup.base.final.nbytes * len({receiver.layer for receiver in wanted})
-    group = max(1, _STREAMS_BUDGET // stream_bytes)
+    group = how_many(stream_bytes)
     parts = [
         _patch_receivers(
             model, setup.base, sites.take(np.arange(first, min(first + group, len(sites)))), wanted, metric,

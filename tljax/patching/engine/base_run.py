@@ -15,7 +15,7 @@ from tljax.hooks.points import point_table
 from tljax.model.hooked_transformer import HookedTransformer
 from tljax.modules.attention import KEYS_AND_VALUES
 from tljax.modules.context import AttentionContext
-from tljax.sizes import frame_length
+from tljax.sizes import prompt_length
 from tljax.text.inputs import ModelInput
 
 
@@ -70,7 +70,7 @@ def run_base(model: HookedTransformer, prepared: ModelInput, names: Sequence[str
     cfg = model.cfg
     batch, length = prepared.batch_and_pos
     model._hooks.check(point_table(cfg), batch, length, prepared.text)
-    frame = length if model._hooks.entries else frame_length(length, cfg.n_ctx)
+    frame = length if model._hooks.entries else prompt_length(length, cfg.n_ctx)
     tokens = _padded(np.asarray(prepared.value), frame)
     given = AttentionContext.of(prepared)
     positions = np.arange(length, dtype=np.int32)[None] if given.positions is None else np.asarray(given.positions)

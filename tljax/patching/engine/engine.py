@@ -27,10 +27,10 @@ from tljax.patching.engine.packing import (
     Programs,
     Rows,
     lay_out,
-    neighbour,
     plan_pages,
 )
 from tljax.patching.engine.report import block_flops, block_flops_per_token
+from tljax.sizes import next_packed_size
 
 _PROGRAMS: dict[Any, Programs] = {}
 """Page sizes run so far, by what else decides a program."""
@@ -263,7 +263,7 @@ def _fit(stream: jax.Array | None, n_tokens: int, like: jax.Array) -> jax.Array:
         return jax.device_put(np.zeros((1, n_tokens, like.shape[-1]), like.dtype))
     resized: jax.Array = stream
     while resized.shape[1] != n_tokens:
-        resized = _resize(resized, neighbour(resized.shape[1], n_tokens))
+        resized = _resize(resized, next_packed_size(resized.shape[1], n_tokens))
     return resized
 
 
