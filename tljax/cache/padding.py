@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 
+from tljax.checks import is_traced
 from tljax.errors import CacheError
 from tljax.hooks.point import POSITION_AXES
 from tljax.hooks.points import point_table
@@ -35,7 +35,7 @@ def to_mask(offsets: Any) -> jax.Array | None:
 
 def unpad(cache: "ActivationCache", prompt: int) -> "ActivationCache":
     """See :meth:`ActivationCache.unpad`."""
-    if any(isinstance(value, Tracer) for value in jax.tree.leaves(cache)):
+    if is_traced(cache):
         raise CacheError("A traced cache has prompts of unknown length: call cache.unpad outside jax.jit.")
     size = next((value.shape[0] for value in cache.values()), 0) if cache.has_batch_dim else 1
     if not -size <= prompt < size:

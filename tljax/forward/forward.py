@@ -15,8 +15,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 
+from tljax.checks import is_traced
 from tljax.config import HookedTransformerConfig, LayerKind
 from tljax.hooks.dictionary import HookDictionary, HookEntry, make_slot
 from tljax.hooks.intervention import Intervention
@@ -254,7 +254,7 @@ def run_forward(
         Logits ``[batch, pos, d_vocab_out]``, or with ``stop`` the residual stream ``[batch, pos, d_model]``; and the
         recorded activations by full name, in firing order.
     """
-    traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((params, value, context, hooks)))
+    traced = is_traced(params, value, context, hooks)
     cache: dict[str, Any] = {}
     shortformer, positions = cfg.positional_embedding_type == "shortformer", None
     unasked = shortformer and start is None and POSITIONS not in names

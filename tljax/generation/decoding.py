@@ -24,7 +24,8 @@ from tljax.memory import free_bytes, is_large
 from tljax.modules.attention import KEYS_AND_VALUES
 from tljax.modules.context import AttentionContext
 from tljax.sizes import prompt_length
-from tljax.text.batch import count_positions
+from tljax.text.padding import pad_axis
+from tljax.text.positions import count_positions
 from tljax.typing import Params
 
 _ROWS_WORTH_COPIES = 4
@@ -134,7 +135,7 @@ class Decoder:
         """The same without its cache: runs the whole text so far and chooses one token."""
         length = n_prompt + int(state.n_new)
         seen = np.asarray(state.cache.mask)[:, :n_prompt]
-        mask = np.pad(seen, ((0, 0), (0, length - n_prompt)), constant_values=True)
+        mask = pad_axis(seen, length, fill=True)
         tokens = np.asarray(state.tokens)[:, :length]
         logits, cache = self._run_prompt(tokens, mask, state.cache.capacity)
         return _choose_compiled(dataclasses.replace(state, cache=cache), logits, self.rules)
@@ -150,9 +151,7 @@ class Decoder:
         """Logits ``[batch, 1, d_vocab]`` after the prompts, and the cache."""
         cfg, length = self.cfg, mask.shape[1]
         framed = prompt_length(length, capacity, whole_steps_to=8) if self.is_compiled else length
-        extra = ((0, 0), (0, framed - length))
-        seen = np.pad(mask, extra)
-        text = np.pad(mask, ((0, 0), (0, capacity - length)), constant_values=True)
+        seen, text = pad_axis(mask, framed), pad_axis(mask, capacity, fill=True)
         context = AttentionContext(
             *jax.device_put((count_positions(seen), seen)),
             window=Window(np.int32(0), capacity),
@@ -160,7 +159,7 @@ class Decoder:
         )
         names = tuple(f"blocks.{n}.{name}" for name in KEYS_AND_VALUES for n in range(cfg.n_layers))
         embedded = np.ndim(prompt) == 3
-        value = jnp.pad(prompt, (*extra, (0, 0))) if embedded else np.pad(np.asarray(prompt), extra)
+        value = pad_axis(prompt if embedded else np.asarray(prompt), framed)
         final, recorded = run_forward(
             cfg, self.params, value, context, hooks=self.hooks, names=names, start=0 if embedded else None,
             stop=cfg.n_layers,

@@ -8,13 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from tljax.checks import take
-from tljax.errors import GenerationError, InputError, TokenizerError
+from tljax.errors import GenerationError, InputError
 from tljax.generation.decoding import Decoder, Rules
 from tljax.generation.placing import TextSize, place_hooks
 from tljax.generation.prompts import Ends, Prompts, check_room, check_switch
 from tljax.generation.sampling import read_sampling
 from tljax.hooks.points import point_table
 from tljax.sizes import power_of_two, text_capacity
+from tljax.text.tokenizer import need_tokenizer
 
 if TYPE_CHECKING:
     from tljax.model.hooked_transformer import HookedTransformer
@@ -171,8 +172,7 @@ def finish(generation: Generation, model: "HookedTransformer", return_type: Retu
     whole = np.concatenate([before, new], axis=1)
     if kind == "tokens":
         return jax.device_put(whole)
-    if generation.tokenizer is None:
-        raise TokenizerError('return_type="str" needs a tokenizer: attach one, or ask for return_type="tokens".')
+    need_tokenizer(generation.tokenizer, 'return_type="str"', ', or ask for return_type="tokens"')
     shown = prompts.mask[:, : before.shape[1]]
     prompts_ids = [ids[seen].tolist() for ids, seen in zip(before, shown, strict=True)]
     answers = [ids[seen].tolist() for ids, seen in zip(new, generation.is_text(), strict=True)]

@@ -8,15 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tljax.checks import whole
+from tljax.checks import is_traced, whole
 from tljax.config import HookedTransformerConfig
-from tljax.errors import InputError, TokenizerError
+from tljax.errors import InputError
 from tljax.text.batch import Batch
 from tljax.text.chat import conversations
-from tljax.text.inputs import is_traced, prepare
-from tljax.text.methods import texts_in
+from tljax.text.inputs import prepare, texts_in
+from tljax.text.padding import move_left, pad_rows
 from tljax.text.positions import read_mask
-from tljax.text.tokenizer import check_padding_side
+from tljax.text.tokenizer import check_padding_side, need_tokenizer
 from tljax.text.warned import warn_padded_right
 from tljax.typing import PaddingSide
 
@@ -78,7 +78,7 @@ def read_prompts(
     """
     cfg = model.cfg
     check_padding_side(padding_side)
-    if any(map(is_traced, jax.tree.leaves(input))):
+    if is_traced(input):
         raise InputError("generate chooses tokens on concrete prompts: call it outside jax.jit, jax.grad and jax.vmap.")
     if cfg.attention_dir != "causal":
         raise InputError("A bidirectional model does not generate: its tokens depend on those that follow.")
@@ -150,8 +150,7 @@ def _padded_left(value: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.nd
         raise InputError(
             f"The attention_mask of prompt {row} has a gap: generation needs all of its padding at one end."
         )
-    order = np.argsort(mask, axis=1, kind="stable")
-    return np.take_along_axis(value, order, axis=1), np.take_along_axis(mask, order, axis=1)
+    return move_left(value, mask)
 
 
 def read_ends(
@@ -169,10 +168,8 @@ def read_ends(
         TokenizerError: stop strings without a tokenizer.
     """
     strings = () if stop_strings is None else (stop_strings,) if isinstance(stop_strings, str) else tuple(stop_strings)
-    if strings and tokenizer is None:
-        raise TokenizerError("stop_strings= needs a tokenizer: attach one with model.set_tokenizer(tokenizer).")
-    if strings and tokenizer is not None:
-        tokenizer.ready()
+    if strings:
+        need_tokenizer(tokenizer, "stop_strings=")
     if any(not isinstance(string, str) or not string for string in strings):
         raise InputError(f"stop_strings={stop_strings!r}: give a text, or several, none of them empty.")
     d_vocab = cfg.d_vocab_out
@@ -196,11 +193,10 @@ def read_ends(
     for row in rows:
         if row.size == 0 or row.dtype.kind not in "iu" or row.min() < 0 or row.max() >= d_vocab:
             raise InputError(f"eos_token_id={eos!r}: give token ids, whole numbers from 0 to {d_vocab - 1}.")
-    width = max(len(row) for row in rows)
-    padded = np.stack([np.pad(row, (0, width - len(row)), constant_values=-1) for row in rows])
+    padded, _ = pad_rows(rows, fill=-1)
     own = cfg.eos_token_ids is not None or filler is None  # the call's tokens take the checkpoint's place
     fill = padded[:, 0] if own else usual
-    return Ends(padded.astype(np.int32), fill.astype(np.int32), strings)
+    return Ends(padded, fill.astype(np.int32), strings)
 
 
 def _known_ends(cfg: HookedTransformerConfig, tokenizer: "Tokenizer | None") -> tuple[list[int] | None, int | None]:

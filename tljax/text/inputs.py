@@ -6,13 +6,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 
-from tljax.checks import typed, whole
+from tljax.checks import is_traced, typed, whole
 from tljax.config import HookedTransformerConfig
 from tljax.errors import InputError
-from tljax.text.batch import Batch, count_positions
-from tljax.text.positions import read_mask
+from tljax.text.batch import Batch
+from tljax.text.positions import count_positions, read_mask
 from tljax.text.tokenizer import Tokenizer, check_padding_side
 from tljax.text.tokens import get_attention_mask, to_tokens
 from tljax.typing import PaddingSide
@@ -42,9 +41,11 @@ class ModelInput:
         return self.value.shape[0], self.value.shape[1]
 
 
-def is_traced(value: Any) -> bool:
-    """Whether a value stands for an array inside a caller's ``jit``, ``grad`` or ``vmap``."""
-    return isinstance(value, Tracer)
+def texts_in(prompts: Any) -> list[Any] | None:
+    """The texts, if that is what the prompts are: a string, or a list with one among its entries."""
+    if isinstance(prompts, str):
+        return [prompts]
+    return list(prompts) if isinstance(prompts, list | tuple) and any(isinstance(p, str) for p in prompts) else None
 
 
 @typed
@@ -78,7 +79,7 @@ def prepare(
     if isinstance(input, Batch):
         return _prepare_batch(cfg, input)
     mask = None
-    if isinstance(input, str) or (isinstance(input, list | tuple) and input and isinstance(input[0], str)):
+    if texts_in(input) is not None:
         if tokenizer is None:
             raise InputError(
                 "The input is text and this model has no tokenizer. Pass token ids, or attach a tokenizer with "
@@ -110,9 +111,7 @@ def prepare(
 def _check_bos(tokenizer: Tokenizer | None, input: Any) -> None:
     """Refuses ``prepend_bos=True`` for tokens that have none: only texts get one."""
     tokens = input.tokens if isinstance(input, Batch) else input
-    if is_traced(tokens) or isinstance(tokens, str) or tokenizer is None or tokenizer.bos_token_id is None:
-        return
-    if isinstance(tokens, list | tuple) and any(isinstance(one, str) for one in tokens):
+    if is_traced(tokens) or texts_in(tokens) is not None or tokenizer is None or tokenizer.bos_token_id is None:
         return
     try:
         rows = np.atleast_2d(np.asarray(tokens))

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from tljax.config import HookedTransformerConfig
@@ -31,6 +30,7 @@ from tljax.patching.engine.packing import (
 )
 from tljax.patching.engine.report import block_flops, block_flops_per_token
 from tljax.sizes import next_packed_size
+from tljax.text.padding import pad_axis
 
 _PROGRAMS: dict[Any, Programs] = {}
 """Page sizes run so far, by what else decides a program."""
@@ -275,5 +275,4 @@ def _taken(base: jax.Array, source: Any) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnums=1)
 def _resize(stream: jax.Array, n_tokens: int) -> jax.Array:
-    kept = stream[:, :n_tokens]
-    return jnp.pad(kept, ((0, 0), (0, n_tokens - kept.shape[1]), (0, 0)))
+    return pad_axis(stream[:, :n_tokens], n_tokens)
