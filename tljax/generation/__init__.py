@@ -1,6 +1,6 @@
 """Continuing texts: prompts, decoding with a key-value cache, sampling."""
 
-from tljax.generation.generating import GenerateOutput
+from tljax.generation.methods import GenerateOutput
 from tljax.generation.key_values import HookedTransformerKeyValueCache, KeyValueCache
 from tljax.generation.sampling import sample_logits
 

@@ -81,7 +81,7 @@ class Decoder:
 
     Args:
         cfg, params: the model.
-        hooks: its hooks, placed in the text (:func:`tljax.generation.placing.place_hooks`).
+        hooks: its hooks, placed in the text (:func:`tljax.generation.hooks.place_hooks`).
         rules: how the texts go on.
         limit: most tokens of an answer.
     """

@@ -18,7 +18,7 @@ from tljax.devices import names_device, resolve_device
 from tljax.elsewhere import MODEL, SaysWhatInstead
 from tljax.errors import ConfigError, FrozenModelError, InputError, nearest
 from tljax.forward.forward import init_params
-from tljax.generation.generating import GenerationMethods
+from tljax.generation.methods import GenerationMethods
 from tljax.hooks.dictionary import Direction, HookDictionary, UnusedHooksWarning
 from tljax.hooks.listing import HookPointList
 from tljax.hooks.names import select

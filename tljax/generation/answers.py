@@ -10,7 +10,7 @@ import numpy as np
 from tljax.checks import take
 from tljax.errors import GenerationError, InputError
 from tljax.generation.decoding import Decoder, Rules
-from tljax.generation.placing import TextSize, place_hooks
+from tljax.generation.hooks import TextSize, place_hooks
 from tljax.generation.prompts import Ends, Prompts, check_room, check_switch
 from tljax.generation.sampling import read_sampling
 from tljax.hooks.points import point_table

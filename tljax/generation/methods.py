@@ -10,8 +10,8 @@ from tljax.cache.activation_cache import ActivationCache
 from tljax.checks import typed
 from tljax.config import HookedTransformerConfig
 from tljax.errors import InputError, refuse_unknown_options
-from tljax.generation.generation import Generation, Returns, finish
-from tljax.generation.placing import TextSize, place_hooks
+from tljax.generation.answers import Generation, Returns, finish
+from tljax.generation.hooks import TextSize, place_hooks
 from tljax.generation.prompts import check_room, read_ends, read_prompts
 from tljax.generation.sampling import read_key, row_keys
 from tljax.hooks.dictionary import HookDictionary
