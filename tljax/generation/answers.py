@@ -1,4 +1,4 @@
-"""One generation under way, and what it comes to: text, tokens or embeddings."""
+"""The answers under way: what is chosen so far, where each ends, and the text, tokens or embeddings it comes to."""
 
 import dataclasses
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,8 +11,9 @@ from tljax.checks import take
 from tljax.errors import GenerationError, InputError
 from tljax.generation.decoding import Decoder, Rules
 from tljax.generation.hooks import TextSize, place_hooks
-from tljax.generation.prompts import Ends, Prompts, check_room, check_switch
+from tljax.generation.prompts import Prompts, check_room, check_switch
 from tljax.generation.sampling import read_sampling
+from tljax.generation.stopping import Ends
 from tljax.hooks.points import point_table
 from tljax.sizes import power_of_two, text_capacity
 from tljax.text.tokenizer import need_tokenizer

@@ -12,8 +12,9 @@ from tljax.config import HookedTransformerConfig
 from tljax.errors import InputError, refuse_unknown_options
 from tljax.generation.answers import Generation, Returns, finish
 from tljax.generation.hooks import TextSize, place_hooks
-from tljax.generation.prompts import check_room, read_ends, read_prompts
+from tljax.generation.prompts import check_room, read_prompts
 from tljax.generation.sampling import read_key, row_keys
+from tljax.generation.stopping import read_ends
 from tljax.hooks.dictionary import HookDictionary
 from tljax.hooks.points import point_table
 from tljax.progress import Progress
