@@ -160,7 +160,7 @@ class Generation:
         return any(string in answer for string in self.ends.strings)
 
 
-def finish(generation: Generation, model: "HookedTransformer", return_type: Returns, new_only: bool = False) -> Any:
+def finish(generation: Generation, model: "HookedTransformer", return_type: Returns) -> Any:
     """What ``generate`` returns: text, tokens or the model's embeddings, prompt included."""
     prompts, new = generation.prompts, generation.new_tokens()
     kind = return_type if return_type != "input" else "str" if prompts.kind == "list" else prompts.kind
@@ -168,8 +168,8 @@ def finish(generation: Generation, model: "HookedTransformer", return_type: Retu
         W_E, before = model.W_E, prompts.value
         after = take(W_E, new)
         before = before if prompts.kind == "embeds" else take(W_E, before)
-        return after if new_only else jnp.concatenate([before, after], axis=1)
-    before = new[:, :0] if new_only or prompts.kind == "embeds" else prompts.value
+        return jnp.concatenate([before, after], axis=1)
+    before = new[:, :0] if prompts.kind == "embeds" else prompts.value
     whole = np.concatenate([before, new], axis=1)
     if kind == "tokens":
         return jax.device_put(whole)

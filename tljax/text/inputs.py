@@ -183,8 +183,8 @@ def check_tokens(cfg: HookedTransformerConfig, tokens: Any) -> Any:
     return check_ids(cfg, ids)
 
 
-def check_ids(cfg: HookedTransformerConfig, ids: Any) -> Any:
-    """Returns integers ``[..., pos]`` as int32.
+def check_ids(cfg: HookedTransformerConfig, ids: Any, where: str = "") -> Any:
+    """Returns integers ``[..., pos]`` as int32; ``where`` says for the error what their positions are of.
 
     Raises:
         InputError: one of them is outside the vocabulary.
@@ -194,10 +194,10 @@ def check_ids(cfg: HookedTransformerConfig, ids: Any) -> Any:
         outside = (host < 0) | (host >= cfg.d_vocab)
         if outside.any():
             at = tuple(np.argwhere(outside)[0])
-            where = f"batch {at[0]}, position {at[1]}" if len(at) == 2 else f"position {', '.join(map(str, at))}"
+            place = f"batch {at[0]}, position {at[1]}" if len(at) == 2 else f"position {', '.join(map(str, at))}"
             raise InputError(
-                f"Token id {int(host[at])} at {where} is outside the vocabulary (0 to {cfg.d_vocab - 1}). Were these "
-                "tokens made with another model's tokenizer?"
+                f"Token id {int(host[at])} at {place}{where} is outside the vocabulary (0 to {cfg.d_vocab - 1}). Were "
+                "these tokens made with another model's tokenizer?"
             )
     return ids.astype(jnp.int32)
 

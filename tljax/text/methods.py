@@ -10,7 +10,7 @@ from tljax.errors import InputError
 from tljax.text import tokens as text
 from tljax.text.batch import Batch
 from tljax.text.chat import Messages, chat_row, conversations
-from tljax.text.inputs import check_length, check_tokens, texts_in
+from tljax.text.inputs import check_ids, check_length, check_tokens, texts_in
 from tljax.text.report import TokensReport, report_ids, report_texts
 from tljax.text.tokenizer import check_padding_side, need_tokenizer
 from tljax.typing import PaddingSide
@@ -149,12 +149,7 @@ class TextMethods:
                 raise InputError(f"Prompt {index} has shape {row.shape}: give each prompt as ids [pos].")
             if row.size and not np.issubdtype(row.dtype, np.integer):
                 raise InputError(f"Prompt {index} holds {row.dtype} values: token ids must be integers.")
-            wrong = np.flatnonzero((row < 0) | (row >= self.cfg.d_vocab))
-            if len(wrong):
-                raise InputError(
-                    f"Token id {int(row[wrong[0]])} at position {wrong[0]} of prompt {index} is outside the vocabulary "
-                    f"(0 to {self.cfg.d_vocab - 1}). Were these tokens made with another model's tokenizer?"
-                )
+            check_ids(self.cfg, row, f" of prompt {index}")
         return rows
 
     def _batch(self, rows: list[Any], padding_side: PaddingSide | None) -> Batch:

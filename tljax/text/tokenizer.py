@@ -131,16 +131,7 @@ class UnreadableTokenizer(Tokenizer):
 
 
 def need_tokenizer(tokenizer: Tokenizer | None, what: str | None = None, otherwise: str = "") -> Tokenizer:
-    """The tokenizer of a model, ready to use.
-
-    Args:
-        tokenizer: the model's, if it has one.
-        what: what needs it.
-        otherwise: what to do instead of attaching one.
-
-    Raises:
-        TokenizerError: it has none.
-    """
+    """A model's tokenizer, ready to use; a TokenizerError if it has none, which says what needs one."""
     if tokenizer is None:
         lack = "This model has no tokenizer" if what is None else f"{what} needs a tokenizer, and this model has none"
         raise TokenizerError(f"{lack}. Attach one: model = model.set_tokenizer(hugging_face_tokenizer){otherwise}.")
