@@ -12,7 +12,7 @@ from tljax.errors import GenerationError, InputError
 from tljax.generation.decoding import Decoder, Rules
 from tljax.generation.hooks import TextSize, place_hooks
 from tljax.generation.prompts import Prompts, check_room, check_switch
-from tljax.generation.sampling import read_sampling
+from tljax.generation.sampling import SamplingOptions, read_sampling
 from tljax.generation.stopping import Ends
 from tljax.hooks.points import point_table
 from tljax.sizes import power_of_two, text_capacity
@@ -44,7 +44,7 @@ class Generation:
         prompts: Prompts,
         max_new_tokens: int,
         ends: Ends,
-        options: dict[str, Any],
+        options: SamplingOptions,
         keys: jax.Array,
         use_cache: bool = True,
         keep_logits: bool = False,
