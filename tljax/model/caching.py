@@ -11,6 +11,7 @@ import numpy as np
 from tljax.cache.activation_cache import ActivationCache
 from tljax.cache.memory import cache_bytes, warn_if_large
 from tljax.cache.slices import SliceInput, is_full, read_slice
+from tljax.checks import is_traced
 from tljax.config import HookedTransformerConfig
 from tljax.devices import resolve_device
 from tljax.errors import InputError
