@@ -27,9 +27,9 @@ def batch_budget(device: Any = None) -> int:
     return int((free_bytes(device) or _UNKNOWN) * BATCH_SHARE)
 
 
-def is_large(size: int, free: int | None) -> bool:
-    """Whether ``size`` bytes are a large part of what is free, as :func:`free_bytes` says it."""
-    return free is not None and size > free * LARGE_SHARE
+def is_large(size: int, free: int) -> bool:
+    """Whether ``size`` bytes are a large part of those that are free."""
+    return size > free * LARGE_SHARE
 
 
 def free_bytes(device: Any = None) -> int | None:
