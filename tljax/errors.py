@@ -45,6 +45,10 @@ class ArgumentError(InputError, TypeError):
     """A call names an argument that the function does not have, or gives by position what goes by name."""
 
 
+class AmbiguousHookError(UnknownHookError, InputError):
+    """A hook name could mean several points of this model."""
+
+
 class TokenizerError(TljaxError, ValueError):
     """Text that does not tokenize as asked, or a model without a tokenizer."""
 

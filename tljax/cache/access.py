@@ -13,8 +13,7 @@ from tljax.cache.writers import Reader
 from tljax.checks import typed
 from tljax.config import HookedTransformerConfig
 from tljax.errors import CacheError, InputError, UnknownHookError
-from tljax.hooks.names import stage_of
-from tljax.hooks.points import point_table
+from tljax.hooks.points import point_table, stage_of
 from tljax.text import positions
 
 if TYPE_CHECKING:
@@ -133,7 +132,7 @@ def has_batch_axis(cache: "ActivationCache") -> bool:
     """Whether the arrays have a batch axis now: inside ``jax.vmap`` over prompts they do not."""
     table = point_table(cache.cfg)
     for name, value in cache.items():
-        if name in table and ".ln1." not in name and "latent" not in name:
+        if name in table and not table[name].read_by:
             return value.ndim == len(table[name].axes)
     return cache.has_batch_dim
 

@@ -209,7 +209,7 @@ class ActivationCache(Mapping[str, jax.Array], SaysWhatInstead):
         try:
             name = resolve(wanted, table, self.cfg.n_layers)
         except UnknownHookError as error:
-            raise UnknownHookError(f"{error} cache.keys() lists what was kept in this cache.") from None
+            raise type(error)(f"{error} cache.keys() lists what was kept in this cache.") from None
         name += "_grad" if gradient else ""
         if name not in self.cache_dict:
             how = "run with incl_bwd=True" if gradient else "include it in names_filter"

@@ -90,7 +90,7 @@ def _check_shapes(arrays: dict[str, jax.Array], cfg: HookedTransformerConfig) ->
         wrong = [size for size, found in zip(fixed[::-1], value.shape[::-1], strict=False) if size not in (None, found)]
         if wrong or value.ndim < len(fixed):
             raise ValueError(f"{name} cannot have the shape {value.shape}")
-        numbers = spec is None or spec.below is not None or name == "hook_tokens"
+        numbers = spec is None or spec.holds_numbers
         if not numbers and not jnp.issubdtype(value.dtype, jnp.floating):
             raise ValueError(f"{name} cannot be {value.dtype}")
 

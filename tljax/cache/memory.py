@@ -18,13 +18,8 @@ class LargeCacheWarning(UserWarning):
 @functools.lru_cache(maxsize=256)
 def cache_bytes(cfg: HookedTransformerConfig, names: tuple[str, ...], batch: int, pos: int) -> int:
     """Size in bytes of the named activations for ``batch`` prompts of ``pos`` tokens (full positions)."""
-    table, width = point_table(cfg), cfg.jnp_dtype.itemsize
-
-    def bytes_each(name: str) -> int:
-        in_float32 = name.endswith(("hook_scale", "hook_normalized"))  # norms compute in float32 at least
-        return 4 if name == "hook_tokens" else max(4, width) if in_float32 else width
-
-    return sum(bytes_each(name) * math.prod(table[name].shape(batch, pos)) for name in names)
+    rows = map(point_table(cfg).__getitem__, names)
+    return sum(row.dtype.itemsize * math.prod(row.shape(batch, pos)) for row in rows)
 
 
 def warn_if_large(size: int, count: int, device: Any) -> None:

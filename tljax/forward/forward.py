@@ -8,7 +8,7 @@ the same code is traced into theirs.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -21,19 +21,26 @@ from tljax.config import HookedTransformerConfig, LayerKind
 from tljax.hooks.dictionary import HookDictionary, HookEntry, make_slot
 from tljax.hooks.intervention import Intervention
 from tljax.hooks.interventions import Replace
-from tljax.hooks.names import stage_of
 from tljax.hooks.point import HookPoint, HookSlot, apply_with_slots, is_compiled, leaked_tracer
-from tljax.hooks.points import AttentionInput, block_points, embedding_points, head_points
+from tljax.hooks.points import (
+    EMBEDDING,
+    ENTRY,
+    EXIT,
+    HEAD,
+    HookPointSpec,
+    attention_input,
+    block_points,
+    embedding_points,
+    head_points,
+    stage_of,
+)
 from tljax.modules.block import TransformerBlock
 from tljax.modules.context import AttentionContext
 from tljax.modules.embedding import EmbeddingStage, HeadStage
 from tljax.numerics import matmul_precision
 from tljax.typing import Params
 
-_EMBEDDING, _HEAD = "embedding", "head"
 POSITIONS = "hook_pos_embed"
-_SEVERAL_TIMES = ("ln1.", "attn.kv_latent_norm.", "attn.hook_kv_latent")
-"""How points start that fire more than once where queries, keys and values read apart."""
 
 
 @functools.lru_cache(maxsize=256)
@@ -67,6 +74,7 @@ class Stage:
         prefix: what its points' full names start with.
         captured: points to record, by relative name, in firing order.
         slots: hooks by relative name, in firing order.
+        repeated: those of the hooked points that fire several times.
         entry: the point that fires first, on the stage's input; ``None`` if there is none.
         exit: the point whose value is the stage's output; ``None`` if there is none.
     """
@@ -78,6 +86,7 @@ class Stage:
     slots: dict[str, HookSlot]
     entry: str | None = None
     exit: str | None = None
+    repeated: frozenset[str] = frozenset()
 
 
 def _apply(
@@ -120,9 +129,7 @@ def run_stage(stage: Stage, inputs: tuple[Any, ...], traced: bool) -> tuple[Any,
     slots = stage.slots
     python_forward = [name for name, slot in slots.items() if not all(map(is_compiled, slot.forward))]
     python_backward = any(not all(map(is_compiled, slot.backward)) for slot in slots.values())
-    heads_read_apart = attention_input((*slots, *stage.captured)) == "split"
-    fires_often = any(name.startswith(_SEVERAL_TIMES) for name in python_forward)
-    if python_backward or (fires_often and heads_read_apart) or (traced and python_forward):
+    if python_backward or not stage.repeated.isdisjoint(python_forward) or (traced and python_forward):
         return _apply(stage.module, stage.captured, stage.params, slots, inputs)
     if python_forward:
         return _run_with_python_hooks(stage, python_forward, inputs)
@@ -199,30 +206,20 @@ def _group_entries(hooks: HookDictionary) -> dict[str, dict[str, list[HookEntry]
     return groups
 
 
-def attention_input(names: Sequence[str]) -> AttentionInput:
-    """How a block calls ln1, given the relative names of the points in use there."""
-    if any(name in names for name in ("hook_q_input", "hook_k_input", "hook_v_input")):
-        return "split"
-    return "per_head" if "hook_attn_in" in names else "shared"
-
-
-def _make_slots(
-    cfg: HookedTransformerConfig, stage: str, entries: Mapping[str, list[HookEntry]], captured: Sequence[str]
-) -> dict[str, HookSlot]:
-    if not entries:
-        return {}
-    if stage == _EMBEDDING:
-        specs, prefix = embedding_points(cfg), ""
-    elif stage == _HEAD:
-        specs, prefix = head_points(cfg), ""
+def _hooked_rows(
+    cfg: HookedTransformerConfig, stage: str, hooked: Collection[str], captured: Sequence[str]
+) -> tuple[list[HookPointSpec], frozenset[str]]:
+    """The rows of a stage's hooked points as they are in this run, and the names of those that fire several times."""
+    if not hooked:
+        return [], frozenset()
+    if stage in (EMBEDDING, HEAD):
+        rows, repeated = (embedding_points(cfg) if stage == EMBEDDING else head_points(cfg)), frozenset[str]()
     else:
         kind = cfg.layer_kind(int(stage.split(".")[1]))
-        specs, prefix = block_points(cfg, kind, attention_input((*entries, *captured))), stage
-    return {
-        spec.name: make_slot(spec.name, spec, prefix + spec.name, entries[spec.name])
-        for spec in specs
-        if spec.name in entries
-    }
+        form = attention_input(block_points(cfg, kind), (*hooked, *captured))
+        rows = block_points(cfg, kind, form)
+        repeated = frozenset(row.name for row in rows if form == "split" and len(row.read_by) > 1)
+    return [row for row in rows if row.name in hooked], repeated
 
 
 def run_forward(
@@ -290,24 +287,25 @@ def _stages(
 ) -> Iterator[tuple[Stage, tuple[Any, ...]]]:
     captured, entries = _group_names(names), _group_entries(hooks)
 
-    def parts(key: str) -> tuple[tuple[str, ...], dict[str, HookSlot]]:
-        wanted = captured.get(key, ())
-        slots = _make_slots(cfg, key, entries.get(key, {}), wanted)
-        return wanted, {name: _in_text(slot, context) for name, slot in slots.items()}
+    def stage_at(module: nn.Module, own: Params, key: str, entry: str | None = None, exit: str | None = None) -> Stage:
+        here, wanted, prefix = entries.get(key, {}), captured.get(key, ()), key if key.startswith("blocks.") else ""
+        rows, repeated = _hooked_rows(cfg, key, here, wanted)
+        slots = {row.name: make_slot(row.name, row, prefix + row.name, here[row.name]) for row in rows}
+        slots = {name: _in_text(slot, context) for name, slot in slots.items()}
+        return Stage(module, own, prefix, wanted, slots, entry, exit, repeated)
 
     if start is None:
         own = {key: params[key] for key in ("embed", "pos_embed") if key in params}
         alone = dataclasses.replace(context, pasts=None, window=None, text=None)
-        yield Stage(embedding_module(cfg), own, "", *parts(_EMBEDDING)), (alone,)
+        yield stage_at(embedding_module(cfg), own, EMBEDDING), (alone,)
     for layer in range(start or 0, cfg.n_layers if stop is None else stop):
-        prefix = f"blocks.{layer}."
         module = block_module(cfg, cfg.layer_kind(layer))
-        stage = Stage(module, params["blocks"][layer], prefix, *parts(prefix), "hook_resid_pre", "hook_resid_post")
+        stage = stage_at(module, params["blocks"][layer], f"blocks.{layer}.", ENTRY, EXIT)
         yield stage, (context_of_layer(cfg, context, layer),)
     if stop is None:
         own = {key: params[key] for key in ("ln_final", "unembed") if key in params}
         last = "unembed.hook_out" if cfg.output_logits_soft_cap <= 0 and cfg.logits_multiplier == 1.0 else None
-        yield Stage(head_module(cfg), own, "", *parts(_HEAD), None, last), ()
+        yield stage_at(head_module(cfg), own, HEAD, exit=last), ()
 
 
 def _in_text(slot: HookSlot, context: AttentionContext) -> HookSlot:

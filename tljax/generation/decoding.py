@@ -20,6 +20,7 @@ from tljax.generation.key_values import KeyValueCache, past_names
 from tljax.generation.sampling import Sampling, count_tokens, next_tokens
 from tljax.hooks.dictionary import HookDictionary
 from tljax.hooks.point import Window, is_compiled
+from tljax.hooks.points import point_table
 from tljax.memory import free_bytes, is_large
 from tljax.modules.attention import KEYS_AND_VALUES
 from tljax.modules.context import AttentionContext
@@ -169,7 +170,7 @@ class Decoder:
             cfg, self.params, _token_at(final, np.int32(length - 1)), last, hooks=self.hooks, start=cfg.n_layers
         )
         keys, values = ([recorded[name] for name in half] for half in (names[: cfg.n_layers], names[cfg.n_layers :]))
-        whole_text = any(".attn.hook_pattern" in e.name or "hook_attn_scores" in e.name for e in self.hooks.entries)
+        whole_text = any("key_pos" in point_table(cfg)[entry.name].axes for entry in self.hooks.entries)
         cache = _fill(cfg, keys, values, context.token_mask, np.int32(length), capacity, whole_text)
         return logits, cache
 

@@ -11,7 +11,7 @@ from tljax.hooks.intervention import Intervention
 from tljax.hooks.interventions import Replace
 from tljax.hooks.names import select
 from tljax.hooks.point import HookPoint, HookSlot, check_numbers
-from tljax.hooks.points import HookPointSpec
+from tljax.hooks.points import HookPointSpec, HookTable
 
 Direction = Literal["fwd", "bwd"]
 
@@ -61,7 +61,7 @@ class HookDictionary:
     def add(
         self,
         hooks: Iterable[tuple[Any, Callable[..., Any]]],
-        table: Mapping[str, HookPointSpec],
+        table: HookTable,
         n_layers: int,
         direction: Direction = "fwd",
         permanent: bool = False,
@@ -136,7 +136,7 @@ def _pair(item: Any) -> tuple[Any, Callable[..., Any]]:
             "(activation, hook) or an intervention such as tljax.Zero(pos=3); to put an array "
             "there use tljax.Replace(array)."
         )
-    return (name.name if isinstance(name, HookPoint | HookPointSpec) else name), function
+    return name, function
 
 
 def make_slot(relative: str, spec: HookPointSpec, full_name: str, entries: Sequence[HookEntry]) -> HookSlot:

@@ -1,66 +1,21 @@
-"""Hook names: TransformerLens's short forms, and the other spellings in use, resolved to the names of the table."""
+"""Hook names: every spelling in use, resolved to the names of the table."""
 
+import functools
 import numbers
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from tljax.checks import typed
-from tljax.errors import UnknownHookError, nearest
+from tljax.config import HookedTransformerConfig
+from tljax.errors import AmbiguousHookError, UnknownHookError, nearest
+from tljax.hooks.point import HookPoint
+from tljax.hooks.points import EMBEDDING, HEAD, HookPointSpec, HookTable, point_table
 
-_ACTIVATION_ALIASES = {
-    "attn": "pattern", "attn_logits": "attn_scores", "key": "k", "query": "q", "value": "v",
-    "mlp_pre": "pre", "mlp_mid": "mid", "mlp_post": "post",
-}  # fmt: skip
+ActName = str | tuple[Any, ...]
+"""A hook name as a user spells it: a text, or a tuple ``(name, layer[, layer_type])``."""
+
 _LAYER_TYPE_ALIASES = {"a": "attn", "m": "mlp", "b": "", "block": "", "blocks": "", "attention": "attn"}
-_ATTENTION_NAMES = ("k", "v", "q", "z", "rot_k", "rot_q", "result", "pattern", "attn_scores", "q_latent", "kv_latent")
-_MLP_NAMES = ("pre", "post", "mid", "pre_linear")
-_NORM_NAMES = ("scale", "normalized")
-
-_ALIASES_IN_A_BLOCK = {
-    "hook_in": "hook_resid_pre",
-    "hook_out": "hook_resid_post",
-    "ln2.hook_in": "hook_resid_mid",
-    "attn.hook_attn": "attn.hook_pattern",
-    "attn.hook_out": "hook_attn_out",
-    "attn.q.hook_out": "attn.hook_q",
-    "attn.k.hook_out": "attn.hook_k",
-    "attn.v.hook_out": "attn.hook_v",
-    "attn.o.hook_in": "attn.hook_z",
-    "attn.hook_q_input": "hook_q_input",
-    "attn.hook_k_input": "hook_k_input",
-    "attn.hook_v_input": "hook_v_input",
-    "attn.hook_attn_in": "hook_attn_in",
-    "mlp.hook_out": "hook_mlp_out",
-    "mlp.gate.hook_out": "mlp.hook_pre",
-    "mlp.out.hook_in": "mlp.hook_post",
-}
-_ALIASES_OUTSIDE = {
-    "embed.hook_out": "hook_embed",
-    "pos_embed.hook_out": "hook_pos_embed",
-    "hook_unembed": "unembed.hook_out",
-}
-
-
-def stage_of(name: str) -> tuple[str, str]:
-    """The stage a point belongs to (``"embedding"``, ``"blocks.3."`` or ``"head"``) and its name within it."""
-    if name.startswith("blocks."):
-        _, layer, relative = name.split(".", 2)
-        return f"blocks.{layer}.", relative
-    return ("head" if name.startswith(("ln_final.", "unembed.")) else "embedding"), name
-
-
-def layer_of(name: str) -> int | None:
-    """The layer of a point inside a block, else ``None``."""
-    return int(name.split(".", 2)[1]) if name.startswith("blocks.") else None
-
-
-def layer_of_short(name: str) -> int | None:
-    """The layer that is written in a name, full or compact (``"k6"``, ``"scale4ln1"``), else ``None``."""
-    if (full := re.match(r"blocks\.(-?\d+)\.", name)) is not None:
-        return int(full[1])
-    compact = re.fullmatch(r"([a-z_]+)(\d+)([a-z]?.*)", name)
-    return int(compact[2]) if compact is not None and "." not in name else None
 
 
 @typed
@@ -81,77 +36,132 @@ def get_act_name(name: str, layer: int | str | None = None, layer_type: str | No
     """
     if ("." in name or name.startswith("hook_")) and layer is None and layer_type is None:
         return name
-    compact = re.fullmatch(r"([a-z_]+)(\d+)([a-z]?.*)", name)
-    if compact is not None:
+    text, layer, part = _read(name, layer, layer_type)
+    prefix, stages = ("", (EMBEDDING, HEAD)) if layer is None else (f"blocks.{layer}.", ("blocks.0.", "blocks.1."))
+    for stage in stages:
+        if len(found := _every_kind().spellings[stage].meanings(text, part)) == 1:
+            return prefix + found[0]
+    return f"{prefix}{part}.hook_{text}" if part else f"{prefix}hook_{text}"
+
+
+@functools.lru_cache(maxsize=1)
+def _every_kind() -> HookTable:
+    """The points of a model with parts of every kind, its second layer a mixture: for names given without a model."""
+    plain = HookedTransformerConfig(d_model=4, d_head=4, n_layers=1, n_ctx=1, d_vocab=1, act_fn="solu_ln")
+    other = plain.replace(
+        n_layers=2, act_fn="silu", gated_mlp=True, positional_embedding_type="rotary", rotary_dim=2, q_lora_rank=1,
+        kv_lora_rank=1, num_experts=1, experts_per_token=1, d_expert=1, moe_layers=(False, True),
+    )  # fmt: skip
+    return HookTable(point_table(plain) | point_table(other))
+
+
+def _read(name: str, layer: Any = None, layer_type: str | None = None) -> tuple[str, Any, str]:
+    """A name without the layer and the part of the block that are written in it or beside it; those two."""
+    if layer is None and (full := re.fullmatch(r"blocks\.(-?\d+)\.(.+)", name)):
+        return full[2], int(full[1]), ""
+    short = "." not in name and not name.startswith("hook_")
+    if layer is None and short and (compact := re.fullmatch(r"([a-z_]+)(\d+)([a-z]?.*)", name)):
         name, layer, layer_type = compact[1], int(compact[2]), compact[3] or layer_type
-    layer_type = _LAYER_TYPE_ALIASES.get(layer_type or "", layer_type)
-    name = _ACTIVATION_ALIASES.get(name, name)
-    if not layer_type:
-        layer_type = "attn" if name in _ATTENTION_NAMES else "mlp" if name in _MLP_NAMES else layer_type
-    full = f"blocks.{layer}." if layer is not None else ""
-    if layer_type:
-        full += f"{layer_type}."
-    if name in _NORM_NAMES and layer is None:
-        full = f"ln_final.{full}"
-    return f"{full}hook_{name}"
+    return name, layer, _LAYER_TYPE_ALIASES.get(layer_type or "", layer_type or "")
 
 
-def _other_spelling(name: str, gated: bool) -> str:
-    match = re.fullmatch(r"(blocks\.\d+\.)(.+)", name)
-    if match is None:
-        return _ALIASES_OUTSIDE.get(name, name)
-    if match[2] == "mlp.in.hook_out":
-        return f"{match[1]}mlp.{'hook_pre_linear' if gated else 'hook_pre'}"
-    return match[1] + _ALIASES_IN_A_BLOCK.get(match[2], match[2])
+def _spelled(name: Any) -> tuple[str, Any, str]:
+    """The same of any spelling.
+
+    Raises:
+        UnknownHookError: it is none.
+    """
+    if isinstance(name, HookPoint | HookPointSpec):
+        name = name.name
+    if isinstance(name, str) or is_act_tuple(name):
+        return _read(name) if isinstance(name, str) else _read(*name)
+    if isinstance(name, tuple) and len(name) == 2 and isinstance(name[1], str):
+        raise UnknownHookError(f"The name comes first, then the layer: {(name[1], name[0])!r} instead of {name!r}.")
+    raise UnknownHookError(
+        f"A hook name is a string, a (name, layer) tuple or a predicate on names, got {type(name).__name__}."
+    )
 
 
-def _count_negative_layers(name: str, n_layers: int) -> str:
-    return re.sub(r"^blocks\.(-\d+)\.", lambda m: f"blocks.{int(m[1]) + n_layers}.", name)
+def layer_in(name: Any) -> int | None:
+    """The layer that is written in a spelling: in ``"k6"``, ``("z", -1)`` or ``"blocks.3.hook_resid_pre"``."""
+    return _spelled(name)[1]
 
 
-def resolve(name: Any, table: Mapping[str, Any], n_layers: int) -> str:
+def find(name: Any, table: HookTable, n_layers: int, layers: Iterable[int] | None = None) -> dict[int | None, str]:
+    """The points that a spelling stands for, by their layers; ``None`` is the layer of a point outside the blocks.
+
+    Args:
+        name: any spelling. One without a layer, such as ``"z"`` or ``"ln1.hook_scale"``, stands for a point of each
+            layer that has it.
+        table: the model's points.
+        n_layers: number of layers.
+        layers: where to look for a spelling without a layer; everywhere by default.
+
+    Raises:
+        AmbiguousHookError: it could mean several points of a layer; lists them.
+        UnknownHookError: the model has no such point; names the nearest ones.
+    """
+    text, layer, part = _spelled(name)
+    outside = [table.spellings[stage] for stage in (EMBEDDING, HEAD)] if layer is None else []
+    known = [one for stage in outside if text in stage.exact for one in stage.meanings(text, part)]
+    if known:
+        return {None: known[0]}
+    numbers = range(n_layers) if layer is None else [layer + n_layers if layer < 0 else layer]
+    inside = {n: table.spellings[f"blocks.{n}."].meanings(text, part) for n in numbers if 0 <= n < n_layers}
+    if any(inside.values()):
+        wanted = numbers if layers is None or layer is not None else layers
+        found: dict[int | None, tuple[str, ...]] = {number: inside[number] for number in wanted if inside[number]}
+    else:
+        found = {None: tuple(one for stage in outside for one in stage.meanings(text, part))}
+    options = dict.fromkeys(one for meanings in found.values() for one in meanings)
+    if found and not options:
+        hint = _hint(text, layer, part, table, n_layers)
+        raise UnknownHookError(f"{name!r} is not a hook point of this model.{hint}")
+    if len(options) > 1:
+        prefix = "" if layer is None else f"blocks.{layer}."
+        listed = " or ".join(repr(prefix + option) for option in options)
+        raise AmbiguousHookError(f"{name!r} could mean {listed}: say which.")
+    return {number: one if number is None else f"blocks.{number}.{one}" for number, (one,) in found.items()}
+
+
+def resolve(name: Any, table: HookTable, n_layers: int) -> str:
     """Returns the table's name for any accepted spelling of a hook name.
 
     Args:
-        name: a full name, a short form, a TransformerBridge name, or a tuple such as ``("scale", 1, "ln1")``.
-        table: the model's points by name.
+        name: a full name (also of TransformerBridge), a short form, a name within its block beside a layer,
+            ``("attn.hook_z", 1)``, a tuple such as ``("scale", 1, "ln1")``, or a point itself.
+        table: the model's points.
         n_layers: number of layers, for negative layer numbers.
 
     Raises:
         UnknownHookError: no such point; names the nearest ones.
+        AmbiguousHookError: it could mean several points; lists them.
     """
-    expanded = get_act_name(*name) if isinstance(name, tuple) and is_act_tuple(name) else name
-    if not isinstance(expanded, str):
-        if isinstance(name, tuple) and len(name) == 2 and isinstance(name[1], str):
-            raise UnknownHookError(f"The name comes first, then the layer: {(name[1], name[0])!r} instead of {name!r}.")
-        raise UnknownHookError(
-            f"A hook name is a string, a (name, layer) tuple or a predicate on names, got {type(name).__name__}."
+    if isinstance(name, str) and name in table:
+        return name
+    found = find(name, table, n_layers)
+    layer, full = next(iter(found.items()))
+    if layer is not None and layer_in(name) is None:
+        raise AmbiguousHookError(
+            f"{name!r} is a point of each of the layers {[*found]}: say of which, {(name, layer)!r} or {full!r}."
         )
-    if expanded in table:
-        return expanded
-    gated = any(known.endswith("hook_pre_linear") for known in table)
-    for candidate in (expanded, get_act_name(expanded)):
-        candidate = _other_spelling(_count_negative_layers(candidate, n_layers), gated)
-        if candidate in table:
-            return candidate
-    raise UnknownHookError(
-        f"{name!r} is not a hook point of this model.{_hint(get_act_name(expanded), table, n_layers)}"
-    )
+    return full
 
 
-def _hint(name: str, table: Mapping[str, Any], n_layers: int) -> str:
-    layer = re.match(r"blocks\.(-?\d+)\.", name)
-    if layer and not -n_layers <= int(layer[1]) < n_layers:
+def _hint(text: str, layer: int | None, part: str, table: HookTable, n_layers: int) -> str:
+    if layer is not None and not -n_layers <= layer < n_layers:
         return f" The model has {n_layers} layers, numbered 0 to {n_layers - 1}."
-    parameter = name.replace("hook_", "").split(".")[-1]
+    parameter = text.replace("hook_", "").split(".")[-1]
     if parameter.startswith(("W_", "b_")):
         return f" {parameter} is a weight, not an activation: read model.{parameter}."
-    return (nearest(name, table) or " ") + " model.hook_points() lists them all."
+    is_short = "." not in text and not text.startswith("hook_")
+    full = get_act_name(text, layer, part) if is_short else text if layer is None else f"blocks.{layer}.{text}"
+    return (nearest(full, table) or " ") + " model.hook_points() lists them all."
 
 
 def select(
     names: "str | tuple[Any, ...] | Callable[[str], bool] | Sequence[Any] | None",
-    table: Mapping[str, Any],
+    table: HookTable,
     n_layers: int,
 ) -> tuple[str, ...]:
     """Returns the full names, in firing order, that a names filter picks.

@@ -16,10 +16,8 @@ from tljax.config import HookedTransformerConfig
 from tljax.devices import resolve_device
 from tljax.errors import InputError
 from tljax.forward.backward import with_gradients
-from tljax.forward.forward import attention_input
 from tljax.hooks.dictionary import HookDictionary
-from tljax.hooks.names import stage_of
-from tljax.hooks.points import point_table
+from tljax.hooks.points import attention_input, block_points, layer_of, point_table, stage_of
 from tljax.model.running import RunMethods, reached_names, refuse_persistent_hooks, typed_run
 from tljax.text.inputs import LayerBounds, ModelInput
 from tljax.text.positions import NoPosition, TextCut, may_pad, text_cut
@@ -104,10 +102,12 @@ class CachingMethods(RunMethods):
         return loss, in_order | {f"{name}_grad": value for name, value in keep(gradients).items()}
 
     def _has_one_gradient(self, name: str, names: tuple[str, ...]) -> bool:
-        """Token ids have no gradient; ``ln1`` has three where queries, keys and values read apart."""
-        stage, relative = stage_of(name)
-        in_use = [stage_of(other)[1] for other in names if other.startswith(stage)]
-        return name != "hook_tokens" and not (relative.startswith("ln1.") and attention_input(in_use) == "split")
+        """Whole numbers have no gradient; ``ln1`` has three where queries, keys and values read apart."""
+        table, layer = point_table(self.cfg), layer_of(name)
+        if layer is None or len(table[name].read_by) < 2:
+            return not table[name].holds_numbers
+        in_use = [stage_of(other)[1] for other in names if layer_of(other) == layer]
+        return attention_input(block_points(self.cfg, self.cfg.layer_kind(layer)), in_use) != "split"
 
     def _warn_if_large(self, names: tuple[str, ...], prepared: ModelInput, keep: "Keep") -> None:
         if names and not is_traced(prepared.value):

@@ -14,8 +14,8 @@ from tljax.config import HookedTransformerConfig
 from tljax.errors import HookError, InputError
 from tljax.forward.forward import POSITIONS, run_forward
 from tljax.hooks.dictionary import HookDictionary, UnusedHooksWarning
-from tljax.hooks.names import layer_of, select, stage_of
-from tljax.hooks.points import point_table
+from tljax.hooks.names import select
+from tljax.hooks.points import HEAD, layer_of, point_table, stage_of
 from tljax.model.losses import check_labels, lm_cross_entropy_loss
 from tljax.modules.context import AttentionContext
 from tljax.text.batch import Batch
@@ -247,7 +247,7 @@ def _check_scored(prepared: ModelInput, d_vocab_out: int) -> None:
 
 def _last_needed(cfg: HookedTransformerConfig, start: int, names: Sequence[str]) -> int | None:
     """Where a run without output may stop: after the last named block, or ``None`` if the head is named."""
-    if any(stage_of(name)[0] == "head" for name in names):
+    if any(stage_of(name)[0] == HEAD for name in names):
         return None
     return max([start, *(layer + 1 for name in names if (layer := layer_of(name)) is not None)])
 
@@ -256,7 +256,7 @@ def _reached(name: str, start: int | None, stop: int | None) -> bool:
     layer = layer_of(name)
     if layer is not None:
         return (start or 0) <= layer and (stop is None or layer < stop)
-    return stop is None if stage_of(name)[0] == "head" else start is None
+    return stop is None if stage_of(name)[0] == HEAD else start is None
 
 
 @functools.lru_cache(maxsize=256)

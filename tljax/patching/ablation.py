@@ -11,6 +11,7 @@ from tljax.cache.activation_cache import ActivationCache
 from tljax.checks import typed
 from tljax.errors import InputError
 from tljax.hooks.interventions import Zero
+from tljax.hooks.names import ActName
 from tljax.hooks.point import HookPoint
 from tljax.model.hooked_transformer import HookedTransformer
 from tljax.patching.engine.edits import expand
@@ -26,7 +27,7 @@ def ablation_sweep(
     model: HookedTransformer,
     prompt: Any,
     metric: Metrics,
-    activation_name: str = "z",
+    activation_name: ActName = "z",
     axes: Sequence[str] = ("head",),
     *,
     kind: Literal["zero", "mean", "resample"] = "zero",
@@ -76,7 +77,7 @@ def ablation_sweep(
 
 
 def _run_reference(
-    model: HookedTransformer, reference: Any, activation_name: str, layers: Sequence[int] | int | None
+    model: HookedTransformer, reference: Any, activation_name: ActName, layers: Sequence[int] | int | None
 ) -> tuple[Mapping[str, jax.Array], Any]:
     """A reference set's activations, and which of its tokens are not padding (``None``: all, or it is not known)."""
     if isinstance(reference, ActivationCache | Mapping):

@@ -19,25 +19,26 @@ from tljax.checks import typed
 from tljax.config import HookedTransformerConfig
 from tljax.errors import InputError
 from tljax.forward.forward import block_module
+from tljax.hooks.names import ActName
+from tljax.hooks.points import ENTRY, block_points, embedding_points, point_table, stage_of
 from tljax.memory import how_many
 from tljax.model.hooked_transformer import HookedTransformer
 from tljax.modules.activations import scaled
 from tljax.modules.context import AttentionContext
 from tljax.numerics import matmul_precision
 from tljax.patching.engine.base_run import BaseRun
-from tljax.patching.engine.edits import BEFORE_QUERIES, ENTRY, GridEdits, TakeRows, expand, picks
+from tljax.patching.engine.edits import GridEdits, TakeRows, expand, picks
 from tljax.patching.engine.engine import Engine, Reach, enter
 from tljax.patching.engine.packing import PageLayout, Rows
 from tljax.patching.engine.report import join_reports
 from tljax.patching.engine.run import Measured, Metrics, Reduce, measure_edits, page_limits
-from tljax.patching.engine.sites import Sites, enters_stream, find_rows, place, point_of
+from tljax.patching.engine.sites import Sites, find_rows, place
 from tljax.patching.receivers import Receiver, read_receivers
 from tljax.patching.result import PatchingResult, as_result
 from tljax.patching.sources import read_source
 from tljax.patching.sweep import prepare_sweep, site_grid
 from tljax.progress import Progress
 
-SENDERS = ("attn.hook_z", "attn.hook_result", "hook_mlp_out", "hook_attn_out", "hook_embed", "hook_pos_embed")
 _LETTERS = {"batch": "b", "pos": "p", "head": "h", "d_head": "e", "d_model": "d"}
 
 
@@ -48,7 +49,7 @@ def path_patch(
     source: Any,
     metric: Metrics,
     receivers: Sequence[tuple[Any, ...] | str] | str,
-    sender: str = "z",
+    sender: ActName = "z",
     axes: Sequence[str] = ("head",),
     *,
     freeze_mlps: bool = False,
@@ -85,10 +86,11 @@ def path_patch(
     refuse_paths(model)
     wanted = read_receivers(model.cfg, receivers)
     setup = prepare_sweep(model, corrupted, sender, layers, extra=_frozen_names(model.cfg))
-    senders = [point for point in SENDERS if enters_stream(model.cfg, point)]
-    if setup.point not in senders:
+    if setup.spec.adds_to is None:
+        rows = (*block_points(model.cfg, model.cfg.layer_kind(0)), *embedding_points(model.cfg))
+        senders = ", ".join(repr(row.name) for row in rows if row.adds_to is not None)
         raise InputError(
-            f"A sender is added to the residual stream: one of {', '.join(map(repr, senders))}; got {setup.point!r}."
+            f"A sender is added to the residual stream: one of {senders}; got {stage_of(setup.spec.name)[1]!r}."
         )
     read = read_source(model, setup.base, source, setup.names)
     tried = site_grid(model, setup, lambda spec: read.values(spec)[None], axes, at, tolerance=read.tolerance)
@@ -102,7 +104,7 @@ def path_patch(
         )
         for first in range(0, len(sites), group)
     ]  # fmt: skip
-    return as_result(_joined(parts), tried.sizes, tried.names, reduce, f"path from {sender}", tried.labels)
+    return as_result(_joined(parts), tried.sizes, tried.names, reduce, f"path from {setup.name}", tried.labels)
 
 
 def refuse_paths(model: HookedTransformer) -> None:
@@ -152,7 +154,9 @@ def _patch_receivers(
             changed[key] = (stream != old[None]).any(axis=-1)
             masks[key] = np.zeros(tables[key].shape[3], bool)
         masks[key][slice(None) if receiver.head is None else receiver.head] = True
-    edits = ReceiverEdits(tables, masks, changed, base)
+    points = {point for _, point in tables}
+    every_token = {point for point in points if point_table(model.cfg)[f"blocks.0.{point}"].every_token}
+    edits = ReceiverEdits(tables, masks, changed, frozenset(every_token), base)
     measured = measure_edits(
         model, base, len(sites), lambda end: edits.rows(model.cfg, end), edits, metric, clean_final, max_batch, progress
     )
@@ -267,14 +271,14 @@ def _entering_mlp(
     entering = np.asarray(base.residual(layer))[:, : base.length]
     forked = np.where(stream == entering[None], read[None], stream + (read - entering)[None])
     own = np.flatnonzero(sites.layer == layer)
-    if len(own) and sites.point in ("attn.hook_z", "attn.hook_result", "hook_attn_out"):
+    if len(own) and "hook_attn_out" in (sites.point, sites.row.adds_to):
         forked[own] = read[None] + _sent(model, base, sites.take(own), layer)
     return forked, read
 
 
 def _sent(model: HookedTransformer, base: BaseRun, sites: Sites, layer: int) -> np.ndarray:
     """What senders inside one attention layer add to its output, ``[sender, batch, pos, d_model]``."""
-    axes, site = point_of(model.cfg, sites.point).axes, np.arange(len(sites))[:, None, None]
+    axes, site = sites.row.axes, np.arange(len(sites))[:, None, None]
     difference = sites.values[layer][0] - base.activations[sites.full_name(layer)]
     inputs, operands = ["".join(_LETTERS[axis] for axis in axes)], [difference]
     for axis, size in zip(axes[1:], difference.shape[1:], strict=True):
@@ -329,12 +333,14 @@ class ReceiverEdits:
         tables: by layer and point, what the receivers read, ``[sender, batch, pos, ...]``.
         masks: by layer and point, which heads are receivers.
         changed: by layer and point, where that differs from the base run, ``[sender, batch, pos]``.
+        every_token: those points that hold every packed token even where the block computes only some tokens' outputs.
         base: the base run.
     """
 
     tables: Mapping[tuple[int, str], jax.Array]
     masks: Mapping[tuple[int, str], np.ndarray]
     changed: Mapping[tuple[int, str], np.ndarray]
+    every_token: frozenset[str]
     base: BaseRun
 
     def rows(self, cfg: HookedTransformerConfig, end: int) -> Rows:
@@ -364,7 +370,7 @@ class ReceiverEdits:
         here = key in self.tables
         key = key if here else next(other for other in self.tables if other[1] == point)
         table = self.tables[key]
-        tokens = slice(None) if queries is None or point in BEFORE_QUERIES else layout.last
+        tokens = slice(None) if queries is None or point in self.every_token else layout.last
         row = np.minimum(layout.row[tokens], len(layout.rows) - 1)
         site, prompt = layout.rows.site[row], layout.rows.prompt[row]
         pos = np.minimum(layout.pos[tokens], self.base.length - 1)

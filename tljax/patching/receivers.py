@@ -8,7 +8,7 @@ import numpy as np
 
 from tljax.config import HookedTransformerConfig
 from tljax.errors import InputError, nearest
-from tljax.patching.engine.edits import ENTRY
+from tljax.hooks.points import ENTRY
 
 _POINTS = {"q": "attn.hook_q", "k": "attn.hook_k", "v": "attn.hook_v", "mlp": "hook_mlp_in"}
 

@@ -11,9 +11,8 @@ import numpy as np
 from tljax.cache.activation_cache import ActivationCache
 from tljax.config import HookedTransformerConfig
 from tljax.errors import InputError
-from tljax.hooks.names import layer_of
 from tljax.hooks.point import POSITION_AXES, HookPoint, call_hook
-from tljax.hooks.points import HookPointSpec
+from tljax.hooks.points import HookPointSpec, layer_of
 from tljax.model.hooked_transformer import HookedTransformer
 from tljax.patching.engine.base_run import BaseRun, run_base
 from tljax.patching.engine.edits import expand

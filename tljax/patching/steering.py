@@ -10,6 +10,7 @@ import numpy as np
 from tljax.checks import typed
 from tljax.errors import InputError
 from tljax.hooks.interventions import Add
+from tljax.hooks.names import ActName
 from tljax.hooks.points import HookPointSpec
 from tljax.model.hooked_transformer import HookedTransformer
 from tljax.patching.engine.run import Metrics, Reduce, measure_sites
@@ -25,7 +26,7 @@ def steering_sweep(
     vector: Any,
     metric: Metrics,
     scales: Sequence[float | int] | np.ndarray | jax.Array,
-    activation_name: str = "resid_pre",
+    activation_name: ActName = "resid_pre",
     axes: Sequence[str] = (),
     *,
     layers: Sequence[int] | int | None = None,
@@ -66,4 +67,4 @@ def steering_sweep(
     variants = {"scale": [f"{float(scale):g}" for scale in scales]}
     steered = site_grid(model, setup, values, axes, at, variants=variants)
     measured = measure_sites(model, setup.base, steered.sites, metric, max_batch=max_batch, progress=progress)
-    return as_result(measured, steered.sizes, steered.names, reduce, activation_name, steered.labels)
+    return as_result(measured, steered.sizes, steered.names, reduce, setup.name, steered.labels)

@@ -15,9 +15,9 @@ import numpy as np
 
 from tljax.checks import is_traced, typed
 from tljax.errors import InputError, nearest
-from tljax.hooks.names import stage_of
+from tljax.hooks.names import ActName
 from tljax.hooks.point import POSITION_AXES
-from tljax.hooks.points import HookPointSpec, point_table
+from tljax.hooks.points import AXES, HookPointSpec, point_table
 from tljax.hooks.selectors import AXIS_ALIASES
 from tljax.model.hooked_transformer import HookedTransformer
 from tljax.patching.engine.base_run import BaseRun, run_base
@@ -30,8 +30,7 @@ from tljax.text import positions
 from tljax.text.inputs import prepare
 from tljax.text.warned import level_of_caller
 
-SITE_AXES = ("pos", "head", "neuron", "query_pos", "key_pos", "d_model", "d_head", "expert", "choice", "all_heads",
-             "latent", "scale")  # fmt: skip
+SITE_AXES = tuple(axis for axis in AXES if axis not in ("batch", "d_vocab"))
 
 
 class NoEffectWarning(UserWarning):
@@ -44,7 +43,7 @@ def sweep(
     corrupted: Any,
     source: Any,
     metric: Metrics,
-    activation_name: str,
+    activation_name: ActName,
     axes: Sequence[str] = ("pos",),
     *,
     layers: Sequence[int] | int | None = None,
@@ -68,7 +67,7 @@ def sweep(
             Python function or a metric such as :class:`~tljax.patching.LogitDiff`; or several by name, in a mapping.
         activation_name: short name, such as ``"resid_pre"``, ``"z"``, ``"mlp_out"``, ``"pattern"``, ``"mlp_post"`` or
             ``"embed"``, or a point's name within its block, ``"ln1.hook_scale"``; a name with a layer in it, such as
-            ``"blocks.3.attn.hook_z"`` or ``"z3"``, means that layer alone.
+            ``"blocks.3.attn.hook_z"``, ``"z3"`` or ``("z", 3)``, means that layer alone.
         axes: the axes, besides the layer, along which sites are told apart: by default ``("pos",)``; ``("head",)``,
             ``("pos", "head")``, ``("head", "query_pos", "key_pos")`` …; ``()`` patches all of a layer at once. Along
             the others a site is the whole axis.
@@ -102,7 +101,7 @@ def sweep(
             NoEffectWarning,
             stacklevel=level_of_caller(),
         )
-    return as_result(measured, swept.sizes, swept.names, reduce, activation_name, swept.labels)
+    return as_result(measured, swept.sizes, swept.names, reduce, setup.name, swept.labels)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +111,7 @@ class Setup:
     Attributes:
         base: the unpatched run.
         tokens: token ids ``[batch, pos]``.
-        point: name relative to its block.
+        name: what the user named, as a text.
         layers: layers with sites; one zero for a point of the embedding.
         names: full name at each of the layers.
         spec: the point's row in the table at the first of them.
@@ -120,7 +119,7 @@ class Setup:
 
     base: BaseRun
     tokens: np.ndarray
-    point: str
+    name: str
     layers: tuple[int, ...]
     names: tuple[str, ...]
     spec: HookPointSpec
@@ -133,7 +132,7 @@ class Setup:
 def prepare_sweep(
     model: HookedTransformer,
     corrupted: Any,
-    activation_name: str,
+    activation_name: ActName,
     layers: Sequence[int] | int | None = None,
     extra: Sequence[str] = (),
 ) -> Setup:
@@ -149,8 +148,8 @@ def prepare_sweep(
     if is_traced(prepared.value):
         raise InputError("A sweep plans on concrete tokens: call it outside jax.jit, jax.grad and jax.vmap.")
     spec = point_table(cfg)[names[0]]
-    point = stage_of(names[0])[1]
-    return Setup(run_base(model, prepared, (*names, *extra)), np.asarray(prepared.value), point, numbers, names, spec)
+    name, tokens = activation_name if isinstance(activation_name, str) else names[0], np.asarray(prepared.value)
+    return Setup(run_base(model, prepared, (*names, *extra)), tokens, name, numbers, names, spec)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,7 +201,7 @@ def site_grid(
     tables = {number: values(setup.spec_at(number)) for number in setup.layers}
     labels = site_labels(model, setup, entries | {axis: numbers[:, 0] for axis, numbers in by_prompt.items()})
     coordinates |= {axis: numbers[coordinates[axis]] for axis, numbers in by_prompt.items()}
-    sites = Sites(setup.point, layer, tables, variant, coordinates, allowed, tolerance)
+    sites = Sites(setup.spec, layer, tables, variant, coordinates, allowed, tolerance)
     names = tuple(axis for axis in entries if axis != "layer" or not sites.is_embedding)
     labels |= {name: list(texts) for name, texts in (variants or {}).items()}
     return SiteGrid(sites, names, tuple(len(entries[axis]) for axis in names), labels)

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from tljax.forward.forward import POSITIONS, run_forward
-from tljax.hooks.points import point_table
+from tljax.hooks.points import ENTRY, point_table
 from tljax.model.hooked_transformer import HookedTransformer
 from tljax.modules.attention import KEYS_AND_VALUES
 from tljax.modules.context import AttentionContext
@@ -56,7 +56,7 @@ class BaseRun:
 
     def residual(self, layer: int) -> jax.Array:
         """The residual stream entering a layer, or leaving the last one, ``[batch, frame, d_model]``."""
-        return self.activations.get(f"blocks.{layer}.hook_resid_pre", self.final)
+        return self.activations.get(f"blocks.{layer}.{ENTRY}", self.final)
 
 
 def run_base(model: HookedTransformer, prepared: ModelInput, names: Sequence[str]) -> BaseRun:
@@ -78,7 +78,7 @@ def run_base(model: HookedTransformer, prepared: ModelInput, names: Sequence[str
     mask = np.ones((batch, length), bool) if given.token_mask is None else np.asarray(given.token_mask)
     positions = np.broadcast_to(positions, (batch, length))
     context = AttentionContext(*jax.device_put((pad_axis(positions, frame), pad_axis(mask, frame))), text=given.text)
-    needed = ("hook_resid_pre", *KEYS_AND_VALUES)
+    needed = (ENTRY, *KEYS_AND_VALUES)
     positions = [POSITIONS] if cfg.positional_embedding_type == "shortformer" else []
     blocks = [f"blocks.{layer}.{part}" for layer in range(cfg.n_layers) for part in needed]
     kept = dict.fromkeys([*names, *positions, *blocks])

@@ -12,15 +12,6 @@ from tljax.hooks.point import HookPoint
 from tljax.hooks.points import HookPointSpec
 from tljax.patching.engine.packing import PageLayout, Rows
 
-ENTRY = "hook_resid_pre"
-"""The point where a change of the residual stream enters a block."""
-
-BEFORE_QUERIES = ("hook_resid_pre", "hook_attn_in", "hook_q_input", "hook_k_input", "hook_v_input", "ln1.hook_scale",
-                  "ln1.hook_normalized", "attn.hook_k", "attn.hook_v", "attn.k_norm.hook_scale",
-                  "attn.k_norm.hook_normalized", "attn.hook_rot_k", "attn.kv_latent_norm.hook_scale",
-                  "attn.kv_latent_norm.hook_normalized", "attn.hook_kv_latent")  # fmt: skip
-"""Points that hold every packed token even where the block computes only some tokens' outputs."""
-
 
 class TakeRows(Intervention):
     """Replaces an activation by rows of a table where every factor of a mask is true.
@@ -104,7 +95,6 @@ class GridEdits:
             ``[site, batch]``, -1 where it has none.
         allowed: for each axis along which part of the entries is patched, a mask of its entries ``[entry]``, or for
             each prompt ``[batch, entry]``.
-        every_token: the point holds every packed token even where the block computes only some tokens' outputs.
     """
 
     spec: HookPointSpec
@@ -113,7 +103,6 @@ class GridEdits:
     variant: np.ndarray
     chosen: Mapping[str, np.ndarray]
     allowed: Mapping[str, np.ndarray]
-    every_token: bool
 
     @property
     def signature(self) -> Hashable:
@@ -139,7 +128,7 @@ class GridEdits:
         layout: PageLayout,
         queries: np.ndarray | None,
     ) -> TakeRows:
-        tokens = slice(None) if queries is None or self.every_token else layout.last
+        tokens = slice(None) if queries is None or self.spec.every_token else layout.last
         site = site[layout.row[tokens]]
         row = layout.row[tokens]
         on = here[row] & layout.is_real[tokens] & picks(self, "pos", site, layout.pos[tokens], layout.prompt[row])

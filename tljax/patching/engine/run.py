@@ -18,7 +18,7 @@ from tljax.patching.engine.engine import Engine, Reach, reach_of
 from tljax.patching.engine.packing import PageLimits, Rows
 from tljax.patching.engine.report import SweepReport, blocks_flops, forward_flops
 from tljax.patching.engine.site_by_site import SiteBySite
-from tljax.patching.engine.sites import Sites, enters_stream, find_rows, place
+from tljax.patching.engine.sites import Sites, find_rows, place
 from tljax.patching.metrics.evaluation import Measure, PositionNotKept
 from tljax.patching.metrics.metrics import InText
 from tljax.progress import Progress
@@ -57,7 +57,7 @@ def measure_sites(
     progress: bool | None = None,
 ) -> Measured:
     """Measures every site, each patched alone."""
-    alone = bool(model._hooks.entries) or not enters_stream(model.cfg, sites.point)
+    alone = bool(model._hooks.entries) or not sites.enter_stream
     edits = sites if alone else place(model.cfg, base, sites)
 
     def rows_before(end: int) -> Rows:

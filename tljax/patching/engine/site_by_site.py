@@ -8,14 +8,14 @@ from tljax.errors import InputError
 from tljax.forward.forward import run_forward
 from tljax.hooks.dictionary import HookDictionary, HookEntry
 from tljax.hooks.interventions import Replace
-from tljax.hooks.names import stage_of
+from tljax.hooks.points import HEAD, stage_of
 from tljax.model.hooked_transformer import HookedTransformer
 from tljax.patching.engine.base_run import BaseRun
 from tljax.patching.engine.edits import expand, picks
 from tljax.patching.engine.engine import Reach, Spent
 from tljax.patching.engine.packing import Rows
 from tljax.patching.engine.report import blocks_flops
-from tljax.patching.engine.sites import Sites, point_of
+from tljax.patching.engine.sites import Sites
 
 
 class SiteBySite:
@@ -37,7 +37,7 @@ class SiteBySite:
     ) -> None:
         self.model, self.base, self.reach, self.advance = model, base, reach, advance
         self.spent = Spent()
-        if late := [entry.name for entry in model._hooks.entries if stage_of(entry.name)[0] == "head"]:
+        if late := [entry.name for entry in model._hooks.entries if stage_of(entry.name)[0] == HEAD]:
             raise InputError(
                 f"The model carries a hook at {late[0]}, and a sweep unembeds only what its metric reads, without "
                 "hooks. Remove it: put what it does into the metric."
@@ -65,7 +65,7 @@ def _patch(model: HookedTransformer, sites: Sites, site: int) -> HookEntry:
     layer = int(sites.layer[site])
     values = sites.values[layer][sites.variant[site]]
     mask, prompts = np.ones((1,) * values.ndim, bool), np.arange(values.shape[0])[:, None]
-    for number, axis in enumerate(point_of(model.cfg, sites.point).axes):
+    for number, axis in enumerate(sites.row.axes):
         if axis in sites.chosen or axis in sites.allowed:
             entries = np.arange(values.shape[number])[None]
             picked = picks(sites, axis, np.asarray([[site]]), entries, prompts)

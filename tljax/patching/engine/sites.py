@@ -9,13 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from tljax.config import HookedTransformerConfig
-from tljax.hooks.points import HookPointSpec, block_points
+from tljax.hooks.points import ENTRY, EXIT, HookPointSpec, layer_of, point_table, stage_of
 from tljax.patching.engine.base_run import BaseRun
-from tljax.patching.engine.edits import BEFORE_QUERIES, ENTRY, GridEdits, expand
+from tljax.patching.engine.edits import GridEdits, expand
 from tljax.patching.engine.packing import Rows
-
-EMBEDDING = ("hook_embed", "hook_pos_embed")
-"""Points that add to the residual stream before the first block."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +20,7 @@ class Sites:
     """Sites that patch one kind of activation, each at one layer.
 
     Attributes:
-        point: name of the point relative to its block (``"attn.hook_z"``), or a point of the embedding.
+        row: the point's row in the table, at any of its layers.
         layer: ``[site]``; zeros for a point of the embedding.
         values: for each layer, what is written, ``[variant, batch, frame, ...]`` (patterns: ``[variant, batch, head,
             frame, frame]``).
@@ -35,7 +32,7 @@ class Sites:
         tolerance: differences up to this share of the largest activation are rounding, not a change.
     """
 
-    point: str
+    row: HookPointSpec
     layer: np.ndarray
     values: Mapping[int, jax.Array]
     variant: np.ndarray
@@ -62,20 +59,26 @@ class Sites:
         return self.point if self.is_embedding else f"blocks.{layer}.{self.point}"
 
     @property
+    def point(self) -> str:
+        """The point's name within its block, or in the embedding."""
+        return stage_of(self.row.name)[1]
+
+    @property
     def is_embedding(self) -> bool:
-        return self.point in EMBEDDING
+        return layer_of(self.row.name) is None
 
+    @property
+    def enters_above(self) -> int:
+        """One if a change at the point is a known change of the residual stream entering the next layer, else zero."""
+        return int(EXIT in (self.point, self.row.adds_to))
 
-def point_of(cfg: HookedTransformerConfig, point: str) -> HookPointSpec:
-    """The table's row of a site's point, by relative name."""
-    if point in EMBEDDING:
-        point, name = ENTRY, point
-    else:
-        name = point
-    found = next(
-        spec for kind in dict.fromkeys(cfg.layer_kinds) for spec in block_points(cfg, kind) if spec.name == point
-    )
-    return dataclasses.replace(found, name=name)
+    @property
+    def enter_stream(self) -> bool:
+        """Whether a change reaches the metric through one block's residual stream, so that pages carry it out.
+
+        The position embeddings of a shortformer do not: queries and keys of every layer read them.
+        """
+        return not self.is_embedding or self.row.adds_to is not None
 
 
 def find_rows(cfg: HookedTransformerConfig, base: BaseRun, sites: Sites, end: int) -> Rows:
@@ -86,19 +89,17 @@ def find_rows(cfg: HookedTransformerConfig, base: BaseRun, sites: Sites, end: in
     first = np.full((len(sites), base.batch), base.length)
     for layer, values in sites.values.items():
         at = np.flatnonzero(sites.layer == layer)
-        changed, axes = _changed(cfg, base, sites, layer, values)
+        changed, axes = _changed(base, sites, layer, values)
         first[at] = _first_position(changed, axes, sites, at)
     site, prompt = np.nonzero(first < end)
     start = first[site, prompt] if cfg.attention_dir == "causal" else np.zeros(len(site), int)
-    layer = sites.layer[site] + _enters_above(cfg, sites.point)
+    layer = sites.layer[site] + sites.enters_above
     return Rows(site, prompt, layer, start)
 
 
-def _changed(
-    cfg: HookedTransformerConfig, base: BaseRun, sites: Sites, layer: int, values: jax.Array
-) -> tuple[np.ndarray, list[str]]:
+def _changed(base: BaseRun, sites: Sites, layer: int, values: jax.Array) -> tuple[np.ndarray, list[str]]:
     """Where the values differ, ``[variant, batch, *axes]``, and those axes: the position, then those sites name."""
-    spec = point_of(cfg, sites.point)
+    spec = sites.row
     position = "query_pos" if "query_pos" in spec.axes else "pos"
     named = [axis for axis in spec.axes if axis in sites.chosen or axis in sites.allowed]
     axes = [position, *(axis for axis in named if axis != position)]
@@ -146,37 +147,19 @@ def _by_prompt(chosen: np.ndarray) -> np.ndarray:
     return chosen[:, None] if chosen.ndim == 1 else chosen
 
 
-def _enters_above(cfg: HookedTransformerConfig, point: str) -> int:
-    """One if a change at the point is a known change of the residual stream entering the next layer, else zero."""
-    if cfg.use_normalization_of_residual:
-        return int(point == "hook_resid_post")
-    added = cfg.attn_only or cfg.parallel_attn_mlp
-    return int(point in ("hook_resid_post", "hook_mlp_out") or (point == "hook_attn_out" and added))
-
-
-def enters_stream(cfg: HookedTransformerConfig, point: str) -> bool:
-    """Whether a change at a point reaches the metric through one block's residual stream, so that pages carry it out.
-
-    The position embeddings of a shortformer do not: queries and keys of every layer read them.
-    """
-    return point != "hook_pos_embed" or cfg.positional_embedding_type == "standard"
-
-
 def place(cfg: HookedTransformerConfig, base: BaseRun, sites: Sites) -> GridEdits:
     """The edits that carry the sites out: at the point itself, or where its change enters the residual stream."""
-    above = _enters_above(cfg, sites.point)
-    if sites.point == ENTRY or not (above or sites.is_embedding):
-        spec, tables = point_of(cfg, sites.point), dict(sites.values)
-    elif sites.point == "hook_resid_post":
-        spec, tables = point_of(cfg, ENTRY), {layer + 1: values for layer, values in sites.values.items()}
+    above, entry = sites.enters_above, point_table(cfg)[f"blocks.0.{ENTRY}"].named(ENTRY)
+    if not (above or sites.is_embedding):
+        spec, tables = sites.row.named(sites.point), dict(sites.values)
+    elif sites.point == EXIT:
+        spec, tables = entry, {layer + 1: values for layer, values in sites.values.items()}
     else:
-        spec, tables = point_of(cfg, ENTRY), {}
+        spec, tables = entry, {}
         for layer, values in sites.values.items():
             old = base.activations[sites.full_name(layer)]
             tables[layer + above] = base.residual(layer + above)[None] + (values - old[None])
-    after = cfg.use_normalization_of_residual and spec.name.startswith("ln1.")
-    every_token = spec.name in BEFORE_QUERIES and not after
-    return GridEdits(spec, tables, sites.layer + above, sites.variant, sites.chosen, sites.allowed, every_token)
+    return GridEdits(spec, tables, sites.layer + above, sites.variant, sites.chosen, sites.allowed)
 
 
 def grid(sizes: Mapping[str, Sequence[int] | np.ndarray]) -> dict[str, np.ndarray]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from tljax.checks import typed
 from tljax.errors import InputError
+from tljax.hooks.points import point_table
 from tljax.model.hooked_transformer import HookedTransformer
 from tljax.numerics import matmul_precision
 from tljax.patching.engine.base_run import BaseRun
@@ -125,7 +126,7 @@ def _direct_paths(
     sender = np.concatenate([numbers for _, numbers, _ in coordinates])
     variant = np.concatenate([cells["variant"] for _, _, cells in coordinates])
     head = np.concatenate([cells["head"] for _, _, cells in coordinates])
-    sites = Sites(f"attn.hook_{component}", layer, values, variant, {"head": head}, {}, rounding(cfg))
+    sites = Sites(point_table(cfg)[receivers[0]], layer, values, variant, {"head": head}, {}, rounding(cfg))
     measured = measure_sites(model, setup.base, sites, metric, progress=None if verbose else False)
     if measured.several or measured.baseline["metric"].ndim:
         raise InputError(

@@ -186,11 +186,11 @@ def _measure(
         name = getattr(setter, "__name__", "The setter")
         chosen = site_entries(index, axes, setup, name)
         values = {number: read.values(setup.spec_at(number))[None] for number in setup.layers}
-        sites = Sites(setup.point, layer, values, np.zeros(len(layer), int), chosen, {}, read.tolerance)
+        sites = Sites(setup.spec, layer, values, np.zeros(len(layer), int), chosen, {}, read.tolerance)
         return measure_sites(model, setup.base, sites, metric, read.final, **options)
     specs = {number: setup.spec_at(number) for number in setup.layers}
     clean = _clean_activations(setup, clean_cache, read)
-    groups = custom_sites(setter, setup.base, specs, setup.point, layer, index.rows, clean, read.tolerance)
+    groups = custom_sites(setter, setup.base, specs, layer, index.rows, clean, read.tolerance)
     done = [(rows, measure_sites(model, setup.base, sites, metric, read.final, **options)) for rows, sites in groups]
     order = np.argsort(np.concatenate([rows for rows, _ in done]))
     together = {name: np.concatenate([part.values[name] for _, part in done])[order] for name in done[0][1].values}

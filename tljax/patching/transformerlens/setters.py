@@ -149,7 +149,6 @@ def custom_sites(
     setter: PatchSetter,
     base: BaseRun,
     specs: Mapping[int, HookPointSpec],
-    point: str,
     layer: np.ndarray,
     index: Sequence[Sequence[Any]],
     clean: Callable[[HookPointSpec], jax.Array],
@@ -163,7 +162,6 @@ def custom_sites(
         setter: the setter.
         base: the unpatched run.
         specs: the patched point at each layer.
-        point: its name relative to the block.
         layer: ``[site]``, each site's layer.
         index: the index of each site, as the setter takes it.
         clean: gives the clean activation of a point, as the setter takes it.
@@ -184,7 +182,7 @@ def custom_sites(
             for entry, row in enumerate(rows[here]):
                 table[entry][part] = set_values(setter, corrupted, index[row], clean_activation, spec.name)
             values[int(number)], variant[here] = jnp.asarray(table), np.arange(len(here))
-        yield rows, Sites(point, layer[rows], values, variant, {}, {}, tolerance)
+        yield rows, Sites(specs[int(layer[0])], layer[rows], values, variant, {}, {}, tolerance)
 
 
 def _groups(layer: np.ndarray, site_bytes: int) -> Iterator[tuple[np.ndarray, int]]:

@@ -9,10 +9,11 @@ import numpy as np
 
 from tljax.config import HookedTransformerConfig
 from tljax.errors import InputError, nearest
+from tljax.hooks.names import layer_in
 from tljax.hooks.point import POSITION_AXES
+from tljax.hooks.points import layer_of
 from tljax.hooks.selectors import AXIS_ALIASES
 from tljax.patching import tables
-from tljax.patching.naming import one_place
 from tljax.patching.sweep import SITE_AXES, Setup, places_in_text
 
 AXIS_NAMES = ("layer", "pos", "head_index", "head", "src_pos", "dest_pos", "query_pos", "key_pos", "neuron", "d_model",
@@ -130,7 +131,7 @@ def site_layers(setup: Setup, activation_name: str, index: SiteIndex, cfg: Hooke
     Raises:
         InputError: the index has no layer, or one where the activation is already that of one place.
     """
-    if one_place(cfg, activation_name) is not None:
+    if layer_in(activation_name) is not None or layer_of(setup.names[0]) is None:
         if "layer" in index.names:
             raise InputError(
                 f"{activation_name!r} exists once, and the index {index.names} has a layer: leave it out, or give the "
