@@ -10,7 +10,7 @@ from tljax import ActivationCache, HookedTransformer
 from tljax.checkpoints import load_checkpoint, load_transformer_lens
 from tljax.checkpoints.loading import LoadOptions, ReadOptions
 from tljax.errors import ArgumentError
-from tljax.generation.generating import GenerateOptions, begin
+from tljax.generation.methods import GenerateOptions, begin
 from tljax.generation.sampling import SamplingOptions, read_sampling
 from tljax.model.hooked_transformer import PretrainedOptions
 from tljax.text.inputs import prepare

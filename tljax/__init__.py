@@ -7,8 +7,8 @@ from tljax.cache.activation_cache import ActivationCache
 from tljax.cache.memory import LargeCacheWarning
 from tljax.config import HookedTransformerConfig
 from tljax.elsewhere import PACKAGE, missing
-from tljax.generation.generating import GenerateOutput
 from tljax.generation.key_values import HookedTransformerKeyValueCache, KeyValueCache
+from tljax.generation.methods import GenerateOutput
 from tljax.generation.sampling import sample_logits
 from tljax.hooks.dictionary import HookDictionary, UnusedHooksWarning
 from tljax.hooks.intervention import Intervention

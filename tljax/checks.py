@@ -266,3 +266,8 @@ def take(array: jax.Array, ids: Any, axis: int = 0) -> jax.Array:
 def missing(dtype: Any) -> float | int:
     """What stands where nothing exists: NaN, or -1 among integers, which is the number of nothing."""
     return math.nan if jnp.issubdtype(dtype, jnp.inexact) else -1
+
+
+def is_traced(*values: Any) -> bool:
+    """Whether anything in these trees stands for an array inside a caller's ``jit``, ``grad`` or ``vmap``."""
+    return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(values))

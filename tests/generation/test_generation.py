@@ -11,7 +11,7 @@ from variants import build
 import tljax
 from tljax import HookedTransformer
 from tljax.errors import HookError, InputError, InterventionError, TokenizerError
-from tljax.generation.generating import GenerateOutput
+from tljax.generation.methods import GenerateOutput
 
 KINDS = ["gpt2", "neox", "llama", "local", "soft_caps", "adjacent", "no_positions", "inverse_scale", "attn_only",
          "qk_norm", "layer_kinds", "unrotated", "multipliers", "sandwich", "latent"]  # fmt: skip

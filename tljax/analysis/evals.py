@@ -15,6 +15,7 @@ from tljax.checks import typed
 from tljax.errors import InputError, TokenizerError
 from tljax.model.hooked_transformer import HookedTransformer
 from tljax.model.losses import lm_cross_entropy_loss
+from tljax.text.padding import pad_rows
 from tljax.utils.tokenizing import tokenize_and_concatenate
 
 TEXT = (
@@ -280,7 +281,7 @@ def ioi_eval(
     differences: list[float] = []
     for batch in _batches(dataset, batch_size):
         questions = [_question(number + len(differences), sample) for number, sample in enumerate(batch)]
-        logits = np.asarray(model(_padded([sample["prompt"] for sample in batch])), np.float32)
+        logits = np.asarray(model(pad_rows([sample["prompt"] for sample in batch])[0]), np.float32)
         differences += [
             float(row[position, right] - row[position, wrong])
             for row, (position, right, wrong) in zip(logits, questions, strict=True)
@@ -292,14 +293,6 @@ def ioi_eval(
 def _batches(dataset: Any, size: int) -> Iterator[list[Any]]:
     for start in range(0, len(dataset), size):
         yield [dataset[index] for index in range(start, min(start + size, len(dataset)))]
-
-
-def _padded(rows: list[Any]) -> np.ndarray:
-    """Rows side by side, zeros after shorter ones: what follows a prompt does not change it."""
-    tokens = np.zeros((len(rows), max(map(len, rows))), np.int32)
-    for index, row in enumerate(rows):
-        tokens[index, : len(row)] = row
-    return tokens
 
 
 def _question(number: int, sample: Mapping[str, Any]) -> tuple[int, int, int]:

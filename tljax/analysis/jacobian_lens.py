@@ -26,7 +26,7 @@ from tljax.errors import InputError
 from tljax.hooks.interventions import Add
 from tljax.model.hooked_transformer import HookedTransformer
 from tljax.progress import Progress
-from tljax.sizes import frame_length
+from tljax.sizes import prompt_length
 from tljax.text.batch import Batch
 from tljax.text.warned import level_of_caller
 
@@ -233,7 +233,7 @@ def _rows(model: HookedTransformer, prompts: Any, max_seq_len: int, skip: int) -
 
 def _framed(rows: list[np.ndarray], n_ctx: int) -> Batch:
     """Prompts padded to a length that many batches share, so that few lengths are compiled."""
-    return Batch.from_rows(rows, width=frame_length(max(map(len, rows)), n_ctx))
+    return Batch.from_rows(rows, width=prompt_length(max(map(len, rows)), n_ctx))
 
 
 @functools.partial(jax.jit, static_argnames=("layers", "skip", "dim_batch"))

@@ -14,7 +14,7 @@ from tljax.errors import InputError
 from tljax.hooks.interventions import Replace
 from tljax.model.hooked_transformer import HookedTransformer
 from tljax.text.batch import Batch
-from tljax.text.methods import texts_in
+from tljax.text.inputs import texts_in
 
 
 def identity_prompt(words: Sequence[str] = ("cat", "1135", "hello"), slot: str = "?") -> str:

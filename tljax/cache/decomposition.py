@@ -9,7 +9,7 @@ from tljax.cache.heads import after_of, head_labels, head_names, head_parts
 from tljax.cache.neurons import neuron_labels, neuron_names, neuron_parts, refuse_without_neurons
 from tljax.cache.residual import embeddings, layer_outputs
 from tljax.cache.slices import SliceInput
-from tljax.cache.writers import After, Biases, Part, Rows, read_parts
+from tljax.cache.writers import After, Biases, Part, Pieces, read_parts
 from tljax.modules.activations import scaled
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def get_full_resid_decomposition(
     names = [*head_names(cache, n_attention), *(neuron_names(cache, layers) if expand_neurons else ())]
     access.require(cache, [*names, *(name for _, name in rows), *([scale] if scale else [])], what)
     parts: list[Part] = [*head_parts(cache, n_attention), *(neuron_parts(cache, layers) if expand_neurons else ())]
-    parts.append(Rows(tuple(cache[name] for _, name in rows)))
+    parts.append(Pieces(tuple(cache[name] for _, name in rows)))
     parts.append(biases(cache, n_attention, len(layers) if expand_neurons else 0))
     reader = access.reader_of(cache, last, mlp_input, apply_ln, access.directions(cfg, project_output_onto))
     taken = access.position_cut(cache, pos_slice, cache["hook_embed"])

@@ -2,14 +2,12 @@
 
 import functools
 import math
-import os
 import warnings
 from typing import Any
 
-import jax
-
 from tljax.config import HookedTransformerConfig
 from tljax.hooks.points import point_table
+from tljax.memory import free_bytes, is_large
 from tljax.text.warned import level_of_caller
 
 
@@ -24,22 +22,10 @@ def cache_bytes(cfg: HookedTransformerConfig, names: tuple[str, ...], batch: int
     return sum(row.dtype.itemsize * math.prod(row.shape(batch, pos)) for row in rows)
 
 
-def free_bytes(device: Any = None) -> int | None:
-    """Free memory of a device, or of this machine for the CPU; ``None`` when it cannot be told."""
-    device = jax.devices()[0] if device is None else device
-    if device.platform == "cpu":
-        try:
-            return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        except (ValueError, OSError, AttributeError):
-            return None
-    stats = device.memory_stats()
-    return None if not stats or "bytes_limit" not in stats else stats["bytes_limit"] - stats.get("bytes_in_use", 0)
-
-
 def warn_if_large(size: int, count: int, device: Any) -> None:
     """Warns when ``count`` activations of ``size`` bytes in all exceed a quarter of the free memory."""
     free = free_bytes(device)
-    if free is None or size <= free / 4:
+    if free is None or not is_large(size, free):
         return
     warnings.warn(
         f"This cache of {count} activations will take {size / 2**30:.2f} GiB; {free / 2**30:.2f} GiB are free. "

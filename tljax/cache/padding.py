@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 
 from tljax.cache import access
+from tljax.checks import is_traced
 from tljax.errors import CacheError
 from tljax.hooks.point import POSITION_AXES
 from tljax.hooks.points import point_table
@@ -48,7 +48,7 @@ def unpad(cache: "ActivationCache", index: int) -> "ActivationCache":
     Raises:
         CacheError: no such prompt; a cache under trace; an activation cut after the run.
     """
-    if any(isinstance(value, Tracer) for value in jax.tree.leaves(cache)):
+    if is_traced(cache):
         raise CacheError("A traced cache has prompts of unknown length: call cache.unpad outside jax.jit.")
     size = next((value.shape[0] for value in cache.values()), 0) if cache.has_batch_dim else 1
     if not -size <= index < size:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from tljax.cache import access
 from tljax.cache.slices import Cut, SliceInput, apply_slice, cut
-from tljax.cache.writers import Rows, read_parts
+from tljax.cache.writers import Pieces, read_parts
 from tljax.errors import CacheError
 from tljax.text.positions import TextCut
 
@@ -149,7 +149,7 @@ def decompose_resid(
     values = tuple(cache[name] for name in names)
     taken = access.position_cut(cache, pos_slice, values[0])
     centred = apply_ln and access.centres(cfg, last)
-    stack = read_parts((Rows(values),), reader, taken, None, cfg=cfg.computation, centred=centred)
+    stack = read_parts((Pieces(values),), reader, taken, None, cfg=cfg.computation, centred=centred)
     return (stack, [label for label, _ in rows]) if return_labels else stack
 
 

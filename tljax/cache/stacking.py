@@ -7,7 +7,7 @@ import jax
 
 from tljax.cache import access
 from tljax.cache.slices import SliceInput
-from tljax.cache.writers import Part, Rows, read_parts
+from tljax.cache.writers import Part, Pieces, read_parts
 
 if TYPE_CHECKING:
     from tljax.cache.activation_cache import ActivationCache
@@ -50,7 +50,7 @@ def stack_units(
     needs_stream = incl_remainder or not names
     access.require(cache, [*names, *([scale] if scale else []), *([stream] if needs_stream else [])], what)
     reader = access.reader_of(cache, last, False, apply_ln, projection)
-    parts = tuple(make_parts()) if names else (Rows((cache[stream],)),)
+    parts = tuple(make_parts()) if names else (Pieces((cache[stream],)),)
     taken = access.position_cut(cache, pos_slice, cache[names[0] if names else stream], pos_axis if names else -2)
     rest_of = cache[stream] if incl_remainder and names else None
     stack = read_parts(

@@ -33,7 +33,7 @@ class After(NamedTuple):
     gain: jax.Array
 
 
-class Rows(NamedTuple):
+class Pieces(NamedTuple):
     """Pieces of the residual stream itself, each ``[..., d_model]``."""
 
     values: tuple[jax.Array, ...]
@@ -76,7 +76,7 @@ class Biases(NamedTuple):
     like: jax.Array
 
 
-Part = Rows | Heads | Results | Neurons | Biases
+Part = Pieces | Heads | Results | Neurons | Biases
 
 
 class Reader(NamedTuple):
@@ -118,7 +118,7 @@ def read_parts(
         through = _Through(cfg, reader, taken, centred)
         rows = [through.read(part) for part in parts]
         if stream is not None:
-            whole = through.read(Rows((stream,)))
+            whole = through.read(Pieces((stream,)))
             rows.append(whole - sum((row.sum(axis=0, keepdims=True) for row in rows), jnp.zeros_like(whole)))
         return rows[0] if len(rows) == 1 else jnp.concatenate(rows)
 
@@ -134,7 +134,7 @@ class _Through:
 
     def read(self, part: Part) -> jax.Array:
         match part:
-            case Rows(values):
+            case Pieces(values):
                 cut = jnp.stack([self._cut(value, -2) for value in values])
                 return self._divided(self._reading(cut), None)
             case Heads(z, weight, after):

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from tljax.checkpoints.adapter_config import ADAPTER, ADAPTER_CONFIG, ADAPTER_PICKLE, AdapterConfig
-from tljax.checkpoints.mapping import FLOATS, SHOWN, Place
+from tljax.checkpoints.mapping import FLOATS, SHOWN, StoredTensor
 from tljax.checkpoints.reader import PickleFiles, SafetensorsFiles, Tensors
 from tljax.checkpoints.rows import TensorInfo
 from tljax.checkpoints.stored_names import rename
@@ -45,7 +45,7 @@ class _Change:
         tokens: what replaces some of its rows.
     """
 
-    place: Place
+    place: StoredTensor
     module: str
     whole: str | None = None
     parts: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -141,7 +141,7 @@ def merged(
     base: Tensors,
     adapter: Tensors,
     config: AdapterConfig,
-    places: Mapping[str, Place],
+    places: Mapping[str, StoredTensor],
     renamed: Sequence[tuple[str, str]] = (),
 ) -> Adapted:
     """Returns the tensors of ``base`` with ``adapter`` merged into them.
@@ -150,7 +150,7 @@ def merged(
         base: the base's tensors.
         adapter: the adapter's.
         config: what the adapter's tensors mean.
-        places: where the base stores what, by every name, from :func:`tljax.checkpoints.mapping.places`.
+        places: where the base stores what, by every name, from :func:`tljax.checkpoints.mapping.stored_tensors`.
         renamed: patterns of starts of names in files of the base, and what they are in ``places``.
 
     Raises:
@@ -175,7 +175,7 @@ class _Plan:
         self,
         adapter: Tensors,
         config: AdapterConfig,
-        places: Mapping[str, Place],
+        places: Mapping[str, StoredTensor],
         renamed: Sequence[tuple[str, str]],
     ) -> None:
         self._adapter, self._config, self._places, self._renamed = adapter, config, places, renamed

@@ -11,7 +11,7 @@ import numpy as np
 
 from tljax.checkpoints import hosted, hub, native, transformer_lens
 from tljax.checkpoints.families import family_of
-from tljax.checkpoints.opening import Source, in_files
+from tljax.checkpoints.opening import Checkpoint, in_files
 from tljax.checkpoints.reader import CONFIG, Tensors
 from tljax.checkpoints.rows import Row, TensorInfo
 from tljax.checkpoints.sources import Sources
@@ -50,10 +50,10 @@ def describe(directory: Path, ignore: str | Sequence[str] = ()) -> Description:
         directory: where it is.
         ignore: attributes to read its config.json without; see :func:`tljax.checkpoints.load_checkpoint`.
     """
-    return describe_source(in_files(Sources(hub.Location(directory, directory.name))), ignore)
+    return describe_checkpoint(in_files(Sources(hub.Location(directory, directory.name))), ignore)
 
 
-def describe_source(source: Source, ignore: str | Sequence[str] = ()) -> Description:
+def describe_checkpoint(source: Checkpoint, ignore: str | Sequence[str] = ()) -> Description:
     """Reads a config: tljax's own format by its mark, TransformerLens's by its keys, others by their architecture.
 
     Args:

@@ -13,7 +13,7 @@ import numpy as np
 
 from tljax.checkpoints import mapping, transformer_lens
 from tljax.checkpoints.adapters import Adapted, merged, open_adapter
-from tljax.checkpoints.description import Description, describe_source, names_to_ignore, of_transformer_lens
+from tljax.checkpoints.description import Description, describe_checkpoint, names_to_ignore, of_transformer_lens
 from tljax.checkpoints.finite import Finite, refuse_overflow
 from tljax.checkpoints.layout import (
     BLOCKS,
@@ -25,7 +25,7 @@ from tljax.checkpoints.layout import (
     unflatten,
 )
 from tljax.checkpoints.memory import MemoryTensors
-from tljax.checkpoints.opening import Source, in_files, in_memory, locate_tokenizer, of_state_dict
+from tljax.checkpoints.opening import Checkpoint, in_files, in_memory, locate_tokenizer, of_state_dict
 from tljax.checkpoints.placement import Placer, ShardingRule, placer
 from tljax.checkpoints.reader import Tensors
 from tljax.checkpoints.rows import Entry
@@ -172,7 +172,7 @@ def load_checkpoint(
         source = in_files(
             find(name, adapter, adapter_revision=adapter_revision, ignore=ignore_adapter_config, **revisions, **access)
         )
-    described = describe_source(source, ignored)
+    described = describe_checkpoint(source, ignored)
     asked = _Asked("float32" if dtype is None else dtype, n_ctx, first_n_layers, steps)
     loaded = _load(source, described, asked, placer(device), allow_nonfinite)
     return dataclasses.replace(loaded, tokenizer_elsewhere=locate_tokenizer(source, described.tokenizer_repo, **access))
@@ -222,7 +222,7 @@ def load_transformer_lens(
     return _load(source, described, asked, placer(device), allow_nonfinite)
 
 
-def _load(source: Source, described: Description, asked: _Asked, place: Placer, allow_nonfinite: bool) -> Loaded:
+def _load(source: Checkpoint, described: Description, asked: _Asked, place: Placer, allow_nonfinite: bool) -> Loaded:
     """Checks what is stored against the table, both ways, and reads it."""
     base, tensors = _open(source, described, allow_nonfinite)
     if isinstance(tensors, Adapted) and tensors.n_tokens not in (None, described.cfg.d_vocab):
@@ -248,7 +248,7 @@ def _load(source: Source, described: Description, asked: _Asked, place: Placer, 
     return Loaded(cfg=steps.config_after(cfg), params=params, tokenizer_source=source.tokenizer)
 
 
-def _open(source: Source, described: Description, allow_nonfinite: bool) -> tuple[Tensors, Tensors]:
+def _open(source: Checkpoint, described: Description, allow_nonfinite: bool) -> tuple[Tensors, Tensors]:
     """Opens the tensors of the base by the table's names; returns them, and them with the adapter, if any, merged."""
 
     def finite(tensors: Tensors, origin: str) -> Tensors:
@@ -260,7 +260,7 @@ def _open(source: Source, described: Description, allow_nonfinite: bool) -> tupl
     base = finite(known_names(stored, is_known, described.renamed, source.origin), source.origin)
     if source.adapter is None or source.adapter_config is None:
         return base, base
-    places = mapping.places(described.rows, described.cfg, base.info, described.prefix)
+    places = mapping.stored_tensors(described.rows, described.cfg, base.info, described.prefix)
     adapter = finite(open_adapter(source.adapter), str(source.adapter))
     return base, merged(base, adapter, source.adapter_config, places, described.renamed)
 
@@ -278,7 +278,7 @@ def _warn_of_untied(entries: Mapping[str, list[Entry]], tensors: Tensors, origin
             )
 
 
-def _requested(cfg: HookedTransformerConfig, source: Source, asked: _Asked) -> HookedTransformerConfig:
+def _requested(cfg: HookedTransformerConfig, source: Checkpoint, asked: _Asked) -> HookedTransformerConfig:
     """Returns the checkpoint's config with what the caller asked for instead."""
     dtype, n_ctx = available_dtype(asked.dtype), asked.n_ctx
     if n_ctx is not None and n_ctx > cfg.n_ctx and cfg.learns_positions:

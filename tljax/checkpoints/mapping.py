@@ -73,7 +73,7 @@ def match(
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
+class StoredTensor:
     """Where a tensor that the table knows is stored.
 
     Attributes:
@@ -90,14 +90,14 @@ class Place:
     of_vocabulary: bool
 
 
-def places(
+def stored_tensors(
     rows: Sequence[Row], cfg: HookedTransformerConfig, tensors: Mapping[str, TensorInfo], prefix: str = ""
-) -> dict[str, Place]:
+) -> dict[str, StoredTensor]:
     """Returns where each tensor of the table is stored, by every name that it goes by (see :func:`match`)."""
     sizes, axes = axis_sizes(cfg), parameter_axes(cfg)
     entries = bind(rows, cfg.n_layers)
     tied = _tied(entries)
-    found: dict[str, Place] = {}
+    found: dict[str, StoredTensor] = {}
     for entry in entries:
         stored = _stored_name(entry, tied.get(entry.key), sizes, prefix, tensors)
         if stored is None:
@@ -110,7 +110,7 @@ def places(
         of_vocabulary = entry.row.axes.split()[0] in ("d_vocab", "d_vocab_out")
         for name in names:
             for known, key in zip(keys_of(name, sizes), keys_of(own, sizes), strict=True):
-                found.setdefault(known, Place(key, tied_to, first, of_vocabulary))
+                found.setdefault(known, StoredTensor(key, tied_to, first, of_vocabulary))
     return found
 
 

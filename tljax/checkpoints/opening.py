@@ -19,8 +19,8 @@ from tljax.text.tokenizer_files import has_tokenizer_files
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Source:
-    """Where a checkpoint is.
+class Checkpoint:
+    """A checkpoint that was found: where it is, and what it says of itself.
 
     Attributes:
         named: the short name for the config, given the one that the config has.
@@ -54,12 +54,12 @@ def name_unless_given(own: str) -> Callable[[str], str]:
     return lambda name: own if name == "custom" else name
 
 
-def in_files(sources: Sources) -> Source:
+def in_files(sources: Sources) -> Checkpoint:
     """Returns a checkpoint on disk, with the adapter that goes on it."""
     base = sources.base
     attributes, named = read_json(base.directory / CONFIG), name_unless_given(base.model_name)
     tokenizer = sources.tokenizer()
-    return Source(
+    return Checkpoint(
         named=lambda name: sources.named(named(name)),
         origin=str(base.directory),
         attributes=attributes,
@@ -74,7 +74,7 @@ def in_files(sources: Sources) -> Source:
     )
 
 
-def in_memory(name: str | os.PathLike[str], hf_model: Any, refused: Mapping[str, Any]) -> Source:
+def in_memory(name: str | os.PathLike[str], hf_model: Any, refused: Mapping[str, Any]) -> Checkpoint:
     """Returns a transformers model that is in memory; its tokenizer is that of ``name`` where this is a directory.
 
     Args:
@@ -91,7 +91,7 @@ def in_memory(name: str | os.PathLike[str], hf_model: Any, refused: Mapping[str,
     attributes, tensors, generation = read_hf_model(hf_model)
     path = Path(name).expanduser()
     path = path.resolve() if path.is_dir() else path
-    return Source(
+    return Checkpoint(
         named=name_unless_given(path.name),
         origin="hf_model",
         attributes=attributes,
@@ -102,10 +102,10 @@ def in_memory(name: str | os.PathLike[str], hf_model: Any, refused: Mapping[str,
     )
 
 
-def of_state_dict(tensors: Tensors, name: str, origin: str, tokenizer: str | None) -> Source:
+def of_state_dict(tensors: Tensors, name: str, origin: str, tokenizer: str | None) -> Checkpoint:
     """Returns a state dict without a config.json; its tokenizer is in ``tokenizer``, where that is a directory."""
     directory = Path(tokenizer).expanduser() if tokenizer else None
-    return Source(
+    return Checkpoint(
         named=name_unless_given(name),
         origin=origin,
         attributes={},
@@ -115,8 +115,8 @@ def of_state_dict(tensors: Tensors, name: str, origin: str, tokenizer: str | Non
     )
 
 
-def locate_tokenizer(source: Source, repo: str | None, **access: Any) -> Callable[[], Path] | None:
+def locate_tokenizer(checkpoint: Checkpoint, repo: str | None, **access: Any) -> Callable[[], Path] | None:
     """Returns what fetches a tokenizer that is in repository ``repo``, where the checkpoint itself is of the hub."""
-    if source.repo is None or repo is None or source.tokenizer is not None:
+    if checkpoint.repo is None or repo is None or checkpoint.tokenizer is not None:
         return None
     return functools.partial(hub.tokenizer_directory, repo, **access)

@@ -12,8 +12,8 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
-from jax.core import Tracer
 
+from tljax.checks import is_traced
 from tljax.config import HookedTransformerConfig
 from tljax.forward.stages import Stage, block_module, embedding_module, head_module, run_stage
 from tljax.hooks.dictionary import HookDictionary, HookEntry, make_slot
@@ -104,7 +104,7 @@ def run_forward(
         Logits ``[batch, pos, d_vocab_out]``, or with ``stop`` the residual stream ``[batch, pos, d_model]``; and the
         recorded activations by full name, in firing order.
     """
-    traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((params, value, context, hooks)))
+    traced = is_traced(params, value, context, hooks)
     cache: dict[str, Any] = {}
     shortformer, positions = cfg.positional_embedding_type == "shortformer", None
     unasked = shortformer and start is None and POSITIONS not in names

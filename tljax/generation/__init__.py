@@ -1,7 +1,19 @@
-"""Continuing texts: prompts, decoding with a key-value cache, sampling."""
+"""Continuing texts. The path of the data, each step with the file that takes it::
 
-from tljax.generation.generating import GenerateOutput
+text, tokens, messages or embeddings
+  → methods      generate, generate_stream, generate_with_cache: the arguments
+  → prompts      ids [batch, pos], padded on the left; stopping: the tokens and strings that end a text
+  → answers      one generation, round by round
+      → decoding     the prompt in one run, then a compiled loop over tokens
+          hooks          interventions laid out over the whole text
+          key_values     what attention knows of the text so far
+          few_rows       weights laid out for the products of one token
+          sampling       the next token by its logits; selection: without sorting them
+  → answers      cut where they end, as text, tokens or embeddings
+"""
+
 from tljax.generation.key_values import HookedTransformerKeyValueCache, KeyValueCache
+from tljax.generation.methods import GenerateOutput
 from tljax.generation.sampling import sample_logits
 
 __all__ = [

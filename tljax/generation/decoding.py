@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tljax.cache.memory import free_bytes
 from tljax.config import HookedTransformerConfig
 from tljax.forward.forward import run_forward
 from tljax.generation.few_rows import in_pieces, size_of_copies
@@ -22,17 +21,16 @@ from tljax.generation.sampling import Sampling, count_tokens, next_tokens
 from tljax.hooks.dictionary import HookDictionary
 from tljax.hooks.point import Window, is_compiled
 from tljax.hooks.points import point_table
+from tljax.memory import free_bytes, is_large
 from tljax.modules.attention import KEYS_AND_VALUES
 from tljax.modules.context import AttentionContext
-from tljax.sizes import frame_length, power_of_two
-from tljax.text.batch import count_positions
+from tljax.sizes import prompt_length
+from tljax.text.padding import pad_axis
+from tljax.text.positions import count_positions
 from tljax.typing import Params
 
 if TYPE_CHECKING:
     from tljax.model.hooked_transformer import HookedTransformer
-
-_SMALLEST = 128
-"""Least room for a text: answers of tens of tokens then share one program."""
 
 _ROWS_WORTH_COPIES = 4
 _TOKENS_WORTH_COPIES = 20
@@ -82,17 +80,12 @@ class State:
     logits: jax.Array | None
 
 
-def room(n_tokens: int, n_ctx: int) -> int:
-    """The capacity used for texts of up to ``n_tokens``: a power of two from 128 on, at most ``n_ctx``."""
-    return max(n_tokens, min(n_ctx, max(_SMALLEST, power_of_two(n_tokens))))
-
-
 class Decoder:
     """Continues texts.
 
     Args:
         model: the model, which keeps transposed weights that a generation made.
-        hooks: its hooks, placed in the text (:func:`tljax.generation.placing.place_hooks`).
+        hooks: its hooks, placed in the text (:func:`tljax.generation.hooks.place_hooks`).
         rules: how the texts go on.
         limit: most tokens of an answer.
     """
@@ -110,7 +103,7 @@ class Decoder:
         Args:
             prompt: token ids ``[batch, pos]``, or embeddings ``[batch, pos, d_model]``.
             mask: ``[batch, pos]``, ``False`` at padding, which is on the left.
-            capacity: most tokens of a text, as :func:`room` gives it.
+            capacity: most tokens of a text, as :func:`~tljax.sizes.text_capacity` gives it.
             keys: ``[batch]``, random keys.
             keep_logits: for how many tokens to keep logits.
         """
@@ -146,7 +139,7 @@ class Decoder:
         """The same without its cache: runs the whole text so far and chooses one token."""
         length = n_prompt + int(state.n_new)
         seen = np.asarray(state.cache.mask)[:, :n_prompt]
-        mask = np.pad(seen, ((0, 0), (0, length - n_prompt)), constant_values=True)
+        mask = pad_axis(seen, length, fill=True)
         tokens = np.asarray(state.tokens)[:, :length]
         logits, cache = self._run_prompt(tokens, mask, state.cache.capacity)
         return _choose_compiled(dataclasses.replace(state, cache=cache), logits, self.rules)
@@ -156,15 +149,13 @@ class Decoder:
         if rows < _ROWS_WORTH_COPIES or self.limit < _TOKENS_WORTH_COPIES or not _on_cpu(self.params):
             return {}
         free = free_bytes(next(iter(self.params["embed"]["W_E"].devices())))
-        return {} if free is None or size_of_copies(self.params) > free / 4 else self._transposed.of(self.params)
+        return {} if free is None or is_large(size_of_copies(self.params), free) else self._transposed.of(self.params)
 
     def _run_prompt(self, prompt: Any, mask: np.ndarray, capacity: int) -> tuple[jax.Array, KeyValueCache]:
         """Logits ``[batch, 1, d_vocab]`` after the prompts, and the cache."""
         cfg, length = self.cfg, mask.shape[1]
-        framed = frame_length(length, capacity, whole_steps_to=8) if self.is_compiled else length
-        extra = ((0, 0), (0, framed - length))
-        seen = np.pad(mask, extra)
-        text = np.pad(mask, ((0, 0), (0, capacity - length)), constant_values=True)
+        framed = prompt_length(length, capacity, whole_steps_to=8) if self.is_compiled else length
+        seen, text = pad_axis(mask, framed), pad_axis(mask, capacity, fill=True)
         context = AttentionContext(
             *jax.device_put((count_positions(seen), seen)),
             window=Window(np.int32(0), capacity),
@@ -172,7 +163,7 @@ class Decoder:
         )
         names = tuple(f"blocks.{n}.{name}" for name in KEYS_AND_VALUES for n in range(cfg.n_layers))
         embedded = np.ndim(prompt) == 3
-        value = jnp.pad(prompt, (*extra, (0, 0))) if embedded else np.pad(np.asarray(prompt), extra)
+        value = pad_axis(prompt if embedded else np.asarray(prompt), framed)
         final, recorded = run_forward(
             cfg, self.params, value, context, hooks=self.hooks, names=names, start=0 if embedded else None,
             stop=cfg.n_layers,

@@ -11,6 +11,7 @@ from tljax.config import HookedTransformerConfig
 from tljax.hooks.point import Window
 from tljax.modules.context import AttentionContext
 from tljax.modules.past import PAST, Past, slot_positions
+from tljax.text.padding import pad_axis
 
 
 @jax.tree_util.register_dataclass
@@ -88,7 +89,7 @@ class KeyValueCache:
         new_keys = tuple(_into_slots(k, old, length) for k, old in zip(keys, self.keys, strict=True))
         new_values = tuple(_into_slots(v, old, length) for v, old in zip(values, self.values, strict=True))
         mask = mask & (jnp.arange(mask.shape[1]) < length)[None]
-        return KeyValueCache(new_keys, new_values, jnp.pad(mask, ((0, 0), (0, self.capacity - mask.shape[1]))), length)
+        return KeyValueCache(new_keys, new_values, pad_axis(mask, self.capacity), length)
 
 
 HookedTransformerKeyValueCache = KeyValueCache
@@ -109,8 +110,6 @@ def _into_slots(prompt: jax.Array, old: jax.Array, length: jax.Array) -> jax.Arr
     n_slots, n_pos = old.shape[2], prompt.shape[1]
     by_head = prompt.swapaxes(1, 2)
     position = slot_positions(length - 1, n_slots)
-    if n_pos <= n_slots:  # every position in the slot of its number: no gather
-        taken = jnp.pad(by_head, ((0, 0), (0, 0), (0, n_slots - n_pos), (0, 0)))
-    else:
-        taken = by_head[:, :, jnp.clip(position, 0, n_pos - 1)]
+    fits = n_pos <= n_slots  # every position is in the slot of its number: no gather
+    taken = pad_axis(by_head, n_slots, axis=2) if fits else by_head[:, :, jnp.clip(position, 0, n_pos - 1)]
     return jnp.where((position >= 0)[None, None, :, None], taken, old).astype(old.dtype)

@@ -1,20 +1,19 @@
-"""Reads what a user asks generation for: prompts, ends of texts, randomness."""
+"""Reads the prompts that generation continues, and checks that the model has room for what follows."""
 
 import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tljax.checks import whole
+from tljax.checks import is_traced, whole
 from tljax.config import HookedTransformerConfig
-from tljax.errors import InputError, TokenizerError
+from tljax.errors import InputError
 from tljax.text.batch import Batch
 from tljax.text.chat import conversations
-from tljax.text.inputs import is_traced, prepare
-from tljax.text.methods import texts_in
+from tljax.text.inputs import prepare, texts_in
+from tljax.text.padding import move_left
 from tljax.text.positions import read_mask
 from tljax.text.tokenizer import check_padding_side
 from tljax.text.warned import warn_padded_right
@@ -46,21 +45,6 @@ class Prompts:
         return self.mask.shape[0], self.mask.shape[1]
 
 
-@dataclasses.dataclass(frozen=True)
-class Ends:
-    """When a text ends.
-
-    Attributes:
-        eos: ``[batch, n]``, tokens that end it, or ``None``.
-        fill: ``[batch]``, what stands after its end.
-        strings: texts that end it.
-    """
-
-    eos: np.ndarray | None
-    fill: np.ndarray
-    strings: tuple[str, ...]
-
-
 def read_prompts(
     model: "HookedTransformer",
     input: Any,
@@ -78,7 +62,7 @@ def read_prompts(
     """
     cfg = model.cfg
     check_padding_side(padding_side)
-    if any(map(is_traced, jax.tree.leaves(input))):
+    if is_traced(input):
         raise InputError("generate chooses tokens on concrete prompts: call it outside jax.jit, jax.grad and jax.vmap.")
     if cfg.attention_dir != "causal":
         raise InputError("A bidirectional model does not generate: its tokens depend on those that follow.")
@@ -150,78 +134,7 @@ def _padded_left(value: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.nd
         raise InputError(
             f"The attention_mask of prompt {row} has a gap: generation needs all of its padding at one end."
         )
-    order = np.argsort(mask, axis=1, kind="stable")
-    return np.take_along_axis(value, order, axis=1), np.take_along_axis(mask, order, axis=1)
-
-
-def read_ends(
-    cfg: HookedTransformerConfig,
-    tokenizer: "Tokenizer | None",
-    batch: int,
-    stop_at_eos: bool,
-    eos_token_id: Any,
-    stop_strings: str | Sequence[str] | None,
-) -> Ends:
-    """Checks when texts end: by the tokens of the call, else of the config, else the tokenizer's EOS.
-
-    Raises:
-        InputError: ``stop_at_eos`` without an EOS token, an id outside the vocabulary, one list too many or too few.
-        TokenizerError: stop strings without a tokenizer.
-    """
-    strings = () if stop_strings is None else (stop_strings,) if isinstance(stop_strings, str) else tuple(stop_strings)
-    if strings and tokenizer is None:
-        raise TokenizerError("stop_strings= needs a tokenizer: attach one with model.set_tokenizer(tokenizer).")
-    if strings and tokenizer is not None:
-        tokenizer.ready()
-    if any(not isinstance(string, str) or not string for string in strings):
-        raise InputError(f"stop_strings={stop_strings!r}: give a text, or several, none of them empty.")
-    d_vocab = cfg.d_vocab_out
-    known, filler = _known_ends(cfg, tokenizer)
-    usual = np.full(batch, filler if filler is not None else max(known[0], 0) if known else 0, np.int32)
-    if not stop_at_eos:
-        return Ends(None, usual, strings)
-    if eos_token_id is None and known is not None:
-        return Ends(np.tile(np.asarray(known, np.int32), (batch, 1)), usual, strings)
-    eos = eos_token_id
-    if eos is None:
-        raise InputError(
-            "stop_at_eos is on and there is no EOS token. Pass eos_token_id=, or stop_at_eos=False to generate "
-            "max_new_tokens for every prompt."
-        )
-    lists: Any = eos if _is_nested(eos) else [eos]
-    rows = [np.atleast_1d(np.asarray(row)) for row in lists]
-    rows = rows * batch if len(rows) == 1 else rows
-    if len(rows) != batch:
-        raise InputError(f"eos_token_id= has {len(rows)} lists for {batch} prompts: give one list, or one for each.")
-    for row in rows:
-        if row.size == 0 or row.dtype.kind not in "iu" or row.min() < 0 or row.max() >= d_vocab:
-            raise InputError(f"eos_token_id={eos!r}: give token ids, whole numbers from 0 to {d_vocab - 1}.")
-    width = max(len(row) for row in rows)
-    padded = np.stack([np.pad(row, (0, width - len(row)), constant_values=-1) for row in rows])
-    own = cfg.eos_token_ids is not None or filler is None  # the call's tokens take the checkpoint's place
-    fill = padded[:, 0] if own else usual
-    return Ends(padded.astype(np.int32), fill.astype(np.int32), strings)
-
-
-def _known_ends(cfg: HookedTransformerConfig, tokenizer: "Tokenizer | None") -> tuple[list[int] | None, int | None]:
-    """The tokens that end a text unless a call says otherwise, and what then stands after its end; ``None`` if unknown.
-
-    What the checkpoint declares goes before the tokenizer, as in transformers. Ids that the model cannot choose say
-    nothing; where there is no other, no text ends.
-    """
-    if met := [one for one in cfg.eos_token_ids or () if 0 <= one < cfg.d_vocab_out]:
-        padding = cfg.pad_token_id
-        return met, padding if padding is not None and 0 <= padding < cfg.d_vocab else None
-    eos = None if tokenizer is None else tokenizer.eos_token_id
-    if eos is not None:
-        return [eos], eos
-    return [-1] if cfg.eos_token_ids else None, None if tokenizer is None else tokenizer.pad_token_id
-
-
-def _is_nested(eos: Any) -> bool:
-    if isinstance(eos, np.ndarray | jax.Array):
-        return eos.ndim == 2
-    return isinstance(eos, list | tuple) and len(eos) > 0 and np.ndim(eos[0]) == 1
+    return move_left(value, mask)
 
 
 def check_switch(cfg: HookedTransformerConfig, prompts: Prompts, max_new_tokens: int) -> None:

@@ -3,9 +3,6 @@
 The order is TransformerLens 3.9's: repetition penalty, temperature, frequency penalty, top-k, top-p, draw. Two things
 differ: TransformerLens ignores ``top_p`` when ``top_k`` is given, where here (as in HuggingFace) ``top_p`` applies to
 what ``top_k`` kept; and the frequency penalty also applies to greedy choices.
-
-Nothing sorts the vocabulary (8 ms on a CPU for 50,257 logits): the least score that top-p keeps is found bit by bit,
-and the draw looks a number up in a cumulative sum instead of making noise for every token.
 """
 
 import dataclasses
@@ -23,8 +20,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from tljax.checks import check_type
 from tljax.errors import InputError
+from tljax.generation.selection import draw, least_kept, nth_true
+from tljax.sizes import power_of_two
 
-_BLOCK = 128  # tokens summed at once, before the sums are
 _LEAST_LIMIT = 64  # finding fewer largest logits than this is hardly faster
 _MOST_LIMIT = 1024  # finding more than this is slower than bisection
 
@@ -140,7 +138,7 @@ def _read_top_k(top_k: Any, d_vocab: int) -> tuple[Any, int]:
             f"top_k={top_k!r} is not a number of tokens. It takes an integer from 1, or None to keep all tokens."
         )
     count = min(count, d_vocab)
-    return np.asarray(count, np.int32), max(_LEAST_LIMIT, 1 << (count - 1).bit_length())
+    return np.asarray(count, np.int32), max(_LEAST_LIMIT, power_of_two(count))
 
 
 def next_tokens(
@@ -196,7 +194,7 @@ def _next_token(sampling: Sampling, row: tuple[Any, ...]) -> jax.Array:
     scores = _scores(logits, counts, seen, sampling)
     if sampling.temperature is None:
         return jax.lax.argmax(scores, 0, jnp.int32)
-    return _draw(_weights(scores, sampling), key)
+    return draw(_weights(scores, sampling), key)
 
 
 def _scores(
@@ -233,75 +231,18 @@ def _weights(scores: Float[Array, "d_vocab"], sampling: Sampling) -> Float[Array
         each = (scores == least).sum().astype(jnp.float32) / tied.sum().astype(jnp.float32)
         masses = jnp.where(values < least, 0, jnp.exp(values - best) * jnp.where(tied, each, 1))
     elif sampling.top_k is not None:
-        least = _least_kept(scores, jnp.ones_like(scores), sampling.top_k.astype(jnp.float32))
+        least = least_kept(scores, jnp.ones_like(scores), sampling.top_k.astype(jnp.float32))
         masses = weights = jnp.where(scores >= least, weights, 0)
     if sampling.top_p is None:
         return weights
     wanted = sampling.top_p * masses.sum()
-    least = _least_kept(values, masses, wanted)
+    least = least_kept(values, masses, wanted)
     lacking = wanted - jnp.where(values > least, masses, 0).sum()
     ties = scores == least
     share = jnp.maximum(jnp.exp(least - best), np.finfo(np.float32).tiny)
     kept = jnp.clip(jnp.ceil(lacking / share), 1, ties.sum().astype(jnp.float32)).astype(jnp.int32)
-    among = jnp.arange(len(scores), dtype=jnp.int32) <= _nth(ties, kept)
+    among = jnp.arange(len(scores), dtype=jnp.int32) <= nth_true(ties, kept)
     return jnp.where((scores > least) | (ties & among), weights, 0)
-
-
-def _least_kept(values: Float[Array, "n"], masses: Float[Array, "n"], wanted: Any) -> Float[Array, ""]:
-    """The largest value such that the values from it upwards have the wanted mass.
-
-    Bisects the 32 bits of a float, read as an integer of the same order, and is thus exact.
-    """
-    ordered = _blocks(_ordered(values), _ordered(np.float32(-np.inf)))
-    masses = _blocks(masses, 0)
-    low, high = _ordered(np.float32(-np.inf)), _ordered(np.float32(np.inf))
-
-    def halve(_: Any, bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        low, high = bounds
-        middle = (low & high) + ((low ^ high) >> 1)  # the mean, which low + high would overflow
-        enough = jnp.where(ordered >= middle, masses, 0).sum(0).sum() >= wanted
-        return jnp.where(enough, middle, low), jnp.where(enough, high, middle)
-
-    low, _ = jax.lax.fori_loop(0, 32, halve, (low, high))
-    return jax.lax.bitcast_convert_type(_flipped(low), jnp.float32)
-
-
-def _ordered(values: Any) -> jax.Array:
-    """float32 as int32 of the same order."""
-    return _flipped(jax.lax.bitcast_convert_type(values, jnp.int32))
-
-
-def _flipped(bits: jax.Array) -> jax.Array:
-    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
-
-
-def _blocks(values: jax.Array, fill: Any) -> jax.Array:
-    """``[n]`` as ``[blocks, 128]``."""
-    return jnp.pad(values, (0, -len(values) % _BLOCK), constant_values=fill).reshape(-1, _BLOCK)
-
-
-def _nth(mask: Bool[Array, "n"], nth: Int[Array, ""]) -> Int[Array, ""]:
-    """Index of the n-th ``True``, counted from 1."""
-    blocks = _blocks(mask.astype(jnp.int32), 0)
-    counts = blocks.sum(-1)
-    cumulative = jnp.cumsum(counts)
-    block = jax.lax.argmax(cumulative >= nth, 0, jnp.int32)
-    before = cumulative[block] - counts[block]
-    return block * _BLOCK + jax.lax.argmax(jnp.cumsum(blocks[block]) >= nth - before, 0, jnp.int32)
-
-
-def _draw(weights: Float[Array, "d_vocab"], key: jax.Array) -> Int[Array, ""]:
-    """Draws a block of tokens, then a token of it, each with its own random number."""
-    random = jax.random.uniform(key, (2,), jnp.float32)
-    blocks = _blocks(weights, 0)
-    block = _first_above(blocks.sum(-1), random[0])
-    return block * _BLOCK + _first_above(blocks[block], random[1])
-
-
-def _first_above(weights: Float[Array, "n"], share: Float[Array, ""]) -> Int[Array, ""]:
-    """Index at which the cumulative sum exceeds a share of the total; never one of weight 0."""
-    cumulative = jnp.where(weights > 0, jnp.cumsum(weights), 0)  # a cumulative sum may fall by a rounding error
-    return jax.lax.argmax(cumulative > share * cumulative.max(), 0, jnp.int32)
 
 
 def count_tokens(

@@ -11,6 +11,7 @@ import numpy as np
 from tljax.cache.activation_cache import ActivationCache
 from tljax.cache.memory import cache_bytes, warn_if_large
 from tljax.cache.slices import SliceInput, is_full, read_slice
+from tljax.checks import is_traced
 from tljax.config import HookedTransformerConfig
 from tljax.devices import resolve_device
 from tljax.errors import InputError
@@ -18,7 +19,7 @@ from tljax.forward.backward import with_gradients
 from tljax.hooks.dictionary import HookDictionary
 from tljax.hooks.points import attention_input, block_points, layer_of, point_table, stage_of
 from tljax.model.running import RunMethods, reached_names, refuse_persistent_hooks, typed_run
-from tljax.text.inputs import LayerBounds, ModelInput, is_traced
+from tljax.text.inputs import LayerBounds, ModelInput
 from tljax.text.positions import NoPosition, TextCut, may_pad, text_cut
 from tljax.typing import DeviceLike, InputOptions, NamesFilter, ReturnType
 

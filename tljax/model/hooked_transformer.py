@@ -18,7 +18,7 @@ from tljax.devices import names_device, resolve_device
 from tljax.elsewhere import MODEL, SaysWhatInstead
 from tljax.errors import ConfigError, FrozenModelError
 from tljax.forward.init import init_params
-from tljax.generation.generating import GenerationMethods
+from tljax.generation.methods import GenerationMethods
 from tljax.hooks.dictionary import HookDictionary
 from tljax.model.caching import CachingMethods
 from tljax.model.hooking import HookMethods

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tljax.checks import typed
+from tljax.checks import is_traced, typed
 from tljax.config import HookedTransformerConfig
 from tljax.errors import HookError, InputError
 from tljax.forward.forward import POSITIONS, run_forward
@@ -19,7 +19,7 @@ from tljax.hooks.points import HEAD, layer_of, point_table, stage_of
 from tljax.model.losses import check_labels, lm_cross_entropy_loss
 from tljax.modules.context import AttentionContext
 from tljax.text.batch import Batch
-from tljax.text.inputs import LayerBounds, ModelInput, is_traced, layer_bounds, prepare
+from tljax.text.inputs import LayerBounds, ModelInput, layer_bounds, prepare
 from tljax.text.positions import read_mask
 from tljax.text.warned import level_of_caller
 from tljax.typing import HookList, InputOptions, Params, PromptOptions, ReturnType
@@ -136,7 +136,7 @@ class RunMethods:
         for name, _ in (*fwd_hooks, *bwd_hooks):
             reached_names(getattr(name, "name", name), self.cfg, *bounds)
         output, _ = self._run(prepared, bounds, hooked._hooks, return_type, loss_per_token)
-        if bwd_hooks and not any(map(is_traced, jax.tree.leaves(output))):
+        if bwd_hooks and not is_traced(output):
             raise HookError(f"bwd_hooks were not called: {_NO_GRADIENT}")
         return output
 
@@ -200,7 +200,7 @@ class RunMethods:
 
     def _warn_of_idle_hooks(self, output: Any) -> None:
         idle = [entry.name for entry in self._hooks.entries if entry.direction == "bwd"]
-        if idle and not any(map(is_traced, jax.tree.leaves(output))):
+        if idle and not is_traced(output):
             warnings.warn(
                 f"The backward hook at {idle[0]} was not called: {_NO_GRADIENT}",
                 UnusedHooksWarning,
@@ -229,7 +229,7 @@ def _check_scored(prepared: ModelInput, d_vocab_out: int) -> None:
         InputError: there is such a token, or no such pair.
     """
     tokens, mask = prepared.tokens, prepared.text
-    if is_traced(tokens) or is_traced(mask):
+    if is_traced(tokens, mask):
         return
     following = np.asarray(tokens)[:, 1:]
     counted = np.ones(following.shape, bool) if mask is None else np.asarray(mask)[:, 1:] & np.asarray(mask)[:, :-1]

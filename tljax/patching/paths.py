@@ -21,6 +21,7 @@ from tljax.errors import InputError
 from tljax.forward.stages import block_module
 from tljax.hooks.names import ActName
 from tljax.hooks.points import ENTRY, block_points, embedding_points, point_table, stage_of
+from tljax.memory import how_many
 from tljax.model.hooked_transformer import HookedTransformer
 from tljax.modules.activations import scaled
 from tljax.modules.context import AttentionContext
@@ -38,8 +39,6 @@ from tljax.patching.sources import read_source
 from tljax.patching.sweep import prepare_sweep, site_grid
 from tljax.progress import Progress
 
-_STREAMS_BUDGET = 256 * 2**20
-"""Bytes of residual streams of senders worked on at once."""
 _LETTERS = {"batch": "b", "pos": "p", "head": "h", "d_head": "e", "d_model": "d"}
 
 
@@ -97,7 +96,7 @@ def path_patch(
     tried = site_grid(model, setup, lambda spec: read.values(spec)[None], axes, at, tolerance=read.tolerance)
     sites = tried.sites
     stream_bytes = setup.base.final.nbytes * len({receiver.layer for receiver in wanted})
-    group = max(1, _STREAMS_BUDGET // stream_bytes)
+    group = how_many(stream_bytes)
     parts = [
         _patch_receivers(
             model, setup.base, sites.take(np.arange(first, min(first + group, len(sites)))), wanted, metric,

@@ -18,7 +18,7 @@ from tljax.patching.engine.base_run import BaseRun, run_base
 from tljax.patching.engine.edits import expand
 from tljax.text import positions
 from tljax.text.batch import Batch
-from tljax.text.inputs import prepare
+from tljax.text.inputs import prepare, texts_in
 
 Values = Callable[[HookPointSpec], jax.Array]
 """Gives the values of a hook point, ``[batch, frame, ...]`` along every position axis."""
@@ -104,7 +104,7 @@ def cached(source: Any, name: str) -> jax.Array:
 
 
 def _is_prompt(source: Any) -> bool:
-    if isinstance(source, str | Batch) or (isinstance(source, list | tuple) and source and isinstance(source[0], str)):
+    if isinstance(source, Batch) or texts_in(source) is not None:
         return True
     kind = np.asarray(source).dtype if isinstance(source, list | tuple) else getattr(source, "dtype", None)
     return kind is not None and np.issubdtype(kind, np.integer) and np.ndim(source) > 0

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from tljax.checks import typed
+from tljax.checks import is_traced, typed
 from tljax.errors import InputError, nearest
 from tljax.hooks.names import ActName
 from tljax.hooks.point import POSITION_AXES
@@ -27,7 +27,7 @@ from tljax.patching.naming import named_points
 from tljax.patching.result import PatchingResult, as_result
 from tljax.patching.sources import read_source
 from tljax.text import positions
-from tljax.text.inputs import is_traced, prepare
+from tljax.text.inputs import prepare
 from tljax.text.warned import level_of_caller
 
 SITE_AXES = tuple(axis for axis in AXES if axis not in ("batch", "d_vocab"))

@@ -7,11 +7,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 
-from tljax.checks import fits_int32, whole
+from tljax.checks import is_traced, whole
 from tljax.errors import InputError
-from tljax.text.positions import read_mask
+from tljax.text.padding import check_int32, pad_rows
+from tljax.text.positions import count_positions, read_mask
 from tljax.text.tokenizer import check_padding_side
 from tljax.typing import PaddingSide
 
@@ -64,9 +64,9 @@ class Batch:
             )
         if not jnp.issubdtype(ids.dtype, jnp.integer):
             raise InputError(f"Token ids must be integers, got dtype {ids.dtype}.")
-        _check_ids(ids)
+        check_int32(ids)
         mask = read_mask(mask)
-        if not isinstance(mask, Tracer):
+        if not is_traced(mask):
             padding_side = padding_side or _side_of(mask)
             _check_mask(mask, padding_side)
         elif padding_side is None:
@@ -106,18 +106,11 @@ class Batch:
         width = max(lengths) if width is None else width
         if width < max(lengths):
             raise InputError(f"The longest prompt has {max(lengths)} tokens, more than width={width}.")
-        place = np.arange(width)
-        length = np.asarray(lengths)[:, None]
-        mask = place >= width - length if padding_side == "left" else place < length
-        ids = np.full(mask.shape, padding, np.int32)
-        joined = np.concatenate([np.asarray(row) for row in rows])
-        _check_ids(joined)
-        ids[mask] = joined
-        return cls._make(ids, mask, padding_side)
+        return cls._make(*pad_rows(rows, padding_side, padding, width), padding_side)
 
     @classmethod
     def _make(cls, ids: Any, mask: Any, padding_side: PaddingSide) -> "Batch":
-        if not any(isinstance(part, Tracer) for part in (ids, mask)):  # on the host nothing is compiled for a length
+        if not is_traced(ids, mask):  # on the host nothing is compiled for a length
             ids, mask = np.asarray(ids).astype(np.int32), np.asarray(mask).astype(bool)
             tokens, mask, positions = jax.device_put((ids, mask, count_positions(mask)))
             return cls(tokens, mask, positions, padding_side)
@@ -145,7 +138,7 @@ class Batch:
         """
         if not -len(self) <= whole(index, "index") < len(self):
             raise InputError(f"There is no prompt {index}: the batch has {len(self)}.")
-        if isinstance(self.mask, Tracer):
+        if is_traced(self.mask):
             raise InputError("A traced batch has no rows of known length: call batch.row outside jax.jit.")
         return self.tokens[index][np.flatnonzero(np.asarray(self.mask[index]))]
 
@@ -161,7 +154,7 @@ class Batch:
                 f"The parts of this Batch have shapes {shapes}, not one shape [batch, pos]. Make it with "
                 "model.to_batch(prompts) or Batch.from_mask(tokens, mask)."
             )
-        if any(isinstance(part, Tracer) for part in (self.mask, self.positions)):
+        if is_traced(self.mask, self.positions):
             return
         mask = np.asarray(self.mask)
         _check_mask(mask, self.padding_side)
@@ -175,19 +168,13 @@ class Batch:
         if not isinstance(self.mask, jax.Array | np.ndarray):
             return f"Batch(tokens={self.tokens!r}, mask={self.mask!r}, padding_side={self.padding_side!r})"
         count = f"{len(self)} prompt{'s' * (len(self) != 1)}"
-        if isinstance(self.mask, Tracer):
+        if is_traced(self.mask):
             return f"Batch({count} in {self.shape[1]} positions, padded {self.padding_side}, traced)"
         lengths = np.asarray(self.mask).sum(axis=-1)
         low, high = int(lengths.min()), int(lengths.max())
         if low == high == self.shape[1]:
             return f"Batch({count} of {high} token{'s' * (high != 1)})"
         return f"Batch({count} of {f'{low} to ' * (low != high)}{high} tokens, padded {self.padding_side})"
-
-
-def count_positions(mask: Any) -> Any:
-    """Positions ``[batch, pos]`` that count from the first visible token; numpy for numpy."""
-    xp = np if isinstance(mask, np.ndarray) else jnp
-    return xp.maximum(xp.cumsum(mask.astype(np.int32), axis=-1, dtype=np.int32) - 1, 0)
 
 
 def _two_axes(value: Any) -> Any:
@@ -201,13 +188,6 @@ def _two_axes(value: Any) -> Any:
     if array.ndim != 2 or 0 in array.shape:
         raise InputError(f"A Batch needs tokens and mask of shape [batch, pos], got {tuple(array.shape)}.")
     return array
-
-
-def _check_ids(ids: Any) -> None:
-    """Refuses ids that would become others as int32."""
-    if not isinstance(ids, Tracer) and not fits_int32(np.asarray(ids)):
-        wrong = np.asarray(ids)[(np.asarray(ids) >= 2**31) | (np.asarray(ids) < -(2**31))].flat[0]
-        raise InputError(f"Token id {wrong} is outside any vocabulary: ids are below {2**31}.")
 
 
 def _side_of(mask: np.ndarray) -> PaddingSide:

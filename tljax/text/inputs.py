@@ -6,13 +6,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 
-from tljax.checks import typed, whole
+from tljax.checks import is_traced, typed, whole
 from tljax.config import HookedTransformerConfig
 from tljax.errors import InputError
-from tljax.text.batch import Batch, count_positions
-from tljax.text.positions import read_mask
+from tljax.text.batch import Batch
+from tljax.text.positions import count_positions, read_mask
 from tljax.text.tokenizer import Tokenizer, check_padding_side
 from tljax.text.tokens import get_attention_mask, to_tokens
 from tljax.typing import PaddingSide
@@ -45,9 +44,11 @@ class ModelInput:
         return self.value.shape[0], self.value.shape[1]
 
 
-def is_traced(value: Any) -> bool:
-    """Whether a value stands for an array inside a caller's ``jit``, ``grad`` or ``vmap``."""
-    return isinstance(value, Tracer)
+def texts_in(prompts: Any) -> list[Any] | None:
+    """The texts, if that is what the prompts are: a string, or a list with one among its entries."""
+    if isinstance(prompts, str):
+        return [prompts]
+    return list(prompts) if isinstance(prompts, list | tuple) and any(isinstance(p, str) for p in prompts) else None
 
 
 @typed
@@ -81,7 +82,7 @@ def prepare(
     if isinstance(input, Batch):
         return _prepare_batch(cfg, input)
     mask = None
-    if isinstance(input, str) or (isinstance(input, list | tuple) and input and isinstance(input[0], str)):
+    if texts_in(input) is not None:
         if tokenizer is None:
             raise InputError(
                 "The input is text and this model has no tokenizer. Pass token ids, or attach a tokenizer with "
@@ -113,9 +114,7 @@ def prepare(
 def _check_bos(tokenizer: Tokenizer | None, input: Any) -> None:
     """Refuses ``prepend_bos=True`` for tokens that have none: only texts get one."""
     tokens = input.tokens if isinstance(input, Batch) else input
-    if is_traced(tokens) or isinstance(tokens, str) or tokenizer is None or tokenizer.bos_token_id is None:
-        return
-    if isinstance(tokens, list | tuple) and any(isinstance(one, str) for one in tokens):
+    if is_traced(tokens) or texts_in(tokens) is not None or tokenizer is None or tokenizer.bos_token_id is None:
         return
     try:
         rows = np.atleast_2d(np.asarray(tokens))
@@ -187,8 +186,8 @@ def check_tokens(cfg: HookedTransformerConfig, tokens: Any) -> Any:
     return check_ids(cfg, ids)
 
 
-def check_ids(cfg: HookedTransformerConfig, ids: Any) -> Any:
-    """Returns integers ``[..., pos]`` as int32.
+def check_ids(cfg: HookedTransformerConfig, ids: Any, where: str = "") -> Any:
+    """Returns integers ``[..., pos]`` as int32; ``where`` says for the error what their positions are of.
 
     Raises:
         InputError: one of them is outside the vocabulary.
@@ -198,10 +197,10 @@ def check_ids(cfg: HookedTransformerConfig, ids: Any) -> Any:
         outside = (host < 0) | (host >= cfg.d_vocab)
         if outside.any():
             at = tuple(np.argwhere(outside)[0])
-            where = f"batch {at[0]}, position {at[1]}" if len(at) == 2 else f"position {', '.join(map(str, at))}"
+            place = f"batch {at[0]}, position {at[1]}" if len(at) == 2 else f"position {', '.join(map(str, at))}"
             raise InputError(
-                f"Token id {int(host[at])} at {where} is outside the vocabulary (0 to {cfg.d_vocab - 1}). Were these "
-                "tokens made with another model's tokenizer?"
+                f"Token id {int(host[at])} at {place}{where} is outside the vocabulary (0 to {cfg.d_vocab - 1}). Were "
+                "these tokens made with another model's tokenizer?"
             )
     return ids.astype(jnp.int32)
 

@@ -5,26 +5,19 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import jax
 import numpy as np
 
-from tljax.checks import typed
-from tljax.errors import InputError, TokenizerError
+from tljax.checks import is_traced, typed
+from tljax.errors import InputError
 from tljax.text import tokens as text
 from tljax.text.batch import Batch
 from tljax.text.chat import Messages, chat_row, conversations
-from tljax.text.inputs import check_length, check_tokens, is_traced
+from tljax.text.inputs import check_ids, check_length, check_tokens, texts_in
 from tljax.text.report import TokensReport, report_ids, report_texts
-from tljax.text.tokenizer import check_padding_side
+from tljax.text.tokenizer import check_padding_side, need_tokenizer
 from tljax.typing import PaddingSide
 
 if TYPE_CHECKING:
     from tljax.config import HookedTransformerConfig
     from tljax.text.tokenizer import Tokenizer
-
-
-def texts_in(prompts: Any) -> list[Any] | None:
-    """The texts, if that is what the prompts are."""
-    if isinstance(prompts, str):
-        return [prompts]
-    return list(prompts) if isinstance(prompts, list | tuple) and any(isinstance(p, str) for p in prompts) else None
 
 
 def token_labels(model: "TextMethods", ids: Any) -> list[str]:
@@ -41,11 +34,7 @@ class TextMethods:
     _tokenizer: "Tokenizer | None"
 
     def _text(self) -> "Tokenizer":
-        if self._tokenizer is None:
-            raise TokenizerError(
-                "This model has no tokenizer. Attach one: model = model.set_tokenizer(hugging_face_tokenizer)."
-            )
-        return self._tokenizer.ready()
+        return need_tokenizer(self._tokenizer)
 
     def _bos(self, prepend_bos: bool | None) -> bool:
         return self.cfg.default_prepend_bos if prepend_bos is None else prepend_bos
@@ -160,12 +149,7 @@ class TextMethods:
                 raise InputError(f"Prompt {index} has shape {row.shape}: give each prompt as ids [pos].")
             if row.size and not np.issubdtype(row.dtype, np.integer):
                 raise InputError(f"Prompt {index} holds {row.dtype} values: token ids must be integers.")
-            wrong = np.flatnonzero((row < 0) | (row >= self.cfg.d_vocab))
-            if len(wrong):
-                raise InputError(
-                    f"Token id {int(row[wrong[0]])} at position {wrong[0]} of prompt {index} is outside the vocabulary "
-                    f"(0 to {self.cfg.d_vocab - 1}). Were these tokens made with another model's tokenizer?"
-                )
+            check_ids(self.cfg, row, f" of prompt {index}")
         return rows
 
     def _batch(self, rows: list[Any], padding_side: PaddingSide | None) -> Batch:

@@ -75,11 +75,16 @@ def may_pad(mask: Any) -> bool:
     return isinstance(mask, Tracer) or is_known(mask)
 
 
+def count_positions(mask: Any) -> Any:
+    """Positions, int32 ``[..., pos]``, that count from the first token of each prompt; whole numbers at padding too."""
+    xp = np if isinstance(mask, np.ndarray) else jnp
+    return xp.maximum(xp.cumsum(mask.astype(np.int32), axis=-1, dtype=np.int32) - 1, 0)
+
+
 def ranks(mask: Any) -> Any:
     """The position of each token in its prompt's text, int32 ``[..., pos]``; -1 at padding."""
     xp = np if isinstance(mask, np.ndarray) else jnp
-    counted = xp.cumsum(mask.astype(np.int32), axis=-1, dtype=np.int32) - 1
-    return xp.where(mask, counted, np.int32(-1))
+    return xp.where(mask, count_positions(mask), np.int32(-1))
 
 
 def lengths(mask: Any) -> Any:

@@ -132,6 +132,14 @@ class UnreadableTokenizer(Tokenizer):
         self.ready()
 
 
+def need_tokenizer(tokenizer: Tokenizer | None, what: str | None = None, otherwise: str = "") -> Tokenizer:
+    """A model's tokenizer, ready to use; a TokenizerError if it has none, which says what needs one."""
+    if tokenizer is None:
+        lack = "This model has no tokenizer" if what is None else f"{what} needs a tokenizer, and this model has none"
+        raise TokenizerError(f"{lack}. Attach one: model = model.set_tokenizer(hugging_face_tokenizer){otherwise}.")
+    return tokenizer.ready()
+
+
 def check_padding_side(padding_side: str | None) -> None:
     """Raises ``InputError`` unless ``padding_side`` is ``"left"``, ``"right"`` or ``None``."""
     if padding_side not in ("left", "right", None):

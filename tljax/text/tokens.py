@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Int
 
 from tljax.errors import InputError, TokenizerError
+from tljax.text.padding import pad_rows
 from tljax.text.tokenizer import Tokenizer, check_padding_side
 from tljax.text.warned import DoubledBosWarning as DoubledBosWarning
 from tljax.text.warned import TruncationWarning as TruncationWarning
@@ -142,10 +143,7 @@ def _pad(tokenizer: Tokenizer, rows: list[list[int]], padding_side: PaddingSide)
             "PAD token. Use model.to_batch(texts), which needs none, give texts of one length, or name a token of its "
             "vocabulary before you attach the tokenizer: hf_tokenizer.pad_token = '</s>'."
         )
-    tokens = np.full((len(rows), width), tokenizer.pad_token_id or 0, dtype=np.int32)
-    for target, row in zip(tokens, rows, strict=True):
-        target[width - len(row) if padding_side == "left" else 0 :][: len(row)] = row
-    return tokens
+    return pad_rows(rows, padding_side, tokenizer.pad_token_id or 0)[0]
 
 
 def to_string(tokenizer: Tokenizer, tokens: TokensLike, *, d_vocab: int | None = None) -> str | list[str]:

@@ -11,6 +11,7 @@ from jaxtyping import Int
 from tljax.checks import typed
 from tljax.errors import InputError, TokenizerError
 from tljax.text import tokens as text
+from tljax.text.padding import pad_axis
 from tljax.text.tokenizer import wrap_tokenizer
 
 
@@ -54,7 +55,7 @@ def tokenize_and_concatenate(
     tokens, width = np.asarray(pieces, np.int32), max_length - add_bos_token
     if len(tokens) < width:
         filler = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-        tokens = np.pad(tokens, (0, width - len(tokens)), constant_values=filler)
+        tokens = pad_axis(tokens, width, axis=0, fill=filler)
     rows = tokens[: len(tokens) // width * width].reshape(-1, width)
     if add_bos_token:
         rows = np.pad(rows, ((0, 0), (1, 0)), constant_values=tokenizer.bos_token_id)

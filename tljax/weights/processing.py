@@ -22,7 +22,7 @@ Applying the steps a second time changes no bit: a row whose mean is rounding no
 """
 
 import functools
-from typing import Any, Unpack
+from typing import Unpack
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +35,6 @@ from tljax.typing import Params
 from tljax.weights.factors import refactor_heads
 from tljax.weights.steps import ProcessingOptions, Steps
 
-Stage = dict[str, Any]
 HEAD = ("ln_final", "unembed")
 _READERS = ("Q", "K", "V", "Q_down", "KV_down", "K_rot")
 """What in an attention reads ln1: under latent attention the projections to the latents, whose norms are not folded."""
@@ -69,7 +68,7 @@ def process_weights(
 
 
 @functools.partial(jax.jit, static_argnames=("steps", "dtype"))
-def process_stage(params: Stage, steps: Steps, dtype: str | None = None) -> Stage:
+def process_stage(params: Params, steps: Steps, dtype: str | None = None) -> Params:
     """Processes one stage on its own, which is what lets a checkpoint be processed while it streams in.
 
     Compiled once for the embedding, once for the head and once for all blocks of equal shape.
@@ -94,7 +93,7 @@ def _widest(*dtypes: jnp.dtype) -> str:
     return "float64" if "float64" in map(str, dtypes) else "float32"
 
 
-def process_embed(params: Stage, steps: Steps, stored: jnp.dtype) -> Stage:
+def process_embed(params: Params, steps: Steps, stored: jnp.dtype) -> Params:
     """Processes ``{"embed": ..., "pos_embed": ...}``; ``stored`` is the dtype the result will have."""
     if not steps.center_writing_weights:
         return params
@@ -105,7 +104,7 @@ def process_embed(params: Stage, steps: Steps, stored: jnp.dtype) -> Stage:
     }
 
 
-def process_block(params: Stage, steps: Steps, stored: jnp.dtype) -> Stage:
+def process_block(params: Params, steps: Steps, stored: jnp.dtype) -> Params:
     """Processes one block: folds its norms, moves its value bias, centres what it writes."""
     block = {name: dict(part) for name, part in params.items()}
     attn, mlp = block["attn"], block.get("mlp")
@@ -135,7 +134,7 @@ def process_block(params: Stage, steps: Steps, stored: jnp.dtype) -> Stage:
     return block if mlp is None else block | {"mlp": mlp}
 
 
-def _fold_mlp(norm: Stage, mlp: Stage, stored: jnp.dtype) -> Stage:
+def _fold_mlp(norm: Params, mlp: Params, stored: jnp.dtype) -> Params:
     mlp = dict(mlp)
     mlp["W_in"], mlp["b_in"] = _fold(norm, mlp["W_in"], mlp["b_in"], stored)
     if "b_gate" in mlp:
@@ -145,7 +144,7 @@ def _fold_mlp(norm: Stage, mlp: Stage, stored: jnp.dtype) -> Stage:
     return mlp
 
 
-def _fold_experts(norm: Stage, moe: Stage, stored: jnp.dtype) -> Stage:
+def _fold_experts(norm: Params, moe: Params, stored: jnp.dtype) -> Params:
     """Moves an RMS norm's gain into the router, every expert, the shared expert and its gate."""
     read = {name: _scale(moe[name], norm["w"]) for name in ("W_router", "W_shared_gate") if name in moe}
     experts = {
@@ -156,11 +155,11 @@ def _fold_experts(norm: Stage, moe: Stage, stored: jnp.dtype) -> Stage:
     return moe | read | {"experts": experts} | shared
 
 
-def _center_output(mlp: Stage, stored: jnp.dtype) -> Stage:
+def _center_output(mlp: Params, stored: jnp.dtype) -> Params:
     return mlp | {name: _center(mlp[name], -1, stored) for name in ("W_out", "b_out") if name in mlp}
 
 
-def process_head(params: Stage, steps: Steps, stored: jnp.dtype) -> Stage:
+def process_head(params: Params, steps: Steps, stored: jnp.dtype) -> Params:
     """Processes ``{"ln_final": ..., "unembed": ...}``."""
     head = {name: dict(part) for name, part in params.items()}
     unembed = head["unembed"]
@@ -173,11 +172,11 @@ def process_head(params: Stage, steps: Steps, stored: jnp.dtype) -> Stage:
     return head
 
 
-def _whole_gain(norm: Stage, steps: Steps) -> Stage:
+def _whole_gain(norm: Params, steps: Steps) -> Params:
     return {**norm, "w": 1 + norm["w"]} if steps.offset else norm
 
 
-def _fold(norm: Stage, weight: Array, bias: Array, stored: jnp.dtype) -> tuple[Array, Array]:
+def _fold(norm: Params, weight: Array, bias: Array, stored: jnp.dtype) -> tuple[Array, Array]:
     """Moves a norm's gain and bias into the matrix that reads it (contracted axis first)."""
     if "b" not in norm:  # an RMS norm, whose output keeps its mean
         return _scale(weight, norm["w"]), bias

@@ -15,8 +15,9 @@ from tljax.hooks.points import ENTRY, point_table
 from tljax.model.hooked_transformer import HookedTransformer
 from tljax.modules.attention import KEYS_AND_VALUES
 from tljax.modules.context import AttentionContext
-from tljax.sizes import frame_length
+from tljax.sizes import prompt_length
 from tljax.text.inputs import ModelInput
+from tljax.text.padding import pad_axis
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,13 +71,13 @@ def run_base(model: HookedTransformer, prepared: ModelInput, names: Sequence[str
     cfg = model.cfg
     batch, length = prepared.batch_and_pos
     model._hooks.check(point_table(cfg), batch, length, prepared.text)
-    frame = length if model._hooks.entries else frame_length(length, cfg.n_ctx)
-    tokens = _padded(np.asarray(prepared.value), frame)
+    frame = length if model._hooks.entries else prompt_length(length, cfg.n_ctx)
+    tokens = pad_axis(np.asarray(prepared.value), frame)
     given = AttentionContext.of(prepared)
     positions = np.arange(length, dtype=np.int32)[None] if given.positions is None else np.asarray(given.positions)
     mask = np.ones((batch, length), bool) if given.token_mask is None else np.asarray(given.token_mask)
     positions = np.broadcast_to(positions, (batch, length))
-    context = AttentionContext(*jax.device_put((_padded(positions, frame), _padded(mask, frame))), text=given.text)
+    context = AttentionContext(*jax.device_put((pad_axis(positions, frame), pad_axis(mask, frame))), text=given.text)
     needed = (ENTRY, *KEYS_AND_VALUES)
     positions = [POSITIONS] if cfg.positional_embedding_type == "shortformer" else []
     blocks = [f"blocks.{layer}.{part}" for layer in range(cfg.n_layers) for part in needed]
@@ -87,8 +88,3 @@ def run_base(model: HookedTransformer, prepared: ModelInput, names: Sequence[str
     context = dataclasses.replace(context, pos_embed=activations[POSITIONS]) if positions else context
     text = None if given.text is None else np.asarray(given.text)
     return BaseRun(activations, final, tokens, context, length, text)
-
-
-def _padded(array: np.ndarray, frame: int) -> np.ndarray:
-    """``[batch, pos]`` with zeros after the prompts, ``[batch, frame]``."""
-    return np.pad(array, ((0, 0), (0, frame - array.shape[1])))

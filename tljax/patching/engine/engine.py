@@ -6,7 +6,6 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from tljax.config import HookedTransformerConfig
@@ -28,10 +27,11 @@ from tljax.patching.engine.packing import (
     Programs,
     Rows,
     lay_out,
-    neighbour,
     plan_pages,
 )
 from tljax.patching.engine.report import block_flops, block_flops_per_token
+from tljax.sizes import next_packed_size
+from tljax.text.padding import pad_axis
 
 _OVERHEAD = 90
 """Cost of running a block once besides its tokens, in tokens."""
@@ -271,7 +271,7 @@ def _fit(stream: jax.Array | None, n_tokens: int, like: jax.Array) -> jax.Array:
         return jax.device_put(np.zeros((1, n_tokens, like.shape[-1]), like.dtype))
     resized: jax.Array = stream
     while resized.shape[1] != n_tokens:
-        resized = _resize(resized, neighbour(resized.shape[1], n_tokens))
+        resized = _resize(resized, next_packed_size(resized.shape[1], n_tokens))
     return resized
 
 
@@ -283,5 +283,4 @@ def _taken(base: jax.Array, source: Any) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnums=1)
 def _resize(stream: jax.Array, n_tokens: int) -> jax.Array:
-    kept = stream[:, :n_tokens]
-    return jnp.pad(kept, ((0, 0), (0, n_tokens - kept.shape[1]), (0, 0)))
+    return pad_axis(stream[:, :n_tokens], n_tokens)

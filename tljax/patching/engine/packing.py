@@ -6,7 +6,6 @@ layer and takes in the others as it reaches theirs, so each block runs once for 
 steps only, because every shape is a program to compile.
 """
 
-import bisect
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
@@ -14,14 +13,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from tljax.sizes import packed_size
+
 _WORTH_COMPILING = 0.05, 0.5e9
 """What a new program has to save: this share of a plan's cost, and as many FLOPs."""
 
 _MOST_PLANS = 64
 """Plans that are remembered, so that a sweep run again compiles nothing."""
-
-_SIZES = (8, 16, 24, *(size for power in range(5, 32) for size in (1 << power, 3 << power - 1)))
-"""Standard sizes of arrays."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,16 +76,6 @@ class Page:
     def size(self, layer: int) -> tuple[int, int]:
         """Tokens and rows of the arrays at a layer."""
         return self.sizes[layer - self.layer]
-
-
-def size_from(number: int) -> int:
-    """The smallest standard size that is not below ``number``."""
-    return _SIZES[bisect.bisect_left(_SIZES, number)]
-
-
-def neighbour(size: int, wanted: int) -> int:
-    """The standard size next to ``size`` on the way to ``wanted``."""
-    return _SIZES[_SIZES.index(size) + (1 if wanted > size else -1)]
 
 
 class BlockRun(NamedTuple):
@@ -181,8 +169,8 @@ def _candidates(runs: Sequence[BlockRun]) -> list[BlockRun]:
     sizes = []
     for narrow in (False, True):
         kind = [run for run in runs if run.narrow == narrow]
-        for tokens in sorted({size_from(run.tokens) for run in kind}):
-            sizes.append(BlockRun(tokens, size_from(max(run.rows for run in kind if run.tokens <= tokens)), narrow))
+        for tokens in sorted({packed_size(run.tokens) for run in kind}):
+            sizes.append(BlockRun(tokens, packed_size(max(run.rows for run in kind if run.tokens <= tokens)), narrow))
     return sizes
 
 

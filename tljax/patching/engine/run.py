@@ -8,9 +8,9 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from tljax.cache.memory import free_bytes
 from tljax.config import HookedTransformerConfig
 from tljax.errors import InputError
+from tljax.memory import batch_budget, how_many
 from tljax.model.hooked_transformer import HookedTransformer
 from tljax.patching.engine.base_run import BaseRun
 from tljax.patching.engine.edits import Edits
@@ -25,9 +25,6 @@ from tljax.progress import Progress
 
 Reduce = Literal["mean", "none"]
 Metrics = Callable[..., Any] | Mapping[str, Callable[..., Any]]
-
-_FINALS_BUDGET = 256 * 2**20
-"""Bytes of final residual streams held before they are measured."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,7 +144,7 @@ def _run(
     rows = rows_before(reach.end)
     positions = base.length if reach.only is None else 1
     site_bytes = base.batch * positions * model.cfg.d_model * model.cfg.jnp_dtype.itemsize
-    group = max(1, _FINALS_BUDGET // site_bytes)
+    group = how_many(site_bytes)  # final residual streams held before they are measured
     values: dict[str, list[np.ndarray]] = {name: [] for name in measures}
     with Progress(len(rows), progress) as bar:
         limits = page_limits(model.cfg, base, max_batch)
@@ -167,17 +164,17 @@ def _run(
 
 
 def page_limits(cfg: HookedTransformerConfig, base: BaseRun, max_batch: int | Literal["auto"]) -> PageLimits:
-    """How much may run at once: by ``max_batch``, and by an eighth of the free memory."""
+    """How much may run at once: by ``max_batch``, and by the free memory."""
     if max_batch != "auto" and (not isinstance(max_batch, int) or max_batch < 1):
         raise InputError(f'max_batch={max_batch!r} must be a positive number or "auto".')
     device = next(iter(base.final.devices()))
-    free = free_bytes(device) or 2**32
+    budget = batch_budget(device)
     width = cfg.jnp_dtype.itemsize
     token_bytes = width * (12 * cfg.d_model + 4 * (cfg.d_mlp or 0) + 4 * cfg.n_heads * cfg.d_head)
     row_bytes = width * base.frame * (4 * cfg.n_heads * base.frame + 4 * cfg.n_heads * cfg.d_head)
     on_cpu = device.platform == "cpu"
-    tokens = int(np.clip(free // 8 // token_bytes, 64, 2048 if on_cpu else 65536))
-    rows = int(np.clip(free // 8 // row_bytes, 1, 256 if on_cpu else 8192))
+    tokens = int(np.clip(budget // token_bytes, 64, 2048 if on_cpu else 65536))
+    rows = int(np.clip(budget // row_bytes, 1, 256 if on_cpu else 8192))
     return PageLimits(tokens, rows if max_batch == "auto" else min(rows, max_batch))
 
 

@@ -34,6 +34,7 @@ from tljax.patching.transformerlens.setters import (
     layer_pos_head_vector_patch_setter as layer_pos_head_vector_patch_setter,
 )
 from tljax.patching.transformerlens.setters import layer_pos_patch_setter as layer_pos_patch_setter
+from tljax.text.padding import pad_axis
 
 
 def _patch_function(
@@ -207,5 +208,6 @@ def _every(
 
 
 def _padded(values: jax.Array, shape: tuple[int, ...], fill: float) -> jax.Array:
-    widths = [(0, size - old) for size, old in zip(shape, values.shape, strict=True)]
-    return jnp.pad(values, widths, constant_values=fill)
+    for axis, size in enumerate(shape):
+        values = pad_axis(values, size, axis, fill)
+    return values

@@ -12,16 +12,14 @@ import numpy as np
 
 from tljax.errors import InputError
 from tljax.hooks.points import HookPointSpec
+from tljax.memory import how_many
 from tljax.patching.engine.base_run import BaseRun
 from tljax.patching.engine.sites import Sites
 from tljax.patching.sources import out_of_frame, without_padding
-from tljax.sizes import power_of_two
+from tljax.sizes import power_of_two, power_of_two_within
 
 PatchSetter = Callable[[jax.Array, Sequence[Any], jax.Array], Any]
 """Takes the base run's activation, a row of the index and the clean activation; returns the patched activation."""
-
-_BUDGET = 256 * 2**20
-"""Bytes of patched activations that are held at once."""
 
 
 def layer_pos_patch_setter(
@@ -190,9 +188,8 @@ def custom_sites(
 def _groups(layer: np.ndarray, site_bytes: int) -> Iterator[tuple[np.ndarray, int]]:
     """Sites to hold at once, and the number of values for each layer: the same in all groups, so programs are too."""
     layers, counts = np.unique(layer, return_counts=True)
-    affordable = 1 << (max(1, _BUDGET // site_bytes).bit_length() - 1)
-    size = min(power_of_two(int(counts.max())), affordable)
-    together = max(1, _BUDGET // (size * site_bytes))
+    size = min(power_of_two(int(counts.max())), power_of_two_within(how_many(site_bytes)))
+    together = how_many(size * site_bytes)
     for start in range(0, len(layers), together):
         rows = [np.flatnonzero(layer == number) for number in layers[start : start + together]]
         for first in range(0, max(map(len, rows)), size):

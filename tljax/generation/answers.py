@@ -1,4 +1,4 @@
-"""One generation under way, and what it comes to: text, tokens or embeddings."""
+"""The answers under way: what is chosen so far, where each ends, and the text, tokens or embeddings it comes to."""
 
 import dataclasses
 from typing import TYPE_CHECKING, Any, Literal
@@ -8,13 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from tljax.checks import take
-from tljax.errors import GenerationError, InputError, TokenizerError
-from tljax.generation.decoding import Decoder, Rules, room
-from tljax.generation.placing import TextSize, place_hooks
-from tljax.generation.prompts import Ends, Prompts, check_room, check_switch
+from tljax.errors import GenerationError, InputError
+from tljax.generation.decoding import Decoder, Rules
+from tljax.generation.hooks import TextSize, place_hooks
+from tljax.generation.prompts import Prompts, check_room, check_switch
 from tljax.generation.sampling import SamplingOptions, read_sampling
+from tljax.generation.stopping import Ends
 from tljax.hooks.points import point_table
-from tljax.sizes import power_of_two
+from tljax.sizes import power_of_two, text_capacity
+from tljax.text.tokenizer import need_tokenizer
 
 if TYPE_CHECKING:
     from tljax.model.hooked_transformer import HookedTransformer
@@ -56,7 +58,7 @@ class Generation:
             raise InputError("Embeddings cannot run again without their cache: leave use_past_kv_cache=True.")
         self.prompts, self.ends, self.limit, self.use_cache = prompts, ends, max_new_tokens, use_cache
         self.tokenizer, self._d_vocab = model._tokenizer, cfg.d_vocab
-        capacity = room(length + max_new_tokens, cfg.n_ctx)
+        capacity = text_capacity(length + max_new_tokens, cfg.n_ctx)
         size = TextSize.of(prompts.mask, length + max_new_tokens, capacity)
         hooks = place_hooks(model._hooks, point_table(cfg), size)
         rules = Rules(read_sampling(cfg.d_vocab_out, **options), ends.eos, ends.fill)
@@ -158,7 +160,7 @@ class Generation:
         return any(string in answer for string in self.ends.strings)
 
 
-def finish(generation: Generation, model: "HookedTransformer", return_type: Returns, new_only: bool = False) -> Any:
+def finish(generation: Generation, model: "HookedTransformer", return_type: Returns) -> Any:
     """What ``generate`` returns: text, tokens or the model's embeddings, prompt included."""
     prompts, new = generation.prompts, generation.new_tokens()
     kind = return_type if return_type != "input" else "str" if prompts.kind == "list" else prompts.kind
@@ -166,13 +168,12 @@ def finish(generation: Generation, model: "HookedTransformer", return_type: Retu
         W_E, before = model.W_E, prompts.value
         after = take(W_E, new)
         before = before if prompts.kind == "embeds" else take(W_E, before)
-        return after if new_only else jnp.concatenate([before, after], axis=1)
-    before = new[:, :0] if new_only or prompts.kind == "embeds" else prompts.value
+        return jnp.concatenate([before, after], axis=1)
+    before = new[:, :0] if prompts.kind == "embeds" else prompts.value
     whole = np.concatenate([before, new], axis=1)
     if kind == "tokens":
         return jax.device_put(whole)
-    if generation.tokenizer is None:
-        raise TokenizerError('return_type="str" needs a tokenizer: attach one, or ask for return_type="tokens".')
+    need_tokenizer(generation.tokenizer, 'return_type="str"', ', or ask for return_type="tokens"')
     shown = prompts.mask[:, : before.shape[1]]
     prompts_ids = [ids[seen].tolist() for ids, seen in zip(before, shown, strict=True)]
     answers = [ids[seen].tolist() for ids, seen in zip(new, generation.is_text(), strict=True)]

@@ -11,11 +11,12 @@ from tljax.cache.activation_cache import ActivationCache
 from tljax.checks import typed
 from tljax.config import HookedTransformerConfig
 from tljax.errors import InputError
+from tljax.generation.answers import Generation, Returns, finish
 from tljax.generation.few_rows import TransposedWeights
-from tljax.generation.generation import Generation, Returns, finish
-from tljax.generation.placing import TextSize, place_hooks
-from tljax.generation.prompts import check_room, read_ends, read_prompts
+from tljax.generation.hooks import TextSize, place_hooks
+from tljax.generation.prompts import check_room, read_prompts
 from tljax.generation.sampling import SamplingOptions, read_key, read_sampling, row_keys
+from tljax.generation.stopping import read_ends
 from tljax.hooks.dictionary import HookDictionary
 from tljax.hooks.points import point_table
 from tljax.progress import Progress

@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from tljax.errors import HookError, InterventionError
@@ -14,6 +13,7 @@ from tljax.hooks.interventions import Chain, Mean
 from tljax.hooks.point import POSITION_AXES
 from tljax.hooks.points import HookPointSpec
 from tljax.hooks.selectors import Selector
+from tljax.text.padding import pad_axis
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,23 +135,24 @@ def _placed_array(
     whole = spec.axes[-len(shape) :]
     part = tuple(axis for axis in spec.axes if axis not in dropped)[-len(shape) :]
     for axes in dict.fromkeys((whole, part)):
-        if len(axes) == len(shape) and (padding := _padding(shape, axes, listed, size)) is not None:
-            return jax.numpy.pad(value, padding) if any(after for _, after in padding) else value
+        if len(axes) == len(shape) and (room := _room(shape, axes, listed, size)) is not None:
+            for axis, length in enumerate(room):
+                value = pad_axis(value, length, axis)
+            return value
     raise InterventionError(
         f"An array of shape {tuple(shape)} at {spec.name}, axes {spec.axes}, fits neither the prompt's {size.prompt} "
         f"positions nor the text's {size.total}. Give one for each, or one that does not depend on the position."
     )
 
 
-def _padding(
-    shape: Sequence[int], axes: Sequence[str], listed: Mapping[str, int], size: TextSize
-) -> list[tuple[int, int]] | None:
-    padding = []
+def _room(shape: Sequence[int], axes: Sequence[str], listed: Mapping[str, int], size: TextSize) -> list[int] | None:
+    """The shape with the text's room along positions; ``None`` where it fits neither the prompt nor the text."""
+    room = []
     for length, axis in zip(shape, axes, strict=True):
         if axis not in POSITION_AXES or length == 1 or listed.get(axis) == length:
-            padding.append((0, 0))
+            room.append(length)
         elif length in (size.prompt, size.total):
-            padding.append((0, size.capacity - length))
+            room.append(size.capacity)
         else:
             return None
-    return padding
+    return room
