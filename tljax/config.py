@@ -424,30 +424,9 @@ class HookedTransformerConfig(SaysWhatInstead):
 
         Grouped key/value heads are counted as stored.
         """
-        attention = self.query_weights + self.key_value_weights
-        matrices = self.d_model * (3 if self.gated_mlp else 2)
-        dense = 0 if self.d_mlp is None or self.attn_only else matrices * self.d_mlp
-        experts = (self.num_experts or 0) * (matrices * (self.d_expert or 0) + self.d_model)
-        shared = matrices * (self.d_shared_expert or 0) + self.d_model * self.gate_shared_expert
-        n_mixtures = sum(kind.experts for kind in self.layer_kinds)
-        n_dense = self.n_layers - n_mixtures
-        return self.n_layers * attention + n_dense * dense + n_mixtures * (experts + shared)
+        from tljax.modules.stages import block_weights  # the modules declare their parameters, and import this file
 
-    @property
-    def query_weights(self) -> int:
-        """Weights of a layer's attention that a token meets which asks and is answered: ``W_Q`` and ``W_O``."""
-        widths = self.d_model if self.q_lora_rank is None else self.q_lora_rank
-        down = 0 if self.q_lora_rank is None else self.d_model * self.q_lora_rank
-        return down + self.n_heads * (widths * self.d_head + self.d_model * self.value_width)
-
-    @property
-    def key_value_weights(self) -> int:
-        """Weights that make a token's keys and values; under latent attention, down to the latent and up from it."""
-        if self.kv_lora_rank is None:
-            return self.d_model * self.kv_heads * (self.d_head + self.value_width)
-        rotary_dim = self.rotary_dim or 0
-        up = self.n_heads * (self.d_head - rotary_dim + self.value_width)
-        return self.d_model * (self.kv_lora_rank + rotary_dim) + self.kv_lora_rank * up
+        return sum(block_weights(self, kind).stored for kind in self.layer_kinds)
 
     def layer_kind(self, layer: int) -> LayerKind:
         """What a layer computes, as far as layers of this model differ."""

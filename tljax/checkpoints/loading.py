@@ -17,7 +17,6 @@ from tljax.checkpoints.description import Description, describe_source, names_to
 from tljax.checkpoints.finite import Finite, refuse_overflow
 from tljax.checkpoints.layout import (
     BLOCKS,
-    axis_sizes,
     flatten,
     parameter_axes,
     parameter_shapes,
@@ -34,6 +33,7 @@ from tljax.checkpoints.stored_names import known_names
 from tljax.config import HookedTransformerConfig, available_dtype
 from tljax.config_checks import PER_LAYER
 from tljax.errors import CheckpointError, ConfigError, InputError, nearest
+from tljax.modules.parameters import axis_sizes
 from tljax.typing import DeviceLike, Params
 from tljax.weights.processing import process_stage
 from tljax.weights.steps import STEPS, Steps

@@ -13,20 +13,19 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from tljax.config import HookedTransformerConfig, LayerKind
+from tljax.config import HookedTransformerConfig
 from tljax.hooks.dictionary import HookDictionary, HookEntry, make_slot
 from tljax.hooks.intervention import Intervention
 from tljax.hooks.interventions import Replace
 from tljax.hooks.names import stage_of
 from tljax.hooks.point import HookPoint, HookSlot, apply_with_slots, is_compiled, leaked_tracer
 from tljax.hooks.points import AttentionInput, block_points, embedding_points, head_points
-from tljax.modules.block import TransformerBlock
 from tljax.modules.context import AttentionContext
-from tljax.modules.embedding import EmbeddingStage, HeadStage
+from tljax.modules.embedding import EmbeddingStage
+from tljax.modules.stages import block_module, embedding_module, head_module
 from tljax.numerics import matmul_precision
 from tljax.typing import Params
 
@@ -34,27 +33,6 @@ _EMBEDDING, _HEAD = "embedding", "head"
 POSITIONS = "hook_pos_embed"
 _SEVERAL_TIMES = ("ln1.", "attn.kv_latent_norm.", "attn.hook_kv_latent")
 """How points start that fire more than once where queries, keys and values read apart."""
-
-
-@functools.lru_cache(maxsize=256)
-def _module(make: Callable[..., Any], computation: HookedTransformerConfig, *static: Any) -> Any:
-    """One object for all equal modules, which is what compiled programs are found by."""
-    return make(computation, *static)
-
-
-def block_module(cfg: HookedTransformerConfig, kind: LayerKind) -> TransformerBlock:
-    """The block of a config; one object for all layers of a kind, and for all models that compute the same."""
-    return _module(TransformerBlock, cfg.computation, kind)
-
-
-def embedding_module(cfg: HookedTransformerConfig) -> EmbeddingStage:
-    """The embedding stage of a config."""
-    return _module(EmbeddingStage, cfg.computation)
-
-
-def head_module(cfg: HookedTransformerConfig) -> HeadStage:
-    """The final norm and unembedding of a config."""
-    return _module(HeadStage, cfg.computation)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -328,41 +306,3 @@ def context_of_layer(cfg: HookedTransformerConfig, context: AttentionContext, la
     if not cfg.scale_attn_by_inverse_layer_idx:
         return context
     return dataclasses.replace(context, score_divisor=np.float32(layer + 1))
-
-
-def init_params(cfg: HookedTransformerConfig, seed: int = 0) -> Params:
-    """Draws fresh parameters.
-
-    Args:
-        cfg: shapes and init mode; ``d_vocab`` must be known. Without ``init_weights`` everything is zero.
-        seed: the random seed.
-
-    Returns:
-        The parameter tree.
-    """
-    keys = jax.random.split(jax.random.key(seed), cfg.n_layers + 2)
-    tokens = np.zeros((1, 1), np.int32)
-    residual = np.zeros((1, 1, cfg.d_model), cfg.jnp_dtype)
-    context = AttentionContext()
-    if cfg.positional_embedding_type == "shortformer":
-        context = AttentionContext(pos_embed=jnp.zeros_like(residual))
-
-    made = _draw if cfg.init_weights else _zeros
-    drawn = dataclasses.replace(cfg.computation, init_mode=cfg.init_mode, initializer_range=cfg.initializer_range)
-    blocks = tuple(
-        made(_module(TransformerBlock, drawn, kind), key, residual, context)
-        for kind, key in zip(cfg.layer_kinds, keys[2:], strict=True)
-    )
-    embedding = made(_module(EmbeddingStage, drawn), keys[0], tokens, context)
-    head = made(_module(HeadStage, drawn), keys[1], residual)
-    return {**embedding, "blocks": blocks, **head}
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _draw(module: nn.Module, key: jax.Array, *inputs: Any) -> Params:
-    return dict(module.init(key, *inputs)).get("params", {})
-
-
-def _zeros(module: nn.Module, key: jax.Array, *inputs: Any) -> Params:
-    shapes = jax.eval_shape(functools.partial(_draw, module), key, *inputs)
-    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)

@@ -17,7 +17,6 @@ from tljax.config import HookedTransformerConfig, available_dtype
 from tljax.devices import names_device, resolve_device
 from tljax.elsewhere import MODEL, SaysWhatInstead
 from tljax.errors import ConfigError, FrozenModelError, InputError, nearest
-from tljax.forward.forward import init_params
 from tljax.generation.generating import GenerationMethods
 from tljax.hooks.dictionary import Direction, HookDictionary, UnusedHooksWarning
 from tljax.hooks.listing import HookPointList
@@ -25,7 +24,8 @@ from tljax.hooks.names import select
 from tljax.hooks.points import point_table
 from tljax.model.running import RunMethods
 from tljax.model.views import ModuleView, block_view, end_view
-from tljax.modules.norm import stored_dtype
+from tljax.modules.parameters import stored_dtype
+from tljax.modules.stages import init_params
 from tljax.text.methods import TextMethods
 from tljax.text.tokenizer import Tokenizer, UnreadableTokenizer, wrap_tokenizer
 from tljax.text.tokenizer_files import load_tokenizer, load_tokenizer_if_possible

@@ -1,24 +1,23 @@
 """How fresh parameters are drawn: TransformerLens's init modes, on stored layouts (contracted axis first)."""
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from tljax.config import HookedTransformerConfig
+from tljax.modules.parameters import Initializer, axis_sizes
 
-Initializer = Callable[[jax.Array, tuple[int, ...], Any], jax.Array]
 
-
-def weight(cfg: HookedTransformerConfig, fan_in: int, fan_out: int, embedding: bool = False) -> Initializer:
-    """Returns the initializer of a matrix.
+def weight(cfg: HookedTransformerConfig, inward: str, outward: str, embedding: bool = False) -> Initializer:
+    """Returns the initializer of a matrix, by the names of the axes that it reads and writes.
 
     Modes: ``gpt2`` is N(0, initializer_range); ``xavier_*`` and ``kaiming_*`` scale with the fans and take
     ``initializer_range`` as gain; ``muP`` is N(0, initializer_range / sqrt(fan_in)), embeddings unscaled.
     """
-    gain = cfg.initializer_range
+    sizes, gain = axis_sizes(cfg), cfg.initializer_range
+    fan_in, fan_out = (math.prod(sizes[axis] for axis in axes.split()) for axes in (inward, outward))
     kaiming, xavier = math.sqrt(2.0 / fan_in), math.sqrt(2.0 / (fan_in + fan_out))
     std = {
         "gpt2": gain,

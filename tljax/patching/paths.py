@@ -18,10 +18,10 @@ import numpy as np
 from tljax.checks import typed
 from tljax.config import HookedTransformerConfig
 from tljax.errors import InputError
-from tljax.forward.forward import block_module
 from tljax.model.hooked_transformer import HookedTransformer
 from tljax.modules.activations import scaled
 from tljax.modules.context import AttentionContext
+from tljax.modules.stages import block_module
 from tljax.numerics import matmul_precision
 from tljax.patching.engine.base_run import BaseRun
 from tljax.patching.engine.edits import BEFORE_QUERIES, ENTRY, GridEdits, TakeRows, expand, picks

@@ -1,0 +1,150 @@
+"""What a model is made of: an embedding, a stack of blocks, a head. Their parameters, drawn or only described."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tljax.config import HookedTransformerConfig, LayerKind
+from tljax.modules.block import TransformerBlock, make_attention
+from tljax.modules.context import AttentionContext
+from tljax.modules.embedding import EmbeddingStage, HeadStage
+from tljax.modules.parameters import axis_sizes
+from tljax.typing import Params
+
+Axes = Mapping[str, tuple[str, ...]]
+"""The axes of parameters, by their dotted path."""
+
+
+@functools.lru_cache(maxsize=256)
+def _module(make: Callable[..., Any], computation: HookedTransformerConfig, *static: Any) -> Any:
+    """One object for all equal modules, which is what compiled programs are found by."""
+    return make(computation, *static)
+
+
+def block_module(cfg: HookedTransformerConfig, kind: LayerKind) -> TransformerBlock:
+    """The block of a config; one object for all layers of a kind, and for all models that compute the same."""
+    return _module(TransformerBlock, cfg.computation, kind)
+
+
+def embedding_module(cfg: HookedTransformerConfig) -> EmbeddingStage:
+    """The embedding stage of a config."""
+    return _module(EmbeddingStage, cfg.computation)
+
+
+def head_module(cfg: HookedTransformerConfig) -> HeadStage:
+    """The final norm and unembedding of a config."""
+    return _module(HeadStage, cfg.computation)
+
+
+def init_params(cfg: HookedTransformerConfig, seed: int = 0) -> Params:
+    """Draws fresh parameters.
+
+    Args:
+        cfg: shapes and init mode; ``d_vocab`` must be known. Without ``init_weights`` everything is zero.
+        seed: the random seed.
+
+    Returns:
+        The parameter tree.
+    """
+    keys = jax.random.split(jax.random.key(seed), cfg.n_layers + 2)
+    made = _draw if cfg.init_weights else _zeros
+    drawn = dataclasses.replace(cfg.computation, init_mode=cfg.init_mode, initializer_range=cfg.initializer_range)
+    blocks = tuple(
+        made(_module(TransformerBlock, drawn, kind), key, *_one_token(drawn))
+        for kind, key in zip(cfg.layer_kinds, keys[2:], strict=True)
+    )
+    embedding = made(_module(EmbeddingStage, drawn), keys[0], np.zeros((1, 1), np.int32), AttentionContext())
+    head = made(_module(HeadStage, drawn), keys[1], _one_token(drawn)[0])
+    return {**embedding, "blocks": blocks, **head}
+
+
+def _one_token(cfg: HookedTransformerConfig) -> tuple[np.ndarray, AttentionContext]:
+    """The least that a block runs on."""
+    residual = np.zeros((1, 1, cfg.d_model), cfg.jnp_dtype)
+    places: Any = residual if cfg.positional_embedding_type == "shortformer" else None
+    return residual, AttentionContext(pos_embed=places)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _draw(module: nn.Module, key: jax.Array, *inputs: Any) -> Params:
+    drawn = dict(module.init(key, *inputs)).get("params", {})
+    return jax.tree.map(lambda made: made.value, drawn, is_leaf=_is_declared)
+
+
+def _zeros(module: nn.Module, key: jax.Array, *inputs: Any) -> Params:
+    shapes = jax.eval_shape(functools.partial(_draw, module), key, *inputs)
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+
+
+def _is_declared(node: Any) -> bool:
+    return isinstance(node, nn.Partitioned)
+
+
+def _axes(module: nn.Module, *inputs: Any) -> Axes:
+    """The axes of a module's parameters, as the module declares them; nothing is computed."""
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    declared = dict(jax.eval_shape(module.init, key, *inputs)).get("params", {})
+    leaves = jax.tree_util.tree_leaves_with_path(declared, is_leaf=_is_declared)
+    return {".".join(key.key for key in path): leaf.names for path, leaf in leaves}
+
+
+@functools.lru_cache(maxsize=256)
+def _alike(cfg: HookedTransformerConfig) -> HookedTransformerConfig:
+    """One config for all whose parameters have the same axes: these depend on no dtype and on no vocabulary."""
+    return dataclasses.replace(cfg.computation, dtype="float32", d_vocab=1, d_vocab_out=1)
+
+
+@functools.lru_cache(maxsize=256)
+def block_axes(cfg: HookedTransformerConfig, kind: LayerKind) -> Axes:
+    """Returns the axes of a block's parameters, by path within it such as ``"attn.W_Q"``."""
+    return _block_axes(_alike(cfg), kind)
+
+
+@functools.lru_cache(maxsize=256)
+def _block_axes(cfg: HookedTransformerConfig, kind: LayerKind) -> Axes:
+    return _axes(TransformerBlock(cfg, kind), *_one_token(cfg))
+
+
+@functools.lru_cache(maxsize=256)
+def end_axes(cfg: HookedTransformerConfig) -> Axes:
+    """Returns the axes of the parameters before and after the blocks, by path such as ``"embed.W_E"``."""
+    cfg = _alike(cfg)
+    embedding = _axes(EmbeddingStage(cfg), np.zeros((1, 1), np.int32), AttentionContext())
+    return {**embedding, **_axes(HeadStage(cfg), _one_token(cfg)[0])}
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockWeights:
+    """How many weights the matrices of a block have.
+
+    Attributes:
+        stored: all of them.
+        read_later: those that make what later tokens read of a token.
+        others: what a token goes through besides for an output of its own: of experts, those it is sent to.
+    """
+
+    stored: int
+    read_later: int
+    others: int
+
+
+@functools.lru_cache(maxsize=256)
+def block_weights(cfg: HookedTransformerConfig, kind: LayerKind) -> BlockWeights:
+    """Counts the weights of a block's matrices, by the axes they declare."""
+    sizes = axis_sizes(cfg)
+    read_later = {f"attn.{name}" for name in make_attention(cfg, kind).read_later}
+    stored, met = 0, {True: 0, False: 0}
+    for path, axes in block_axes(cfg, kind).items():
+        if path.rpartition(".")[2].startswith("W_"):
+            size = math.prod(sizes[axis] for axis in axes)
+            stored += size
+            each = size // sizes["n_experts"] * (cfg.experts_per_token or 0) if axes[0] == "n_experts" else size
+            met[path in read_later] += each
+    return BlockWeights(stored, met[True], met[False])
