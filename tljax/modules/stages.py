@@ -68,7 +68,7 @@ def init_params(cfg: HookedTransformerConfig, seed: int = 0) -> Params:
 def _one_token(cfg: HookedTransformerConfig) -> tuple[np.ndarray, AttentionContext]:
     """The least that a block runs on."""
     residual = np.zeros((1, 1, cfg.d_model), cfg.jnp_dtype)
-    places: Any = residual if cfg.positional_embedding_type == "shortformer" else None
+    places = jnp.zeros_like(residual) if cfg.positional_embedding_type == "shortformer" else None
     return residual, AttentionContext(pos_embed=places)
 
 
