@@ -36,6 +36,14 @@ INIT_MODES = (
     "gpt2", "xavier_uniform", "xavier_normal", "kaiming_uniform", "kaiming_normal", "muP",
 )  # fmt: skip
 PRECISIONS = ("highest", "high", "default")
+_SIZES = (
+    "d_model", "n_layers", "n_ctx", "d_head", "n_heads", "n_key_value_heads", "d_value", "q_lora_rank", "kv_lora_rank",
+    "d_mlp", "d_vocab", "d_vocab_out",
+    "rotary_dim", "window_size", "d_embed", "num_experts", "experts_per_token", "d_expert", "d_shared_expert",
+    "expert_groups",
+    "expert_groups_per_token", "yarn_original_max_position_embeddings", "longrope_original_max_position_embeddings",
+    "train_seq_length", "NTK_original_ctx_len",
+)  # fmt: skip
 _SAID_ELSEWHERE = (
     "normalization_type", "positional_embedding_type", "attention_dir", "init_mode", "matmul_precision", "qk_norm_type",
     "qk_norm_span", "router", "act_fn", "dtype", "eos_token_ids",
@@ -47,6 +55,24 @@ _POSITIVE = (
     "NTK_by_parts_low_freq_factor", "NTK_by_parts_high_freq_factor", "attn_scale", "clip_qkv", "swiglu_limit",
 )  # fmt: skip
 """Numbers that nothing else makes sense for than above zero; ``None`` where a field is not used."""
+
+
+def checked_sizes(cfg: "HookedTransformerConfig") -> dict[str, int]:
+    """The sizes that are given, as Python's own integers.
+
+    Raises:
+        ConfigError: one is no integer, or too small.
+    """
+    sizes = {}
+    for name in _SIZES:
+        value = getattr(cfg, name)
+        if value is None or (value == -1 and name in ("d_head", "n_heads", "d_vocab", "d_vocab_out")):
+            continue
+        smallest = 0 if name == "n_layers" else 1
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < smallest:
+            raise ConfigError(f"{name} must be an integer of at least {smallest}, got {value!r}.")
+        sizes[name] = int(value)
+    return sizes
 
 
 def checked_fields(cfg: "HookedTransformerConfig") -> dict[str, Any]:

@@ -30,8 +30,9 @@ from tljax.checkpoints.reader import Tensors
 from tljax.checkpoints.rows import Entry
 from tljax.checkpoints.sources import find
 from tljax.checkpoints.stored_names import known_names
-from tljax.config import HookedTransformerConfig, available_dtype
+from tljax.config import HookedTransformerConfig
 from tljax.config_checks import PER_LAYER
+from tljax.dtypes import available_dtype
 from tljax.errors import CheckpointError, ConfigError, InputError, nearest
 from tljax.modules.parameters import axis_sizes
 from tljax.typing import DeviceLike, Params

@@ -13,8 +13,9 @@ from tljax.cache.attribution import token_ids
 from tljax.checkpoints import load_checkpoint, load_transformer_lens, save_hf, save_native
 from tljax.checkpoints.parameters import check_parameters
 from tljax.checks import take, typed
-from tljax.config import HookedTransformerConfig, available_dtype
+from tljax.config import HookedTransformerConfig
 from tljax.devices import names_device, resolve_device
+from tljax.dtypes import available_dtype
 from tljax.elsewhere import MODEL, SaysWhatInstead
 from tljax.errors import ConfigError, FrozenModelError, InputError, nearest
 from tljax.generation.generating import GenerationMethods
