@@ -34,6 +34,9 @@ class Attention(nn.Module):
     read_later: ClassVar[tuple[str, ...]] = ("W_K", "W_V")
     """Matrices that make what later tokens read of a token: they are needed even where its own output is not."""
 
+    rotates_last: ClassVar[bool] = False
+    """Whether the last dimensions of a head rotate, not the leading ones."""
+
     cfg: HookedTransformerConfig
     kind: LayerKind
 
@@ -117,8 +120,8 @@ class Attention(nn.Module):
             positions = context.positions_for(k.shape[1])
             lengths = context.lengths_for(positions)
             places = (context.computed(positions), context.computed(lengths))
-            q = hook(self, "hook_rot_q", rotate(q, *places, cfg, self.kind))
-            k = hook(self, "hook_rot_k", rotate(k, positions, lengths, cfg, self.kind))
+            q = hook(self, "hook_rot_q", rotate(q, *places, cfg, self.kind, self.rotates_last))
+            k = hook(self, "hook_rot_k", rotate(k, positions, lengths, cfg, self.kind, self.rotates_last))
         if cfg.use_qk_norm and cfg.qk_norm_after_rotary:
             q, k = self._normalize(q, k)
         return q, k, v

@@ -28,6 +28,7 @@ class LatentAttention(Attention):
     """
 
     read_later: ClassVar[tuple[str, ...]] = ("W_KV_down", "W_K_rot", "W_K_up", "W_V_up")
+    rotates_last: ClassVar[bool] = True
 
     def set_up_readers(self) -> None:
         cfg = self.cfg

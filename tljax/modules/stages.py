@@ -53,21 +53,26 @@ def init_params(cfg: HookedTransformerConfig, seed: int = 0) -> Params:
     Returns:
         The parameter tree.
     """
-    keys = jax.random.split(jax.random.key(seed), cfg.n_layers + 2)
-    made = _draw if cfg.init_weights else _zeros
     drawn = dataclasses.replace(cfg.computation, init_mode=cfg.init_mode, initializer_range=cfg.initializer_range)
-    blocks = tuple(
-        made(_module(TransformerBlock, drawn, kind), key, *_one_token(drawn))
-        for kind, key in zip(cfg.layer_kinds, keys[2:], strict=True)
-    )
-    embedding = made(_module(EmbeddingStage, drawn), keys[0], np.zeros((1, 1), np.int32), AttentionContext())
-    head = made(_module(HeadStage, drawn), keys[1], _one_token(drawn)[0])
-    return {**embedding, "blocks": blocks, **head}
+    made = _draw if cfg.init_weights else _zeros
+
+    def stage(key: jax.Array, make: Callable[..., Any], *static: Any) -> Params:
+        module = _module(make, drawn, *static)
+        return made(module, key, *_one_token(module))
+
+    embedding, head, *keys = jax.random.split(jax.random.key(seed), cfg.n_layers + 2)
+    blocks = tuple(stage(key, TransformerBlock, kind) for kind, key in zip(cfg.layer_kinds, keys, strict=True))
+    return {**stage(embedding, EmbeddingStage), "blocks": blocks, **stage(head, HeadStage)}
 
 
-def _one_token(cfg: HookedTransformerConfig) -> tuple[np.ndarray, AttentionContext]:
-    """The least that a block runs on."""
+def _one_token(stage: Any) -> tuple[Any, ...]:
+    """The least that a stage runs on."""
+    cfg = stage.cfg
+    if isinstance(stage, EmbeddingStage):
+        return np.zeros((1, 1), np.int32), AttentionContext()
     residual = np.zeros((1, 1, cfg.d_model), cfg.jnp_dtype)
+    if isinstance(stage, HeadStage):
+        return (residual,)
     places = jnp.zeros_like(residual) if cfg.positional_embedding_type == "shortformer" else None
     return residual, AttentionContext(pos_embed=places)
 
@@ -87,10 +92,12 @@ def _is_declared(node: Any) -> bool:
     return isinstance(node, nn.Partitioned)
 
 
-def _axes(module: nn.Module, *inputs: Any) -> Axes:
-    """The axes of a module's parameters, as the module declares them; nothing is computed."""
+@functools.lru_cache(maxsize=256)
+def _axes(make: Callable[..., Any], cfg: HookedTransformerConfig, *static: Any) -> Axes:
+    """The axes of a stage's parameters, as its modules declare them; nothing is computed."""
+    stage = make(cfg, *static)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    declared = dict(jax.eval_shape(module.init, key, *inputs)).get("params", {})
+    declared = dict(jax.eval_shape(stage.init, key, *_one_token(stage))).get("params", {})
     leaves = jax.tree_util.tree_leaves_with_path(declared, is_leaf=_is_declared)
     return {".".join(key.key for key in path): leaf.names for path, leaf in leaves}
 
@@ -101,23 +108,14 @@ def _alike(cfg: HookedTransformerConfig) -> HookedTransformerConfig:
     return dataclasses.replace(cfg.computation, dtype="float32", d_vocab=1, d_vocab_out=1)
 
 
-@functools.lru_cache(maxsize=256)
 def block_axes(cfg: HookedTransformerConfig, kind: LayerKind) -> Axes:
     """Returns the axes of a block's parameters, by path within it such as ``"attn.W_Q"``."""
-    return _block_axes(_alike(cfg), kind)
+    return _axes(TransformerBlock, _alike(cfg), kind)
 
 
-@functools.lru_cache(maxsize=256)
-def _block_axes(cfg: HookedTransformerConfig, kind: LayerKind) -> Axes:
-    return _axes(TransformerBlock(cfg, kind), *_one_token(cfg))
-
-
-@functools.lru_cache(maxsize=256)
 def end_axes(cfg: HookedTransformerConfig) -> Axes:
     """Returns the axes of the parameters before and after the blocks, by path such as ``"embed.W_E"``."""
-    cfg = _alike(cfg)
-    embedding = _axes(EmbeddingStage(cfg), np.zeros((1, 1), np.int32), AttentionContext())
-    return {**embedding, **_axes(HeadStage(cfg), _one_token(cfg)[0])}
+    return {**_axes(EmbeddingStage, _alike(cfg)), **_axes(HeadStage, _alike(cfg))}
 
 
 @dataclasses.dataclass(frozen=True)
