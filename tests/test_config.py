@@ -9,8 +9,8 @@ import pytest
 
 from tljax import HookedTransformerConfig
 from tljax.config import LayerKind
-from tljax.dtypes import canonical_dtype
 from tljax.errors import ConfigError
+from tljax.numerics import canonical_dtype
 
 SIZES = {"d_model": 16, "n_layers": 2, "n_ctx": 8, "n_heads": 4, "d_vocab": 10}
 

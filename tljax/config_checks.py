@@ -36,14 +36,8 @@ INIT_MODES = (
     "gpt2", "xavier_uniform", "xavier_normal", "kaiming_uniform", "kaiming_normal", "muP",
 )  # fmt: skip
 PRECISIONS = ("highest", "high", "default")
-_SIZES = (
-    "d_model", "n_layers", "n_ctx", "d_head", "n_heads", "n_key_value_heads", "d_value", "q_lora_rank", "kv_lora_rank",
-    "d_mlp", "d_vocab", "d_vocab_out",
-    "rotary_dim", "window_size", "d_embed", "num_experts", "experts_per_token", "d_expert", "d_shared_expert",
-    "expert_groups",
-    "expert_groups_per_token", "yarn_original_max_position_embeddings", "longrope_original_max_position_embeddings",
-    "train_seq_length", "NTK_original_ctx_len",
-)  # fmt: skip
+_NO_SIZES = ("seed", "bos_token_id", "pad_token_id")
+"""Whole numbers that may be zero."""
 _SAID_ELSEWHERE = (
     "normalization_type", "positional_embedding_type", "attention_dir", "init_mode", "matmul_precision", "qk_norm_type",
     "qk_norm_span", "router", "act_fn", "dtype", "eos_token_ids",
@@ -64,7 +58,8 @@ def checked_sizes(cfg: "HookedTransformerConfig") -> dict[str, int]:
         ConfigError: one is no integer, or too small.
     """
     sizes = {}
-    for name in _SIZES:
+    whole = [field.name for field in dataclasses.fields(cfg) if field.type in (int, int | None)]
+    for name in (name for name in whole if name not in _NO_SIZES):
         value = getattr(cfg, name)
         if value is None or (value == -1 and name in ("d_head", "n_heads", "d_vocab", "d_vocab_out")):
             continue

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tljax.config_checks import PER_LAYER
-from tljax.dtypes import canonical_dtype
 from tljax.errors import ConfigError
+from tljax.numerics import canonical_dtype
 
 if TYPE_CHECKING:
     from tljax.config import HookedTransformerConfig

@@ -4,6 +4,7 @@ The stored layout puts the contracted axis first (``W_Q`` is ``[d_model, n_heads
 has to transpose a weight.
 """
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,7 +28,8 @@ def parameter_axes(cfg: HookedTransformerConfig) -> dict[str, tuple[str, ...]]:
     return axes
 
 
-def parameter_shapes(cfg: HookedTransformerConfig) -> dict[str, tuple[int, ...]]:
+@functools.lru_cache(maxsize=64)
+def parameter_shapes(cfg: HookedTransformerConfig) -> Mapping[str, tuple[int, ...]]:
     """Returns the stored shape of every parameter, by dotted path."""
     sizes = axis_sizes(cfg)
     return {path: tuple(sizes[axis] for axis in axes) for path, axes in parameter_axes(cfg).items()}

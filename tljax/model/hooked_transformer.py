@@ -15,7 +15,6 @@ from tljax.checkpoints.parameters import check_parameters
 from tljax.checks import take, typed
 from tljax.config import HookedTransformerConfig
 from tljax.devices import names_device, resolve_device
-from tljax.dtypes import available_dtype
 from tljax.elsewhere import MODEL, SaysWhatInstead
 from tljax.errors import ConfigError, FrozenModelError, InputError, nearest
 from tljax.generation.generating import GenerationMethods
@@ -27,6 +26,7 @@ from tljax.model.running import RunMethods
 from tljax.model.views import ModuleView, block_view, end_view
 from tljax.modules.parameters import stored_dtype
 from tljax.modules.stages import init_params
+from tljax.numerics import available_dtype
 from tljax.text.methods import TextMethods
 from tljax.text.tokenizer import Tokenizer, UnreadableTokenizer, wrap_tokenizer
 from tljax.text.tokenizer_files import load_tokenizer, load_tokenizer_if_possible

@@ -43,9 +43,8 @@ class Attention(nn.Module):
     def setup(self) -> None:
         cfg, value = self.cfg, self.value_axis
         self.set_up_readers()
-        self.W_O = parameter(
-            self, "W_O", initializers.weight(cfg, value, "n_heads d_model"), f"n_heads {value} d_model"
-        )
+        out_of_heads = initializers.weight(cfg, value, "n_heads d_model")
+        self.W_O = parameter(self, "W_O", out_of_heads, f"n_heads {value} d_model")
         self.b_O = parameter(self, "b_O", initializers.zeros, "d_model")
         if cfg.use_qk_norm:
             self.q_norm, self.k_norm = head_norm(cfg, "n_heads"), head_norm(cfg, "n_kv")

@@ -1,7 +1,6 @@
 """How fresh parameters are drawn: TransformerLens's init modes, on stored layouts (contracted axis first)."""
 
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -33,16 +32,10 @@ def weight(cfg: HookedTransformerConfig, inward: str, outward: str, embedding: b
     return lambda key, shape, dtype: (std * jax.random.normal(key, shape, jnp.float32)).astype(dtype)
 
 
-def zeros(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-    """Initializer of biases."""
-    return jnp.zeros(shape, dtype)
-
-
 def constant(value: float) -> Initializer:
     """Returns the initializer of a parameter that starts at ``value``."""
     return lambda key, shape, dtype: jnp.full(shape, value, dtype)
 
 
-def ones(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-    """Initializer of norm weights."""
-    return jnp.ones(shape, dtype)
+zeros, ones = constant(0.0), constant(1.0)
+"""Initializers of biases, and of what norms multiply by."""

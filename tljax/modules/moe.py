@@ -28,8 +28,7 @@ class Experts(nn.Module):
 
     def setup(self) -> None:
         cfg = self.cfg
-        names = ("in", "gate", "out") if cfg.gated_mlp else ("in", "out")
-        for name in names:
+        for name in ("in", "gate", "out") if cfg.gated_mlp else ("in", "out"):
             read, written = ("d_expert", "d_model") if name == "out" else ("d_model", "d_expert")
             drawn = initializers.weight(cfg, read, written)
             weight = parameter(self, f"W_{name}", drawn, f"n_experts {read} {written}")
@@ -94,9 +93,8 @@ class MoE(nn.Module):
 
     def setup(self) -> None:
         cfg = self.cfg
-        self.W_router = parameter(
-            self, "W_router", initializers.weight(cfg, "d_model", "n_experts"), "d_model n_experts"
-        )
+        inward = initializers.weight(cfg, "d_model", "n_experts")
+        self.W_router = parameter(self, "W_router", inward, "d_model n_experts")
         if cfg.expert_biases:
             self.b_router = parameter(self, "b_router", initializers.zeros, "n_experts")
         if cfg.router == "sigmoid":

@@ -86,12 +86,7 @@ def _pair_that_turns(cfg: HookedTransformerConfig, times: float) -> float:
 
 
 def rotate(
-    x: jax.Array,
-    positions: jax.Array,
-    lengths: jax.Array,
-    cfg: HookedTransformerConfig,
-    kind: LayerKind = USUAL,
-    last: bool = False,
+    x: jax.Array, positions: jax.Array, lengths: jax.Array, cfg: HookedTransformerConfig, kind: LayerKind, last: bool
 ) -> jax.Array:
     """Rotates ``rotary_dim`` dimensions of every head by its position (Su et al. 2021, RoFormer).
 

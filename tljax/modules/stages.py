@@ -18,9 +18,6 @@ from tljax.modules.embedding import EmbeddingStage, HeadStage
 from tljax.modules.parameters import axis_sizes
 from tljax.typing import Params
 
-Axes = Mapping[str, tuple[str, ...]]
-"""The axes of parameters, by their dotted path."""
-
 
 @functools.lru_cache(maxsize=256)
 def _module(make: Callable[..., Any], computation: HookedTransformerConfig, *static: Any) -> Any:
@@ -93,7 +90,7 @@ def _is_declared(node: Any) -> bool:
 
 
 @functools.lru_cache(maxsize=256)
-def _axes(make: Callable[..., Any], cfg: HookedTransformerConfig, *static: Any) -> Axes:
+def _axes(make: Callable[..., Any], cfg: HookedTransformerConfig, *static: Any) -> Mapping[str, tuple[str, ...]]:
     """The axes of a stage's parameters, as its modules declare them; nothing is computed."""
     stage = make(cfg, *static)
     key = jax.eval_shape(lambda: jax.random.key(0))
@@ -108,12 +105,12 @@ def _alike(cfg: HookedTransformerConfig) -> HookedTransformerConfig:
     return dataclasses.replace(cfg.computation, dtype="float32", d_vocab=1, d_vocab_out=1)
 
 
-def block_axes(cfg: HookedTransformerConfig, kind: LayerKind) -> Axes:
+def block_axes(cfg: HookedTransformerConfig, kind: LayerKind) -> Mapping[str, tuple[str, ...]]:
     """Returns the axes of a block's parameters, by path within it such as ``"attn.W_Q"``."""
     return _axes(TransformerBlock, _alike(cfg), kind)
 
 
-def end_axes(cfg: HookedTransformerConfig) -> Axes:
+def end_axes(cfg: HookedTransformerConfig) -> Mapping[str, tuple[str, ...]]:
     """Returns the axes of the parameters before and after the blocks, by path such as ``"embed.W_E"``."""
     return {**_axes(EmbeddingStage, _alike(cfg)), **_axes(HeadStage, _alike(cfg))}
 

@@ -62,10 +62,9 @@ def block_flops_per_token(cfg: HookedTransformerConfig) -> int:
 
 @functools.lru_cache(maxsize=256)
 def _flops_per_token(cfg: HookedTransformerConfig) -> tuple[int, int]:
-    """Those of what later tokens read of a token, and all others: the mean over layers."""
-    blocks = [block_weights(cfg, kind) for kind in cfg.layer_kinds]
-    read_later, others = (sum(counts) for counts in ([b.read_later for b in blocks], [b.others for b in blocks]))
-    return 2 * read_later // max(cfg.n_layers, 1), 2 * others // max(cfg.n_layers, 1)
+    """Of what later tokens read of it, and of all else: the mean over layers."""
+    blocks, layers = [block_weights(cfg, kind) for kind in cfg.layer_kinds], max(cfg.n_layers, 1)
+    return 2 * sum(b.read_later for b in blocks) // layers, 2 * sum(b.others for b in blocks) // layers
 
 
 def block_flops(cfg: HookedTransformerConfig, tokens: int, queries: int, rows: int, query_pos: int, keys: int) -> int:
