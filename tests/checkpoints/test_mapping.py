@@ -139,7 +139,7 @@ def test_a_row_with_the_wrong_axes_says_so() -> None:
 def test_complete_checkpoint_matches_stage_by_stage() -> None:
     stages = match(rows(), CFG, stored())
     assert set(stages) == {"embed", "blocks.0", "blocks.1", "head"}
-    assert [entry.key for entry in stages["head"]] == ["ln_final.b", "ln_final.w", "unembed.W_U", "unembed.b_U"]
+    assert [entry.key for entry in stages["head"]] == ["ln_final.w", "ln_final.b", "unembed.W_U", "unembed.b_U"]
 
 
 def test_all_mismatches_are_reported_at_once() -> None:

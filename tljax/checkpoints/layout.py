@@ -9,8 +9,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from tljax.config import HookedTransformerConfig
+from tljax.modules.block import TransformerBlock
+from tljax.modules.embedding import EmbeddingStage, HeadStage
 from tljax.modules.parameters import axis_sizes
-from tljax.modules.stages import block_axes, end_axes
+from tljax.modules.stages import stage_axes
 from tljax.typing import Params
 
 HEAD, EMBED, BLOCKS = "head", "embed", "blocks."
@@ -22,10 +24,10 @@ def parameter_axes(cfg: HookedTransformerConfig) -> dict[str, tuple[str, ...]]:
     They are what the modules declare where they make their parameters. A rule that places parameters by their axes,
     such as ``"n_heads"`` over a mesh's ``"model"``, needs no more than this and :func:`axis_sizes`.
     """
-    axes = dict(end_axes(cfg))
+    axes = dict(stage_axes(EmbeddingStage, cfg))
     for layer, kind in enumerate(cfg.layer_kinds):
-        axes |= {f"{BLOCKS}{layer}.{name}": names for name, names in block_axes(cfg, kind).items()}
-    return axes
+        axes |= {f"{BLOCKS}{layer}.{name}": names for name, names in stage_axes(TransformerBlock, cfg, kind).items()}
+    return axes | dict(stage_axes(HeadStage, cfg))
 
 
 @functools.lru_cache(maxsize=64)

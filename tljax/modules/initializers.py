@@ -20,12 +20,10 @@ def weight(cfg: HookedTransformerConfig, inward: str, outward: str, embedding: b
     kaiming, xavier = math.sqrt(2.0 / fan_in), math.sqrt(2.0 / (fan_in + fan_out))
     std = {
         "gpt2": gain,
-        "xavier_uniform": gain * xavier,
-        "xavier_normal": gain * xavier,
-        "kaiming_uniform": gain * kaiming,
-        "kaiming_normal": gain * kaiming,
+        "xavier": gain * xavier,
+        "kaiming": gain * kaiming,
         "muP": gain if embedding else gain / math.sqrt(fan_in),
-    }[cfg.init_mode]
+    }[cfg.init_mode.partition("_")[0]]
     if cfg.init_mode.endswith("uniform"):
         bound = math.sqrt(3.0) * std
         return lambda key, shape, dtype: jax.random.uniform(key, shape, jnp.float32, -bound, bound).astype(dtype)

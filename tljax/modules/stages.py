@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from tljax.config import HookedTransformerConfig, LayerKind
 from tljax.modules.block import TransformerBlock, make_attention
@@ -77,7 +78,7 @@ def _one_token(stage: Any) -> tuple[Any, ...]:
 @functools.partial(jax.jit, static_argnums=0)
 def _draw(module: nn.Module, key: jax.Array, *inputs: Any) -> Params:
     drawn = dict(module.init(key, *inputs)).get("params", {})
-    return jax.tree.map(lambda made: made.value, drawn, is_leaf=_is_declared)
+    return jax.tree.map(lambda made: made.value, drawn, is_leaf=lambda node: isinstance(node, nn.Partitioned))
 
 
 def _zeros(module: nn.Module, key: jax.Array, *inputs: Any) -> Params:
@@ -85,34 +86,36 @@ def _zeros(module: nn.Module, key: jax.Array, *inputs: Any) -> Params:
     return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
 
 
-def _is_declared(node: Any) -> bool:
-    return isinstance(node, nn.Partitioned)
+def stage_axes(make: Callable[..., Any], cfg: HookedTransformerConfig, *static: Any) -> Mapping[str, tuple[str, ...]]:
+    """Returns the axes of a stage's parameters, as its modules declare them and in their order; nothing is computed.
 
+    Args:
+        make: the stage: ``EmbeddingStage``, ``HeadStage``, or ``TransformerBlock``.
+        cfg: the model's config; neither its dtype nor the size of its vocabulary matters.
+        *static: what ``make`` takes besides; for a block its kind.
 
-@functools.lru_cache(maxsize=256)
-def _axes(make: Callable[..., Any], cfg: HookedTransformerConfig, *static: Any) -> Mapping[str, tuple[str, ...]]:
-    """The axes of a stage's parameters, as its modules declare them; nothing is computed."""
-    stage = make(cfg, *static)
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    declared = dict(jax.eval_shape(stage.init, key, *_one_token(stage))).get("params", {})
-    leaves = jax.tree_util.tree_leaves_with_path(declared, is_leaf=_is_declared)
-    return {".".join(key.key for key in path): leaf.names for path, leaf in leaves}
+    Returns:
+        Axes by path within the stage, such as ``"attn.W_Q"``.
+    """
+    return _axes(make, _alike(cfg), *static)
 
 
 @functools.lru_cache(maxsize=256)
 def _alike(cfg: HookedTransformerConfig) -> HookedTransformerConfig:
-    """One config for all whose parameters have the same axes: these depend on no dtype and on no vocabulary."""
+    """One config for all whose parameters have the same axes."""
     return dataclasses.replace(cfg.computation, dtype="float32", d_vocab=1, d_vocab_out=1)
 
 
-def block_axes(cfg: HookedTransformerConfig, kind: LayerKind) -> Mapping[str, tuple[str, ...]]:
-    """Returns the axes of a block's parameters, by path within it such as ``"attn.W_Q"``."""
-    return _axes(TransformerBlock, _alike(cfg), kind)
+@functools.lru_cache(maxsize=256)
+def _axes(make: Callable[..., Any], cfg: HookedTransformerConfig, *static: Any) -> Mapping[str, tuple[str, ...]]:
+    stage, axes = make(cfg, *static), {}
 
+    def declare(*inputs: Any) -> None:
+        declared: dict[str, Any] = flatten_dict(dict(stage.init(*inputs)).get("params", {}), sep=".")
+        axes.update({path: made.names for path, made in declared.items()})
 
-def end_axes(cfg: HookedTransformerConfig) -> Mapping[str, tuple[str, ...]]:
-    """Returns the axes of the parameters before and after the blocks, by path such as ``"embed.W_E"``."""
-    return {**_axes(EmbeddingStage, _alike(cfg)), **_axes(HeadStage, _alike(cfg))}
+    jax.eval_shape(declare, jax.eval_shape(lambda: jax.random.key(0)), *_one_token(stage))
+    return axes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,7 +139,7 @@ def block_weights(cfg: HookedTransformerConfig, kind: LayerKind) -> BlockWeights
     sizes = axis_sizes(cfg)
     read_later = {f"attn.{name}" for name in make_attention(cfg, kind).read_later}
     stored, met = 0, {True: 0, False: 0}
-    for path, axes in block_axes(cfg, kind).items():
+    for path, axes in stage_axes(TransformerBlock, cfg, kind).items():
         if path.rpartition(".")[2].startswith("W_"):
             size = math.prod(sizes[axis] for axis in axes)
             stored += size
