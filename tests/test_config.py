@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from tljax import HookedTransformerConfig
-from tljax.config import LayerKind, canonical_dtype
+from tljax.config import LayerKind
 from tljax.errors import ConfigError
+from tljax.numerics import canonical_dtype
 
 SIZES = {"d_model": 16, "n_layers": 2, "n_ctx": 8, "n_heads": 4, "d_vocab": 10}
 

@@ -11,6 +11,8 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "tljax"
 TOP = ("tljax", "tljax.__main__", "tljax.demo")
 """What stands above all rooms."""
+UPWARD = {("tljax.config", "tljax.modules.stages"): "cfg.n_params counts what modules declare; these import the config"}
+"""Imports that no room allows, inside a function, and why each is needed."""
 
 
 def module_name(path: Path) -> str:
@@ -74,7 +76,12 @@ def test_rooms_import_what_the_table_allows() -> None:
         is_face = path.name == "__init__.py"
         for target, line in imported(module):
             there = room_of(target) if target not in TOP else target
-            if module in TOP or there in (None, room) or (is_face and f"{there}.".startswith(f"{room}.")):
+            if (
+                module in TOP
+                or (module, target) in UPWARD
+                or there in (None, room)
+                or (is_face and f"{there}.".startswith(f"{room}."))
+            ):
                 continue
             if room is None or there in TOP or there not in ALLOWED[room]:
                 wrong.append(f"{path.relative_to(ROOT)}:{line} imports {target}")

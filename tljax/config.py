@@ -5,31 +5,14 @@ import functools
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 
 from tljax.config_checks import ACTIVATIONS as ACTIVATIONS
-from tljax.config_checks import PER_LAYER, check, checked_fields
+from tljax.config_checks import check, checked_fields, checked_sizes
+from tljax.config_derived import DERIVED, FITTED_TO_ROTARY_DIM, derived_fields
 from tljax.elsewhere import CONFIG, SaysWhatInstead
 from tljax.errors import ConfigError, nearest
 
-DTYPES = {
-    "float32": "float32", "fp32": "float32", "float16": "float16", "fp16": "float16",
-    "bfloat16": "bfloat16", "bf16": "bfloat16", "float64": "float64",
-}  # fmt: skip
-_SIZES = (
-    "d_model", "n_layers", "n_ctx", "d_head", "n_heads", "n_key_value_heads", "d_value", "q_lora_rank", "kv_lora_rank",
-    "d_mlp", "d_vocab", "d_vocab_out",
-    "rotary_dim", "window_size", "d_embed", "num_experts", "experts_per_token", "d_expert", "d_shared_expert",
-    "expert_groups",
-    "expert_groups_per_token", "yarn_original_max_position_embeddings", "longrope_original_max_position_embeddings",
-    "train_seq_length", "NTK_original_ctx_len",
-)  # fmt: skip
-_DERIVED: dict[str, Any] = {
-    "d_mlp": None, "d_expert": None, "d_vocab_out": -1, "rotary_dim": None, "attn_scale": -1.0,
-    "initializer_range": -1.0,
-}  # fmt: skip
 BOOKKEEPING = (
     "init_mode", "initializer_range", "init_weights", "seed", "tokenizer_name", "tokenizer_prepends_bos",
     "default_prepend_bos", "eos_token_ids", "bos_token_id", "pad_token_id", "weight_processing", "model_name",
@@ -37,32 +20,6 @@ BOOKKEEPING = (
     "use_hook_tokens",
 )  # fmt: skip
 """Fields that no compiled program depends on: what a model is called, how it was made, what a full cache holds."""
-_FITTED_TO_ROTARY_DIM = ("longrope_short_factor", "longrope_long_factor", "kv_lora_rank", "q_lora_rank")
-
-
-def canonical_dtype(dtype: Any) -> str:
-    """Returns the canonical name of a floating dtype given as a name, a numpy or jax dtype, or a torch one.
-
-    >>> canonical_dtype("bf16"), canonical_dtype(jnp.float32)
-    ('bfloat16', 'float32')
-    """
-    if isinstance(dtype, str):
-        name = dtype
-    elif str(dtype).startswith("torch."):
-        name = str(dtype).removeprefix("torch.")
-    else:
-        name = "None" if dtype is None else np.dtype(dtype).name
-    if name not in DTYPES:
-        raise ConfigError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}.{nearest(name, DTYPES)}")
-    return DTYPES[name]
-
-
-def available_dtype(dtype: Any) -> str:
-    """:func:`canonical_dtype`, refusing float64 while jax would silently make it float32."""
-    name = canonical_dtype(dtype)
-    if name == "float64" and not jax.config.read("jax_enable_x64"):
-        raise ConfigError("dtype float64 needs jax.config.update('jax_enable_x64', True) first.")
-    return name
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -318,10 +275,9 @@ class HookedTransformerConfig(SaysWhatInstead):
     _instead = CONFIG
 
     def __post_init__(self) -> None:
-        self._check_sizes()
-        for name, value in checked_fields(self).items():
-            self._set(name, value)
-        self._fill_derived()
+        for step in (checked_sizes, checked_fields, derived_fields):
+            for name, value in step(self).items():
+                object.__setattr__(self, name, value)
         check(self)
 
     def __hash__(self) -> int:
@@ -331,51 +287,6 @@ class HookedTransformerConfig(SaysWhatInstead):
     def _hash(self) -> int:
         # every dispatch of a compiled block hashes its config: do it once
         return hash(tuple(getattr(self, field.name) for field in dataclasses.fields(self)))
-
-    def _set(self, name: str, value: Any) -> None:
-        object.__setattr__(self, name, value)
-
-    def _fill_derived(self) -> None:
-        if self.d_head == -1 and self.n_heads == -1:
-            raise ConfigError("Give d_head or n_heads: neither was set, so the heads have no size.")
-        if self.d_head == -1:
-            if self.d_model % self.n_heads:
-                raise ConfigError(f"d_model={self.d_model} is not a multiple of n_heads={self.n_heads}. Give d_head.")
-            self._set("d_head", self.d_model // self.n_heads)
-        if self.n_heads == -1:
-            if self.d_model % self.d_head:
-                raise ConfigError(f"d_model={self.d_model} is not a multiple of d_head={self.d_head}. Give n_heads.")
-            self._set("n_heads", self.d_model // self.d_head)
-        if self.d_mlp is None and not self.attn_only:
-            self._set("d_mlp", 4 * self.d_model)
-        if self.d_expert is None and self.num_experts is not None:
-            self._set("d_expert", self.d_mlp)
-        if self.d_vocab_out == -1:
-            self._set("d_vocab_out", self.d_vocab)
-        if self.rotary_dim is None and self.positional_embedding_type == "rotary":
-            self._set("rotary_dim", self.d_head)
-        if not self.use_attn_scale:
-            self._set("attn_scale", 1.0)
-        elif self.attn_scale == -1.0:
-            self._set("attn_scale", float(np.sqrt(self.d_head)))
-        if self.initializer_range < 0:
-            self._set("initializer_range", 0.8 / float(np.sqrt(self.d_model)) if self.init_mode == "gpt2" else 1.0)
-        if self.eos_token_ids is not None:
-            self._set("eos_token_ids", tuple(np.atleast_1d(np.asarray(self.eos_token_ids, object)).tolist()))
-        for name in (*PER_LAYER, "longrope_short_factor", "longrope_long_factor", "weight_processing"):
-            if getattr(self, name) is not None:
-                self._set(name, tuple(getattr(self, name)))
-        self._set("dtype", canonical_dtype(self.dtype))
-
-    def _check_sizes(self) -> None:
-        for name in _SIZES:
-            value = getattr(self, name)
-            if value is None or (value == -1 and name in ("d_head", "n_heads", "d_vocab", "d_vocab_out")):
-                continue
-            smallest = 0 if name == "n_layers" else 1
-            if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < smallest:
-                raise ConfigError(f"{name} must be an integer of at least {smallest}, got {value!r}.")
-            self._set(name, int(value))
 
     @property
     def has_norms_before(self) -> bool:
@@ -387,6 +298,11 @@ class HookedTransformerConfig(SaysWhatInstead):
     def learns_positions(self) -> bool:
         """Whether there is a table of learned positions, ``W_pos``."""
         return self.positional_embedding_type in ("standard", "shortformer")
+
+    @property
+    def has_resid_mid(self) -> bool:
+        """Whether there is a residual stream between attention and MLP."""
+        return not (self.attn_only or self.parallel_attn_mlp)
 
     @property
     def has_final_norm(self) -> bool:
@@ -424,30 +340,9 @@ class HookedTransformerConfig(SaysWhatInstead):
 
         Grouped key/value heads are counted as stored.
         """
-        attention = self.query_weights + self.key_value_weights
-        matrices = self.d_model * (3 if self.gated_mlp else 2)
-        dense = 0 if self.d_mlp is None or self.attn_only else matrices * self.d_mlp
-        experts = (self.num_experts or 0) * (matrices * (self.d_expert or 0) + self.d_model)
-        shared = matrices * (self.d_shared_expert or 0) + self.d_model * self.gate_shared_expert
-        n_mixtures = sum(kind.experts for kind in self.layer_kinds)
-        n_dense = self.n_layers - n_mixtures
-        return self.n_layers * attention + n_dense * dense + n_mixtures * (experts + shared)
+        from tljax.modules.stages import block_weights  # the modules declare their parameters, and import this file
 
-    @property
-    def query_weights(self) -> int:
-        """Weights of a layer's attention that a token meets which asks and is answered: ``W_Q`` and ``W_O``."""
-        widths = self.d_model if self.q_lora_rank is None else self.q_lora_rank
-        down = 0 if self.q_lora_rank is None else self.d_model * self.q_lora_rank
-        return down + self.n_heads * (widths * self.d_head + self.d_model * self.value_width)
-
-    @property
-    def key_value_weights(self) -> int:
-        """Weights that make a token's keys and values; under latent attention, down to the latent and up from it."""
-        if self.kv_lora_rank is None:
-            return self.d_model * self.kv_heads * (self.d_head + self.value_width)
-        rotary_dim = self.rotary_dim or 0
-        up = self.n_heads * (self.d_head - rotary_dim + self.value_width)
-        return self.d_model * (self.kv_lora_rank + rotary_dim) + self.kv_lora_rank * up
+        return sum(block_weights(self, kind).stored for kind in self.layer_kinds)
 
     def layer_kind(self, layer: int) -> LayerKind:
         """What a layer computes, as far as layers of this model differ."""
@@ -476,11 +371,11 @@ class HookedTransformerConfig(SaysWhatInstead):
         Fields at their derived value (``d_mlp`` at ``4 * d_model``, ``attn_scale`` at ``sqrt(d_head)`` …) follow.
         """
         self.refuse_unknown(changes)
-        fitted: dict[str, Any] = dict.fromkeys(_FITTED_TO_ROTARY_DIM)
-        derived = dataclasses.replace(self, **_DERIVED, **fitted)
+        fitted: dict[str, Any] = dict.fromkeys(FITTED_TO_ROTARY_DIM)
+        derived = dataclasses.replace(self, **DERIVED, **fitted)
         follow = {
             name: unset
-            for name, unset in _DERIVED.items()
+            for name, unset in DERIVED.items()
             if name not in changes and getattr(self, name) == getattr(derived, name)
         }
         return dataclasses.replace(self, **(follow | changes))

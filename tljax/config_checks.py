@@ -36,6 +36,8 @@ INIT_MODES = (
     "gpt2", "xavier_uniform", "xavier_normal", "kaiming_uniform", "kaiming_normal", "muP",
 )  # fmt: skip
 PRECISIONS = ("highest", "high", "default")
+_NO_SIZES = ("seed", "bos_token_id", "pad_token_id")
+"""Whole numbers that may be zero."""
 _SAID_ELSEWHERE = (
     "normalization_type", "positional_embedding_type", "attention_dir", "init_mode", "matmul_precision", "qk_norm_type",
     "qk_norm_span", "router", "act_fn", "dtype", "eos_token_ids",
@@ -47,6 +49,25 @@ _POSITIVE = (
     "NTK_by_parts_low_freq_factor", "NTK_by_parts_high_freq_factor", "attn_scale", "clip_qkv", "swiglu_limit",
 )  # fmt: skip
 """Numbers that nothing else makes sense for than above zero; ``None`` where a field is not used."""
+
+
+def checked_sizes(cfg: "HookedTransformerConfig") -> dict[str, int]:
+    """The sizes that are given, as Python's own integers.
+
+    Raises:
+        ConfigError: one is no integer, or too small.
+    """
+    sizes = {}
+    whole = [field.name for field in dataclasses.fields(cfg) if field.type in (int, int | None)]
+    for name in (name for name in whole if name not in _NO_SIZES):
+        value = getattr(cfg, name)
+        if value is None or (value == -1 and name in ("d_head", "n_heads", "d_vocab", "d_vocab_out")):
+            continue
+        smallest = 0 if name == "n_layers" else 1
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < smallest:
+            raise ConfigError(f"{name} must be an integer of at least {smallest}, got {value!r}.")
+        sizes[name] = int(value)
+    return sizes
 
 
 def checked_fields(cfg: "HookedTransformerConfig") -> dict[str, Any]:

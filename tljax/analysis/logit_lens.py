@@ -254,9 +254,8 @@ def stream_name(cfg: HookedTransformerConfig, depth: int) -> str:
 def _streams(cfg: HookedTransformerConfig, depth: int, incl_mid: bool = False) -> tuple[str, ...]:
     if depth == cfg.n_layers:
         return (f"blocks.{depth - 1}.hook_resid_post",)
-    mid = incl_mid and not (cfg.attn_only or cfg.parallel_attn_mlp)
     names = (f"blocks.{depth}.hook_resid_pre", f"blocks.{depth}.hook_resid_mid")
-    return names if mid else names[:1]
+    return names if incl_mid and cfg.has_resid_mid else names[:1]
 
 
 def _depths(cfg: HookedTransformerConfig, lens: StreamLens | None, layers: Sequence[int] | None) -> tuple[int, ...]:

@@ -65,14 +65,13 @@ def accumulated_resid(
     """
     cfg = cache.cfg
     last = access.bounded_layer(cfg, layer, mlp_input)
-    has_mid = not (cfg.attn_only or cfg.parallel_attn_mlp)
     rows: list[tuple[str, str]] = []
     for n in range(last + 1):
         if n == cfg.n_layers:
             rows.append(("final_post", f"blocks.{n - 1}.hook_resid_post"))
             continue
         rows.append((f"{n}_pre", f"blocks.{n}.hook_resid_pre"))
-        if has_mid and ((incl_mid and n < last) or (mlp_input and n == last)):
+        if cfg.has_resid_mid and ((incl_mid and n < last) or (mlp_input and n == last)):
             rows.append((f"{n}_mid", f"blocks.{n}.hook_resid_mid"))
     names = [name for _, name in rows]
     access.require(cache, names, "accumulated_resid")

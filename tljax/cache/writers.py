@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from tljax.cache.slices import Cut
 from tljax.config import HookedTransformerConfig
 from tljax.modules.activations import scaled
-from tljax.modules.norm import post_norm_kind
+from tljax.modules.norm import norm_kind
 from tljax.numerics import matmul_precision, widened
 from tljax.text.positions import TextCut
 
@@ -130,7 +130,7 @@ class _Through:
         self, cfg: HookedTransformerConfig, reader: Reader, taken: Cut | TextCut | None, centred: bool
     ) -> None:
         self.cfg, self.reader, self.taken, self.centred = cfg, reader, taken, centred
-        self.after_centres = post_norm_kind(cfg) == "LN"
+        self.after_centres = norm_kind(cfg, "ln1_post") == "LN"
 
     def read(self, part: Part) -> jax.Array:
         match part:

@@ -8,7 +8,7 @@ import numpy as np
 
 from tljax.checkpoints.families import FAMILIES, TEXT_ARCHITECTURES
 from tljax.checkpoints.family import Family
-from tljax.checkpoints.layout import axis_sizes, flatten, parameter_axes
+from tljax.checkpoints.layout import flatten, parameter_axes
 from tljax.checkpoints.native import write_json, write_side_files
 from tljax.checkpoints.reader import SINGLE
 from tljax.checkpoints.replacing import replace_checkpoint
@@ -17,6 +17,7 @@ from tljax.checkpoints.stop_tokens import GENERATION_CONFIG, stop_token_attribut
 from tljax.config import HookedTransformerConfig
 from tljax.errors import UnsupportedModelError
 from tljax.fingerprint import NOT_THE_FUNCTION
+from tljax.modules.parameters import axis_sizes
 from tljax.safetensors_files import write_safetensors
 from tljax.typing import Params
 

@@ -15,15 +15,7 @@ from tljax.checkpoints import mapping, transformer_lens
 from tljax.checkpoints.adapters import Adapted, merged, open_adapter
 from tljax.checkpoints.description import Description, describe_checkpoint, names_to_ignore, of_transformer_lens
 from tljax.checkpoints.finite import Finite, refuse_overflow
-from tljax.checkpoints.layout import (
-    BLOCKS,
-    axis_sizes,
-    flatten,
-    parameter_axes,
-    parameter_shapes,
-    stages_of,
-    unflatten,
-)
+from tljax.checkpoints.layout import BLOCKS, flatten, parameter_axes, parameter_shapes, stages_of, unflatten
 from tljax.checkpoints.memory import MemoryTensors
 from tljax.checkpoints.opening import Checkpoint, in_files, in_memory, locate_tokenizer, of_state_dict
 from tljax.checkpoints.placement import Placer, ShardingRule, placer
@@ -32,9 +24,11 @@ from tljax.checkpoints.rows import Entry
 from tljax.checkpoints.sources import find
 from tljax.checkpoints.stored_names import known_names
 from tljax.checks import typed
-from tljax.config import HookedTransformerConfig, available_dtype
+from tljax.config import HookedTransformerConfig
 from tljax.config_checks import PER_LAYER
 from tljax.errors import CheckpointError, ConfigError, InputError
+from tljax.modules.parameters import axis_sizes
+from tljax.numerics import available_dtype
 from tljax.typing import DeviceLike, Params
 from tljax.weights.processing import process_stage
 from tljax.weights.steps import STEPS, ProcessingOptions, Steps

@@ -4,10 +4,11 @@ import dataclasses
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
-from tljax.checkpoints.layout import axis_sizes, parameter_axes, stage_of
+from tljax.checkpoints.layout import parameter_axes, stage_of
 from tljax.checkpoints.rows import EACH, Entry, Row, TensorInfo, bind, keys_of, may_be_absent
 from tljax.config import HookedTransformerConfig
 from tljax.errors import CheckpointError, UnsupportedModelError
+from tljax.modules.parameters import axis_sizes
 
 FLOATS = ("F64", "F32", "F16", "BF16")
 SHOWN = 12

@@ -1,6 +1,5 @@
 """Whether parameters fit a config: names, shapes, kinds of numbers; all that is wrong is said at once."""
 
-import functools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -33,7 +32,7 @@ def check_parameters(
         CheckpointError: they do not fit; lists what is missing, unknown or of another shape or kind.
     """
     _check_nesting(params, cfg)
-    flat, expected = flatten(params), _shapes(cfg)
+    flat, expected = flatten(params), parameter_shapes(cfg)
     shapes = {path: getattr(leaf, "shape", None) for path, leaf in flat.items()}
     if shapes != expected and not (may_be_stacked and _are_stacked(shapes, expected)):
         raise CheckpointError(_message(shapes, expected, consequence))
@@ -41,11 +40,6 @@ def check_parameters(
         f"{path} is {leaf.dtype}" for path, leaf in flat.items() if not jnp.issubdtype(leaf.dtype, jnp.floating)
     ]:
         raise CheckpointError(f"Parameters are floating-point numbers; {_listed(wrong)}.")
-
-
-@functools.lru_cache(maxsize=64)
-def _shapes(cfg: HookedTransformerConfig) -> dict[str, tuple[int, ...]]:
-    return parameter_shapes(cfg)
 
 
 def _check_nesting(params: Any, cfg: HookedTransformerConfig) -> None:

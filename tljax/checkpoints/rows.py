@@ -39,7 +39,7 @@ class Row:
 
     Attributes:
         key: the tensor's name; ``{l}`` stands for the layer.
-        axes: its axes, outermost first, in the vocabulary of ``layout.axis_sizes``.
+        axes: its axes, outermost first, in the vocabulary of ``axis_sizes``.
         paths: our dotted path; ``a.W_Q|W_K|W_V`` names the parts of a fused tensor in stored order.
         aka: another name older checkpoints use for the same tensor.
         tied_to: the tensor that is the same: where only one of the two is stored, it is read for both.

@@ -11,11 +11,12 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from tljax.checkpoints.layout import axis_sizes, parameter_axes
+from tljax.checkpoints.layout import parameter_axes
 from tljax.checkpoints.reader import PickleFiles, SafetensorsFiles, Tensors, read_json
 from tljax.checkpoints.rows import Row, TensorInfo
 from tljax.config import HookedTransformerConfig
 from tljax.errors import CheckpointError, ConfigError, InputError, UnsupportedModelError, nearest
+from tljax.modules.parameters import axis_sizes
 
 _SAME = """
     d_model d_head n_layers n_ctx n_heads d_mlp d_vocab d_vocab_out n_key_value_heads act_fn gated_mlp attn_only

@@ -15,7 +15,7 @@ import numpy as np
 
 from tljax.checks import is_traced
 from tljax.config import HookedTransformerConfig
-from tljax.forward.stages import Stage, block_module, embedding_module, head_module, run_stage
+from tljax.forward.stages import Stage, run_stage
 from tljax.hooks.dictionary import HookDictionary, HookEntry, make_slot
 from tljax.hooks.intervention import Intervention
 from tljax.hooks.point import HookSlot
@@ -34,6 +34,7 @@ from tljax.hooks.points import (
 from tljax.modules.context import AttentionContext
 from tljax.modules.embedding import EmbeddingStage
 from tljax.modules.products import LAYOUTS
+from tljax.modules.stages import block_module, embedding_module, head_module
 from tljax.typing import Params
 
 POSITIONS = "hook_pos_embed"

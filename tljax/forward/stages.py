@@ -6,42 +6,17 @@ Python hooks run between compiled programs on concrete arrays.
 """
 
 import dataclasses
-import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 
-from tljax.config import HookedTransformerConfig, LayerKind
 from tljax.hooks.intervention import Intervention
 from tljax.hooks.interventions import Replace
 from tljax.hooks.point import HookPoint, HookSlot, apply_with_slots, is_compiled, leaked_tracer
-from tljax.modules.block import TransformerBlock
-from tljax.modules.embedding import EmbeddingStage, HeadStage
 from tljax.numerics import matmul_precision
 from tljax.typing import Params
-
-
-@functools.lru_cache(maxsize=256)
-def _module(make: Callable[..., Any], computation: HookedTransformerConfig, *static: Any) -> Any:
-    """One object for all equal modules, which is what compiled programs are found by."""
-    return make(computation, *static)
-
-
-def block_module(cfg: HookedTransformerConfig, kind: LayerKind) -> TransformerBlock:
-    """The block of a config; one object for all layers of a kind, and for all models that compute the same."""
-    return _module(TransformerBlock, cfg.computation, kind)
-
-
-def embedding_module(cfg: HookedTransformerConfig) -> EmbeddingStage:
-    """The embedding stage of a config."""
-    return _module(EmbeddingStage, cfg.computation)
-
-
-def head_module(cfg: HookedTransformerConfig) -> HeadStage:
-    """The final norm and unembedding of a config."""
-    return _module(HeadStage, cfg.computation)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,17 +13,18 @@ from tljax.checkpoints import Loaded, load_checkpoint, load_transformer_lens, sa
 from tljax.checkpoints.loading import LoadOptions, ReadOptions
 from tljax.checkpoints.parameters import check_parameters
 from tljax.checks import take, typed
-from tljax.config import HookedTransformerConfig, available_dtype
+from tljax.config import HookedTransformerConfig
 from tljax.devices import names_device, resolve_device
 from tljax.elsewhere import MODEL, SaysWhatInstead
 from tljax.errors import ConfigError, FrozenModelError
-from tljax.forward.init import init_params
 from tljax.generation.methods import GenerationMethods
 from tljax.hooks.dictionary import HookDictionary
 from tljax.model.caching import CachingMethods
 from tljax.model.hooking import HookMethods
 from tljax.model.views import ModuleView, block_view, end_view
-from tljax.modules.norm import stored_dtype
+from tljax.modules.parameters import stored_dtype
+from tljax.modules.stages import init_params
+from tljax.numerics import available_dtype
 from tljax.text.methods import TextMethods
 from tljax.text.tokenizer import Tokenizer, UnreadableTokenizer, wrap_tokenizer
 from tljax.text.tokenizer_files import load_tokenizer, load_tokenizer_if_possible

@@ -1,5 +1,7 @@
 """Multi-head, grouped-query and multi-query attention."""
 
+from typing import ClassVar
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -10,6 +12,7 @@ from tljax.modules import initializers
 from tljax.modules.activations import soft_cap
 from tljax.modules.context import AttentionContext
 from tljax.modules.norm import head_norm
+from tljax.modules.parameters import parameter
 from tljax.modules.past import PAST
 from tljax.modules.products import product
 from tljax.modules.rotary import rotate
@@ -28,33 +31,42 @@ class Attention(nn.Module):
         kind: as :meth:`~tljax.config.HookedTransformerConfig.layer_kind` gives it.
     """
 
+    read_later: ClassVar[tuple[str, ...]] = ("W_K", "W_V")
+    """Matrices that make what later tokens read of a token: they are needed even where its own output is not."""
+
+    rotates_last: ClassVar[bool] = False
+    """Whether the last dimensions of a head rotate, not the leading ones."""
+
     cfg: HookedTransformerConfig
     kind: LayerKind
 
     def setup(self) -> None:
-        cfg, dtype = self.cfg, self.cfg.jnp_dtype
+        cfg, value = self.cfg, self.value_axis
         self.set_up_readers()
-        out_of_heads = initializers.weight(cfg, cfg.value_width, cfg.n_heads * cfg.d_model)
-        self.W_O = self.param("W_O", out_of_heads, (cfg.n_heads, cfg.value_width, cfg.d_model), dtype)
-        self.b_O = self.param("b_O", initializers.zeros, (cfg.d_model,), dtype)
+        out_of_heads = initializers.weight(cfg, value, "n_heads d_model")
+        self.W_O = parameter(self, "W_O", out_of_heads, f"n_heads {value} d_model")
+        self.b_O = parameter(self, "b_O", initializers.zeros, "d_model")
         if cfg.use_qk_norm:
-            self.q_norm, self.k_norm = head_norm(cfg, cfg.n_heads), head_norm(cfg, cfg.kv_heads)
+            self.q_norm, self.k_norm = head_norm(cfg, "n_heads"), head_norm(cfg, "n_kv")
         if cfg.use_attention_sinks:
-            self.sinks = self.param("sinks", initializers.zeros, (cfg.n_heads,), dtype)
+            self.sinks = parameter(self, "sinks", initializers.zeros, "n_heads")
+
+    @property
+    def value_axis(self) -> str:
+        """The axis of a head's values."""
+        return "d_head" if self.cfg.d_value is None else "d_value"
 
     def set_up_readers(self) -> None:
         """Makes the parameters of queries, keys and values."""
-        cfg = self.cfg
-        self.projection_q = self.make_projection("Q", cfg.n_heads, cfg.d_head)
-        self.projection_k = self.make_projection("K", cfg.kv_heads, cfg.d_head)
-        self.projection_v = self.make_projection("V", cfg.kv_heads, cfg.value_width)
+        self.projection_q = self.make_projection("Q", "n_heads", "d_head")
+        self.projection_k = self.make_projection("K", "n_kv", "d_head")
+        self.projection_v = self.make_projection("V", "n_kv", self.value_axis)
 
-    def make_projection(self, letter: str, heads: int, width: int) -> tuple[jax.Array, jax.Array]:
-        """Weight ``[d_model, head, width]`` and bias ``[head, width]``."""
-        cfg = self.cfg
-        inward = initializers.weight(cfg, cfg.d_model, cfg.n_heads * width)
-        weight = self.param(f"W_{letter}", inward, (cfg.d_model, heads, width), cfg.jnp_dtype)
-        return weight, self.param(f"b_{letter}", initializers.zeros, (heads, width), cfg.jnp_dtype)
+    def make_projection(self, letter: str, heads: str, width: str) -> tuple[jax.Array, jax.Array]:
+        """Weight ``[d_model, head, width]`` and bias ``[head, width]``, of axes by these names."""
+        inward = initializers.weight(self.cfg, "d_model", f"n_heads {width}")
+        weight = parameter(self, f"W_{letter}", inward, f"d_model {heads} {width}")
+        return weight, parameter(self, f"b_{letter}", initializers.zeros, f"{heads} {width}")
 
     def __call__(
         self, query_input: jax.Array, key_input: jax.Array, value_input: jax.Array, context: AttentionContext
@@ -107,8 +119,8 @@ class Attention(nn.Module):
             positions = context.positions_for(k.shape[1])
             lengths = context.lengths_for(positions)
             places = (context.computed(positions), context.computed(lengths))
-            q = hook(self, "hook_rot_q", rotate(q, *places, cfg, self.kind))
-            k = hook(self, "hook_rot_k", rotate(k, positions, lengths, cfg, self.kind))
+            q = hook(self, "hook_rot_q", rotate(q, *places, cfg, self.kind, self.rotates_last))
+            k = hook(self, "hook_rot_k", rotate(k, positions, lengths, cfg, self.kind, self.rotates_last))
         if cfg.use_qk_norm and cfg.qk_norm_after_rotary:
             q, k = self._normalize(q, k)
         return q, k, v

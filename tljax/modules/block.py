@@ -12,7 +12,7 @@ from tljax.modules.context import AttentionContext
 from tljax.modules.latent_attention import LatentAttention
 from tljax.modules.mlp import MLP
 from tljax.modules.moe import MoE
-from tljax.modules.norm import block_norm_kind, make_norm, post_norm_kind
+from tljax.modules.norm import make_norm, norm_kind
 
 
 class TransformerBlock(nn.Module):
@@ -28,13 +28,13 @@ class TransformerBlock(nn.Module):
 
     def setup(self) -> None:
         cfg = self.cfg
-        self.ln1 = make_norm(cfg, block_norm_kind(cfg))
+        self.ln1 = make_norm(cfg, norm_kind(cfg, "ln1"))
         self.attn = make_attention(cfg, self.kind)
-        self.ln1_post = make_norm(cfg, post_norm_kind(cfg))
+        self.ln1_post = make_norm(cfg, norm_kind(cfg, "ln1_post"))
         if not cfg.attn_only:
-            self.ln2 = make_norm(cfg, block_norm_kind(cfg))
+            self.ln2 = make_norm(cfg, norm_kind(cfg, "ln2"))
             self.mlp = make_mlp(cfg, self.kind)
-            self.ln2_post = make_norm(cfg, post_norm_kind(cfg))
+            self.ln2_post = make_norm(cfg, norm_kind(cfg, "ln2_post"))
 
     def __call__(self, resid_pre: jax.Array, context: AttentionContext) -> jax.Array:
         """``[batch, pos, d_model]`` residual stream in, and out (of the tokens that ``context.computed`` keeps)."""

@@ -10,8 +10,14 @@ from tljax.hooks.point import hook
 from tljax.modules import initializers
 from tljax.modules.activations import scaled, soft_cap
 from tljax.modules.context import AttentionContext
-from tljax.modules.norm import final_norm_kind, make_norm
+from tljax.modules.norm import make_norm, norm_kind
+from tljax.modules.parameters import parameter
 from tljax.modules.products import product
+
+
+def _width(cfg: HookedTransformerConfig) -> str:
+    """The axis of what is embedded and unembedded."""
+    return "d_model" if cfg.d_embed is None else "d_embed"
 
 
 class Embed(nn.Module):
@@ -24,12 +30,12 @@ class Embed(nn.Module):
 
     def setup(self) -> None:
         cfg = self.cfg
-        width = cfg.d_embed or cfg.d_model
-        initializer = initializers.weight(cfg, cfg.d_vocab, width, embedding=True)
-        self.W_E = self.param("W_E", initializer, (cfg.d_vocab, width), cfg.jnp_dtype)
+        width = _width(cfg)
+        initializer = initializers.weight(cfg, "d_vocab", width, embedding=True)
+        self.W_E = parameter(self, "W_E", initializer, f"d_vocab {width}")
         if cfg.d_embed is not None:
-            widening = initializers.weight(cfg, width, cfg.d_model)
-            self.W_proj = self.param("W_proj", widening, (width, cfg.d_model), cfg.jnp_dtype)
+            widening = initializers.weight(cfg, "d_embed", "d_model")
+            self.W_proj = parameter(self, "W_proj", widening, "d_embed d_model")
         self.ln = make_norm(cfg, "LN" if cfg.post_embedding_ln else None)
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
@@ -47,8 +53,8 @@ class PosEmbed(nn.Module):
     def __call__(self, tokens: jax.Array, context: AttentionContext) -> jax.Array:
         """``[batch, pos]`` to ``[batch, pos, d_model]``."""
         cfg = self.cfg
-        initializer = initializers.weight(cfg, cfg.n_ctx, cfg.d_model, embedding=True)
-        rows = self.param("W_pos", initializer, (cfg.n_ctx, cfg.d_model), cfg.jnp_dtype)
+        initializer = initializers.weight(cfg, "n_ctx", "d_model", embedding=True)
+        rows = parameter(self, "W_pos", initializer, "n_ctx d_model")
         embedded = take(rows, context.positions_for(tokens.shape[1]))
         embedded = jnp.broadcast_to(embedded, (*tokens.shape, cfg.d_model))
         if context.token_mask is not None:
@@ -88,22 +94,19 @@ class Unembed(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """``[batch, pos, d_model]`` to ``[batch, pos, d_vocab_out]``."""
-        cfg = self.cfg
-        width = cfg.d_embed or cfg.d_model
-        initializer = initializers.weight(cfg, width, cfg.d_vocab_out, embedding=True)
-        weight = self.param("W_U", initializer, (width, cfg.d_vocab_out), cfg.jnp_dtype)
-        bias = self.param("b_U", initializers.zeros, (cfg.d_vocab_out,), cfg.jnp_dtype)
+        cfg, width = self.cfg, _width(self.cfg)
+        initializer = initializers.weight(cfg, width, "d_vocab_out", embedding=True)
+        weight = parameter(self, "W_U", initializer, f"{width} d_vocab_out")
+        bias = parameter(self, "b_U", initializers.zeros, "d_vocab_out")
         x = hook(self, "hook_in", x)
         if cfg.d_embed is not None:
-            x = x @ self.param(
-                "W_proj", initializers.weight(cfg, cfg.d_model, width), (cfg.d_model, width), cfg.jnp_dtype
-            )
+            x = x @ parameter(self, "W_proj", initializers.weight(cfg, "d_model", "d_embed"), "d_model d_embed")
         return hook(self, "hook_out", product(self, "W_U", x, weight) + bias[None, None])
 
 
 def final_norm(cfg: HookedTransformerConfig) -> nn.Module:
     """The norm before the unembedding."""
-    return make_norm(cfg, final_norm_kind(cfg))
+    return make_norm(cfg, norm_kind(cfg, "ln_final"))
 
 
 class HeadStage(nn.Module):

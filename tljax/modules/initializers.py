@@ -1,42 +1,33 @@
 """How fresh parameters are drawn: TransformerLens's init modes, on stored layouts (contracted axis first)."""
 
 import math
-from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from tljax.config import HookedTransformerConfig
+from tljax.modules.parameters import Initializer, axis_sizes
 
-Initializer = Callable[[jax.Array, tuple[int, ...], Any], jax.Array]
 
-
-def weight(cfg: HookedTransformerConfig, fan_in: int, fan_out: int, embedding: bool = False) -> Initializer:
-    """Returns the initializer of a matrix.
+def weight(cfg: HookedTransformerConfig, inward: str, outward: str, embedding: bool = False) -> Initializer:
+    """Returns the initializer of a matrix, by the names of the axes that it reads and writes.
 
     Modes: ``gpt2`` is N(0, initializer_range); ``xavier_*`` and ``kaiming_*`` scale with the fans and take
     ``initializer_range`` as gain; ``muP`` is N(0, initializer_range / sqrt(fan_in)), embeddings unscaled.
     """
-    gain = cfg.initializer_range
+    sizes, gain = axis_sizes(cfg), cfg.initializer_range
+    fan_in, fan_out = (math.prod(sizes[axis] for axis in axes.split()) for axes in (inward, outward))
     kaiming, xavier = math.sqrt(2.0 / fan_in), math.sqrt(2.0 / (fan_in + fan_out))
     std = {
         "gpt2": gain,
-        "xavier_uniform": gain * xavier,
-        "xavier_normal": gain * xavier,
-        "kaiming_uniform": gain * kaiming,
-        "kaiming_normal": gain * kaiming,
+        "xavier": gain * xavier,
+        "kaiming": gain * kaiming,
         "muP": gain if embedding else gain / math.sqrt(fan_in),
-    }[cfg.init_mode]
+    }[cfg.init_mode.partition("_")[0]]
     if cfg.init_mode.endswith("uniform"):
         bound = math.sqrt(3.0) * std
         return lambda key, shape, dtype: jax.random.uniform(key, shape, jnp.float32, -bound, bound).astype(dtype)
     return lambda key, shape, dtype: (std * jax.random.normal(key, shape, jnp.float32)).astype(dtype)
-
-
-def zeros(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-    """Initializer of biases."""
-    return jnp.zeros(shape, dtype)
 
 
 def constant(value: float) -> Initializer:
@@ -44,6 +35,5 @@ def constant(value: float) -> Initializer:
     return lambda key, shape, dtype: jnp.full(shape, value, dtype)
 
 
-def ones(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-    """Initializer of norm weights."""
-    return jnp.ones(shape, dtype)
+zeros, ones = constant(0.0), constant(1.0)
+"""Initializers of biases, and of what norms multiply by."""

@@ -1,5 +1,7 @@
 """Attention whose keys and values come from a latent that all heads share (DeepSeek-AI 2024, DeepSeek-V2)."""
 
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
 
@@ -7,6 +9,7 @@ from tljax.hooks.point import hook
 from tljax.modules import initializers
 from tljax.modules.attention import Attention
 from tljax.modules.norm import Norm
+from tljax.modules.parameters import parameter
 
 
 class LatentAttention(Attention):
@@ -24,21 +27,22 @@ class LatentAttention(Attention):
     Generation keeps the keys and values of every head, not the latent.
     """
 
+    read_later: ClassVar[tuple[str, ...]] = ("W_KV_down", "W_K_rot", "W_K_up", "W_V_up")
+    rotates_last: ClassVar[bool] = True
+
     def set_up_readers(self) -> None:
         cfg = self.cfg
-        assert cfg.kv_lora_rank is not None
-        assert cfg.rotary_dim is not None
         if cfg.q_lora_rank is None:
-            self.projection_q = self.make_projection("Q", cfg.n_heads, cfg.d_head)
+            self.projection_q = self.make_projection("Q", "n_heads", "d_head")
         else:
-            self.down_q = self._make_down("Q_down", cfg.q_lora_rank)
-            self.q_latent_norm = Norm(cfg, "RMS", cfg.q_lora_rank, eps=cfg.latent_norm_eps)
-            self.W_Q_up = self._make_up("W_Q_up", cfg.q_lora_rank, cfg.d_head)
-        self.down_kv = self._make_down("KV_down", cfg.kv_lora_rank)
-        self.rotary_k = self._make_down("K_rot", cfg.rotary_dim)
-        self.kv_latent_norm = Norm(cfg, "RMS", cfg.kv_lora_rank, eps=cfg.latent_norm_eps)
-        self.W_K_up = self._make_up("W_K_up", cfg.kv_lora_rank, cfg.d_head - cfg.rotary_dim)
-        self.W_V_up = self._make_up("W_V_up", cfg.kv_lora_rank, cfg.value_width)
+            self.down_q = self._make_down("Q_down", "q_rank")
+            self.q_latent_norm = Norm(cfg, "RMS", "q_rank", eps=cfg.latent_norm_eps)
+            self.W_Q_up = self._make_up("W_Q_up", "q_rank", "d_head")
+        self.down_kv = self._make_down("KV_down", "kv_rank")
+        self.rotary_k = self._make_down("K_rot", "d_rotary")
+        self.kv_latent_norm = Norm(cfg, "RMS", "kv_rank", eps=cfg.latent_norm_eps)
+        self.W_K_up = self._make_up("W_K_up", "kv_rank", "d_unrotated")
+        self.W_V_up = self._make_up("W_V_up", "kv_rank", self.value_axis)
 
     def read_all(
         self, query_input: jax.Array, key_input: jax.Array, value_input: jax.Array
@@ -70,18 +74,15 @@ class LatentAttention(Attention):
             rotating = jnp.broadcast_to(rotating[:, :, None], (*own.shape[:3], rotating.shape[-1]))
         return jnp.concatenate([own, rotating], axis=-1)
 
-    def _make_down(self, name: str, width: int) -> tuple[jax.Array, jax.Array]:
-        """Weight ``[d_model, width]`` and bias ``[width]``."""
-        cfg = self.cfg
-        inward = initializers.weight(cfg, cfg.d_model, width)
-        weight = self.param(f"W_{name}", inward, (cfg.d_model, width), cfg.jnp_dtype)
-        return weight, self.param(f"b_{name}", initializers.zeros, (width,), cfg.jnp_dtype)
+    def _make_down(self, name: str, width: str) -> tuple[jax.Array, jax.Array]:
+        """Weight ``[d_model, width]`` and bias ``[width]``, of an axis by this name."""
+        weight = parameter(self, f"W_{name}", initializers.weight(self.cfg, "d_model", width), f"d_model {width}")
+        return weight, parameter(self, f"b_{name}", initializers.zeros, width)
 
-    def _make_up(self, name: str, rank: int, width: int) -> jax.Array:
-        """Weight ``[rank, head, width]``."""
-        cfg = self.cfg
-        outward = initializers.weight(cfg, rank, cfg.n_heads * width)
-        return self.param(name, outward, (rank, cfg.n_heads, width), cfg.jnp_dtype)
+    def _make_up(self, name: str, rank: str, width: str) -> jax.Array:
+        """Weight ``[rank, head, width]``, of axes by these names."""
+        outward = initializers.weight(self.cfg, rank, f"n_heads {width}")
+        return parameter(self, name, outward, f"{rank} n_heads {width}")
 
 
 def _down(x: jax.Array, weight: jax.Array, bias: jax.Array) -> jax.Array:

@@ -10,6 +10,7 @@ from tljax.hooks.point import hook
 from tljax.modules import initializers
 from tljax.modules.activations import activation, xielu
 from tljax.modules.norm import make_norm
+from tljax.modules.parameters import parameter
 from tljax.modules.products import product
 
 
@@ -20,21 +21,20 @@ class MLP(nn.Module):
     """
 
     cfg: HookedTransformerConfig
-    width: int | None = None
-    """How many neurons; ``None``: ``cfg.d_mlp``."""
+    width: str = "d_mlp"
+    """The axis of its neurons."""
 
     def setup(self) -> None:
-        cfg, dtype, width = self.cfg, self.cfg.jnp_dtype, self.width or self.cfg.d_mlp
-        assert width is not None
-        inward = initializers.weight(cfg, cfg.d_model, width)
-        self.W_in = self.param("W_in", inward, (cfg.d_model, width), dtype)
-        self.b_in = self.param("b_in", initializers.zeros, (width,), dtype)
+        cfg, width = self.cfg, self.width
+        inward = initializers.weight(cfg, "d_model", width)
+        self.W_in = parameter(self, "W_in", inward, f"d_model {width}")
+        self.b_in = parameter(self, "b_in", initializers.zeros, width)
         if cfg.gated_mlp:
-            self.W_gate = self.param("W_gate", inward, (cfg.d_model, width), dtype)
+            self.W_gate = parameter(self, "W_gate", inward, f"d_model {width}")
         if cfg.gated_mlp_bias:
-            self.b_gate = self.param("b_gate", initializers.zeros, (width,), dtype)
-        self.W_out = self.param("W_out", initializers.weight(cfg, width, cfg.d_model), (width, cfg.d_model), dtype)
-        self.b_out = self.param("b_out", initializers.zeros, (cfg.d_model,), dtype)
+            self.b_gate = parameter(self, "b_gate", initializers.zeros, width)
+        self.W_out = parameter(self, "W_out", initializers.weight(cfg, width, "d_model"), f"{width} d_model")
+        self.b_out = parameter(self, "b_out", initializers.zeros, "d_model")
         if cfg.act_fn == "solu_ln":
             self.ln = make_norm(cfg, "LN" if cfg.normalization_type == "LN" else "LNPre", width)
         self.act = XIELU(cfg) if cfg.act_fn == "xielu" else activation(cfg.act_fn or "")
@@ -67,13 +67,12 @@ class XIELU(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """An array of any shape to the same shape."""
-        dtype = self.cfg.jnp_dtype
         alpha_p, alpha_n = (
-            self.param(name, initializers.constant(math.log(math.expm1(start))), (1,), dtype).reshape([1] * x.ndim)
+            parameter(self, name, initializers.constant(math.log(math.expm1(start))), "one").reshape([1] * x.ndim)
             for name, start in (("alpha_p", 0.8), ("alpha_n", 0.3))
         )
         beta, eps = (
-            jax.lax.stop_gradient(self.param(name, initializers.constant(value), (), dtype))
+            jax.lax.stop_gradient(parameter(self, name, initializers.constant(value), ""))
             for name, value in (("beta", 0.5), ("eps", -1e-6))
         )
         return xielu(x, alpha_p, alpha_n, beta, eps)

@@ -10,6 +10,7 @@ from tljax.modules import initializers
 from tljax.modules.activations import activation, scaled
 from tljax.modules.grouped import Times, grouped
 from tljax.modules.mlp import MLP
+from tljax.modules.parameters import parameter
 from tljax.numerics import widened
 
 Projection = tuple[jax.Array, jax.Array | None]
@@ -26,16 +27,14 @@ class Experts(nn.Module):
     cfg: HookedTransformerConfig
 
     def setup(self) -> None:
-        cfg, dtype = self.cfg, self.cfg.jnp_dtype
-        assert cfg.num_experts is not None
-        assert cfg.d_expert is not None
-        names = ("in", "gate", "out") if cfg.gated_mlp else ("in", "out")
-        for name in names:
-            sizes = (cfg.d_expert, cfg.d_model) if name == "out" else (cfg.d_model, cfg.d_expert)
-            weight = self.param(f"W_{name}", initializers.weight(cfg, *sizes), (cfg.num_experts, *sizes), dtype)
+        cfg = self.cfg
+        for name in ("in", "gate", "out") if cfg.gated_mlp else ("in", "out"):
+            read, written = ("d_expert", "d_model") if name == "out" else ("d_model", "d_expert")
+            drawn = initializers.weight(cfg, read, written)
+            weight = parameter(self, f"W_{name}", drawn, f"n_experts {read} {written}")
             bias = None
             if cfg.expert_biases:
-                bias = self.param(f"b_{name}", initializers.zeros, (cfg.num_experts, sizes[1]), dtype)
+                bias = parameter(self, f"b_{name}", initializers.zeros, f"n_experts {written}")
             setattr(self, f"projection_{name}", (weight, bias))
 
     def __call__(self, x: jax.Array, indices: jax.Array) -> jax.Array:
@@ -93,20 +92,19 @@ class MoE(nn.Module):
     cfg: HookedTransformerConfig
 
     def setup(self) -> None:
-        cfg, dtype = self.cfg, self.cfg.jnp_dtype
-        assert cfg.num_experts is not None
-        inward = initializers.weight(cfg, cfg.d_model, cfg.num_experts)
-        self.W_router = self.param("W_router", inward, (cfg.d_model, cfg.num_experts), dtype)
+        cfg = self.cfg
+        inward = initializers.weight(cfg, "d_model", "n_experts")
+        self.W_router = parameter(self, "W_router", inward, "d_model n_experts")
         if cfg.expert_biases:
-            self.b_router = self.param("b_router", initializers.zeros, (cfg.num_experts,), dtype)
+            self.b_router = parameter(self, "b_router", initializers.zeros, "n_experts")
         if cfg.router == "sigmoid":
-            self.b_choice = self.param("b_choice", initializers.zeros, (cfg.num_experts,), widened(dtype))
+            self.b_choice = parameter(self, "b_choice", initializers.zeros, "n_experts")
         self.experts = Experts(cfg)
         if cfg.d_shared_expert is not None:
-            self.shared = MLP(cfg, cfg.d_shared_expert)
+            self.shared = MLP(cfg, "d_shared")
             if cfg.gate_shared_expert:
-                gate = initializers.weight(cfg, cfg.d_model, 1)
-                self.W_shared_gate = self.param("W_shared_gate", gate, (cfg.d_model, 1), dtype)
+                gate = initializers.weight(cfg, "d_model", "one")
+                self.W_shared_gate = parameter(self, "W_shared_gate", gate, "d_model one")
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """``[batch, pos, d_model]`` to the same shape."""

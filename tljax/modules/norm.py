@@ -10,12 +10,8 @@ import jax.numpy as jnp
 from tljax.config import HookedTransformerConfig
 from tljax.hooks.point import hook
 from tljax.modules import initializers
+from tljax.modules.parameters import parameter
 from tljax.numerics import widened
-
-
-def stored_dtype(name: str, dtype: jnp.dtype) -> jnp.dtype:
-    """The dtype a parameter is kept in: the model's, but what decides between experts is not rounded."""
-    return widened(dtype) if name == "b_choice" else dtype
 
 
 def norm_gain(cfg: HookedTransformerConfig, params: Mapping[str, Any]) -> jax.Array | None:
@@ -35,15 +31,13 @@ class Norm(nn.Module):
     Attributes:
         cfg: the model's config.
         kind: one of the four.
-        width: length of the last axis.
-        heads: the weight has a row for each of the axis before the last; ``None``: one row for all.
+        axes: those of its parameters; the last is the one that is normalised.
         eps: added to the mean square; ``None``: ``cfg.eps``.
     """
 
     cfg: HookedTransformerConfig
     kind: str
-    width: int
-    heads: int | None = None
+    axes: str = "d_model"
     eps: float | None = None
 
     @nn.compact
@@ -57,18 +51,14 @@ class Norm(nn.Module):
         dtype, offset = self.cfg.jnp_dtype, self.cfg.rmsnorm_uses_offset
         if self.kind.endswith("Pre"):
             return x.astype(dtype)
-        weight = self._parameter("w", initializers.zeros if offset else initializers.ones)
+        weight = parameter(self, "w", initializers.zeros if offset else initializers.ones, self.axes)
         if self.kind == "RMS" and not offset:
             return x.astype(dtype) * _along_last(weight, x)
         gain = _along_last(weight, x).astype(x.dtype)
         x = x * (1 + gain if offset else gain)
         if self.kind == "LN":
-            x = x + _along_last(self._parameter("b", initializers.zeros), x).astype(x.dtype)
+            x = x + _along_last(parameter(self, "b", initializers.zeros, self.axes), x).astype(x.dtype)
         return x.astype(dtype)
-
-    def _parameter(self, name: str, initializer: initializers.Initializer) -> jax.Array:
-        shape = (self.width,) if self.heads is None else (self.heads, self.width)
-        return self.param(name, initializer, shape, self.cfg.jnp_dtype)
 
 
 def _along_last(parameter: jax.Array, x: jax.Array) -> jax.Array:
@@ -82,37 +72,33 @@ class NoNorm(nn.Module):
         return x
 
 
-def pre_norm_kind(cfg: HookedTransformerConfig) -> str | None:
-    """The kind of the norms that attention and MLP read through; ``None`` without them."""
-    return cfg.normalization_type if cfg.has_norms_before else None
+def norm_kind(cfg: HookedTransformerConfig, name: str) -> str | None:
+    """The kind of a norm around attention or MLP, or before the unembedding; ``None`` where a model has none there.
 
-
-def block_norm_kind(cfg: HookedTransformerConfig) -> str | None:
-    """The kind of ``ln1`` and ``ln2``: what attention and MLP read through, or norms of the residual stream itself."""
-    return cfg.normalization_type if cfg.use_normalization_of_residual else pre_norm_kind(cfg)
-
-
-def final_norm_kind(cfg: HookedTransformerConfig) -> str | None:
-    """The kind of ``ln_final``: RMS under ``final_rms`` whatever the blocks use; ``None`` without it."""
-    kind = cfg.normalization_type if cfg.has_final_norm else None
-    if kind is not None and cfg.final_rms:
-        return "RMSPre" if kind.endswith("Pre") else "RMS"
-    return kind
-
-
-def post_norm_kind(cfg: HookedTransformerConfig) -> str | None:
-    """The kind of the norms on what attention and MLP put out: never folded; ``None`` without them."""
-    if not cfg.has_norms_after or cfg.normalization_type is None:
+    Args:
+        cfg: the model's config.
+        name: ``"ln1"`` or ``"ln2"``: what attention or MLP reads through, or a norm of the residual stream itself;
+            ``"ln1_post"`` or ``"ln2_post"``: a norm of what they put out, never folded; ``"ln_final"``: RMS under
+            ``final_rms`` whatever the others are.
+    """
+    kind = cfg.normalization_type
+    if kind is None:
         return None
-    return cfg.normalization_type.removesuffix("Pre")
+    if name.endswith("_post"):
+        return kind.removesuffix("Pre") if cfg.has_norms_after else None
+    if name == "ln_final":
+        kind = kind.replace("LN", "RMS") if cfg.final_rms else kind
+        return kind if cfg.has_final_norm else None
+    return kind if cfg.has_norms_before or cfg.use_normalization_of_residual else None
 
 
-def head_norm(cfg: HookedTransformerConfig, heads: int) -> Norm:
-    """Returns the norm of the queries or keys of ``heads`` heads, which ``qk_norm_span`` describes."""
-    joint, rows = cfg.qk_norm_span == "joint", heads if cfg.qk_norm_span == "per_head" else None
-    return Norm(cfg, cfg.qk_norm_type, heads * cfg.d_head if joint else cfg.d_head, rows)
+def head_norm(cfg: HookedTransformerConfig, heads: str) -> Norm:
+    """Returns the norm of the queries (``heads`` is ``"n_heads"``) or keys (``"n_kv"``), as ``qk_norm_span`` says."""
+    joint = {"n_heads": "q_width", "n_kv": "kv_width"}[heads]
+    axes = {"shared": "d_head", "per_head": f"{heads} d_head", "joint": joint}[cfg.qk_norm_span]
+    return Norm(cfg, cfg.qk_norm_type, axes)
 
 
-def make_norm(cfg: HookedTransformerConfig, kind: str | None, width: int | None = None) -> nn.Module:
+def make_norm(cfg: HookedTransformerConfig, kind: str | None, axes: str = "d_model") -> nn.Module:
     """Returns the norm module of a ``normalization_type``."""
-    return NoNorm() if kind is None else Norm(cfg, kind, width or cfg.d_model)
+    return NoNorm() if kind is None else Norm(cfg, kind, axes)

@@ -86,11 +86,9 @@ def _pair_that_turns(cfg: HookedTransformerConfig, times: float) -> float:
 
 
 def rotate(
-    x: jax.Array, positions: jax.Array, lengths: jax.Array, cfg: HookedTransformerConfig, kind: LayerKind = USUAL
+    x: jax.Array, positions: jax.Array, lengths: jax.Array, cfg: HookedTransformerConfig, kind: LayerKind, last: bool
 ) -> jax.Array:
     """Rotates ``rotary_dim`` dimensions of every head by its position (Su et al. 2021, RoFormer).
-
-    They are the leading ones; under latent attention the last ones.
 
     Args:
         x: queries or keys ``[batch, pos, head, d_head]``.
@@ -98,6 +96,7 @@ def rotate(
         lengths: tokens in each one's text, ``[batch or 1, pos or 1]``: long rope goes by them.
         cfg: the rotary fields of the model.
         kind: the layer's (:meth:`~tljax.config.HookedTransformerConfig.layer_kind`); some layers do not rotate.
+        last: the last dimensions rotate, not the leading ones.
 
     Returns:
         The rotated array, same shape.
@@ -106,10 +105,10 @@ def rotate(
     if not kind.rotates:
         return x
     cos, sin = (table.astype(x.dtype)[:, :, None, :] for table in _cos_and_sin(positions, lengths, cfg, kind))
-    if cfg.kv_lora_rank is None:
-        turning, kept = x[..., : cfg.rotary_dim], x[..., cfg.rotary_dim :]
-    else:
+    if last:
         kept, turning = x[..., : -cfg.rotary_dim], x[..., -cfg.rotary_dim :]
+    else:
+        turning, kept = x[..., : cfg.rotary_dim], x[..., cfg.rotary_dim :]
     if cfg.rotary_adjacent_pairs:
         first, second = turning[..., 0::2], turning[..., 1::2]
     else:
@@ -121,7 +120,7 @@ def rotate(
         rotated = jnp.concatenate(turned, axis=-1)
     if not kept.shape[-1]:
         return rotated
-    return jnp.concatenate([rotated, kept] if cfg.kv_lora_rank is None else [kept, rotated], axis=-1)
+    return jnp.concatenate([kept, rotated] if last else [rotated, kept], axis=-1)
 
 
 def _cos_and_sin(

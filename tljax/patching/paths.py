@@ -18,13 +18,13 @@ import numpy as np
 from tljax.checks import typed
 from tljax.config import HookedTransformerConfig
 from tljax.errors import InputError
-from tljax.forward.stages import block_module
 from tljax.hooks.names import ActName
 from tljax.hooks.points import ENTRY, block_points, embedding_points, point_table, stage_of
 from tljax.memory import how_many
 from tljax.model.hooked_transformer import HookedTransformer
 from tljax.modules.activations import scaled
 from tljax.modules.context import AttentionContext
+from tljax.modules.stages import block_module
 from tljax.numerics import matmul_precision
 from tljax.patching.engine.base_run import BaseRun
 from tljax.patching.engine.edits import GridEdits, TakeRows, expand, picks

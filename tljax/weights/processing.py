@@ -30,7 +30,7 @@ from jaxtyping import Array, Float
 
 from tljax.checks import typed
 from tljax.config import HookedTransformerConfig
-from tljax.modules.norm import stored_dtype
+from tljax.modules.parameters import stored_dtype
 from tljax.typing import Params
 from tljax.weights.factors import refactor_heads
 from tljax.weights.steps import ProcessingOptions, Steps

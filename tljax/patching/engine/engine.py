@@ -10,13 +10,14 @@ import numpy as np
 
 from tljax.config import HookedTransformerConfig
 from tljax.forward.forward import context_of_layer
-from tljax.forward.stages import Stage, block_module, run_stage
+from tljax.forward.stages import Stage, run_stage
 from tljax.hooks.point import HookPoint, HookSlot
 from tljax.hooks.points import ENTRY, block_points
 from tljax.model.hooked_transformer import HookedTransformer
 from tljax.modules.attention import KEYS_AND_VALUES
 from tljax.modules.context import AttentionContext
 from tljax.modules.packing import Packing
+from tljax.modules.stages import block_module
 from tljax.patching.engine.base_run import BaseRun
 from tljax.patching.engine.edits import Edits, TakeRows
 from tljax.patching.engine.packing import (

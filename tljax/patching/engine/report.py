@@ -1,9 +1,11 @@
 """What a sweep cost, and what it would have cost done naively."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 from tljax.config import HookedTransformerConfig
+from tljax.modules.stages import block_weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,30 +57,14 @@ def join_reports(reports: Sequence[SweepReport]) -> SweepReport:
 
 def block_flops_per_token(cfg: HookedTransformerConfig) -> int:
     """FLOPs of a block's matrices for one token (a multiplication and an addition for each weight)."""
-    return _query_flops(cfg) + _key_value_flops(cfg)
+    return sum(_flops_per_token(cfg))
 
 
-def _query_flops(cfg: HookedTransformerConfig) -> int:
-    attention = 2 * cfg.query_weights
-    if cfg.attn_only:
-        return attention
-    return attention + int(2 * cfg.d_model * _mlp_columns(cfg))
-
-
-def _mlp_columns(cfg: HookedTransformerConfig) -> float:
-    """Weights that a token meets in an MLP or a mixture of experts, over ``d_model``: the mean over layers."""
-    matrices = 3 if cfg.gated_mlp else 2
-    dense = float(matrices * (cfg.d_mlp or 0))
-    if cfg.num_experts is None or not cfg.n_layers:
-        return dense
-    chosen = (cfg.experts_per_token or 0) * (cfg.d_expert or 0) + (cfg.d_shared_expert or 0)
-    mixture = matrices * chosen + cfg.num_experts + cfg.gate_shared_expert
-    part = sum(kind.experts for kind in cfg.layer_kinds) / cfg.n_layers
-    return part * mixture + (1 - part) * dense
-
-
-def _key_value_flops(cfg: HookedTransformerConfig) -> int:
-    return 2 * cfg.key_value_weights
+@functools.lru_cache(maxsize=256)
+def _flops_per_token(cfg: HookedTransformerConfig) -> tuple[int, int]:
+    """Of what later tokens read of it, and of all else: the mean over layers."""
+    blocks, layers = [block_weights(cfg, kind) for kind in cfg.layer_kinds], max(cfg.n_layers, 1)
+    return 2 * sum(b.read_later for b in blocks) // layers, 2 * sum(b.others for b in blocks) // layers
 
 
 def block_flops(cfg: HookedTransformerConfig, tokens: int, queries: int, rows: int, query_pos: int, keys: int) -> int:
@@ -91,7 +77,8 @@ def block_flops(cfg: HookedTransformerConfig, tokens: int, queries: int, rows: i
         rows, query_pos, keys: shape of the attention scores besides heads.
     """
     scores = 2 * cfg.n_heads * (cfg.d_head + cfg.value_width) * rows * query_pos * keys
-    return tokens * _key_value_flops(cfg) + queries * _query_flops(cfg) + scores
+    read_later, others = _flops_per_token(cfg)
+    return tokens * read_later + queries * others + scores
 
 
 def blocks_flops(cfg: HookedTransformerConfig, batch: int, pos: int) -> int:
