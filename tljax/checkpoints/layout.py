@@ -8,10 +8,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from tljax.config import HookedTransformerConfig, LayerKind
+from tljax.hooks.points import EMBEDDING, HEAD, stage_of
 from tljax.modules.norm import block_norm_kind, final_norm_kind, post_norm_kind
 from tljax.typing import Params
-
-HEAD, EMBED, BLOCKS = "head", "embed", "blocks."
 
 
 def axis_sizes(cfg: HookedTransformerConfig) -> dict[str, int]:
@@ -70,23 +69,11 @@ def parameter_shapes(cfg: HookedTransformerConfig) -> dict[str, tuple[int, ...]]
     return {path: tuple(sizes[axis] for axis in axes) for path, axes in parameter_axes(cfg).items()}
 
 
-def stage_of(path: str) -> str:
-    """Returns the loading stage of a path: ``"embed"``, ``"blocks.3"`` or ``"head"``.
-
-    >>> [stage_of(path) for path in ("pos_embed.W_pos", "blocks.3.ln1.w", "unembed.b_U")]
-    ['embed', 'blocks.3', 'head']
-    """
-    first, *rest = path.split(".")
-    if path.startswith(BLOCKS):
-        return BLOCKS + rest[0]
-    return HEAD if first in ("ln_final", "unembed") else EMBED
-
-
 def stages_of(cfg: HookedTransformerConfig) -> dict[str, list[str]]:
     """Returns the paths of each stage in loading order: the head, with the largest temporaries, first."""
-    stages: dict[str, list[str]] = {HEAD: [], EMBED: []}
+    stages: dict[str, list[str]] = {HEAD: [], EMBEDDING: []}
     for path in parameter_axes(cfg):
-        stages.setdefault(stage_of(path), []).append(path)
+        stages.setdefault(stage_of(path)[0], []).append(path)
     return stages
 
 

@@ -16,7 +16,6 @@ from tljax.checkpoints.adapters import Adapted, merged, open_adapter
 from tljax.checkpoints.description import Description, describe_source, names_to_ignore, of_transformer_lens
 from tljax.checkpoints.finite import Finite, refuse_overflow
 from tljax.checkpoints.layout import (
-    BLOCKS,
     axis_sizes,
     flatten,
     parameter_axes,
@@ -34,6 +33,7 @@ from tljax.checkpoints.stored_names import known_names
 from tljax.config import HookedTransformerConfig, available_dtype
 from tljax.config_checks import PER_LAYER
 from tljax.errors import CheckpointError, ConfigError, InputError, nearest
+from tljax.hooks.points import layer_of
 from tljax.typing import DeviceLike, Params
 from tljax.weights.processing import process_stage
 from tljax.weights.steps import STEPS, Steps
@@ -308,7 +308,7 @@ def _read(
 
     params: dict[str, jax.Array] = {}
     for stage, paths in stages_of(cfg).items():
-        prefix = f"{stage}." if stage.startswith(BLOCKS) else ""
+        prefix = stage if layer_of(stage) is not None else ""
         processed = flatten(process_stage(read_stage(paths, stage, prefix), steps, cfg.dtype))
         placed = {prefix + name: place(prefix + name, array) for name, array in processed.items()}
         if origin is not None:
