@@ -5,13 +5,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import hf_dense_a
-import hf_dense_b
+import hf_alibi_and_fused
 import hf_gpt_like
 import hf_latent
 import hf_layer_kinds
 import hf_llama_like
 import hf_moe
+import hf_norm_kinds
 import hf_parallel
 import hf_rotary
 import numpy as np
@@ -64,8 +64,8 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     **hf_llama_like.VARIANTS,
-    **hf_dense_a.VARIANTS,
-    **hf_dense_b.VARIANTS,
+    **hf_norm_kinds.VARIANTS,
+    **hf_alibi_and_fused.VARIANTS,
     **hf_gpt_like.VARIANTS,
     **hf_parallel.VARIANTS,
     **hf_layer_kinds.VARIANTS,

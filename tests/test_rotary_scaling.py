@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from hf_models import hf_config, make_hf_model, rewrite
+from read_config import read_attributes
 from variants import randomised_params
 
 from tljax import Batch, HookedTransformer, HookedTransformerConfig
-from tljax.checkpoints.families import family_of
 from tljax.checkpoints.hf_config import HFConfig, rope_scaling, yarn_mscale
 from tljax.errors import CheckpointError, ConfigError, InputError, UnsupportedModelError
 from tljax.modules.rotary import attention_factor, inverse_frequencies
@@ -60,13 +60,7 @@ GREEDY: dict[str, Any] = {"do_sample": False, "stop_at_eos": False, "verbose": F
 
 def read(rope: dict[str, Any], **changes: Any) -> HookedTransformerConfig:
     """Our config of a Llama whose positions are stretched."""
-    attributes = SIZES | {"architectures": ["LlamaForCausalLM"], "rope_parameters": rope} | changes
-    family = family_of(attributes)
-    hf = family.config(attributes)
-    cfg = family.read_config(hf)
-    family.rows(hf)
-    hf.refuse_unread()
-    return cfg
+    return read_attributes(SIZES | {"architectures": ["LlamaForCausalLM"], "rope_parameters": rope} | changes)
 
 
 @pytest.fixture(scope="module")

@@ -10,15 +10,15 @@ import functools
 import inspect
 import math
 import types
-from collections.abc import Callable, Sequence
-from typing import Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, ParamSpec, TypeVar, Union, Unpack, get_args, get_origin, get_type_hints
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from tljax.errors import InputError, TljaxError, nearest
+from tljax.errors import ArgumentError, InputError, TljaxError, nearest
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -29,32 +29,85 @@ _NAMES: dict[Any, str] = {
 }  # fmt: skip
 
 
-def typed(function: Callable[_P, _R], error: type[TljaxError] = InputError) -> Callable[_P, _R]:
-    """Makes a function check its arguments that are annotated as flags, numbers, texts or choices of them.
+class _ItsOwn:
+    """Stands in a signature for a default that is decided further on."""
+
+    def __repr__(self) -> str:
+        return "..."
+
+
+_ITS_OWN = _ItsOwn()
+
+
+def typed(
+    function: Callable[_P, _R],
+    error: type[TljaxError] = InputError,
+    receiver: Callable[..., Any] | None = None,
+) -> Callable[_P, _R]:
+    """Makes a function check the names of its arguments, and those that are flags, numbers, texts or choices of them.
 
     Without it ``truncate="no"`` would be true, and ``reduce="non"`` whatever the code takes for the other case. Any
-    other annotation, one in quotes too, is left to the function.
+    other annotation, one in quotes too, is left to the function. A bundle, ``**options: Unpack[SomeTypedDict]``, counts
+    as the arguments that it holds: they are checked, and ``help`` and completion show them.
 
     Args:
         function: the function.
-        error: what it then raises, saying what would fit.
+        error: what it then raises for a value, saying what would fit.
+        receiver: the function that a bundle is passed on to: the signature shows the defaults that it has there.
+
+    Raises:
+        ArgumentError: when called with a name that there is none of (says the nearest), or with a value by position
+            that goes by name.
     """
     parameters: dict[str, inspect.Parameter] = {}
 
     @functools.wraps(function)
     def checked(*args: _P.args, **kwargs: _P.kwargs) -> _R:
         if not parameters:
-            parameters.update(inspect.signature(function).parameters)
+            parameters.update(_signature(function, receiver).parameters)
         for parameter, value in zip(parameters.values(), args, strict=False):
             if parameter.kind is parameter.VAR_POSITIONAL:
                 break
+            if parameter.kind is parameter.KEYWORD_ONLY:
+                raise _misnamed(function, parameters, None)
             _check(value, parameter, error)
         for name, value in kwargs.items():
             if (parameter := parameters.get(name)) is not None and parameter.kind is not parameter.VAR_KEYWORD:
                 _check(value, parameter, error)
+            elif not any(one.kind is one.VAR_KEYWORD for one in parameters.values()):
+                raise _misnamed(function, parameters, name)
         return function(*args, **kwargs)
 
+    if any(get_origin(annotation) is Unpack for annotation in function.__annotations__.values()):
+        checked.__signature__ = _signature(function, receiver)  # type: ignore[attr-defined]
     return checked
+
+
+def _signature(function: Callable[..., Any], receiver: Callable[..., Any] | None) -> inspect.Signature:
+    """The signature, with a bundle of options as the arguments that it holds."""
+    signature, parameters = inspect.signature(function), []
+    received = {} if receiver is None else inspect.signature(receiver).parameters
+    for one in signature.parameters.values():
+        if get_origin(one.annotation) is not Unpack:
+            parameters.append(one)
+            continue
+        for name, annotation in get_type_hints(get_args(one.annotation)[0]).items():
+            default = received[name].default if name in received else _ITS_OWN
+            parameters.append(inspect.Parameter(name, one.KEYWORD_ONLY, default=default, annotation=annotation))
+    return signature.replace(parameters=parameters)
+
+
+def _misnamed(
+    function: Callable[..., Any], parameters: Mapping[str, inspect.Parameter], name: str | None
+) -> ArgumentError:
+    """The error for an argument that there is none of; ``None``: for one by position that goes by name."""
+    owner = function.__qualname__.removesuffix(".__init__").rpartition(".")[2]
+    known = [each for number, each in enumerate(parameters) if number or each not in ("self", "cls", "cache")]
+    if name is not None:
+        return ArgumentError(f"{owner} has no option {name!r}.{nearest(name, known)} Options: {', '.join(known)}.")
+    by_name = [each for each in known if parameters[each].kind is inspect.Parameter.KEYWORD_ONLY]
+    first = ", ".join(each for each in known if each not in by_name) or "nothing"
+    return ArgumentError(f"{owner} takes {first} by position, and by name: {'=, '.join(by_name)}=.")
 
 
 def _check(value: Any, parameter: inspect.Parameter, error: type[TljaxError]) -> None:

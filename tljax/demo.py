@@ -1,4 +1,4 @@
-"""The main job behind ``python -m tljax``: open a model up on a pair of prompts and say what was found."""
+"""The demo behind ``python -m tljax``: open a model up on a pair of prompts and say what was found."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tljax.analysis.induction import induction_scores, top_heads
+from tljax.analysis.induction import heads_above, induction_scores
 from tljax.cache.activation_cache import ActivationCache
 from tljax.errors import InputError
 from tljax.model.hooked_transformer import HookedTransformer
@@ -25,7 +25,7 @@ ANSWER, WRONG = " Mary", " John"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Findings:
-    """What the main job measured.
+    """What the demo measured.
 
     Attributes:
         model: one line about the model.
@@ -134,7 +134,7 @@ def _attention_of_top_heads(
 
 def _induction_heads(model: HookedTransformer) -> list[tuple[int, int, float]]:
     length = min(20, (model.cfg.n_ctx - 1) // 2)
-    return top_heads(induction_scores(model, length=length, batch=8))[:5]
+    return heads_above(induction_scores(model, length=length, batch_size=8))[:5]
 
 
 def residual_story(findings: Findings) -> list[str]:

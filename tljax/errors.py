@@ -5,34 +5,13 @@ exception a caller would catch without knowing tljax (``KeyError`` for a name, `
 """
 
 import difflib
-import inspect
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Iterable
 
 
-def nearest(name: str, options: Iterable[str], count: int = 3) -> str:
-    """Returns `` Did you mean 'a', 'b'?`` for the closest options, or an empty string."""
-    close = difflib.get_close_matches(name, list(options), n=count, cutoff=0.5)
+def nearest(name: str, options: Iterable[str], k: int = 3) -> str:
+    """Returns `` Did you mean 'a' or 'b'?`` for the ``k`` closest options, or an empty string."""
+    close = difflib.get_close_matches(name, list(options), n=k, cutoff=0.5)
     return f" Did you mean {' or '.join(repr(match) for match in close)}?" if close else ""
-
-
-def refuse_unknown_options(method: Callable[..., Any], given: Iterable[str], options: Iterable[str]) -> None:
-    """Raises InputError for the first of ``given`` that is not among ``options``.
-
-    Args:
-        method: the public method that was called; its own parameters are possible spellings too.
-        given: names of the keyword arguments that it does not name itself.
-        options: those that it passes on.
-    """
-    known = set(options)
-    for name in given:
-        if name not in known:
-            parameters = inspect.signature(method).parameters.values()
-            own = [one.name for one in parameters if one.name != "self" and one.kind is not one.VAR_KEYWORD]
-            every = [*own, *sorted(known.difference(own))]
-            raise InputError(
-                f"{method.__name__} has no option {name!r}.{nearest(name, every)} Options: {', '.join(every)}."
-            )
 
 
 class TljaxError(Exception):
@@ -60,6 +39,10 @@ class InterventionError(TljaxError, ValueError):
 
 class InputError(TljaxError, ValueError):
     """Tokens, text, masks or layer bounds that the model cannot run on."""
+
+
+class ArgumentError(InputError, TypeError):
+    """A call names an argument that the function does not have, or gives by position what goes by name."""
 
 
 class AmbiguousHookError(UnknownHookError, InputError):

@@ -1,7 +1,7 @@
-"""The types that public signatures share: parameters, hook lists, filters, devices."""
+"""The types that public signatures share: parameters, hook lists, filters, devices, options of an input."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 import jax
 
@@ -15,3 +15,18 @@ HookFunction = Callable[..., Any]
 HookList = Sequence[tuple[Any, HookFunction]]
 NamesFilter = str | Sequence[str] | Callable[[str], bool] | None
 DeviceLike = str | jax.Device | jax.sharding.Sharding | None
+
+
+class PromptOptions(TypedDict, total=False):
+    """How a prompt is read."""
+
+    prepend_bos: bool | None
+    padding_side: PaddingSide | None
+    attention_mask: Any
+
+
+class InputOptions(PromptOptions, total=False):
+    """How an input of the model is read: documented at :meth:`tljax.HookedTransformer.__call__`."""
+
+    start_at_layer: int | None
+    tokens: Any

@@ -115,8 +115,8 @@ def test_detected_heads_of_prompts(pattern: Any, model: HookedTransformer) -> No
 
 
 def test_scores_of_heads(model: HookedTransformer) -> None:
-    jitted = jax.jit(lambda model: head_scores(model, length=4, batch=2))(model)
+    jitted = jax.jit(lambda model: head_scores(model, length=4, batch_size=2))(model)
     for found, expected in zip(
-        jax.tree.leaves(jitted), jax.tree.leaves(head_scores(model, length=4, batch=2)), strict=True
+        jax.tree.leaves(jitted), jax.tree.leaves(head_scores(model, length=4, batch_size=2)), strict=True
     ):
         np.testing.assert_allclose(found, expected, atol=1e-6)

@@ -18,7 +18,7 @@ from tljax.analysis.head_detector import (
     get_supported_heads,
 )
 from tljax.analysis.head_scores import duplicate_token_scores, head_scores, previous_token_scores
-from tljax.analysis.induction import induction_scores, repeated_random_tokens, top_heads
+from tljax.analysis.induction import heads_above, induction_scores, repeated_random_tokens
 from tljax.errors import InputError, TokenizerError
 
 PREVIOUS, INDUCTION = {(0, 0), (0, 3)}, {(1, 0), (1, 1), (1, 2), (1, 3)}
@@ -26,7 +26,7 @@ TEXT = "The red car is near the park. The red car is near the park."
 
 
 def heads(scores: jax.Array, threshold: float) -> set[tuple[int, int]]:
-    return {(layer, head) for layer, head, _ in top_heads(scores, threshold)}
+    return {(layer, head) for layer, head, _ in heads_above(scores, threshold)}
 
 
 def test_all_heads_of_the_bundled_model_at_once(tiny: HookedTransformer) -> None:
@@ -47,7 +47,7 @@ def test_composition_confirms_them(tiny: HookedTransformer) -> None:
 
 
 def test_scores_mean_what_they_say(tiny: HookedTransformer) -> None:
-    tokens = repeated_random_tokens(tiny, length=5, batch=2, seed=3)
+    tokens = repeated_random_tokens(tiny, length=5, batch_size=2, seed=3)
     _, cache = tiny.run_with_cache(tokens)
     scores = head_scores(tiny, length=5, tokens=tokens)
     pattern = np.asarray(cache["pattern", 2][:, 1])
@@ -58,16 +58,16 @@ def test_scores_mean_what_they_say(tiny: HookedTransformer) -> None:
 
 
 def test_one_reduction_is_compiled(tiny: HookedTransformer, compilations: Any) -> None:
-    head_scores(tiny, length=7, batch=3, seed=0)
+    head_scores(tiny, length=7, batch_size=3, seed=0)
     before = compilations.count
-    head_scores(tiny, length=7, batch=3, seed=5)
+    head_scores(tiny, length=7, batch_size=3, seed=5)
     assert compilations.count == before
 
 
 def test_detects_the_bundled_models_heads(tiny: HookedTransformer) -> None:
     assert heads(detect_head(tiny, TEXT, "previous_token_head"), 0.5) == PREVIOUS
     assert heads(detect_head(tiny, TEXT, "previous_token_head", error_measure="abs"), 0.5) == PREVIOUS
-    tokens = repeated_random_tokens(tiny, length=20, batch=4)
+    tokens = repeated_random_tokens(tiny, length=20, batch_size=4)
     found = detect_head(tiny, tokens, "induction_head", exclude_bos=True, exclude_current_token=True)
     assert heads(found, 0.3) == INDUCTION
     np.testing.assert_allclose(

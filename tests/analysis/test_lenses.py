@@ -50,13 +50,13 @@ def test_a_readout_is_the_cache_logit_lens_in_short(kind: str) -> None:
     place = np.argsort(np.argsort(-np.asarray(whole), axis=-1), axis=-1)[..., [3, 7]]
     np.testing.assert_array_equal(found.target_ranks, place)
     np.testing.assert_array_equal(found.tokens, TOKENS)
-    again = logit_lens(model, cache=cache, incl_mid=True, targets=[3, 7], top_k=4, pos_slice=-1)
+    again = logit_lens(model, cache=cache, incl_mid=True, targets=[3, 7], top_k=4, pos=-1)
     np.testing.assert_array_equal(again.top_ids, found.top_ids[:, :, -1])
 
 
 def test_depths_and_positions_can_be_chosen(model: HookedTransformer) -> None:
     every = logit_lens(model, TOKENS)
-    some = logit_lens(model, TOKENS, layers=[2, -1], pos_slice=(1, 4))
+    some = logit_lens(model, TOKENS, layers=[2, -1], pos=(1, 4))
     assert some.labels == ("2_pre", "final_post")
     np.testing.assert_array_equal(some.top_ids, every.top_ids[jnp.array([2, 3])][:, :, 1:4])
     np.testing.assert_array_equal(some.tokens, TOKENS[:, 1:4])
@@ -92,10 +92,10 @@ def test_the_picture_of_a_readout_shows_its_tokens(tiny: HookedTransformer, tmp_
     assert "final_post" in page
     found.figure(tiny, path=tmp_path / "lens.png")
     assert (tmp_path / "lens.png").read_bytes().startswith(b"\x89PNG")
-    with pytest.raises(InputError, match="prompt=3 is out of range"):
-        found.table(tiny, prompt=3)
+    with pytest.raises(InputError, match="index=3 is out of range"):
+        found.table(tiny, index=3)
     with pytest.raises(InputError, match="depths and positions"):
-        logit_lens(tiny, PROMPT, pos_slice=-1).table(tiny)
+        logit_lens(tiny, PROMPT, pos=-1).table(tiny)
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,7 @@ def fine_tuned(w: World) -> HookedTransformer:
 
 def resumed(w: World) -> Any:
     run = TrainConfig(
-        steps=1, batch_size=2, log_every=1, out=tempfile.mkdtemp(), progress=False, learning_rate=0.01, seed=0
+        steps=1, batch_size=2, log_every=1, directory=tempfile.mkdtemp(), progress=False, learning_rate=0.01, seed=0
     )
     rows = np.array([[1, 2, 3], [3, 2, 1]])
     train(w.small, rows, run)

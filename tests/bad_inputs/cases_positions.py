@@ -66,8 +66,8 @@ CASES: tuple[Case, ...] = (
     ),
     Case(
         "the lens",
-        lambda w: logit_lens(w.tiny, [w.P, w.S], top_k=3, pos_slice=-1).top_ids[:, 1],
-        equals=lambda w: logit_lens(w.tiny, w.S, top_k=3, pos_slice=-1).top_ids[:, 0],
+        lambda w: logit_lens(w.tiny, [w.P, w.S], top_k=3, pos=-1).top_ids[:, 1],
+        equals=lambda w: logit_lens(w.tiny, w.S, top_k=3, pos=-1).top_ids[:, 0],
     ),
     Case(
         "direct attribution",

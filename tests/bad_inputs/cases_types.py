@@ -60,7 +60,7 @@ CASES: tuple[Case, ...] = (
     Case("no steps", lambda w: logistic_probe(X, Y, max_steps=0), InputError, "max_steps=0", "at least 1"),
     Case("half a neuron", lambda w: sparse_probe(X, Y, k=1.5), InputError, "k=1.5"),
     Case("a penalty of NaN", lambda w: ridge_probe(X, Y, l2=float("nan")), InputError, "l2=nan"),
-    Case("the best -1", lambda w: RESULT.top(-1), InputError, "count=-1", "at least 1"),
+    Case("the best -1", lambda w: RESULT.top(-1), InputError, "k=-1", "at least 1"),
     Case(
         "parts of an attribution", lambda w: direct_logit_attribution(w.tiny, w.S, " John").top(-1), InputError, "k=-1"
     ),
@@ -69,7 +69,7 @@ CASES: tuple[Case, ...] = (
     Case("a flag of text", lambda w: w.tiny.to_tokens(w.S, prepend_bos="no"), InputError, "prepend_bos='no'"),
     Case("truncate in words", lambda w: w.tiny.to_tokens(w.S, truncate="no"), InputError, "truncate='no'"),
     Case(
-        "a flag of generation", lambda w: w.small.generate([[1]], 1, False, do_sample="no"), InputError,
+        "a flag of generation", lambda w: w.small.generate([[1]], 1, stop_at_eos=False, do_sample="no"), InputError,
         "do_sample='no'",
     ),
     Case("whether to stop", lambda w: w.small.generate([[1]], 1, stop_at_eos="no"), InputError, "stop_at_eos='no'"),
@@ -85,7 +85,7 @@ CASES: tuple[Case, ...] = (
         "reduce='no'", "'none'",
     ),
     Case("a kind", lambda w: ablation_sweep(w.tiny, w.S, w.m, kind="zeros"), InputError, "kind='zeros'", "'zero'"),
-    Case("half a batch", lambda w: induction_scores(w.tiny, batch=0.5), InputError, "batch=0.5"),
+    Case("half a batch", lambda w: induction_scores(w.tiny, batch_size=0.5), InputError, "batch_size=0.5"),
     Case("copies of no tokens", lambda w: induction_scores(w.tiny, length=0), InputError, "length=0"),
     Case("training half a step", lambda w: TrainConfig(steps=1.5), ConfigError, "steps=1.5"),
     Case("at an infinite rate", lambda w: TrainConfig(steps=1, learning_rate=np.inf), ConfigError, "rate"),

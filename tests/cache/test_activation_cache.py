@@ -8,16 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compare import close
 from variants import TOKENS, build
 
 import tljax
 from tljax import ActivationCache, HookedTransformer, LargeCacheWarning
 from tljax.cache import memory
 from tljax.errors import CacheError, InputError, UnknownHookError
-
-
-def close(a: object, b: object) -> None:
-    np.testing.assert_allclose(np.asarray(a), np.asarray(b), atol=2e-5, rtol=1e-4)
 
 
 @pytest.fixture(scope="module")

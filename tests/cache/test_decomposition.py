@@ -1,18 +1,22 @@
 """The residual stream and the logits taken apart: parts sum to the whole, under jit and vmap; memory; mistakes."""
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import compare
 import jax
-import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend.core import ClosedJaxpr, Jaxpr
 from variants import TOKENS, VARIANTS, build
 
 from tljax import ActivationCache, HookedTransformer
 from tljax.errors import CacheError, InputError, TokenizerError, UnknownHookError
 from tljax.modules.activations import soft_cap
+
+close = functools.partial(compare.close, atol=3e-5, rtol=2e-4)
 
 Pairs = dict[str, tuple[Any, Any]]
 LIKE_OTHERS = (
@@ -30,10 +34,6 @@ LAYOUTS: dict[str, Callable[[], HookedTransformer]] = {
 def with_model(function: Callable[[ActivationCache], Any], model: HookedTransformer, cache: ActivationCache) -> Any:
     """A function of the cache as one program, the model and the cache its arguments."""
     return jax.jit(lambda model, cache: function(cache.with_model(model)))(model, cache)
-
-
-def close(a: object, b: object, message: str = "") -> None:
-    np.testing.assert_allclose(np.asarray(a), np.asarray(b), atol=3e-5, rtol=2e-4, err_msg=message)
 
 
 @pytest.fixture(scope="module")
@@ -133,8 +133,8 @@ def test_parts_sum_to_the_whole(layout: str) -> None:
     values = ActivationCache({name: np.asarray(value) for name, value in cache.items()}, model)  # type: ignore[misc]
     for name, (got, expected) in (sums(values, made) | readings(values, made)).items():
         scale = max(1, float(np.abs(expected).max()))
-        close(got / scale, expected / scale, name)
-    close(made["lens"][-1], logits[:, -1], "logit lens")
+        close(got / scale, expected / scale, message=name)
+    close(made["lens"][-1], logits[:, -1], message="logit lens")
     close(soft_cap(scaled_logits(cache), model.cfg.output_logits_soft_cap), logits)
 
 
@@ -216,11 +216,19 @@ def test_neuron_results(model: HookedTransformer, cache: ActivationCache) -> Non
 
 
 def sizes_in(jaxpr: Any) -> Iterator[tuple[int, ...]]:
-    """The shapes of all that a program makes."""
+    """The shapes of all that a program makes, in the programs that it calls too."""
     for equation in jaxpr.eqns:
         yield from (variable.aval.shape for variable in equation.outvars)
-        for inner in jax.extend.core.jaxprs_in_params(equation.params):
-            yield from sizes_in(inner)
+        for called in jax.tree.leaves(equation.params):
+            if isinstance(called, ClosedJaxpr):
+                yield from sizes_in(called.jaxpr)
+            elif isinstance(called, Jaxpr):
+                yield from sizes_in(called)
+
+
+def test_sizes_of_called_programs_are_seen() -> None:
+    called = jax.jit(lambda x: jax.lax.cond(x.sum() > 0, lambda x: jnp.outer(x, x).sum(0), jnp.zeros_like, x))
+    assert (7, 7) in sizes_in(jax.make_jaxpr(called)(jnp.ones(7)).jaxpr)
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "sandwich"])

@@ -1,8 +1,10 @@
 """Caches of padded runs: marks of padding, and each prompt as if it had run alone."""
 
+import functools
 from pathlib import Path
 from typing import Any
 
+import compare
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,13 +14,11 @@ from variants import build
 from tljax import ActivationCache
 from tljax.errors import CacheError
 
+close = functools.partial(compare.close, atol=1e-5, rtol=1e-5)
+
 RNG = np.random.default_rng(3)
 ROWS = [RNG.integers(0, 13, n).tolist() for n in (3, 7, 1, 5)]
 SIDES = ["left", "right"]
-
-
-def close(a: object, b: object) -> None:
-    np.testing.assert_allclose(np.asarray(a), np.asarray(b), atol=1e-5, rtol=1e-5)
 
 
 def padded(kind: str = "gpt2", side: Any = "left", **options: Any) -> ActivationCache:

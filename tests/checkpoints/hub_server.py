@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
 
+import pytest
+
 
 @dataclass
 class Hub:
@@ -101,13 +103,18 @@ def _etag(content: bytes) -> str:
 
 
 @contextmanager
-def serve(hub: Hub) -> Iterator[Hub]:
-    """Runs the server on a free local port for the duration of the block."""
+def serve(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """Runs the server on a free local port for the duration of the block; the environment names it, and no token."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": hub}))
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
     hub.url = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setenv("HF_ENDPOINT", hub.url)
+    monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     try:
         yield hub
     finally:

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from compare import same_bits
 from fingerprint import fingerprint, same
 from hf_models import rewrite
 from hub_server import Hub, serve
@@ -37,12 +38,6 @@ Checkpoints = Callable[[str], Path]
 def load(name: Any, **options: Any) -> dict[str, np.ndarray]:
     """A checkpoint's unprocessed parameters by path."""
     return {path: np.asarray(leaf) for path, leaf in flatten(load_checkpoint(name, **RAW, **options).params).items()}
-
-
-def assert_same(got: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
-    assert got.keys() == expected.keys()
-    for path, leaf in expected.items():
-        np.testing.assert_array_equal(got[path], leaf, err_msg=path)
 
 
 def changed(
@@ -88,7 +83,7 @@ def test_an_untrained_adapter_changes_no_bit(gpt2: Path, tmp_path: Path) -> None
         ends = ("lora_B.weight", "lora_embedding_A")
         return {key: np.zeros_like(value) if key.endswith(ends) else value for key, value in tensors.items()}
 
-    assert_same(load(gpt2, adapter=changed(tmp_path, tensors=zeros)), load(gpt2))
+    same_bits(load(gpt2, adapter=changed(tmp_path, tensors=zeros)), load(gpt2))
 
 
 def test_bfloat16_is_rounded_once(gpt2: Path, tmp_path: Path) -> None:
@@ -100,7 +95,7 @@ def test_bfloat16_is_rounded_once(gpt2: Path, tmp_path: Path) -> None:
 def test_the_first_layers_take_their_part_of_an_adapter(gpt2: Path) -> None:
     whole = load(gpt2, adapter=GOLDEN / "rslora_conv1d")
     part = load(gpt2, adapter=GOLDEN / "rslora_conv1d", first_n_layers=1)
-    assert_same(part, {path: whole[path] for path in part})
+    same_bits(part, {path: whole[path] for path in part})
 
 
 @pytest.mark.parametrize(
@@ -115,7 +110,7 @@ def test_the_first_layers_take_their_part_of_an_adapter(gpt2: Path) -> None:
 )
 def test_tensors_go_by_other_names(rename: Callable[[str], str], gpt2: Path, tmp_path: Path) -> None:
     renamed = changed(tmp_path, tensors=lambda tensors: {rename(key): value for key, value in tensors.items()})
-    assert_same(load(gpt2, adapter=renamed), load(gpt2, adapter=GOLDEN / "rslora_conv1d"))
+    same_bits(load(gpt2, adapter=renamed), load(gpt2, adapter=GOLDEN / "rslora_conv1d"))
 
 
 def test_whole_modules_go_by_other_names(hf_checkpoint: Checkpoints, tmp_path: Path) -> None:
@@ -127,12 +122,12 @@ def test_whole_modules_go_by_other_names(hf_checkpoint: Checkpoints, tmp_path: P
 
     base = hf_checkpoint("llama_mqa_tied_llama3")
     adapter = changed(tmp_path, "tied_whole_embedding", doubled)
-    assert_same(load(base, adapter=adapter), load(base, adapter=GOLDEN / "tied_whole_embedding"))
+    same_bits(load(base, adapter=adapter), load(base, adapter=GOLDEN / "tied_whole_embedding"))
 
 
 def test_a_base_stored_without_its_prefix_takes_the_same_adapter(gpt2: Path, tmp_path: Path) -> None:
     bare = rewrite(gpt2, tmp_path, lambda ts: {key.removeprefix("transformer."): value for key, value in ts.items()})
-    assert_same(load(bare, adapter=GOLDEN / "tied_head"), load(gpt2, adapter=GOLDEN / "tied_head"))
+    same_bits(load(bare, adapter=GOLDEN / "tied_head"), load(gpt2, adapter=GOLDEN / "tied_head"))
 
 
 # Names
@@ -142,7 +137,7 @@ def test_an_adapter_alone_finds_its_base(gpt2: Path, tmp_path: Path) -> None:
     alone = changed(tmp_path / "tuned", base_model_name_or_path=str(gpt2))
     loaded = load_checkpoint(alone, **RAW)
     assert loaded.cfg.model_name == f"{gpt2.name}+tuned"
-    assert_same(load(alone), load(gpt2, adapter=GOLDEN / "rslora_conv1d"))
+    same_bits(load(alone), load(gpt2, adapter=GOLDEN / "rslora_conv1d"))
 
 
 def test_an_adapter_beside_a_checkpoint_is_merged_as_in_transformers_or_left_out_on_demand(
@@ -150,9 +145,9 @@ def test_an_adapter_beside_a_checkpoint_is_merged_as_in_transformers_or_left_out
 ) -> None:
     both = beside(gpt2, tmp_path / "both", base_model_name_or_path="no/such")
     assert load_checkpoint(both).cfg.model_name == "both+adapter"
-    assert_same(load(both), load(gpt2, adapter=GOLDEN / "rslora_conv1d"))
-    assert_same(load(both, adapter=both), load(both))
-    assert_same(load(both, adapter=False), load(gpt2))
+    same_bits(load(both), load(gpt2, adapter=GOLDEN / "rslora_conv1d"))
+    same_bits(load(both, adapter=both), load(both))
+    same_bits(load(both, adapter=False), load(gpt2))
     with pytest.raises(InputError, match=r"has an adapter of its own .* is another"):
         load(both, adapter=GOLDEN / "rslora_conv1d")
     (both / "adapter_model.safetensors").unlink()
@@ -169,7 +164,7 @@ def test_a_pickled_adapter(gpt2: Path, tmp_path: Path) -> None:
     tensors = load_file(adapter / "adapter_model.safetensors")
     torch.save({key: torch.from_numpy(value) for key, value in tensors.items()}, adapter / "adapter_model.bin")
     (adapter / "adapter_model.safetensors").unlink()
-    assert_same(load(gpt2, adapter=adapter), load(gpt2, adapter=GOLDEN / "rslora_conv1d"))
+    same_bits(load(gpt2, adapter=adapter), load(gpt2, adapter=GOLDEN / "rslora_conv1d"))
 
 
 def test_the_tokenizer_is_the_adapter_s_if_it_has_one(gpt2: Path, tmp_path: Path) -> None:
@@ -196,25 +191,21 @@ def test_adapters_on_the_hub(gpt2: Path, tmp_path: Path, monkeypatch: pytest.Mon
         }
     )
     options: dict[str, Any] = {"cache_dir": tmp_path / "cache"}
-    with serve(hub) as running:
-        monkeypatch.setenv("HF_ENDPOINT", running.url)
-        monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-        monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    with serve(hub, monkeypatch):
         expected = load(gpt2, adapter=GOLDEN / "rslora_conv1d")
-        assert_same(load("team/tuned", **options), expected)  # its base at the revision that it names
+        same_bits(load("team/tuned", **options), expected)  # its base at the revision that it names
         assert load_checkpoint("team/tuned", **options).cfg.model_name == "base+tuned"
-        assert_same(load(gpt2, adapter="team/tuned", **options), expected)
+        same_bits(load(gpt2, adapter="team/tuned", **options), expected)
         late = load(gpt2, adapter="team/tuned", adapter_revision="late", **options)
-        assert_same(late, load(gpt2, adapter=GOLDEN / "tied_head"))
-        assert_same(load(gpt2, adapter="team/both", **options), expected)
+        same_bits(late, load(gpt2, adapter=GOLDEN / "tied_head"))
+        same_bits(load(gpt2, adapter="team/both", **options), expected)
         fetched = [path for method, path, _ in hub.requests if method == "GET" and "/team/both/" in path]
         assert not any(path.endswith(("model.safetensors", ".bin")) and "adapter" not in path for path in fetched)
         with pytest.raises(
             UnsupportedModelError, match=r"weights and an adapter .* adapter=False .* adapter='team/both'"
         ):
             load("team/both", **options)
-        assert_same(load("team/both", adapter=False, **options), load(gpt2))
+        same_bits(load("team/both", adapter=False, **options), load(gpt2))
         hub.repos["team/base"] = {"v2": files(gpt2)}
         with pytest.raises(CheckpointError, match=r"names the base 'team/base': .*from_pretrained\(base, adapter"):
             load("team/tuned", cache_dir=tmp_path / "other")
@@ -269,7 +260,7 @@ def test_a_config_that_the_tensors_contradict(config: dict[str, Any], message: s
 def test_an_unknown_key_may_be_passed_over(gpt2: Path, tmp_path: Path) -> None:
     adapter = changed(tmp_path, some_new_key=3)
     known = load(gpt2, adapter=GOLDEN / "rslora_conv1d")
-    assert_same(load(gpt2, adapter=adapter, ignore_adapter_config=["some_new_key"]), known)
+    same_bits(load(gpt2, adapter=adapter, ignore_adapter_config=["some_new_key"]), known)
     with pytest.raises(InputError, match=r"no 'some_new_kei' to ignore. Did you mean 'some_new_key'"):
         load(gpt2, adapter=adapter, ignore_adapter_config=["some_new_kei"])
 

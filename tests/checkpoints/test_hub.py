@@ -24,12 +24,7 @@ def files_of(directory: Path) -> dict[str, bytes]:
 def hub(gpt2: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """A running hub with ``team/tiny``; the environment points at it."""
     files = files_of(gpt2) | {"README.md": b"no", "pytorch_model.bin": b"no", "tokenizer.json": b"{}"}
-    with serve(Hub(repos={"team/tiny": {"main": files}})) as running:
-        monkeypatch.setenv("HF_ENDPOINT", running.url)
-        monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-        monkeypatch.delenv("HF_TOKEN", raising=False)
-        monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    with serve(Hub(repos={"team/tiny": {"main": files}}), monkeypatch) as running:
         yield running
 
 

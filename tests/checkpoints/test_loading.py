@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compare import same_bits
 from hf_models import rewrite, shard
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from safetensors.numpy import load_file, save_file
@@ -27,13 +28,6 @@ RAW = {"fold_ln": False, "center_writing_weights": False, "center_unembed": Fals
 
 def load_raw(directory: Path, **options: Any) -> Loaded:
     return load_checkpoint(directory, **RAW, **options)
-
-
-def assert_same(left: Any, right: Any) -> None:
-    left, right = flatten(left), flatten(right)
-    assert left.keys() == right.keys()
-    for path in left:
-        np.testing.assert_array_equal(np.asarray(left[path]), np.asarray(right[path]), err_msg=path)
 
 
 def without_prefix(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -65,8 +59,8 @@ def test_shards_and_bare_names_are_the_same_checkpoint(
 ) -> None:
     source = hf_checkpoint(variant)
     expected = load_raw(source).params
-    assert_same(load_raw(shard(source, tmp_path / "sharded")).params, expected)
-    assert_same(load_raw(rewrite(source, tmp_path / "bare", without_prefix)).params, expected)
+    same_bits(load_raw(shard(source, tmp_path / "sharded")).params, expected)
+    same_bits(load_raw(rewrite(source, tmp_path / "bare", without_prefix)).params, expected)
 
 
 def test_buffers_of_old_checkpoints_are_ignored_and_tied_heads_may_be_stored(gpt2: Path, tmp_path: Path) -> None:
@@ -77,7 +71,7 @@ def test_buffers_of_old_checkpoints_are_ignored_and_tied_heads_may_be_stored(gpt
     old = rewrite(gpt2, tmp_path, lambda t: t | extra | {"lm_head.weight": t["transformer.wte.weight"] + 1})
     with pytest.warns(UserWarning, match=r"ties lm_head.weight to transformer.wte.weight .*as transformers does"):
         loaded = load_raw(old)
-    assert_same(loaded.params["embed"], load_raw(gpt2).params["embed"])
+    same_bits(loaded.params["embed"], load_raw(gpt2).params["embed"])
     np.testing.assert_array_equal(loaded.params["unembed"]["W_U"], load_raw(gpt2).params["unembed"]["W_U"] + 1)
 
 
@@ -103,7 +97,7 @@ def test_processing_happens_before_rounding(gpt2: Path) -> None:
 def test_streamed_processing_is_processing(variant: str, hf_checkpoint: Callable[[str], Path]) -> None:
     raw, streamed = load_raw(hf_checkpoint(variant)), load_checkpoint(hf_checkpoint(variant))
     params, cfg = process_weights(raw.params, raw.cfg)
-    assert_same(params, streamed.params)
+    same_bits(params, streamed.params)
     assert cfg == streamed.cfg
 
 
@@ -116,7 +110,7 @@ def test_pickles_are_read_when_torch_is_here(gpt2: Path, tmp_path: Path) -> None
     torch.save(tensors, tmp_path / "pytorch_model.bin")
     (tmp_path / "config.json").write_bytes((gpt2 / "config.json").read_bytes())
     expected = jax.tree.map(lambda leaf: leaf.astype("bfloat16"), load_raw(gpt2).params)
-    assert_same(load_raw(tmp_path, dtype="bfloat16").params, expected)
+    same_bits(load_raw(tmp_path, dtype="bfloat16").params, expected)
 
 
 # Options
@@ -137,7 +131,7 @@ def test_rotary_models_may_run_longer(hf_checkpoint: Callable[[str], Path]) -> N
 def test_first_layers_only(gpt2: Path) -> None:
     loaded, whole = load_raw(gpt2, first_n_layers=2), load_raw(gpt2)
     assert loaded.cfg.n_layers == 2
-    assert_same(loaded.params, whole.params | {"blocks": whole.params["blocks"][:2]})
+    same_bits(loaded.params, whole.params | {"blocks": whole.params["blocks"][:2]})
     with pytest.raises(ConfigError, match=r"first_n_layers=4 is not between 1 and the checkpoint's 3"):
         load_raw(gpt2, first_n_layers=4)
 
@@ -147,7 +141,7 @@ def test_options_that_there_are_none_of(gpt2: Path) -> None:
         load_checkpoint(gpt2, fold_lm=True)
     with pytest.raises(InputError, match="n_devices=2: to spread a model over devices pass a sharding"):
         load_checkpoint(gpt2, n_devices=2)
-    assert_same(load_checkpoint(gpt2, n_devices=1, dtype=None).params, load_checkpoint(gpt2).params)
+    same_bits(load_checkpoint(gpt2, n_devices=1, dtype=None).params, load_checkpoint(gpt2).params)
 
 
 def test_float64_needs_x64(gpt2: Path) -> None:
@@ -200,7 +194,7 @@ def test_placement_by_name_device_sharding_and_rule(gpt2: Path, processed: bool)
     for where in ("cpu", "cpu:0", device, sharding, rule):
         params = load_checkpoint(gpt2, device=where, **options).params
         assert all(leaf.devices() == {device} for leaf in jax.tree.leaves(params))
-        assert_same(params, expected)
+        same_bits(params, expected)
     assert seen["blocks.2.attn.W_Q"] == (32, 4, 8)
     assert seen.keys() >= flatten(expected).keys()
     with pytest.raises(InputError, match=r"device='quantum'"):
@@ -245,7 +239,7 @@ def test_native_format_round_trip_is_bit_equal(processed: bool, dtype: str, gpt2
     save_native(loaded.params, loaded.cfg, None, tmp_path / "new" / "model")
     back = load_checkpoint(tmp_path / "new" / "model", dtype=dtype, **({} if processed else RAW))
     assert back.cfg == loaded.cfg
-    assert_same(back.params, loaded.params)
+    same_bits(back.params, loaded.params)
     assert sorted(file.name for file in (tmp_path / "new" / "model").iterdir()) == ["config.json", "model.safetensors"]
     import safetensors
 
@@ -269,7 +263,7 @@ def test_failed_save_leaves_the_old_checkpoint(gpt2: Path, tmp_path: Path, monke
     with pytest.raises(OSError, match=r"disk full"):
         save_native(changed, loaded.cfg, None, tmp_path)
     monkeypatch.undo()
-    assert_same(load_raw(tmp_path).params, loaded.params)
+    same_bits(load_raw(tmp_path).params, loaded.params)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
 
 
@@ -313,7 +307,7 @@ def test_bundled_models_load_by_name(gpt2: Path, tmp_path: Path, monkeypatch: py
     save_native(loaded.params, loaded.cfg.replace(model_name="tljax-tiny"), None, tmp_path / "tljax-tiny")
     monkeypatch.setattr(hub, "MODELS", tmp_path)
     monkeypatch.setattr(hub, "_download", lambda *_: pytest.fail("the hub was asked"))
-    assert_same(load_checkpoint("tljax-tiny", **RAW).params, loaded.params)
+    same_bits(load_checkpoint("tljax-tiny", **RAW).params, loaded.params)
     assert load_checkpoint("TLJAX-tiny").cfg.model_name == "tljax-tiny"
 
 

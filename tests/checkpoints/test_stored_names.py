@@ -2,15 +2,14 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from compare import same_bits
 from hf_models import rewrite
 from hf_towers import make_tower
 
 from tljax.checkpoints import Loaded, load_checkpoint
-from tljax.checkpoints.layout import flatten
 from tljax.errors import CheckpointError
 
 RAW = {"fold_ln": False, "center_writing_weights": False, "center_unembed": False, "fold_value_biases": False}
@@ -19,13 +18,6 @@ Tensors = dict[str, np.ndarray]
 
 def load_raw(directory: Path) -> Loaded:
     return load_checkpoint(directory, **RAW)
-
-
-def assert_same(left: Any, right: Any) -> None:
-    left, right = flatten(left), flatten(right)
-    assert left.keys() == right.keys()
-    for path in left:
-        np.testing.assert_array_equal(np.asarray(left[path]), np.asarray(right[path]), err_msg=path)
 
 
 def prefixed(prefix: str) -> Callable[[Tensors], Tensors]:
@@ -38,7 +30,7 @@ def test_a_prefix_of_all_names_is_left_off(
     prefix: str, variant: str, hf_checkpoint: Callable[[str], Path], tmp_path: Path
 ) -> None:
     source = hf_checkpoint(variant)
-    assert_same(load_raw(rewrite(source, tmp_path, prefixed(prefix))).params, load_raw(source).params)
+    same_bits(load_raw(rewrite(source, tmp_path, prefixed(prefix))).params, load_raw(source).params)
 
 
 def test_a_bare_model_may_be_wrapped_and_so_may_a_multimodal_one(
@@ -46,10 +38,10 @@ def test_a_bare_model_may_be_wrapped_and_so_may_a_multimodal_one(
 ) -> None:
     source = hf_checkpoint("llama_mqa_tied_llama3")
     bare = rewrite(source, tmp_path / "bare", lambda t: {name.removeprefix("model."): t[name] for name in t})
-    assert_same(load_raw(rewrite(bare, tmp_path / "wrapped", prefixed("module."))).params, load_raw(source).params)
+    same_bits(load_raw(rewrite(bare, tmp_path / "wrapped", prefixed("module."))).params, load_raw(source).params)
     make_tower("qwen2_vl", tmp_path / "tower")
     wrapped = rewrite(tmp_path / "tower", tmp_path / "compiled", prefixed("_orig_mod."))
-    assert_same(load_raw(wrapped).params, load_raw(tmp_path / "tower").params)
+    same_bits(load_raw(wrapped).params, load_raw(tmp_path / "tower").params)
 
 
 @pytest.mark.parametrize(
@@ -100,7 +92,7 @@ def test_a_tied_checkpoint_may_store_the_head_alone(
         return {"lm_head.weight" if name == embedding else name: tensor for name, tensor in tensors.items()}
 
     directory = rewrite(source, tmp_path, head_alone)
-    assert_same(load_raw(directory).params, load_raw(source).params)
+    same_bits(load_raw(directory).params, load_raw(source).params)
     theirs = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).get_input_embeddings().weight
     np.testing.assert_array_equal(load_raw(directory).params["embed"]["W_E"], theirs.detach().numpy())
 
@@ -110,5 +102,5 @@ def test_equal_tensors_stored_twice_are_no_contradiction(
 ) -> None:
     source = hf_checkpoint("gpt2")
     twice = rewrite(source, tmp_path, lambda t: t | {"lm_head.weight": t["transformer.wte.weight"]})
-    assert_same(load_raw(twice).params, load_raw(source).params)
+    same_bits(load_raw(twice).params, load_raw(source).params)
     assert not recwarn.list

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from compare import same_bits
 from hf_models import rewrite
 from hf_towers import IMAGE, TEXT, TOWERS, make_tower, new_names, old_names
 from safetensors.numpy import load_file
@@ -17,7 +18,6 @@ from tljax.checkpoints.description import describe
 from tljax.checkpoints.export import save_hf
 from tljax.checkpoints.families import TEXT_ARCHITECTURES
 from tljax.checkpoints.families import towers as families
-from tljax.checkpoints.layout import flatten
 from tljax.checkpoints.names import hub_id
 from tljax.errors import CheckpointError, UnsupportedModelError
 
@@ -51,13 +51,6 @@ def logits_of(torch_model: Any, prompts: np.ndarray = PROMPTS) -> np.ndarray:
         return torch_model(input_ids=torch.tensor(prompts, dtype=torch.int64)).logits.numpy()
 
 
-def assert_same(left: Any, right: Any) -> None:
-    left, right = flatten(left), flatten(right)
-    assert left.keys() == right.keys()
-    for path in left:
-        np.testing.assert_array_equal(np.asarray(left[path]), np.asarray(right[path]), err_msg=path)
-
-
 def describe_config(directory: Path, attributes: dict[str, Any]) -> HookedTransformerConfig:
     (directory / "config.json").write_text(json.dumps(attributes))
     return describe(directory).cfg
@@ -73,11 +66,11 @@ def test_logits_of_text_are_those_of_transformers(model_type: str, made: Made) -
 @EACH
 def test_both_layouts_are_the_same_checkpoint(model_type: str, made: Made, tmp_path: Path) -> None:
     directory, _, loaded = made(model_type)
-    assert_same(load_checkpoint(rewrite(directory, tmp_path / "new", new_names), **RAW).params, loaded.params)
+    same_bits(load_checkpoint(rewrite(directory, tmp_path / "new", new_names), **RAW).params, loaded.params)
     old = rewrite(directory, tmp_path / "old", lambda tensors: old_names(tensors, model_type in LLAVA))
     start = "language_model.model.layers.0." if model_type in LLAVA else "model.layers.0."
     assert any(name.startswith(start) for name in load_file(old / "model.safetensors"))
-    assert_same(load_checkpoint(old, **RAW).params, loaded.params)
+    same_bits(load_checkpoint(old, **RAW).params, loaded.params)
 
 
 @EACH
@@ -89,7 +82,7 @@ def test_the_text_model_is_written_as_one_of_its_own(model_type: str, made: Made
     written = AutoModelForCausalLM.from_pretrained(tmp_path, dtype="float32").eval()
     assert type(written).__name__ == TEXT_ARCHITECTURES[loaded.cfg.original_architecture or ""]
     np.testing.assert_allclose(logits_of(written), expected, atol=5e-5)
-    assert_same(load_checkpoint(tmp_path, **RAW).params, loaded.params)
+    same_bits(load_checkpoint(tmp_path, **RAW).params, loaded.params)
 
 
 @pytest.mark.parametrize("model_type", ["qwen2_vl", "qwen2_5_vl"])
@@ -107,7 +100,7 @@ def test_flat_configs_of_old_are_read(model_type: str, made: Made, tmp_path: Pat
 
     again = load_checkpoint(rewrite(directory, tmp_path, config=flat), **RAW)
     assert again.cfg.replace(model_name="") == loaded.cfg.replace(model_name="")
-    assert_same(again.params, loaded.params)
+    same_bits(again.params, loaded.params)
 
 
 def test_qwen3_s_experts_as_published(made: Made, tmp_path: Path) -> None:
@@ -120,7 +113,7 @@ def test_qwen3_s_experts_as_published(made: Made, tmp_path: Path) -> None:
         turned["count"] = len(names)
         return tensors | {name: np.ascontiguousarray(tensors[name].swapaxes(1, 2)) for name in names}
 
-    assert_same(load_checkpoint(rewrite(directory, tmp_path, turn), **RAW).params, loaded.params)
+    same_bits(load_checkpoint(rewrite(directory, tmp_path, turn), **RAW).params, loaded.params)
     assert turned["count"] == 4
 
 

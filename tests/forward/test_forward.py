@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compare import close
 from variants import TOKENS, VARIANTS, build
 
 import tljax
@@ -23,10 +24,6 @@ OPTIONAL_FLAGS = {
     "use_hook_mlp_in": ["hook_mlp_in"],
     "use_hook_tokens": ["hook_tokens"],
 }
-
-
-def close(a: object, b: object, atol: float = 2e-5) -> None:
-    np.testing.assert_allclose(np.asarray(a), np.asarray(b), atol=atol, rtol=1e-4)
 
 
 @functools.cache

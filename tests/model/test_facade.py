@@ -8,16 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compare import close
+from tiny_tokenizers import llama_like, qwen_like
 from variants import BASE, TOKENS, build
 
 from tljax import HookedTransformer, HookedTransformerConfig, Scale, UnusedHooksWarning, Zero
 from tljax.errors import ConfigError, FrozenModelError, InputError, UnknownHookError
 
 Z0, Z1 = "blocks.0.attn.hook_z", "blocks.1.attn.hook_z"
-
-
-def close(a: object, b: object) -> None:
-    np.testing.assert_allclose(np.asarray(a), np.asarray(b), atol=2e-5, rtol=1e-4)
 
 
 @pytest.fixture(scope="module")
@@ -95,8 +93,20 @@ def test_replace(model: HookedTransformer) -> None:
     close(doubled.W_E, 2 * model.W_E)
     assert names(doubled) == {Z0: 1}
     assert hooked.replace(cfg=model.cfg.to_dict()).cfg == model.cfg
-    with pytest.raises(InputError, match=r"replace takes params, cfg and tokenizer, got \['hooks'\]"):
+    with pytest.raises(InputError, match=r"replace has no option 'hooks'. Options: params, cfg, tokenizer"):
         model.replace(hooks=None)
+
+
+def test_both_ways_to_attach_a_tokenizer_agree() -> None:
+    none, adds_bos = qwen_like(), llama_like()
+    model = HookedTransformer(dict(BASE, d_vocab=300), tokenizer=adds_bos)
+    assert model.cfg.tokenizer_prepends_bos
+    for other in (none, adds_bos, None):
+        replaced, attached = model.replace(tokenizer=other), model.set_tokenizer(other)
+        assert replaced.cfg == attached.cfg
+        assert repr(replaced._tokenizer) == repr(attached._tokenizer)
+    moved = model.replace(cfg=model.cfg.replace(use_attn_result=True), tokenizer=none)
+    assert (moved.cfg.tokenizer_prepends_bos, moved.cfg.use_attn_result) == (False, True)
 
 
 def test_copies(model: HookedTransformer) -> None:

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compare import close
 from variants import TOKENS, build
 
 import tljax
@@ -15,10 +16,6 @@ from tljax.forward import forward as forward_module
 
 LAYERS = 3
 Z1 = "blocks.1.attn.hook_z"
-
-
-def close(a: object, b: object, atol: float = 2e-5) -> None:
-    np.testing.assert_allclose(np.asarray(a), np.asarray(b), atol=atol, rtol=1e-4)
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from variants import build
 
 from tljax import Add, HookedTransformer, Replace, Zero
 from tljax.errors import InputError, InterventionError
-from tljax.patching import LogitDiff, ablation_sweep, mean_source, resample_source, steering_sweep, sweep
+from tljax.patching import LogitDiff, ablation_sweep, mean_source, path_patch, resample_source, steering_sweep, sweep
 
 RNG = np.random.default_rng(4)
 PROMPT = jnp.asarray(RNG.integers(0, 13, (2, 5)), jnp.int32)
@@ -167,3 +167,18 @@ def test_steering_mistakes(model: HookedTransformer) -> None:
         steering_sweep(model, PROMPT, VECTOR[:15], METRIC, [1.0])
     with pytest.raises(InterventionError, match=r"value of shape \(2, 16\) does not fit"):
         steering_sweep(model, PROMPT, jnp.ones((2, 16)), METRIC, [1.0])
+
+
+def test_progress_shows_when_asked_for(model: HookedTransformer, capsys: pytest.CaptureFixture[str]) -> None:
+    def bars(progress: bool) -> list[str]:
+        ablation_sweep(model, PROMPT, METRIC, layers=[2], progress=progress)
+        ablated = capsys.readouterr().err
+        steering_sweep(model, PROMPT, VECTOR, METRIC, [1.0], layers=[2], progress=progress)
+        steered = capsys.readouterr().err
+        path_patch(model, PROMPT, REFERENCE[:2], METRIC, "logits", layers=[1], progress=progress)
+        return [ablated, steered, capsys.readouterr().err]
+
+    shown = bars(True)
+    assert all("sweep: 100%" in each for each in shown)
+    assert "senders: 100%" in shown[2]
+    assert bars(False) == ["", "", ""]

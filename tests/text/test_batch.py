@@ -1,7 +1,9 @@
 """Batches of ragged prompts: what they hold, what a model makes of them, and every refusal by its message."""
 
+import functools
 from typing import Any
 
+import compare
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,14 +16,12 @@ from tljax import Batch, HookedTransformer
 from tljax.errors import InputError, TokenizerError
 from tljax.patching import LogitDiff, sweep
 
+close = functools.partial(compare.close, atol=1e-5, rtol=1e-5)
+
 RNG = np.random.default_rng(3)
 ROWS = [RNG.integers(0, 13, n).tolist() for n in (3, 7, 1, 5)]
 SIDES = ["left", "right"]
 KINDS = ["gpt2", "llama", "neox"]
-
-
-def close(a: object, b: object) -> None:
-    np.testing.assert_allclose(np.asarray(a), np.asarray(b), atol=1e-5, rtol=1e-5)
 
 
 def text_model(name: str = "gpt2", **changes: Any) -> HookedTransformer:

@@ -6,15 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compare import close
 from tiny_tokenizers import gpt2_like
 from variants import TOKENS, build
 
 from tljax import HookedTransformer, HookedTransformerConfig
 from tljax.errors import ConfigError, InputError, TokenizerError
-
-
-def close(a: object, b: object) -> None:
-    np.testing.assert_allclose(np.asarray(a), np.asarray(b), atol=2e-5, rtol=1e-4)
 
 
 @pytest.fixture(scope="module")

@@ -104,7 +104,7 @@ CASES: dict[str, Callable[..., Any]] = {
     "cut run": of_cache(lambda c: c["resid_post", 1][None], pos_slice=-1),
     "cut run, pattern": of_cache(lambda c: c["pattern", 1].sum(-1)[None], pos_slice=[0, -1]),
     "cut run, then cut": of_cache(lambda c: c.accumulated_resid(pos_slice=-1), pos_slice=(-3, None)),
-    "lens": lambda m, rows, b: np.moveaxis(np.asarray(logit_lens(m, b, pos_slice=-1).top_log_probs), 1, 0),
+    "lens": lambda m, rows, b: np.moveaxis(np.asarray(logit_lens(m, b, pos=-1).top_log_probs), 1, 0),
     **{
         f"attribution by {unit}": lambda m, rows, b, unit=unit: (
             np.asarray(direct_logit_attribution(m, b, 3, 4, unit=unit).attribution).T

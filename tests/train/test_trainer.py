@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from compare import same_bits
 from safetensors.numpy import load_file
 
 from tljax import HookedTransformer, HookedTransformerConfig, Zero
@@ -29,12 +30,6 @@ def config(**changes: object) -> TrainConfig:
     return TrainConfig(**(fields | changes))
 
 
-def assert_same_bits(left: object, right: object) -> None:
-    assert jax.tree.structure(left) == jax.tree.structure(right)
-    for a, b in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):
-        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
-
-
 def noisy_batch(step: int) -> np.ndarray:
     return np.random.default_rng(step).integers(0, 7, (4, 5))
 
@@ -45,59 +40,59 @@ def test_loss_falls_and_the_model_given_is_untouched(start: HookedTransformer) -
     losses = [entry["loss"] for entry in result.history]
     assert [entry["step"] for entry in result.history] == [10, 20, 30, 40]
     assert losses[-1] < 0.3 * losses[0]
-    assert_same_bits(start.params, before)
+    same_bits(start.params, before)
     assert float(next_token_loss(result.model, jnp.asarray(ROWS[:1]))) < losses[0]
 
 
 def test_same_seed_same_bits_and_another_seed_another_order(start: HookedTransformer) -> None:
     rows = np.random.default_rng(0).integers(0, 7, (12, 6))
     first, again, other = (train(start, rows, config(seed=seed)) for seed in (1, 1, 2))
-    assert_same_bits(first.model.params, again.model.params)
+    same_bits(first.model.params, again.model.params)
     assert first.history == again.history
     assert first.history != other.history
 
 
 def test_resumed_run_equals_an_uninterrupted_one(start: HookedTransformer, tmp_path: Path) -> None:
-    whole = train(start, noisy_batch, config(out=tmp_path / "whole", save_every=4))
+    whole = train(start, noisy_batch, config(directory=tmp_path / "whole", save_every=4))
 
     def interrupted(step: int) -> np.ndarray:
         if step == 6:
             raise KeyboardInterrupt
         return noisy_batch(step)
 
-    options = config(out=tmp_path / "parts", save_every=4)
+    options = config(directory=tmp_path / "parts", save_every=4)
     with pytest.raises(KeyboardInterrupt):
         train(start, interrupted, options)
     seen = []
     resumed = train(start, lambda step: seen.append(step) or noisy_batch(step), options, resume=True)
     assert seen == list(range(4, 12))
-    assert_same_bits(resumed.model.params, whole.model.params)
+    same_bits(resumed.model.params, whole.model.params)
     assert resumed.history == whole.history
     left, right = (load_file(tmp_path / name / FILE) for name in ("parts", "whole"))
-    assert_same_bits(left, right)
+    same_bits(left, right)
 
 
 def test_resuming_a_finished_run_returns_it(start: HookedTransformer, tmp_path: Path) -> None:
-    options = config(out=tmp_path)
+    options = config(directory=tmp_path)
     done = train(start, noisy_batch, options)
     again = train(start, noisy_batch, options, resume=True)
-    assert_same_bits(done.model.params, again.model.params)
+    same_bits(done.model.params, again.model.params)
     assert done.history == again.history
 
 
 def test_a_checkpoint_is_neither_overwritten_nor_mistaken(start: HookedTransformer, tmp_path: Path) -> None:
-    train(start, noisy_batch, config(out=tmp_path))
+    train(start, noisy_batch, config(directory=tmp_path))
     with pytest.raises(ConfigError, match=r"already holds a checkpoint.*resume=True"):
-        train(start, noisy_batch, config(out=tmp_path))
+        train(start, noisy_batch, config(directory=tmp_path))
     with pytest.raises(CheckpointError, match=r"another config \(learning_rate: was 0.02, is 0.5\)"):
-        train(start, noisy_batch, config(out=tmp_path, learning_rate=0.5), resume=True)
+        train(start, noisy_batch, config(directory=tmp_path, learning_rate=0.5), resume=True)
     wider = HookedTransformer(start.cfg.replace(d_mlp=12))
     with pytest.raises(CheckpointError, match=r"another model or optimizer: .*should be float32\[12"):
-        train(wider, noisy_batch, config(out=tmp_path), resume=True)
+        train(wider, noisy_batch, config(directory=tmp_path), resume=True)
     path = tmp_path / FILE
     path.write_bytes(path.read_bytes()[:-5])
     with pytest.raises(CheckpointError, match="damaged or incomplete"):
-        train(start, noisy_batch, config(out=tmp_path), resume=True)
+        train(start, noisy_batch, config(directory=tmp_path), resume=True)
 
 
 def test_weights_choose_what_counts(start: HookedTransformer) -> None:
@@ -124,7 +119,7 @@ def test_weight_decay_spares_biases_and_norms(start: HookedTransformer) -> None:
         return 0.0 * next_token_loss(model, tokens, weights)
 
     decayed = train(start, ROWS, config(weight_decay=1.0), loss_fn=no_gradient).model.params
-    assert_same_bits(decayed["ln_final"], start.params["ln_final"])
+    same_bits(decayed["ln_final"], start.params["ln_final"])
     shrunk = np.asarray(decayed["embed"]["W_E"]) / np.asarray(start.params["embed"]["W_E"])
     assert shrunk.max() < 0.95
 
@@ -134,14 +129,14 @@ def test_own_optimizer_and_log_callback(start: HookedTransformer) -> None:
     result = train(
         start, ROWS, config(), optimizer=optax.sgd(0.0), on_log=lambda model, entry: seen.append((model, entry))
     )
-    assert_same_bits(result.model.params, start.params)
+    same_bits(result.model.params, start.params)
     assert [entry for _, entry in seen] == list(result.history)
 
 
 def test_compiles_once_for_all_steps_and_runs(start: HookedTransformer, compilations, tmp_path: Path) -> None:
     train(start, noisy_batch, config())
     compiled = compilations.count
-    train(start, noisy_batch, config(seed=5, out=tmp_path, save_every=4))
+    train(start, noisy_batch, config(seed=5, directory=tmp_path, save_every=4))
     assert compilations.count == compiled
 
 
@@ -150,9 +145,9 @@ def test_nan_names_its_step(start: HookedTransformer, tmp_path: Path) -> None:
         return ROWS[:4], np.full((4, 5), np.inf if step == 5 else 1.0)
 
     with pytest.raises(TrainingError, match="loss of step 5 is nan; the step before it had"):
-        train(start, poisoned, config(out=tmp_path, save_every=4))
+        train(start, poisoned, config(directory=tmp_path, save_every=4))
     with pytest.raises(TrainingError, match="loss of step 5"):
-        train(start, poisoned, config(out=tmp_path, save_every=4), resume=True)
+        train(start, poisoned, config(directory=tmp_path, save_every=4), resume=True)
 
 
 @pytest.mark.parametrize(

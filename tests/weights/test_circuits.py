@@ -1,7 +1,9 @@
 """QK, OV, composition scores and accumulated biases: what they are, and which models are refused them."""
 
+import functools
 from typing import Any
 
+import compare
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,9 +13,7 @@ from variants import TOKENS, build
 from tljax import FactoredMatrix, HookedTransformer, Zero
 from tljax.errors import ConfigError, InputError
 
-
-def close(got: Any, expected: Any) -> None:
-    np.testing.assert_allclose(got, expected, atol=2e-5)
+close = functools.partial(compare.close, atol=2e-5, rtol=1e-7)
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "neox", "alibi", "sandwich"])

@@ -3,6 +3,7 @@
 import functools
 from typing import Any
 
+import compare
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -35,7 +36,7 @@ def close(got: Any, expected: Any, atol: float = 2e-5) -> None:
     got = got.AB if isinstance(got, FactoredMatrix) else got
     expected = expected.AB if isinstance(expected, FactoredMatrix) else expected
     assert got.shape == expected.shape
-    np.testing.assert_allclose(got, expected, atol=atol, rtol=1e-5)
+    compare.close(got, expected, atol=atol, rtol=1e-5)
 
 
 @pytest.mark.parametrize("kind", SHAPES)

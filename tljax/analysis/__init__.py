@@ -21,7 +21,7 @@ from tljax.analysis.head_detector import (
     get_supported_heads,
 )
 from tljax.analysis.head_scores import HeadScores, duplicate_token_scores, head_scores, previous_token_scores
-from tljax.analysis.induction import induction_scores, repeated_random_tokens, top_heads
+from tljax.analysis.induction import heads_above, induction_scores, repeated_random_tokens
 from tljax.analysis.jacobian_lens import JacobianLens, ShortPromptWarning
 from tljax.analysis.logit_lens import LensReadout, StreamLens, logit_lens, readout
 from tljax.analysis.patchscopes import identity_prompt, patchscope, patchscope_generate
@@ -53,6 +53,7 @@ __all__ = [
     "get_previous_token_head_detection_pattern",
     "get_supported_heads",
     "head_scores",
+    "heads_above",
     "identity_prompt",
     "induction_loss",
     "induction_scores",
@@ -69,5 +70,4 @@ __all__ = [
     "ridge_probe",
     "sanity_check",
     "sparse_probe",
-    "top_heads",
 ]

@@ -23,9 +23,9 @@ TEXT = (
 )
 
 
-def sanity_check(model: HookedTransformer, text: str = TEXT) -> Any:
+def sanity_check(model: HookedTransformer, prompt: str = TEXT) -> Any:
     """Mean loss on a plain English text, in nats: a good model is below 5, above 7 something is wrong."""
-    return model(text, return_type="loss")
+    return model(prompt, return_type="loss")
 
 
 @typed

@@ -31,21 +31,18 @@ class HeadScores:
 
 @typed
 def head_scores(
-    model: HookedTransformer, length: int = 20, batch: int = 8, seed: int = 0, tokens: Any = None
+    model: HookedTransformer, length: int = 20, batch_size: int = 8, seed: int = 0, tokens: Any = None
 ) -> HeadScores:
     """All three scores of every head, from one run and one compiled reduction.
 
     Args:
-        model: the model.
-        length: tokens in one copy.
-        batch: number of random sequences.
-        seed: random seed.
+        model, length, batch_size, seed: as in :func:`~tljax.analysis.repeated_random_tokens`.
         tokens: sequences ``[batch, pos]`` to use instead, ending in two copies of ``length`` tokens.
 
     Raises:
         InputError: the copies do not fit the context, or ``tokens`` do not end in two of them.
     """
-    ids = repeated_random_tokens(model, length, batch, seed) if tokens is None else np.asarray(tokens)
+    ids = repeated_random_tokens(model, length, batch_size, seed) if tokens is None else np.asarray(tokens)
     queries = second_copy(ids, length)
     pairs = {
         "previous_token": _to_previous(ids),
@@ -57,29 +54,26 @@ def head_scores(
 
 @typed
 def previous_token_scores(
-    model: HookedTransformer, length: int = 20, batch: int = 8, seed: int = 0, tokens: Any = None
+    model: HookedTransformer, length: int = 20, batch_size: int = 8, seed: int = 0, tokens: Any = None
 ) -> Float[Array, "layer head"]:
     """How strongly each head attends to the token before.
 
     Attention to the very first token is left out, as heads with nothing to do rest there.
 
     Args:
-        model: the model.
-        length: tokens in one copy of the random sequences.
-        batch: number of random sequences.
-        seed: random seed.
+        model, length, batch_size, seed: as in :func:`~tljax.analysis.repeated_random_tokens`.
         tokens: any sequences ``[batch, pos]`` to use instead.
     """
-    ids = repeated_random_tokens(model, length, batch, seed) if tokens is None else np.asarray(tokens)
+    ids = repeated_random_tokens(model, length, batch_size, seed) if tokens is None else np.asarray(tokens)
     return mean_attention(model, ids, {"previous_token": _to_previous(ids)})["previous_token"]
 
 
 @typed
 def duplicate_token_scores(
-    model: HookedTransformer, length: int = 20, batch: int = 8, seed: int = 0, tokens: Any = None
+    model: HookedTransformer, length: int = 20, batch_size: int = 8, seed: int = 0, tokens: Any = None
 ) -> Float[Array, "layer head"]:
     """How strongly each head attends from the second copy of a token to the first: arguments of :func:`head_scores`."""
-    ids = repeated_random_tokens(model, length, batch, seed) if tokens is None else np.asarray(tokens)
+    ids = repeated_random_tokens(model, length, batch_size, seed) if tokens is None else np.asarray(tokens)
     queries = second_copy(ids, length)
     return mean_attention(model, ids, {"duplicate_token": (queries, queries - length)})["duplicate_token"]
 

@@ -17,7 +17,7 @@ from tljax.model.hooked_transformer import HookedTransformer
 def repeated_random_tokens(
     model: HookedTransformer,
     length: int,
-    batch: int,
+    batch_size: int,
     seed: int = 0,
     low: int | None = None,
     high: int | None = None,
@@ -27,7 +27,7 @@ def repeated_random_tokens(
     Args:
         model: gives the vocabulary, the BOS token and the context length.
         length: tokens in one copy.
-        batch: number of sequences.
+        batch_size: number of sequences.
         seed: random seed.
         low, high: bounds of the token ids drawn, ``low <= id < high``.
 
@@ -35,7 +35,7 @@ def repeated_random_tokens(
         InputError: two copies do not fit the context.
     """
     whole(length, "length", at_least=1)
-    whole(batch, "batch", at_least=1)
+    whole(batch_size, "batch_size", at_least=1)
     first, end = low or 0, model.cfg.d_vocab if high is None else high
     if not 0 <= first < end <= model.cfg.d_vocab:
         raise InputError(f"low={first}, high={end}: ids are drawn with 0 <= low <= id < high <= {model.cfg.d_vocab}.")
@@ -51,28 +51,25 @@ def repeated_random_tokens(
     if not len(ids):
         raise InputError(f"low={first}, high={end}: between them are special tokens alone.")
     rng = np.random.default_rng(seed)
-    once = ids[rng.integers(0, len(ids), (batch, length))]
-    front = np.full((batch, 1), bos, np.int32) if bos is not None else np.zeros((batch, 0), np.int32)
+    once = ids[rng.integers(0, len(ids), (batch_size, length))]
+    front = np.full((batch_size, 1), bos, np.int32) if bos is not None else np.zeros((batch_size, 0), np.int32)
     return np.concatenate([front, once, once], axis=1)
 
 
 @typed
 def induction_scores(
-    model: HookedTransformer, length: int = 20, batch: int = 8, seed: int = 0, tokens: Any = None
+    model: HookedTransformer, length: int = 20, batch_size: int = 8, seed: int = 0, tokens: Any = None
 ) -> Float[Array, "layer head"]:
     """How strongly each head attends from the second copy of a token to what followed the first.
 
     Args:
-        model: the model.
-        length: tokens in one copy.
-        batch: number of random sequences.
-        seed: random seed.
+        model, length, batch_size, seed: as in :func:`repeated_random_tokens`.
         tokens: sequences to use instead, ending in two copies of ``length`` tokens.
 
     Returns:
         Mean attention ``[layer, head]``, between 0 and 1.
     """
-    ids = repeated_random_tokens(model, length, batch, seed) if tokens is None else np.asarray(tokens)
+    ids = repeated_random_tokens(model, length, batch_size, seed) if tokens is None else np.asarray(tokens)
     queries = second_copy(ids, length)
     return mean_attention(model, ids, {"induction": (queries, queries - length + 1)})["induction"]
 
@@ -118,10 +115,8 @@ def _mean_attention(patterns: list[jax.Array], pairs: dict[str, tuple[Any, Any]]
 
 
 @typed
-def top_heads(scores: jax.Array, threshold: float = 0.3) -> list[tuple[int, int, float]]:
-    """Heads whose score passes a threshold, ``(layer, head, score)``, largest first."""
-    found = [
-        (int(layer), int(head), float(scores[layer, head]))
-        for layer, head in np.argwhere(np.asarray(scores) > threshold)
-    ]
+def heads_above(scores: jax.Array, threshold: float = 0.3) -> list[tuple[int, int, float]]:
+    """Heads whose score is above a threshold, ``(layer, head, score)``, largest first."""
+    above = np.argwhere(np.asarray(scores) > threshold).tolist()
+    found = [(layer, head, float(scores[layer, head])) for layer, head in above]
     return sorted(found, key=lambda item: -item[2])

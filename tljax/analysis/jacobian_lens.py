@@ -113,7 +113,7 @@ class JacobianLens:
         batch_size: int = 4,
         max_seq_len: int = 128,
         skip_first_positions: int = 16,
-        verbose: bool | None = None,
+        progress: bool | None = None,
     ) -> "JacobianLens":
         """Averages Jacobians over prompts, by reverse differentiation: one pass for each number of the final stream.
 
@@ -128,7 +128,7 @@ class JacobianLens:
             batch_size: prompts that run at once; memory grows with it.
             max_seq_len: prompts are cut to this many tokens.
             skip_first_positions: leading positions to leave out, where attention rests on the first token.
-            verbose: whether to show a progress bar; ``None`` shows one after three seconds.
+            progress: whether to show a progress bar; ``None`` shows one after three seconds.
 
         Raises:
             InputError: layers or numbers out of range, or no prompt is long enough.
@@ -152,11 +152,11 @@ class JacobianLens:
         rows = _rows(model, prompts, max_seq_len, skip_first_positions)
         alike = model.replace(cfg=model.cfg.computation, tokenizer=None)  # models that compute the same share a program
         total = jnp.zeros((len(layers), model.cfg.d_model, model.cfg.d_model), jnp.float32)
-        with Progress(len(rows), verbose, "Jacobian lens", "prompt") as progress:
+        with Progress(len(rows), progress, "Jacobian lens", "prompt") as bar:
             for start in range(0, len(rows), batch_size):
                 batch = _framed(rows[start : start + batch_size], model.cfg.n_ctx)
                 total += _jacobians(alike, batch, layers=layers, skip=skip_first_positions, dim_batch=dim_batch)
-                progress.advance(len(batch))
+                bar.advance(len(batch))
         return cls(
             matrices=total / len(rows),
             layers=layers,

@@ -76,38 +76,38 @@ class LensReadout:
         """The likeliest tokens as strings, in nested lists ``[...][k]``."""
         return _texts(model, self.top_ids)
 
-    def table(self, model: HookedTransformer, prompt: int = 0, **options: Any) -> Any:
+    def table(self, model: HookedTransformer, index: int = 0, **options: Any) -> Any:
         """The likeliest token at each depth and position of one prompt, for a notebook (offline HTML).
 
         Args:
             model: the model, for its tokenizer.
-            prompt: which prompt of the batch.
+            index: which prompt of the batch.
             **options: of :func:`tljax.viz.logit_lens_table`.
         """
         from tljax.viz import logit_lens_table
 
-        return logit_lens_table(*self._cells(model, prompt), **options)
+        return logit_lens_table(*self._cells(model, index), **options)
 
-    def figure(self, model: HookedTransformer, prompt: int = 0, **options: Any) -> Any:
+    def figure(self, model: HookedTransformer, index: int = 0, **options: Any) -> Any:
         """The same as a matplotlib figure; ``path=`` saves it."""
         from tljax.viz import logit_lens_figure
 
-        return logit_lens_figure(*self._cells(model, prompt), **options)
+        return logit_lens_figure(*self._cells(model, index), **options)
 
-    def _cells(self, model: HookedTransformer, prompt: int) -> tuple[Any, Any, Sequence[str], Any]:
+    def _cells(self, model: HookedTransformer, index: int) -> tuple[Any, Any, Sequence[str], Any]:
         if self.top_ids.ndim != 4:
             raise InputError(
                 f"A table needs depths and positions, [depth, batch, pos, k]; this readout has shape "
-                f"{self.top_ids.shape}. Leave pos_slice a range rather than a number."
+                f"{self.top_ids.shape}. Leave pos a range rather than a number."
             )
         batch, positions = self.top_ids.shape[1:3]
-        if not -batch <= prompt < batch:
-            raise InputError(f"prompt={prompt} is out of range: there are {batch} prompts.")
-        text = np.arange(positions) if self.token_mask is None else np.flatnonzero(np.asarray(self.token_mask[prompt]))
+        if not -batch <= index < batch:
+            raise InputError(f"index={index} is out of range: there are {batch} prompts.")
+        text = np.arange(positions) if self.token_mask is None else np.flatnonzero(np.asarray(self.token_mask[index]))
         tokens = [str(n) for n in range(len(text))]
         if self.tokens is not None and self.tokens.shape[1] == positions:
-            tokens = token_labels(model, self.tokens[prompt][text])
-        ids, probabilities = self.top_ids[:, prompt, text], jnp.exp(self.top_log_probs[:, prompt, text])
+            tokens = token_labels(model, self.tokens[index][text])
+        ids, probabilities = self.top_ids[:, index, text], jnp.exp(self.top_log_probs[:, index, text])
         return _texts(model, ids), probabilities, self.labels, tokens
 
 
@@ -157,7 +157,7 @@ def logit_lens(
     lens: StreamLens | None = None,
     layers: Sequence[int] | None = None,
     incl_mid: bool = False,
-    pos_slice: SliceInput = None,
+    pos: SliceInput = None,
     targets: Any = None,
     top_k: int = 5,
     tokens: Any = None,
@@ -174,9 +174,8 @@ def logit_lens(
         layers: the depths, ``n`` for the input of layer ``n`` and ``n_layers`` for the end; by default all (of a
             fitted lens: all it has).
         incl_mid: also the streams between attention and MLP.
-        pos_slice: positions to keep, of each prompt's text; a number drops the axis.
-        targets: a token, or several, to follow besides the likeliest.
-        top_k: how many of the likeliest tokens to keep.
+        pos: positions to keep, of each prompt's text; a number drops the axis.
+        targets, top_k: as in :func:`readout`.
         tokens: the prompt ``[batch, pos]`` of a cache, for the pictures.
 
     Returns:
@@ -203,25 +202,25 @@ def logit_lens(
         names = [name for n in chosen for name in _streams(model.cfg, n, incl_mid)]
         _, kept = model.run_with_cache(prompts, return_type=None, names_filter=names)
     if incl_mid:
-        stack, labels = kept.accumulated_resid(incl_mid=True, pos_slice=pos_slice, return_labels=True)
+        stack, labels = kept.accumulated_resid(incl_mid=True, pos_slice=pos, return_labels=True)
     else:
         values = [kept[_streams(model.cfg, n)[0]] for n in chosen]
-        taken = position_cut(kept, pos_slice, values[0])
+        taken = position_cut(kept, pos, values[0])
         stack = jnp.stack(values if taken is None else [taken(value, -2) for value in values])
         labels = ["final_post" if n == model.cfg.n_layers else f"{n}_pre" for n in chosen]
         stack = stack if lens is None else lens.carry(stack, chosen)
-    tokens, token_mask = _cut_prompts(kept, tokens, pos_slice)
+    tokens, token_mask = _cut_prompts(kept, tokens, pos)
     found = readout(model, stack, targets, top_k)
     return dataclasses.replace(found, labels=tuple(labels), tokens=tokens, token_mask=token_mask)
 
 
-def _cut_prompts(cache: ActivationCache, tokens: Any, pos_slice: SliceInput) -> tuple[Any, Any]:
+def _cut_prompts(cache: ActivationCache, tokens: Any, pos: SliceInput) -> tuple[Any, Any]:
     """The tokens and the padding that go with a readout, each ``None`` where it is not known or has no positions."""
     mask = cache.token_mask
     known = [array for array in (tokens, mask) if array is not None]
     if not known:
         return None, None
-    taken = position_cut(cache, pos_slice, known[0], -1)
+    taken = position_cut(cache, pos, known[0], -1)
     if taken is None:
         return tokens, mask
     if taken.drops_axis:

@@ -54,8 +54,7 @@ def patchscope(
         source_layers, target_layers: layers, whose outputs (``resid_post``) are read and replaced; by default all.
         mapping: from the source's residual stream ``[source_layer, d_model]`` to the target's; by default none.
         source_model: the model that runs the source prompt; by default the same.
-        targets: a token, or several, to follow besides the likeliest.
-        top_k: how many of the likeliest tokens to keep.
+        targets, top_k: as in :func:`~tljax.analysis.readout`.
 
     Returns:
         The readout of the target's last token, ``[source_layer, target_layer]``.

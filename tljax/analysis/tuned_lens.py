@@ -73,7 +73,7 @@ class TunedLens:
         batch_size: int = 8,
         optimizer: optax.GradientTransformation | None = None,
         seed: int = 0,
-        verbose: bool | None = None,
+        progress: bool | None = None,
     ) -> "TunedLens":
         """Trains the maps so that each layer's distribution comes close to the model's own (KL divergence).
 
@@ -88,7 +88,7 @@ class TunedLens:
             batch_size: prompts in a step.
             optimizer: an optax optimiser; by default Adam at 1e-3, falling linearly to 0, gradients clipped to norm 1.
             seed: of the order of prompts.
-            verbose: whether to show a progress bar; ``None`` shows one after three seconds.
+            progress: whether to show a progress bar; ``None`` shows one after three seconds.
 
         Raises:
             InputError: ``steps`` or ``batch_size`` below 1.
@@ -107,14 +107,14 @@ class TunedLens:
         state = optimizer.init(maps)
         ends = end_params(model)
         losses = []
-        with Progress(steps, verbose, "tuned lens", "step") as progress:
+        with Progress(steps, progress, "tuned lens", "step") as bar:
             for batch in _batches(model.to_batch(prompts), steps, batch_size, seed):
                 streams, final = _streams(model, batch)
                 maps, state, loss = _step(
                     maps, state, streams, final, batch.mask, ends, cfg=cfg.computation, optimizer=optimizer
                 )
                 losses.append(loss)
-                progress.advance(1)
+                bar.advance(1)
         return cls(weight=maps[0], bias=maps[1], losses=jnp.stack(losses), basis=LensBasis.of(model))
 
     def save(self, path: str | os.PathLike[str]) -> None:

@@ -1,5 +1,6 @@
 """What the analyses of a cache share: layers, needed activations, positions, and the norm that reads the stream."""
 
+import functools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from tljax.cache.slices import Cut, SliceInput, cut, is_full, read_slice
 from tljax.cache.writers import Reader
+from tljax.checks import typed
 from tljax.config import HookedTransformerConfig
 from tljax.errors import CacheError, InputError, UnknownHookError
 from tljax.hooks.points import point_table, stage_of
@@ -16,6 +18,9 @@ from tljax.text import positions
 
 if TYPE_CHECKING:
     from tljax.cache.activation_cache import ActivationCache
+
+checked = functools.partial(typed, error=CacheError)
+"""Checks the arguments of a method of caches."""
 
 
 def bounded_layer(cfg: HookedTransformerConfig, layer: int | None, mlp_input: bool = False) -> int:

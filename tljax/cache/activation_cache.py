@@ -9,8 +9,7 @@ import jax
 import numpy as np
 from jax.core import Tracer
 
-from tljax.cache import io, padding
-from tljax.cache.analyses import CacheAnalyses
+from tljax.cache import access, attribution, decomposition, heads, io, neurons, padding, residual
 from tljax.cache.slices import SliceInput, apply_slice
 from tljax.config import HookedTransformerConfig
 from tljax.devices import resolve_device
@@ -43,11 +42,15 @@ class _Carried:
 
 
 @jax.tree_util.register_pytree_with_keys_class
-class ActivationCache(CacheAnalyses, Mapping[str, jax.Array], SaysWhatInstead):
+class ActivationCache(Mapping[str, jax.Array], SaysWhatInstead):
     """An immutable mapping from hook name to activation, and a pytree whose leaves are the activations.
 
     ``cache["blocks.5.hook_resid_post"]``, ``cache["resid_post", 5]``, ``cache["pattern", -1]``, ``cache["q0"]`` and
     ``cache["scale", 1, "ln1"]`` all work. Methods return new caches.
+
+    What is computed from a cache is a pure function of it and its model, and goes through ``jax.jit`` and ``jax.vmap``
+    (over prompts) with both as arguments:
+    ``jax.jit(lambda model, cache: cache.with_model(model).stack_head_results())(model, cache)``.
 
     Args:
         cache_dict: activations by full hook name.
@@ -67,6 +70,7 @@ class ActivationCache(CacheAnalyses, Mapping[str, jax.Array], SaysWhatInstead):
 
     _instead = CACHE
 
+    @access.checked
     def __init__(
         self,
         cache_dict: Mapping[str, jax.Array],
@@ -121,6 +125,7 @@ class ActivationCache(CacheAnalyses, Mapping[str, jax.Array], SaysWhatInstead):
             )
         return self._model
 
+    @access.checked
     def check_model(self, model: "HookedTransformer", what: str = "This cache") -> None:
         """Checks that a model made the cache, as far as is known; costs nothing where it came from ``model`` itself.
 
@@ -186,20 +191,7 @@ class ActivationCache(CacheAnalyses, Mapping[str, jax.Array], SaysWhatInstead):
         """Returns a cache of other, unpadded activations of the same model."""
         return self._like(cache_dict, self.has_batch_dim, (None, None))
 
-    def unpad(self, prompt: int) -> "ActivationCache":
-        """Returns one prompt's activations without padding, as if it had run alone.
-
-        Args:
-            prompt: its place in the batch.
-
-        Returns:
-            A cache with a batch axis of one (or none, if this one has none), every position axis (``pos``,
-            ``query_pos``, ``key_pos``) cut to the prompt's own tokens. Gradients stay those of the whole batch's loss.
-
-        Raises:
-            CacheError: no such prompt; a cache under trace; an activation cut after the run.
-        """
-        return padding.unpad(self, prompt)
+    unpad = padding.unpad
 
     def full_name(self, key: Any) -> str:
         """Returns the name a key stands for, among the names in this cache.
@@ -290,6 +282,7 @@ class ActivationCache(CacheAnalyses, Mapping[str, jax.Array], SaysWhatInstead):
         io.save(Path(path), self.cache_dict, self.fingerprint, self.has_batch_dim, self._padding)
 
     @classmethod
+    @access.checked
     def load(cls, path: str | os.PathLike[str], model: "HookedTransformer | None" = None) -> "ActivationCache":
         """Reads a cache that :meth:`save` wrote.
 
@@ -307,6 +300,21 @@ class ActivationCache(CacheAnalyses, Mapping[str, jax.Array], SaysWhatInstead):
             return cache
         cache.check_model(model, f"The cache in {path}")
         return cache.as_if_from(model)
+
+    # The residual stream and the logits taken apart
+
+    stack_activation = residual.stack_activation
+    accumulated_resid = residual.accumulated_resid
+    decompose_resid = residual.decompose_resid
+    compute_head_results = heads.compute_head_results
+    stack_head_results = heads.stack_head_results
+    get_neuron_results = neurons.get_neuron_results
+    stack_neuron_results = neurons.stack_neuron_results
+    get_full_resid_decomposition = decomposition.get_full_resid_decomposition
+    logit_attrs = attribution.logit_attrs
+    logit_bias = attribution.logit_bias
+    logit_lens = attribution.logit_lens
+    apply_ln_to_stack = residual.apply_ln_to_stack
 
 
 def _are_known(values: Iterable[Any]) -> bool:

@@ -24,17 +24,36 @@ if TYPE_CHECKING:
     from tljax.model.hooked_transformer import HookedTransformer
 
 
+@access.checked
 def logit_attrs(
     cache: "ActivationCache",
     residual_stack: Any,
     tokens: Any,
-    incorrect_tokens: Any,
-    pos_slice: SliceInput,
-    batch_slice: SliceInput,
-    has_batch_dim: bool,
-    final_norm_weight: bool,
+    incorrect_tokens: Any = None,
+    pos_slice: SliceInput = None,
+    batch_slice: SliceInput = None,
+    has_batch_dim: bool = True,
+    *,
+    final_norm_weight: bool = True,
 ) -> jax.Array:
-    """See :meth:`ActivationCache.logit_attrs`."""
+    """What each part of the final residual stream adds to the logit of a token, or to a difference of two logits.
+
+    The parts of the whole stream add up: ``logit_attrs(get_full_resid_decomposition(), t).sum(0) + logit_bias(t)``
+    is the logit of ``t``, before any soft cap.
+
+    Args:
+        residual_stack: ``[component, batch, pos, d_model]``, positions cut by ``pos_slice`` already.
+        tokens: a string that is one token, an id, or ids ``[batch]`` or ``[batch, pos]``.
+        incorrect_tokens: as many tokens, whose logits are subtracted.
+        pos_slice: what was sliced out of the stack.
+        batch_slice: prompts to keep; the stack may have been cut alike.
+        has_batch_dim: ``False`` says that ``batch_slice`` took the batch axis out of the stack.
+        final_norm_weight: multiply by the weight of ``ln_final`` where it is not folded into ``W_U``, as the model
+            does. ``False`` leaves it out, as TransformerLens does: the attributions then do not add up.
+
+    Returns:
+        ``[component, batch, pos]``.
+    """
     cfg, model = cache.cfg, cache.model
     access.refuse_norms_of_the_stream(cfg, "logit_attrs")
     ids, wrong = token_ids(model, tokens, incorrect_tokens)
@@ -50,8 +69,13 @@ def logit_attrs(
     )
 
 
-def logit_bias(cache: "ActivationCache", tokens: Any, incorrect_tokens: Any) -> jax.Array:
-    """See :meth:`ActivationCache.logit_bias`."""
+@access.checked
+def logit_bias(cache: "ActivationCache", tokens: Any, incorrect_tokens: Any = None) -> jax.Array:
+    """The part of a logit, or of a difference of two, that no part of the residual stream makes.
+
+    Returns:
+        ``logits_multiplier * (b_U + ln_final.b @ W_U)`` at the tokens, in their shape.
+    """
     cfg, model = cache.cfg, cache.model
     ids, wrong = token_ids(model, tokens, incorrect_tokens)
     bias = model.b_U
@@ -62,15 +86,26 @@ def logit_bias(cache: "ActivationCache", tokens: Any, incorrect_tokens: Any) -> 
     return scaled(own if wrong is None else own - take(bias, wrong), cfg.logits_multiplier)
 
 
+@access.checked
 def logit_lens(
     cache: "ActivationCache",
-    layer: int | None,
-    incl_mid: bool,
-    pos_slice: SliceInput,
-    mlp_input: bool,
-    return_labels: bool,
+    layer: int | None = None,
+    incl_mid: bool = False,
+    pos_slice: SliceInput = None,
+    mlp_input: bool = False,
+    return_labels: bool = False,
 ) -> Any:
-    """See :meth:`ActivationCache.logit_lens`."""
+    """The logits that each depth of the residual stream would give (nostalgebraist 2020, the logit lens).
+
+    Each row of :meth:`accumulated_resid` goes through the model's own final norm, unembedding, multiplier and soft
+    cap, so that the last row is the model's output.
+
+    Args:
+        layer, incl_mid, pos_slice, mlp_input, return_labels: as for :meth:`accumulated_resid`.
+
+    Returns:
+        ``[component, batch, pos, d_vocab_out]``, and the labels if asked for.
+    """
     cfg, model = cache.cfg, cache.model
     stack, labels = residual.accumulated_resid(cache, layer, incl_mid, False, pos_slice, mlp_input, True)
     logits = read_out(stack, end_params(model), cfg=cfg.computation)

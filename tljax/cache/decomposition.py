@@ -34,17 +34,34 @@ def biases(cache: "ActivationCache", n_attention: int, n_mlp: int) -> Biases:
     return Biases(constant, tuple(through), cache["hook_embed"])
 
 
+@access.checked
 def get_full_resid_decomposition(
     cache: "ActivationCache",
-    layer: int | None,
-    mlp_input: bool,
-    expand_neurons: bool,
-    apply_ln: bool,
-    pos_slice: SliceInput,
-    return_labels: bool,
-    project_output_onto: Any,
+    layer: int | None = None,
+    mlp_input: bool = False,
+    expand_neurons: bool = True,
+    apply_ln: bool = False,
+    pos_slice: SliceInput = None,
+    return_labels: bool = False,
+    project_output_onto: Any = None,
 ) -> Any:
-    """See :meth:`ActivationCache.get_full_resid_decomposition`."""
+    """The residual stream as a sum: heads, neurons (or MLPs), embeddings, and one row of biases.
+
+    Args:
+        layer: parts of the stream that enters this layer; ``None`` or ``-1`` means the final one.
+        mlp_input: of the stream that enters its MLP instead.
+        expand_neurons: neurons, with ``b_out`` among the biases; otherwise whole MLPs, which keep theirs. Mixtures
+            of experts need it off.
+        apply_ln: through the norm that reads the stream there, by its cached scale; the sum is then its
+            ``hook_normalized``.
+        pos_slice: positions to keep, of each prompt's text; a number drops the axis.
+        return_labels: also return ``["L0H0", …, "L0N0", … (or "0_mlp_out", …), "embed", "pos_embed", "bias"]``.
+        project_output_onto: a direction ``[d_model]``, or several ``[d_model, direction]``; applied after the norm.
+
+    Returns:
+        ``[component, batch, pos, d_model]``, or without ``d_model`` (with ``direction``) when projected; and the
+        labels if asked for.
+    """
     cfg, what = cache.cfg, "get_full_resid_decomposition"
     access.refuse_norms_of_the_stream(cfg, what)
     last = access.bounded_layer(cfg, layer, mlp_input)

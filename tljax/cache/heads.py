@@ -58,8 +58,13 @@ def head_labels(cache: "ActivationCache", last: int) -> list[str]:
     return [f"L{layer}H{head}" for layer in range(last) for head in range(cache.cfg.n_heads)]
 
 
+@access.checked
 def compute_head_results(cache: "ActivationCache") -> "ActivationCache":
-    """See :meth:`ActivationCache.compute_head_results`."""
+    """Returns the cache with every ``attn.hook_result`` ``[batch, pos, head, d_model]``: ``z`` times ``W_O``.
+
+    A cache does not change: keep what is returned (TransformerLens adds to the cache itself). The stacks below need
+    no such call, and are cheaper without: they need not hold every layer's results twice.
+    """
     cfg, results = cache.cfg, {}
     points = {layer: f"blocks.{layer}.attn.hook_z" for layer in range(cfg.n_layers)}
     points = {layer: z for layer, z in points.items() if z.replace("hook_z", "hook_result") not in cache.cache_dict}
@@ -71,15 +76,31 @@ def compute_head_results(cache: "ActivationCache") -> "ActivationCache":
     return cache.with_activations(cache.cache_dict | results) if results else cache
 
 
+@access.checked
 def stack_head_results(
     cache: "ActivationCache",
-    layer: int | None,
-    return_labels: bool,
-    incl_remainder: bool,
-    pos_slice: SliceInput,
-    apply_ln: bool,
+    layer: int | None = -1,
+    return_labels: bool = False,
+    incl_remainder: bool = False,
+    pos_slice: SliceInput = None,
+    apply_ln: bool = False,
 ) -> Any:
-    """See :meth:`ActivationCache.stack_head_results`."""
+    """What each head adds to the residual stream.
+
+    That is its ``hook_result``, through the norm after attention where there is one (its cached scale and its
+    weight) and times ``residual_multiplier``. TransformerLens stacks ``hook_result`` as it is, so that its heads do
+    not add up to ``hook_attn_out`` in such models.
+
+    Args:
+        layer: the heads of the layers before this one; ``None`` or ``-1`` means all.
+        return_labels: also return ``["L0H0", "L0H1", …]``.
+        incl_remainder: a last row, ``"remainder"``: the stream that enters ``layer`` without the heads.
+        pos_slice: positions to keep, of each prompt's text; a number drops the axis.
+        apply_ln: through the norm that reads the stream at ``layer``, by its cached scale.
+
+    Returns:
+        ``[layer * head, batch, pos, d_model]``, and the labels if asked for.
+    """
     last = access.bounded_layer(cache.cfg, layer)
     stack = stack_units(
         cache, "stack_head_results", head_names(cache, last), lambda: head_parts(cache, last), last,

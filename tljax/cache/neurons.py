@@ -77,10 +77,28 @@ def _choose(cfg: HookedTransformerConfig, neuron_slice: SliceInput) -> tuple[Cut
     return chosen, np.arange(width)[slice(*chosen.bounds) if chosen.index is None else np.asarray(chosen.index)]
 
 
+@access.checked
 def get_neuron_results(
-    cache: "ActivationCache", layer: int, neuron_slice: SliceInput, pos_slice: SliceInput, project_output_onto: Any
+    cache: "ActivationCache",
+    layer: int,
+    neuron_slice: SliceInput = None,
+    pos_slice: SliceInput = None,
+    project_output_onto: Any = None,
 ) -> jax.Array:
-    """See :meth:`ActivationCache.get_neuron_results`."""
+    """What each neuron of a layer adds to the residual stream: its activation times its row of ``W_out``.
+
+    A norm after the MLP and ``residual_multiplier`` count, as for :meth:`stack_head_results`.
+
+    Args:
+        layer: the layer; negative numbers count from the end.
+        neuron_slice: neurons to keep; a number drops the axis.
+        pos_slice: positions to keep, of each prompt's text; a number drops the axis.
+        project_output_onto: a direction ``[d_model]``, or several as columns ``[d_model, direction]``: their
+            products with each neuron's output are returned, without making the outputs.
+
+    Returns:
+        ``[batch, pos, neuron, d_model]``; projected ``[batch, pos, neuron]``, or with an axis ``direction``.
+    """
     cfg = cache.cfg
     layer = access.one_layer(cfg, layer)
     layers = range(layer, layer + 1)
@@ -95,17 +113,32 @@ def get_neuron_results(
     return access.unprojected_axis(results, project_output_onto)
 
 
+@access.checked
 def stack_neuron_results(
     cache: "ActivationCache",
     layer: int | None,
-    pos_slice: SliceInput,
-    neuron_slice: SliceInput,
-    return_labels: bool,
-    incl_remainder: bool,
-    apply_ln: bool,
-    project_output_onto: Any,
+    pos_slice: SliceInput = None,
+    neuron_slice: SliceInput = None,
+    return_labels: bool = False,
+    incl_remainder: bool = False,
+    apply_ln: bool = False,
+    project_output_onto: Any = None,
 ) -> Any:
-    """See :meth:`ActivationCache.stack_neuron_results`."""
+    """What each neuron adds to the residual stream, :meth:`get_neuron_results` over layers.
+
+    Args:
+        layer: the neurons of the layers before this one; ``None`` or ``-1`` means all.
+        pos_slice: positions to keep, of each prompt's text; a number drops the axis.
+        neuron_slice: neurons of each layer to keep.
+        return_labels: also return ``["L0N0", "L0N1", …]``.
+        incl_remainder: a last row, ``"remainder"``: the stream that enters ``layer`` without these neurons.
+        apply_ln: through the norm that reads the stream at ``layer``, by its cached scale.
+        project_output_onto: a direction ``[d_model]``, or several ``[d_model, direction]``; applied after the norm.
+
+    Returns:
+        ``[layer * neuron, batch, pos, d_model]``, or without ``d_model`` (with ``direction``) when projected; and
+        the labels if asked for. Without projection or ``pos_slice`` that is large.
+    """
     cfg = cache.cfg
     last = access.bounded_layer(cfg, layer)
     layers = range(last)

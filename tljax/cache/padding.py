@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from tljax.cache import access
 from tljax.errors import CacheError
 from tljax.hooks.point import POSITION_AXES
 from tljax.hooks.points import point_table
@@ -33,15 +34,27 @@ def to_mask(offsets: Any) -> jax.Array | None:
     return None if offsets is None else jnp.isfinite(offsets)
 
 
-def unpad(cache: "ActivationCache", prompt: int) -> "ActivationCache":
-    """See :meth:`ActivationCache.unpad`."""
+@access.checked
+def unpad(cache: "ActivationCache", index: int) -> "ActivationCache":
+    """Returns one prompt's activations without padding, as if it had run alone.
+
+    Args:
+        index: its place in the batch.
+
+    Returns:
+        A cache with a batch axis of one (or none, if this one has none), every position axis (``pos``,
+        ``query_pos``, ``key_pos``) cut to the prompt's own tokens. Gradients stay those of the whole batch's loss.
+
+    Raises:
+        CacheError: no such prompt; a cache under trace; an activation cut after the run.
+    """
     if any(isinstance(value, Tracer) for value in jax.tree.leaves(cache)):
         raise CacheError("A traced cache has prompts of unknown length: call cache.unpad outside jax.jit.")
     size = next((value.shape[0] for value in cache.values()), 0) if cache.has_batch_dim else 1
-    if not -size <= prompt < size:
-        raise CacheError(f"There is no prompt {prompt}: this cache has {size}.")
+    if not -size <= index < size:
+        raise CacheError(f"There is no prompt {index}: this cache has {size}.")
     if cache.has_batch_dim:
-        start = prompt % size
+        start = index % size
         cache = cache.apply_slice_to_batch_dim((start, start + 1))
     mask, key_mask = cache.token_mask, cache.key_mask
     if mask is None or key_mask is None:

@@ -18,10 +18,20 @@ if TYPE_CHECKING:
 MODES = ("all", "attn", "mlp")
 
 
+@access.checked
 def stack_activation(
-    cache: "ActivationCache", activation_name: str, layer: int, sublayer_type: str | None
+    cache: "ActivationCache", activation_name: str, layer: int = -1, sublayer_type: str | None = None
 ) -> jax.Array:
-    """See :meth:`ActivationCache.stack_activation`."""
+    """Stacks one activation over layers.
+
+    Args:
+        activation_name: short name, such as ``"resid_post"`` or ``"z"``.
+        layer: stop before this layer; ``-1`` stacks every layer.
+        sublayer_type: ``"ln1"``, ``"ln2"``, ``"attn"`` or ``"mlp"`` where the name alone is ambiguous.
+
+    Returns:
+        ``[layer, ...]``.
+    """
     last = access.bounded_layer(cache.cfg, layer)
     if not last:
         raise CacheError(f"layer={layer} stacks nothing: give 1 to {cache.cfg.n_layers}, or -1 for all.")
@@ -29,16 +39,30 @@ def stack_activation(
     return jnp.stack([cache[key] for key in keys])
 
 
+@access.checked
 def accumulated_resid(
     cache: "ActivationCache",
-    layer: int | None,
-    incl_mid: bool,
-    apply_ln: bool,
-    pos_slice: SliceInput,
-    mlp_input: bool,
-    return_labels: bool,
+    layer: int | None = None,
+    incl_mid: bool = False,
+    apply_ln: bool = False,
+    pos_slice: SliceInput = None,
+    mlp_input: bool = False,
+    return_labels: bool = False,
 ) -> Any:
-    """See :meth:`ActivationCache.accumulated_resid`."""
+    """The residual stream at each depth. :meth:`logit_lens` takes it on to logits.
+
+    Args:
+        layer: up to the input of this layer; ``None`` or ``-1`` means the final residual stream too.
+        incl_mid: also the stream between attention and MLP.
+        apply_ln: normalise as the reader of the last row would: for the final layer each row goes through
+            ``ln_final`` itself, otherwise the cached scale of that layer's norm is used for all rows.
+        pos_slice: positions to keep, of each prompt's text; a number drops the axis.
+        mlp_input: with ``layer``, also include the stream that enters its MLP.
+        return_labels: also return ``["0_pre", "0_mid", …, "final_post"]``.
+
+    Returns:
+        ``[component, batch, pos, d_model]``, and the labels if asked for.
+    """
     cfg = cache.cfg
     last = access.bounded_layer(cfg, layer, mlp_input)
     has_mid = not (cfg.attn_only or cfg.parallel_attn_mlp)
@@ -79,17 +103,32 @@ def embeddings(cfg: Any) -> list[tuple[str, str]]:
     return [*rows, ("pos_embed", "hook_pos_embed")] if cfg.positional_embedding_type == "standard" else rows
 
 
+@access.checked
 def decompose_resid(
     cache: "ActivationCache",
-    layer: int | None,
-    mlp_input: bool,
-    mode: str,
-    apply_ln: bool,
-    pos_slice: SliceInput,
-    incl_embeds: bool,
-    return_labels: bool,
+    layer: int | None = None,
+    mlp_input: bool = False,
+    mode: str = "all",
+    apply_ln: bool = False,
+    pos_slice: SliceInput = None,
+    incl_embeds: bool = True,
+    return_labels: bool = False,
 ) -> Any:
-    """See :meth:`ActivationCache.decompose_resid`."""
+    """What the embeddings, each attention and each MLP add to the residual stream; with ``mode="all"`` its sum.
+
+    Args:
+        layer: parts of the stream that enters this layer; ``None`` or ``-1`` means the final one.
+        mlp_input: of the stream that enters its MLP instead: the layer's attention too, unless the two run in
+            parallel and read the same (TransformerLens adds it there as well).
+        mode: ``"all"`` (or ``"full"``), ``"attn"`` or ``"mlp"``.
+        apply_ln: through the norm that reads the stream there, by its cached scale (:meth:`apply_ln_to_stack`).
+        pos_slice: positions to keep, of each prompt's text; a number drops the axis.
+        incl_embeds: the embeddings too.
+        return_labels: also return ``["embed", "pos_embed", "0_attn_out", "0_mlp_out", …]``.
+
+    Returns:
+        ``[component, batch, pos, d_model]``, and the labels if asked for.
+    """
     cfg = cache.cfg
     access.refuse_norms_of_the_stream(cfg, "decompose_resid")
     mode = "all" if mode == "full" else mode
@@ -114,6 +153,7 @@ def decompose_resid(
     return (stack, [label for label, _ in rows]) if return_labels else stack
 
 
+@access.checked
 def apply_ln_to_stack(
     cache: "ActivationCache",
     residual_stack: jax.Array,
@@ -124,7 +164,21 @@ def apply_ln_to_stack(
     has_batch_dim: bool = True,
     recompute_ln: bool = False,
 ) -> jax.Array:
-    """See :meth:`ActivationCache.apply_ln_to_stack`."""
+    """Normalises pieces of the residual stream as the norm that reads the whole did: by its cached scale.
+
+    Args:
+        residual_stack: ``[component, batch, pos, d_model]``, positions cut by ``pos_slice`` already.
+        layer: the norm before this layer; ``None``, ``-1`` or ``n_layers`` means ``ln_final``.
+        mlp_input: ``ln2`` of that layer instead of ``ln1``.
+        pos_slice: what was sliced out of the stack.
+        batch_slice: prompts to keep; the stack may have been cut alike.
+        has_batch_dim: ``False`` says that ``batch_slice`` took the batch axis out of the stack.
+        recompute_ln: normalise each row by its own scale through the model's ``ln_final``, its weight and bias
+            included, instead. Only for the final layer.
+
+    Returns:
+        The stack, centred under a layer norm and divided; no weight and no bias is applied.
+    """
     cfg = cache.cfg
     last = access.bounded_layer(cfg, layer, mlp_input)
     name = access.scale_name(cfg, last, mlp_input)

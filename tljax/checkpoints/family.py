@@ -61,3 +61,15 @@ class Family:
         hf = HFConfig(attributes, origin, defaults=self.defaults, aliases=self.aliases, inert=inert)
         hf.check_own_code(self.own_code)
         return hf if self.tower is None else self.tower.text_config(hf)
+
+
+def sizes(*, d_model: int, n_layers: int, n_heads: int, d_mlp: int, n_ctx: int, d_vocab: int) -> dict[str, Any]:
+    """Returns ``Family.defaults`` of the sizes that most classes have, under the names that most give them."""
+    return {
+        "hidden_size": d_model,
+        "num_hidden_layers": n_layers,
+        "num_attention_heads": n_heads,
+        "intermediate_size": d_mlp,
+        "max_position_embeddings": n_ctx,
+        "vocab_size": d_vocab,
+    }

@@ -1,12 +1,12 @@
 """From a name to parameters: find, describe, check, then read, place and process one stage at a time."""
 
 import dataclasses
-import inspect
+import functools
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 import numpy as np
@@ -30,13 +30,14 @@ from tljax.checkpoints.reader import Tensors
 from tljax.checkpoints.rows import Entry
 from tljax.checkpoints.sources import find
 from tljax.checkpoints.stored_names import known_names
+from tljax.checks import typed
 from tljax.config import HookedTransformerConfig, available_dtype
 from tljax.config_checks import PER_LAYER
-from tljax.errors import CheckpointError, ConfigError, InputError, nearest
+from tljax.errors import CheckpointError, ConfigError, InputError
 from tljax.hooks.points import layer_of
 from tljax.typing import DeviceLike, Params
 from tljax.weights.processing import process_stage
-from tljax.weights.steps import STEPS, Steps
+from tljax.weights.steps import STEPS, ProcessingOptions, Steps
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,9 +68,36 @@ class _Asked:
     dtype: Any
     n_ctx: int | None
     first_n_layers: int | None
-    steps: Mapping[str, bool]
+    steps: ProcessingOptions
 
 
+class ReadOptions(ProcessingOptions, total=False):
+    """How any checkpoint is read: see :func:`load_checkpoint`."""
+
+    dtype: Any
+    device: DeviceLike | ShardingRule
+    n_ctx: int | None
+    first_n_layers: int | None
+    allow_nonfinite: bool
+
+
+class LoadOptions(ReadOptions, total=False):
+    """Which files are read, and how: see :func:`load_checkpoint`."""
+
+    revision: str | None
+    token: str | bool | None
+    cache_dir: str | Path | None
+    checkpoint_value: int | None
+    checkpoint_index: int | None
+    n_devices: int
+    adapter: Any
+    adapter_revision: str | None
+    ignore_adapter_config: Sequence[str]
+    ignore_config: str | Sequence[str]
+    hf_model: Any
+
+
+@functools.partial(typed, receiver=Steps.for_config)
 def load_checkpoint(
     name: str | os.PathLike[str],
     *,
@@ -89,7 +117,7 @@ def load_checkpoint(
     ignore_config: str | Sequence[str] = (),
     hf_model: Any = None,
     allow_nonfinite: bool = False,
-    **steps: bool,
+    **steps: Unpack[ProcessingOptions],
 ) -> Loaded:
     """Loads a Hugging Face or tljax checkpoint, tensor by tensor and without torch.
 
@@ -129,7 +157,11 @@ def load_checkpoint(
         UnsupportedModelError: an architecture, attribute, adapter or storage format that tljax does not implement.
         ConfigError: ``n_ctx``, ``first_n_layers`` or ``dtype`` that the checkpoint cannot be loaded with.
     """
-    _check_options(steps, n_devices)
+    if n_devices != 1:
+        raise InputError(
+            f"n_devices={n_devices}: to spread a model over devices pass a sharding, such as "
+            "device=jax.sharding.NamedSharding(mesh, spec), or a function of path and shape that returns one."
+        )
     ignored = names_to_ignore(ignore_config)
     revisions = {"revision": revision, "checkpoint_value": checkpoint_value, "checkpoint_index": checkpoint_index}
     access = {"token": token, "cache_dir": cache_dir}
@@ -146,6 +178,7 @@ def load_checkpoint(
     return dataclasses.replace(loaded, tokenizer_elsewhere=locate_tokenizer(source, described.tokenizer_repo, **access))
 
 
+@typed
 def load_transformer_lens(
     state_dict: Any,
     cfg: Any,
@@ -155,7 +188,7 @@ def load_transformer_lens(
     n_ctx: int | None = None,
     first_n_layers: int | None = None,
     allow_nonfinite: bool = False,
-    **steps: bool,
+    **steps: Unpack[ProcessingOptions],
 ) -> Loaded:
     """Loads a state dict of TransformerLens 3.9, with the config that goes with it.
 
@@ -171,7 +204,6 @@ def load_transformer_lens(
         UnsupportedModelError: a field or a storage format that tljax does not implement.
         ConfigError, InputError: as in :func:`load_checkpoint`.
     """
-    _check_options(steps, 1)
     stored_cfg = transformer_lens.read_config(cfg)
     if isinstance(state_dict, str | os.PathLike):
         tensors, origin = transformer_lens.open_file(Path(state_dict)), os.fspath(state_dict)
@@ -185,7 +217,7 @@ def load_transformer_lens(
     described = of_transformer_lens(stored_cfg, transformer_lens.rows(stored_cfg))
     own = transformer_lens.OneNumber(tensors)
     source = of_state_dict(own, stored_cfg.model_name, origin, stored_cfg.tokenizer_name)
-    chosen = {step: steps.get(step, False) for step in STEPS}
+    chosen: ProcessingOptions = {**dict.fromkeys(STEPS, False), **steps}  # type: ignore[typeddict-item]
     asked = _Asked(stored_cfg.dtype if dtype is None else dtype, n_ctx, first_n_layers, chosen)
     return _load(source, described, asked, placer(device), allow_nonfinite)
 
@@ -231,21 +263,6 @@ def _open(source: Source, described: Description, allow_nonfinite: bool) -> tupl
     places = mapping.places(described.rows, described.cfg, base.info, described.prefix)
     adapter = finite(open_adapter(source.adapter), str(source.adapter))
     return base, merged(base, adapter, source.adapter_config, places, described.renamed)
-
-
-def _check_options(steps: Mapping[str, Any], n_devices: int) -> None:
-    if n_devices != 1:
-        raise InputError(
-            f"n_devices={n_devices}: to spread a model over devices pass a sharding, such as "
-            "device=jax.sharding.NamedSharding(mesh, spec), or a function of path and shape that returns one."
-        )
-    if unknown := next((name for name in steps if name not in STEPS), None):
-        parameters = inspect.signature(load_checkpoint).parameters.values()
-        known = [*STEPS, *(each.name for each in parameters if each.kind is each.KEYWORD_ONLY)]
-        known += ["tokenizer", "default_prepend_bos", "default_padding_side"]
-        raise InputError(
-            f"from_pretrained has no option {unknown!r}.{nearest(unknown, known)} Options: {', '.join(known)}."
-        )
 
 
 def _warn_of_untied(entries: Mapping[str, list[Entry]], tensors: Tensors, origin: str) -> None:

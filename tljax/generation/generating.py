@@ -1,7 +1,8 @@
 """The generating methods of a model: continue a text, piece by piece, or keeping activations."""
 
+import functools
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, cast, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple, Unpack, cast
 
 import jax
 import numpy as np
@@ -9,26 +10,34 @@ import numpy as np
 from tljax.cache.activation_cache import ActivationCache
 from tljax.checks import typed
 from tljax.config import HookedTransformerConfig
-from tljax.errors import InputError, refuse_unknown_options
+from tljax.errors import InputError
 from tljax.generation.generation import Generation, Returns, finish
 from tljax.generation.placing import TextSize, place_hooks
 from tljax.generation.prompts import check_room, read_ends, read_prompts
-from tljax.generation.sampling import read_key, row_keys
+from tljax.generation.sampling import SamplingOptions, read_key, read_sampling, row_keys
 from tljax.hooks.dictionary import HookDictionary
 from tljax.hooks.points import point_table
 from tljax.progress import Progress
-from tljax.typing import HookList, NamesFilter, PaddingSide, Params
+from tljax.typing import HookList, NamesFilter, PaddingSide, Params, PromptOptions
 
 if TYPE_CHECKING:
     from tljax.model.hooked_transformer import HookedTransformer
     from tljax.text.tokenizer import Tokenizer
 
-RETURNS = get_args(Returns)
-SAMPLING = {"do_sample", "top_k", "top_p", "temperature", "freq_penalty", "repetition_penalty"}
-OPTIONS = {"stop_at_eos", "eos_token_id", "use_past_kv_cache", "prepend_bos", "padding_side", "return_type", "verbose",
-           "stop_strings", "output_logits", "fwd_hooks", "attention_mask", "seed", "key"}  # fmt: skip
 _PER_ROUND = 32
 """Tokens between two looks from the host: at a progress bar, at stop strings."""
+
+
+class GenerateOptions(SamplingOptions, PromptOptions, total=False):
+    """How texts are continued: documented at :meth:`GenerationMethods.generate`."""
+
+    stop_at_eos: bool
+    eos_token_id: Any
+    use_past_kv_cache: bool
+    stop_strings: str | Sequence[str] | None
+    fwd_hooks: HookList
+    seed: int | None
+    key: Any
 
 
 class GenerateOutput(NamedTuple):
@@ -43,6 +52,39 @@ class GenerateOutput(NamedTuple):
     logits: tuple[jax.Array, ...]
 
 
+@functools.partial(typed, receiver=read_sampling)
+def begin(
+    model: "HookedTransformer",
+    input: Any,
+    max_new_tokens: int,
+    output_logits: bool = False,
+    *,
+    stop_at_eos: bool = True,
+    eos_token_id: Any = None,
+    use_past_kv_cache: bool = True,
+    prepend_bos: bool | None = None,
+    padding_side: PaddingSide | None = None,
+    stop_strings: str | Sequence[str] | None = None,
+    fwd_hooks: HookList = (),
+    attention_mask: Any = None,
+    seed: int | None = None,
+    key: Any = None,
+    **sampling: Unpack[SamplingOptions],
+) -> Generation:
+    """Checks what a generation is asked for, and runs the prompts."""
+    prompts = read_prompts(model, input, prepend_bos, padding_side, attention_mask)
+    batch = prompts.shape[0]
+    ends = read_ends(model.cfg, model._tokenizer, batch, stop_at_eos, eos_token_id, stop_strings)
+    if seed is None and key is None:
+        seed = int(np.random.default_rng().integers(2**32))
+    keys = row_keys(read_key(key, seed), batch)
+    hooked = model.with_hooks(fwd_hooks)
+    return Generation(hooked, prompts, max_new_tokens, ends, sampling, keys, use_past_kv_cache, output_logits)
+
+
+_typed = functools.partial(typed, receiver=begin)
+
+
 class GenerationMethods:
     """Continuing texts."""
 
@@ -51,30 +93,16 @@ class GenerationMethods:
     _hooks: HookDictionary
     _tokenizer: "Tokenizer | None"
 
+    @_typed
     def generate(
         self,
         input: Any = "",
         max_new_tokens: int = 10,
-        stop_at_eos: bool = True,
-        eos_token_id: Any = None,
-        do_sample: bool = True,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        temperature: float = 1.0,
-        freq_penalty: float = 0.0,
-        use_past_kv_cache: bool = True,
-        prepend_bos: bool | None = None,
-        padding_side: PaddingSide | None = None,
+        *,
         return_type: Returns = "input",
         verbose: bool | None = None,
-        *,
-        repetition_penalty: float = 1.0,
-        stop_strings: str | Sequence[str] | None = None,
         output_logits: bool = False,
-        fwd_hooks: HookList = (),
-        attention_mask: Any = None,
-        seed: int | None = None,
-        key: Any = None,
+        **options: Unpack[GenerateOptions],
     ) -> Any:
         """Continues prompts.
 
@@ -82,13 +110,13 @@ class GenerationMethods:
             input: a text, a list of texts, token ids ``[pos]`` or ``[batch, pos]``, or embeddings ``[batch, pos,
                 d_model]``. Several texts are padded on the left.
             max_new_tokens: most new tokens for each prompt.
-            stop_at_eos: whether an EOS token ends a text; what follows is then filled: with ``cfg.pad_token_id`` where
-                the checkpoint's own tokens end texts and it names a PAD, with EOS otherwise.
+            stop_at_eos: whether an EOS token ends a text, ``True`` by default; what follows is then filled: with
+                ``cfg.pad_token_id`` where the checkpoint's own tokens end texts and it names a PAD, with EOS otherwise.
             eos_token_id: a token id, several, or a list of them for each prompt; ``None`` takes ``cfg.eos_token_ids``,
                 and the tokenizer's EOS where the checkpoint declares none.
-            do_sample: ``False`` always takes the likeliest token.
+            do_sample: ``True``, the default, draws; ``False`` always takes the likeliest token.
             top_k, top_p: keep only the ``k`` likeliest tokens, or the likeliest that together reach probability ``p``.
-            temperature: divides the logits; 0 means the likeliest token.
+            temperature: divides the logits, 1 by default; 0 means the likeliest token.
             freq_penalty: subtracted from a token's logit, after the temperature, for each time it occurs in the text.
             use_past_kv_cache: ``False`` runs the whole text again for every token.
             prepend_bos, padding_side, attention_mask: as in :meth:`__call__`.
@@ -113,38 +141,39 @@ class GenerationMethods:
         Recompiles for a new batch size, room for the text (128, 256, 512 … tokens), set of hooked points, or kind of
         sampling; never for other lengths, strengths or values.
         """
-        generation = self._generation(
-            input, max_new_tokens, fwd_hooks, stop_at_eos=stop_at_eos, eos_token_id=eos_token_id, do_sample=do_sample,
-            top_k=top_k, top_p=top_p, temperature=temperature, freq_penalty=freq_penalty, return_type=return_type,
-            use_past_kv_cache=use_past_kv_cache, prepend_bos=prepend_bos, padding_side=padding_side,
-            repetition_penalty=repetition_penalty, stop_strings=stop_strings, output_logits=output_logits,
-            attention_mask=attention_mask, seed=seed, key=key,
-        )  # fmt: skip
+        generation = begin(cast("HookedTransformer", self), input, max_new_tokens, output_logits, **options)
         _run(generation, verbose)
         output = finish(generation, cast("HookedTransformer", self), return_type)
         return GenerateOutput(output, generation.logits()) if output_logits else output
 
-    @typed
+    @_typed
     def generate_stream(
-        self, input: Any = "", max_new_tokens: int = 10, max_tokens_per_yield: int = 25, **options: Any
+        self,
+        input: Any = "",
+        max_new_tokens: int = 10,
+        max_tokens_per_yield: int = 25,
+        *,
+        return_type: Returns = "tokens",
+        verbose: bool | None = None,
+        **options: Unpack[GenerateOptions],
     ) -> Iterator[Any]:
         """Continues prompts piece by piece.
 
         Args:
             input, max_new_tokens: as in :meth:`generate`.
             max_tokens_per_yield: most new tokens in a piece.
-            **options: as in :meth:`generate`, but for ``output_logits``.
+            return_type: ``"str"``, or token ids.
+            verbose: not looked at: the pieces are the progress.
+            **options: as in :meth:`generate`.
 
         Yields:
             The prompt with the first new tokens, then the tokens that follow: ids ``[batch, pos]``, or text (the new
             part of it) with ``return_type="str"``.
         """
-        refuse_unknown_options(GenerationMethods.generate_stream, options, SAMPLING | OPTIONS - {"output_logits"})
         if max_tokens_per_yield < 1:
             raise InputError(f"max_tokens_per_yield={max_tokens_per_yield} must be at least 1.")
-        kind: Returns = "str" if options.pop("return_type", "tokens") == "str" else "tokens"
-        options.pop("verbose", None)
-        generation = self._generation(input, max_new_tokens, return_type=kind, **options)
+        kind: Returns = "str" if return_type == "str" else "tokens"
+        generation = begin(cast("HookedTransformer", self), input, max_new_tokens, **options)
         shown: Any = None
         while True:
             generation.advance(max_tokens_per_yield - (shown is None))
@@ -155,7 +184,7 @@ class GenerationMethods:
             if generation.is_done:
                 return
 
-    @typed
+    @_typed
     def generate_with_cache(
         self,
         input: Any = "",
@@ -164,7 +193,7 @@ class GenerationMethods:
         names_filter: NamesFilter = None,
         return_type: Returns = "input",
         verbose: bool | None = None,
-        **options: Any,
+        **options: Unpack[GenerateOptions],
     ) -> tuple[Any, ActivationCache]:
         """Continues prompts, and returns the activations of prompt and continuation too.
 
@@ -174,15 +203,14 @@ class GenerationMethods:
         Args:
             input, max_new_tokens, return_type, verbose: as in :meth:`generate`.
             names_filter: which activations to keep, as in :meth:`run_with_cache`.
-            **options: as in :meth:`generate`, but for ``output_logits``.
+            **options: as in :meth:`generate`.
 
         Returns:
             What :meth:`generate` returns, and the cache; what stands after a text's end is marked as padding.
         """
-        refuse_unknown_options(GenerationMethods.generate_with_cache, options, SAMPLING | OPTIONS - {"output_logits"})
         if getattr(input, "ndim", 0) == 3:
             raise InputError("generate_with_cache takes text or tokens; for embeddings run the finished text yourself.")
-        generation = self._generation(input, max_new_tokens, return_type=return_type, **options)
+        generation = begin(cast("HookedTransformer", self), input, max_new_tokens, **options)
         check_room(self.cfg, generation.prompts, max_new_tokens, runs_last=True)
         _run(generation, verbose)
         prompts, new = generation.prompts, generation.new_tokens()
@@ -195,38 +223,6 @@ class GenerationMethods:
             tokens, return_type=None, names_filter=names_filter, attention_mask=mask
         )
         return finish(generation, model, return_type), cache
-
-    @typed
-    def _generation(
-        self,
-        input: Any,
-        max_new_tokens: int,
-        fwd_hooks: HookList = (),
-        *,
-        stop_at_eos: bool = True,
-        eos_token_id: Any = None,
-        use_past_kv_cache: bool = True,
-        prepend_bos: bool | None = None,
-        padding_side: PaddingSide | None = None,
-        return_type: Returns = "input",
-        stop_strings: str | Sequence[str] | None = None,
-        output_logits: bool = False,
-        attention_mask: Any = None,
-        seed: int | None = None,
-        key: Any = None,
-        **sampling: Any,
-    ) -> Generation:
-        if return_type not in RETURNS:
-            raise InputError(f"return_type={return_type!r} is not one of {', '.join(map(repr, RETURNS))}.")
-        model = cast("HookedTransformer", self)
-        prompts = read_prompts(model, input, prepend_bos, padding_side, attention_mask)
-        batch = prompts.shape[0]
-        ends = read_ends(self.cfg, self._tokenizer, batch, stop_at_eos, eos_token_id, stop_strings)
-        if seed is None and key is None:
-            seed = int(np.random.default_rng().integers(2**32))
-        keys = row_keys(read_key(key, seed), batch)
-        hooked = model.with_hooks(fwd_hooks)
-        return Generation(hooked, prompts, max_new_tokens, ends, sampling, keys, use_past_kv_cache, output_logits)
 
 
 def _run(generation: Generation, verbose: bool | None) -> None:

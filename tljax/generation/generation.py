@@ -12,7 +12,7 @@ from tljax.errors import GenerationError, InputError, TokenizerError
 from tljax.generation.decoding import Decoder, Rules, room
 from tljax.generation.placing import TextSize, place_hooks
 from tljax.generation.prompts import Ends, Prompts, check_room, check_switch
-from tljax.generation.sampling import read_sampling
+from tljax.generation.sampling import SamplingOptions, read_sampling
 from tljax.hooks.points import point_table
 from tljax.sizes import power_of_two
 
@@ -42,7 +42,7 @@ class Generation:
         prompts: Prompts,
         max_new_tokens: int,
         ends: Ends,
-        options: dict[str, Any],
+        options: SamplingOptions,
         keys: jax.Array,
         use_cache: bool = True,
         keep_logits: bool = False,

@@ -13,7 +13,7 @@ import functools
 import math
 import operator
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -51,6 +51,17 @@ class Sampling:
     freq_penalty: jax.Array | np.ndarray | None
     repetition_penalty: jax.Array | np.ndarray | None
     k_limit: int = dataclasses.field(metadata={"static": True}, default=0)
+
+
+class SamplingOptions(TypedDict, total=False):
+    """How the next token is chosen: see :func:`read_sampling`."""
+
+    do_sample: bool
+    temperature: float | jax.Array
+    top_k: int | jax.Array | None
+    top_p: float | jax.Array | None
+    freq_penalty: float | jax.Array
+    repetition_penalty: float | jax.Array
 
 
 def read_sampling(

@@ -1,81 +1,72 @@
 """``HookedTransformer``: parameters, config, tokenizer and hooks as one immutable pytree."""
 
+import functools
 import os
-import warnings
-import weakref
-from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from collections.abc import Sequence
+from typing import Any, NoReturn, Self, TypedDict, Unpack
 
 import jax
 import jax.numpy as jnp
 
 from tljax.cache.attribution import token_ids
-from tljax.checkpoints import load_checkpoint, load_transformer_lens, save_hf, save_native
+from tljax.checkpoints import Loaded, load_checkpoint, load_transformer_lens, save_hf, save_native
+from tljax.checkpoints.loading import LoadOptions, ReadOptions
 from tljax.checkpoints.parameters import check_parameters
 from tljax.checks import take, typed
 from tljax.config import HookedTransformerConfig, available_dtype
 from tljax.devices import names_device, resolve_device
 from tljax.elsewhere import MODEL, SaysWhatInstead
-from tljax.errors import ConfigError, FrozenModelError, InputError, nearest
+from tljax.errors import ConfigError, FrozenModelError
 from tljax.forward.forward import init_params
 from tljax.generation.generating import GenerationMethods
-from tljax.hooks.dictionary import Direction, HookDictionary, UnusedHooksWarning
-from tljax.hooks.listing import HookPointList
-from tljax.hooks.names import select
-from tljax.hooks.points import point_table
-from tljax.model.running import RunMethods
+from tljax.hooks.dictionary import HookDictionary
+from tljax.model.caching import CachingMethods
+from tljax.model.hooking import HookMethods
 from tljax.model.views import ModuleView, block_view, end_view
 from tljax.modules.norm import stored_dtype
 from tljax.text.methods import TextMethods
 from tljax.text.tokenizer import Tokenizer, UnreadableTokenizer, wrap_tokenizer
 from tljax.text.tokenizer_files import load_tokenizer, load_tokenizer_if_possible
-from tljax.typing import HookList, PaddingSide, Params
+from tljax.typing import PaddingSide, Params
+from tljax.weights.processing import process_weights
 from tljax.weights.properties import WeightProperties
-from tljax.weights.steps import processing_report
+from tljax.weights.steps import STEPS, ProcessingOptions, processing_report
 
 
-def _wrap(tokenizer: Any, default_padding_side: PaddingSide | None) -> Tokenizer | None:
-    if tokenizer is None:
-        return None
-    return wrap_tokenizer(tokenizer, default_padding_side)
+class Replaced(TypedDict, total=False):
+    """What :meth:`HookedTransformer.replace` takes."""
+
+    params: Params
+    cfg: HookedTransformerConfig | dict[str, Any]
+    tokenizer: Any
 
 
-def _fit_to_tokenizer(cfg: HookedTransformerConfig, tokenizer: Tokenizer | None) -> HookedTransformerConfig:
+class PretrainedOptions(LoadOptions, total=False):
+    """Documented at :meth:`HookedTransformer.from_pretrained`."""
+
+    tokenizer: Any
+    default_prepend_bos: bool | None
+    default_padding_side: PaddingSide | None
+
+
+def _with_tokenizer(
+    cfg: HookedTransformerConfig, given: Any, default_padding_side: PaddingSide | None
+) -> tuple[HookedTransformerConfig, Tokenizer | None]:
+    """A tokenizer as models carry it, and the config that goes with it."""
+    tokenizer = None if given is None else wrap_tokenizer(given, default_padding_side)
     if tokenizer is None or isinstance(tokenizer, UnreadableTokenizer):
-        return cfg
+        return cfg, tokenizer
     changes: dict[str, Any] = {"tokenizer_prepends_bos": tokenizer.prepends_bos}
     if cfg.d_vocab == -1:
         changes |= {
             "d_vocab": tokenizer.d_vocab,
             "d_vocab_out": tokenizer.d_vocab if cfg.d_vocab_out == -1 else cfg.d_vocab_out,
         }
-    return cfg.replace(**changes)
-
-
-class HookContext:
-    """What :meth:`HookedTransformer.hooks` returns: a context whose value is the hooked model."""
-
-    def __init__(self, hooked: "HookedTransformer") -> None:
-        self._hooked: HookedTransformer | None = hooked
-        self._kept = weakref.ref(hooked)
-
-    def __enter__(self) -> "HookedTransformer":
-        assert self._hooked is not None
-        hooked, self._hooked = self._hooked, None
-        return hooked
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None and self._kept() is None:
-            warnings.warn(
-                "These hooks were never used: a tljax model does not change, so the block ran the model without them. "
-                "Write `with model.hooks(...) as hooked:` and call hooked.",
-                UnusedHooksWarning,
-                stacklevel=2,
-            )
+    return cfg.replace(**changes), tokenizer
 
 
 @jax.tree_util.register_pytree_with_keys_class
-class HookedTransformer(RunMethods, GenerationMethods, TextMethods, WeightProperties, SaysWhatInstead):
+class HookedTransformer(CachingMethods, HookMethods, GenerationMethods, TextMethods, WeightProperties, SaysWhatInstead):
     """A decoder-only transformer whose every activation can be named, read and changed.
 
     The object is immutable and a pytree: its leaves are the parameters and the arrays inside its hooks, so it goes
@@ -108,6 +99,7 @@ class HookedTransformer(RunMethods, GenerationMethods, TextMethods, WeightProper
     _tokenizer: Tokenizer | None
     _instead = MODEL
 
+    @typed
     def __init__(
         self,
         cfg: HookedTransformerConfig | dict[str, Any],
@@ -118,8 +110,7 @@ class HookedTransformer(RunMethods, GenerationMethods, TextMethods, WeightProper
         config = HookedTransformerConfig.unwrap(cfg)
         if tokenizer is None and config.tokenizer_name is not None:
             tokenizer = load_tokenizer(config.tokenizer_name)
-        wrapped = _wrap(tokenizer, default_padding_side)
-        config = _fit_to_tokenizer(config, wrapped)
+        config, wrapped = _with_tokenizer(config, tokenizer, default_padding_side)
         if config.d_vocab < 1:
             raise ConfigError("d_vocab is not set: give it in the config, or pass a tokenizer to take it from.")
         if params is None:
@@ -167,55 +158,45 @@ class HookedTransformer(RunMethods, GenerationMethods, TextMethods, WeightProper
             f"d_vocab {cfg.d_vocab}, n_ctx {cfg.n_ctx}, {cfg.dtype}{hooks})"
         )
 
-    def replace(self, **changes: Any) -> "HookedTransformer":
+    @typed
+    def replace(self, **changes: Unpack[Replaced]) -> "HookedTransformer":
         """Returns a copy with another ``params``, ``cfg`` or ``tokenizer``.
 
         Raises:
             CheckpointError: parameters and config do not fit each other; names all that do not. Parameters that are
                 stacked, all along one new leading axis, are taken: a model for ``jax.vmap``.
         """
-        if unknown := set(changes) - {"params", "cfg", "tokenizer"}:
-            close = nearest(min(unknown), ("params", "cfg", "tokenizer"))
-            raise InputError(f"replace takes params, cfg and tokenizer, got {sorted(unknown)}.{close}")
-        tokenizer = _wrap(changes["tokenizer"], None) if "tokenizer" in changes else self._tokenizer
         cfg, params = HookedTransformerConfig.unwrap(changes.get("cfg", self.cfg)), changes.get("params", self.params)
         if "params" in changes or "cfg" in changes:
             check_parameters(params, cfg)
-        return self._make(cfg, params, self._hooks, tokenizer)
+        model = self._make(cfg, params, self._hooks, self._tokenizer)
+        return model.set_tokenizer(changes["tokenizer"]) if "tokenizer" in changes else model
 
     # Loading and saving
 
     @classmethod
-    @typed
+    @functools.partial(typed, receiver=load_checkpoint)
     def from_pretrained(
         cls,
         model_name: str | os.PathLike[str],
-        fold_ln: bool = True,
-        center_writing_weights: bool = True,
-        center_unembed: bool = True,
-        fold_value_biases: bool = True,
         *,
-        refactor_factored_attn_matrices: bool = False,
         tokenizer: Any = None,
         default_prepend_bos: bool | None = None,
         default_padding_side: PaddingSide | None = None,
-        **options: Any,
+        **options: Unpack[LoadOptions],
     ) -> "HookedTransformer":
         """Loads a model by alias (``"gpt2-small"``), hub id, or local directory (which never touches the network).
 
         Args:
             model_name: what to load; ``"tljax-tiny"`` is bundled.
-            fold_ln, center_writing_weights, center_unembed, fold_value_biases: weight processing, on by default as in
-                TransformerLens; each is applied only where it leaves the model's function unchanged, and
-                ``model.processing`` says which were.
-            refactor_factored_attn_matrices: as there; an error where it would change the function.
             tokenizer: a tokenizer to use instead of the checkpoint's.
             default_prepend_bos: overrides the family's default.
             default_padding_side: overrides the tokenizer's.
-            **options: ``dtype``, ``device``, ``revision``, ``token``, ``n_ctx``, ``first_n_layers``,
-                ``checkpoint_index``, ``checkpoint_value``, ``ignore_config``, ``adapter``, ``allow_nonfinite``, and
-                ``hf_model``, a transformers model in memory to read instead of files: see
-                :func:`tljax.checkpoints.load_checkpoint`.
+            **options: weight processing, on by default as in TransformerLens: ``fold_ln``, ``center_writing_weights``,
+                ``center_unembed``, ``fold_value_biases``; each is applied only where it leaves the model's function
+                unchanged, and ``model.processing`` says which were. ``refactor_factored_attn_matrices``, off, is an
+                error where it would change it. ``dtype``, ``device``, ``revision``, ``n_ctx``, ``first_n_layers``,
+                ``adapter`` and the others: see :func:`tljax.checkpoints.load_checkpoint`.
 
         Raises:
             CheckpointError: the checkpoint is incomplete or disagrees with its config.
@@ -224,29 +205,20 @@ class HookedTransformer(RunMethods, GenerationMethods, TextMethods, WeightProper
         A checkpoint whose tokenizer cannot be read loads all the same: the model takes token ids, and what needs text
         raises a TokenizerError with the reason.
         """
-        loaded = load_checkpoint(
-            model_name, fold_ln=fold_ln, center_writing_weights=center_writing_weights, center_unembed=center_unembed,
-            fold_value_biases=fold_value_biases, refactor_factored_attn_matrices=refactor_factored_attn_matrices,
-            **options,
-        )  # fmt: skip
-        if tokenizer is None and (files := loaded.tokenizer_files()) is not None:
-            tokenizer = load_tokenizer_if_possible(files)
-        if tokenizer is None and (files := loaded.tokenizer_files()) is not None:
-            tokenizer = load_tokenizer(files)
-        cfg = loaded.cfg
-        if default_prepend_bos is not None:
-            cfg = cfg.replace(default_prepend_bos=default_prepend_bos)
-        return cls(cfg, tokenizer, loaded.params, default_padding_side)
+        loaded = load_checkpoint(model_name, **options)
+        return cls._of(loaded, tokenizer, default_prepend_bos, default_padding_side)
 
     @classmethod
-    def from_pretrained_no_processing(cls, model_name: str | os.PathLike[str], **options: Any) -> "HookedTransformer":
+    @typed
+    def from_pretrained_no_processing(
+        cls, model_name: str | os.PathLike[str], **options: Unpack[PretrainedOptions]
+    ) -> "HookedTransformer":
         """:meth:`from_pretrained` with every kind of weight processing off: Hugging Face's own numbers throughout."""
-        off: dict[str, Any] = dict.fromkeys(
-            ("fold_ln", "center_writing_weights", "center_unembed", "fold_value_biases"), False
-        )
-        return cls.from_pretrained(model_name, **(off | options))
+        unprocessed: PretrainedOptions = {**dict.fromkeys(STEPS, False), **options}  # type: ignore[typeddict-item]
+        return cls.from_pretrained(model_name, **unprocessed)
 
     @classmethod
+    @typed
     def from_transformer_lens(
         cls,
         state_dict: Any,
@@ -255,7 +227,7 @@ class HookedTransformer(RunMethods, GenerationMethods, TextMethods, WeightProper
         tokenizer: Any = None,
         default_prepend_bos: bool | None = None,
         default_padding_side: PaddingSide | None = None,
-        **options: Any,
+        **options: Unpack[ReadOptions],
     ) -> "HookedTransformer":
         """Loads a ``HookedTransformer`` of TransformerLens 3.9: its ``state_dict()`` and its ``cfg.to_dict()``.
 
@@ -269,9 +241,8 @@ class HookedTransformer(RunMethods, GenerationMethods, TextMethods, WeightProper
             tokenizer: the tokenizer. Without it the one in the directory ``cfg.tokenizer_name`` is used, if that is a
                 directory: nothing is downloaded here.
             default_prepend_bos, default_padding_side: override the config's and the tokenizer's.
-            **options: ``dtype`` (the config's by default), ``device``, ``n_ctx``, ``first_n_layers``; and
-                ``fold_ln=True``, ``center_writing_weights=True``, ``center_unembed=True``, ``fold_value_biases=True``,
-                ``refactor_factored_attn_matrices=True``, all off unless asked for: see
+            **options: ``dtype`` (the config's by default), ``device``, ``n_ctx``, ``first_n_layers``; and the steps of
+                weight processing, all off unless asked for: see
                 :func:`tljax.checkpoints.loading.load_transformer_lens`.
 
         Raises:
@@ -279,12 +250,14 @@ class HookedTransformer(RunMethods, GenerationMethods, TextMethods, WeightProper
             ConfigError, UnsupportedModelError: a field of ``cfg`` that does not fit, or is not implemented.
         """
         loaded = load_transformer_lens(state_dict, cfg, **options)
-        if tokenizer is None and loaded.tokenizer_source is not None:
-            tokenizer = load_tokenizer_if_possible(loaded.tokenizer_source)
-        config = loaded.cfg
-        if default_prepend_bos is not None:
-            config = config.replace(default_prepend_bos=default_prepend_bos)
-        return cls(config, tokenizer, loaded.params, default_padding_side)
+        return cls._of(loaded, tokenizer, default_prepend_bos, default_padding_side)
+
+    @classmethod
+    def _of(cls, loaded: Loaded, tokenizer: Any, prepend_bos: bool | None, side: PaddingSide | None) -> Self:
+        if tokenizer is None and (files := loaded.tokenizer_files()) is not None:
+            tokenizer = load_tokenizer_if_possible(files)
+        cfg = loaded.cfg if prepend_bos is None else loaded.cfg.replace(default_prepend_bos=prepend_bos)
+        return cls(cfg, tokenizer, loaded.params, side)
 
     def load_state_dict(self, *_: Any, **__: Any) -> NoReturn:
         """Raises FrozenModelError, which says how a state dict becomes a model."""
@@ -313,10 +286,9 @@ class HookedTransformer(RunMethods, GenerationMethods, TextMethods, WeightProper
             cfg = cfg.replace(eos_token_ids=tokenizer.eos_token_id)
         save_hf(self.params, cfg, directory, self.tokenizer)
 
-    def process_weights(self, **steps: bool) -> "HookedTransformer":
+    @functools.partial(typed, receiver=process_weights)
+    def process_weights(self, **steps: Unpack[ProcessingOptions]) -> "HookedTransformer":
         """Returns the model with processed weights; see :func:`tljax.weights.processing.process_weights`."""
-        from tljax.weights.processing import process_weights
-
         params, cfg = process_weights(self.params, self.cfg, **steps)
         return self.replace(params=params, cfg=cfg)
 
@@ -340,10 +312,11 @@ class HookedTransformer(RunMethods, GenerationMethods, TextMethods, WeightProper
         """The Hugging Face tokenizer, or ``None``."""
         return None if self._tokenizer is None else self._tokenizer.hf
 
+    @typed
     def set_tokenizer(self, tokenizer: Any, default_padding_side: PaddingSide | None = None) -> "HookedTransformer":
         """Returns the model with another tokenizer."""
-        wrapped = _wrap(tokenizer, default_padding_side)
-        return self._make(_fit_to_tokenizer(self.cfg, wrapped), self.params, self._hooks, wrapped)
+        cfg, wrapped = _with_tokenizer(self.cfg, tokenizer, default_padding_side)
+        return self._make(cfg, self.params, self._hooks, wrapped)
 
     # Parts
 
@@ -385,95 +358,3 @@ class HookedTransformer(RunMethods, GenerationMethods, TextMethods, WeightProper
         """
         ids, _ = token_ids(self, tokens, None)
         return jnp.moveaxis(take(self.W_U, ids, axis=1), 0, -1)
-
-    # Hooks
-
-    @typed
-    def hook_points(self, batch: int | None = None, pos: int | None = None) -> HookPointList:
-        """Lists every hook point in firing order: name, axes, shape, meaning. Runs nothing.
-
-        Args:
-            batch: batch size for the shapes shown; ``None`` shows the word.
-            pos: sequence length for the shapes shown; ``None`` shows the word.
-        """
-        return HookPointList(point_table(self.cfg).values(), batch, pos)
-
-    @typed
-    def add_hook(
-        self,
-        name: Any,
-        hook: Callable[..., Any],
-        dir: Direction = "fwd",
-        is_permanent: bool = False,
-        prepend: bool = False,
-    ) -> "HookedTransformer":
-        """Returns a model with one more hook, at a name, a list of names or a predicate on names.
-
-        Args:
-            name: where.
-            hook: a function of ``(activation, hook)`` that returns a new activation or ``None``, or an intervention.
-            dir: ``"bwd"`` gives the function the gradient instead, inside ``jax.grad``.
-            is_permanent: survives ``reset_hooks()``.
-            prepend: run before the hooks already there.
-        """
-        return self._with_hooks(self._add([(name, hook)], dir, is_permanent, prepend))
-
-    def add_perma_hook(self, name: Any, hook: Callable[..., Any], dir: Direction = "fwd") -> "HookedTransformer":
-        """Returns a model with a hook that ``reset_hooks()`` keeps."""
-        return self.add_hook(name, hook, dir, is_permanent=True)
-
-    @typed
-    def remove_hook(self, name: Any, dir: str = "both", including_permanent: bool = True) -> "HookedTransformer":
-        """Returns a model without the hooks at a name, a list of names or a predicate."""
-        names = select(name, point_table(self.cfg), self.cfg.n_layers)
-        return self._with_hooks(self._hooks.without(names, dir, including_permanent))
-
-    @typed
-    def reset_hooks(self, direction: str = "both", including_permanent: bool = False) -> "HookedTransformer":
-        """Returns a model without hooks; permanent ones stay unless asked for."""
-        return self._with_hooks(self._hooks.without(None, direction, including_permanent))
-
-    def list_hooks(self) -> dict[str, list[Callable[..., Any]]]:
-        """The hooks this model carries, by name."""
-        return {name: [e.function for e in entries] for name, entries in self._hooks.by_name().items()}
-
-    def hooks(self, fwd_hooks: HookList = (), bwd_hooks: HookList = ()) -> "HookContext":
-        """``with model.hooks(fwd_hooks=[...]) as hooked:`` gives a hooked model; ``model`` itself never changes.
-
-        Warns:
-            UnusedHooksWarning: the ``as hooked`` was forgotten, so that nothing in the block ran with the hooks.
-        """
-        return HookContext(self.with_hooks(fwd_hooks, bwd_hooks))
-
-    def with_hooks(self, fwd_hooks: HookList = (), bwd_hooks: HookList = ()) -> "HookedTransformer":
-        """Returns a model with more hooks: ``[(name | names | predicate, callable), ...]`` each way."""
-        model = self._with_hooks(self._add(fwd_hooks)) if fwd_hooks else self
-        return model._with_hooks(model._add(bwd_hooks, "bwd")) if bwd_hooks else model
-
-    def _add(
-        self, hooks: HookList, direction: Direction = "fwd", permanent: bool = False, prepend: bool = False
-    ) -> HookDictionary:
-        table = point_table(self.cfg)
-        return self._hooks.add(hooks, table, self.cfg.n_layers, direction, permanent, prepend)
-
-    def _with_hooks(self, hooks: HookDictionary) -> "HookedTransformer":
-        return self._make(self.cfg, self.params, hooks, self._tokenizer)
-
-    def _set_flag(self, name: str, value: bool) -> "HookedTransformer":
-        return self.replace(cfg=self.cfg.replace(**{name: value}))
-
-    def set_use_attn_result(self, value: bool) -> "HookedTransformer":
-        """Returns a model whose full caches include ``attn.hook_result`` (naming it in a filter needs no switch)."""
-        return self._set_flag("use_attn_result", value)
-
-    def set_use_split_qkv_input(self, value: bool) -> "HookedTransformer":
-        """Returns a model whose full caches include ``hook_q_input``, ``hook_k_input`` and ``hook_v_input``."""
-        return self._set_flag("use_split_qkv_input", value)
-
-    def set_use_attn_in(self, value: bool) -> "HookedTransformer":
-        """Returns a model whose full caches include ``hook_attn_in``."""
-        return self._set_flag("use_attn_in", value)
-
-    def set_use_hook_mlp_in(self, value: bool) -> "HookedTransformer":
-        """Returns a model whose full caches include ``hook_mlp_in``."""
-        return self._set_flag("use_hook_mlp_in", value)

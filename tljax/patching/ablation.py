@@ -38,14 +38,16 @@ def ablation_sweep(
     at: Mapping[str, Any] | None = None,
     reduce: Reduce = "mean",
     max_batch: int | Literal["auto"] = "auto",
+    progress: bool | None = None,
 ) -> PatchingResult:
     """Replaces each site's activation by zero, by a mean, or by that of another prompt, and measures.
 
     A negative effect means that the metric was higher with the site in place: it was needed.
 
     Args:
-        model, prompt, metric, activation_name, axes, layers, at, reduce, max_batch: as in
-            :func:`~tljax.patching.sweep`; ``prompt`` is the run that is ablated.
+        model, metric, activation_name, layers, at, reduce, max_batch, progress: as in :func:`~tljax.patching.sweep`.
+        prompt: the run that is ablated: text, a list of texts, or token ids ``[batch, pos]``.
+        axes: as in :func:`~tljax.patching.sweep`; by default ``("head",)``.
         kind: ``"zero"``; ``"mean"``, the average over a reference set; ``"resample"``, the activation at the same
             position of a prompt drawn from the reference set, another for each prompt.
         reference: the reference set for means and resampling: a cache, or prompts to run. Means that keep positions
@@ -69,8 +71,9 @@ def ablation_sweep(
         cache, token_mask = _run_reference(model, reference, activation_name, layers)
         source = mean_source(cache, over, token_mask) if kind == "mean" else resample_source(cache, seed)
     return sweep(
-        model, prompt, source, metric, activation_name, axes, layers=layers, at=at, reduce=reduce, max_batch=max_batch
-    )
+        model, prompt, source, metric, activation_name, axes,
+        layers=layers, at=at, reduce=reduce, max_batch=max_batch, progress=progress,
+    )  # fmt: skip
 
 
 def _run_reference(
@@ -85,14 +88,14 @@ def _run_reference(
 
 
 def mean_source(
-    cache: Mapping[str, jax.Array], over: str | Sequence[str] = ("batch", "pos"), token_mask: Any = None
+    cache: Mapping[str, jax.Array], over: str | Sequence[str] = ("batch", "pos"), attention_mask: Any = None
 ) -> FromReference:
     """A sweep's source: the mean of a reference set's activations.
 
     Args:
         cache: activations by full name, ``[prompt, pos, ...]``.
         over: ``"batch"`` keeps positions apart, ``("batch", "pos")`` does not.
-        token_mask: ``[prompt, pos]``, ``False`` at tokens to leave out, such as padding.
+        attention_mask: ``[prompt, pos]``, ``False`` at tokens to leave out, such as padding.
 
     Raises:
         InputError: ``over`` is neither; when used, if the cache lacks the activation or its shape does not fit.
@@ -106,9 +109,9 @@ def mean_source(
             raise InputError(f'{hook.name} has axes {hook.axes}: average attention over="batch" alone.')
         reference = _reference(cache, activation, hook, same_length="pos" not in over)
         counted = None
-        if token_mask is not None:
+        if attention_mask is not None:
             position = hook.axes.index("pos" if "pos" in hook.axes else "query_pos")
-            counted = jnp.asarray(expand(np.asarray(token_mask, bool), (0, position), reference.ndim))
+            counted = jnp.asarray(expand(np.asarray(attention_mask, bool), (0, position), reference.ndim))
         axes = tuple(hook.axes.index(axis) for axis in over)
         average = reference.mean(axis=axes, keepdims=True, where=counted)
         return jnp.broadcast_to(average, activation.shape).astype(activation.dtype)

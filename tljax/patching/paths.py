@@ -36,6 +36,7 @@ from tljax.patching.receivers import Receiver, read_receivers
 from tljax.patching.result import PatchingResult, as_result
 from tljax.patching.sources import read_source
 from tljax.patching.sweep import prepare_sweep, site_grid
+from tljax.progress import Progress
 
 _STREAMS_BUDGET = 256 * 2**20
 """Bytes of residual streams of senders worked on at once."""
@@ -45,7 +46,7 @@ _LETTERS = {"batch": "b", "pos": "p", "head": "h", "d_head": "e", "d_model": "d"
 @typed
 def path_patch(
     model: HookedTransformer,
-    prompt: Any,
+    corrupted: Any,
     source: Any,
     metric: Metrics,
     receivers: Sequence[tuple[Any, ...] | str] | str,
@@ -57,26 +58,25 @@ def path_patch(
     at: Mapping[str, Any] | None = None,
     reduce: Reduce = "mean",
     max_batch: int | Literal["auto"] = "auto",
+    progress: bool | None = None,
 ) -> PatchingResult:
     """Patches the paths from each sender to a set of receivers, one sender at a time.
 
     Args:
-        model: the model.
-        prompt: the base run: text, a list of texts, or token ids ``[batch, pos]``.
+        model: the model, without hooks.
+        corrupted, metric, reduce, max_batch, progress: as in :func:`~tljax.patching.sweep`.
         source: where the senders' new outputs come from: another prompt, a cache, or a hook (as in
             :func:`~tljax.patching.sweep`).
-        metric: as in :func:`~tljax.patching.sweep`.
         receivers: what the senders' change may reach: ``("q", 9, 6)`` the queries of head 6 of layer 9 (likewise
             ``"k"`` and ``"v"``; ``("k", 9)`` those of all heads), ``("mlp", 9)`` the input of an MLP, or
             ``"logits"`` alone. All are patched together.
         sender: activation sent, one of ``"z"`` or ``"result"`` (head outputs), ``"mlp_out"``, ``"attn_out"``,
             ``"embed"``, ``"pos_embed"``.
-        axes: the axes, besides the layer, along which senders are told apart.
+        axes: as in :func:`~tljax.patching.sweep`, of the sender; by default ``("head",)``.
         freeze_mlps: keep MLPs between sender and receiver as in the base run too, so that only the direct edge
             counts; by default they recompute, as in the paper.
         layers, at: the senders to try, as in :func:`~tljax.patching.sweep`; ``at={"pos": -1}`` sends from the last
             position only.
-        reduce, max_batch: as in :func:`~tljax.patching.sweep`.
 
     Returns:
         The metric for each sender, ``["layer", *axes]``; senders that come after all receivers have the baseline.
@@ -86,7 +86,7 @@ def path_patch(
     """
     refuse_paths(model)
     wanted = read_receivers(model.cfg, receivers)
-    setup = prepare_sweep(model, prompt, sender, layers, extra=_frozen_names(model.cfg))
+    setup = prepare_sweep(model, corrupted, sender, layers, extra=_frozen_names(model.cfg))
     if setup.spec.adds_to is None:
         rows = (*block_points(model.cfg, model.cfg.layer_kind(0)), *embedding_points(model.cfg))
         senders = ", ".join(repr(row.name) for row in rows if row.adds_to is not None)
@@ -101,7 +101,7 @@ def path_patch(
     parts = [
         _patch_receivers(
             model, setup.base, sites.take(np.arange(first, min(first + group, len(sites)))), wanted, metric,
-            freeze_mlps, read.final, max_batch,
+            freeze_mlps, read.final, max_batch, progress,
         )
         for first in range(0, len(sites), group)
     ]  # fmt: skip
@@ -137,10 +137,11 @@ def _patch_receivers(
     freeze_mlps: bool,
     clean_final: Any,
     max_batch: int | Literal["auto"],
+    progress: bool | None,
 ) -> Measured:
     """Measures the base run patched at the receivers, for each sender."""
     layers = {receiver.layer for receiver in receivers}
-    streams, forking = forked_streams(model, base, sites, layers, freeze_mlps, max_batch)
+    streams, forking = forked_streams(model, base, sites, layers, freeze_mlps, max_batch, progress)
     tables: dict[tuple[int, str], jax.Array] = {}
     masks: dict[tuple[int, str], np.ndarray] = {}
     changed: dict[tuple[int, str], np.ndarray] = {}
@@ -158,7 +159,7 @@ def _patch_receivers(
     every_token = {point for point in points if point_table(model.cfg)[f"blocks.0.{point}"].every_token}
     edits = ReceiverEdits(tables, masks, changed, frozenset(every_token), base)
     measured = measure_edits(
-        model, base, len(sites), lambda end: edits.rows(model.cfg, end), edits, metric, clean_final, max_batch
+        model, base, len(sites), lambda end: edits.rows(model.cfg, end), edits, metric, clean_final, max_batch, progress
     )
     report = dataclasses.replace(measured.report, flops=measured.report.flops + forking)
     return dataclasses.replace(measured, report=report)
@@ -177,6 +178,7 @@ def forked_streams(
     layers: set[int],
     freeze_mlps: bool,
     max_batch: int | Literal["auto"] = "auto",
+    progress: bool | None = None,
 ) -> tuple[dict[int, np.ndarray], float]:
     """What each sender's change makes of the residual stream entering some layers, nothing else responding.
 
@@ -186,8 +188,9 @@ def forked_streams(
     """
     edits = FrozenEdits(place(model.cfg, base, sites), base, freeze_mlps and not model.cfg.attn_only)
     rows = find_rows(model.cfg, base, sites, base.length)
-    engine = Engine(model, base, Reach(base.length, None), page_limits(model.cfg, base, max_batch))
-    streams = engine.streams(rows, edits, len(sites), sorted(layers))
+    with Progress(int((rows.layer < max(layers)).sum()), progress, "senders") as bar:
+        engine = Engine(model, base, Reach(base.length, None), page_limits(model.cfg, base, max_batch), bar.advance)
+        streams = engine.streams(rows, edits, len(sites), sorted(layers))
     if edits.sender.spec.name == ENTRY:
         for layer, stream in streams.items():
             enter(stream, rows.take(np.flatnonzero(rows.layer == layer)), edits, None)

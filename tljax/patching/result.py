@@ -265,14 +265,14 @@ class PatchingResult(Drawable):
 
     @typed
     def top(
-        self, count: int = 5, by: Literal["highest", "lowest", "size"] = "highest"
+        self, k: int = 5, by: Literal["highest", "lowest", "size"] = "highest"
     ) -> list[tuple[tuple[int, ...], float]]:
         """The sites whose patch raises the metric most: ``((layer, pos), effect)``, highest first.
 
         Effects are averaged over prompts. Sites without a value (NaN) are left out.
 
         Args:
-            count: how many.
+            k: how many.
             by: ``"lowest"`` for those that lower it most (ablations), ``"size"`` for both.
 
         Raises:
@@ -281,7 +281,7 @@ class PatchingResult(Drawable):
         effect = self.site_effect()
         if by not in (ranks := {"highest": -effect, "lowest": effect, "size": -np.abs(effect)}):
             raise InputError(f"by={by!r} is not one of {', '.join(map(repr, ranks))}.")
-        order = np.argsort(ranks[by].ravel())[: whole(count, "count", at_least=1)]
+        order = np.argsort(ranks[by].ravel())[: whole(k, "k", at_least=1)]
         found = [(np.unravel_index(n, effect.shape), float(effect.flat[n])) for n in order]
         return [(tuple(int(i) for i in site), value) for site, value in found if not np.isnan(value)]
 

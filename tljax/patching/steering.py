@@ -33,17 +33,19 @@ def steering_sweep(
     at: Mapping[str, Any] | None = None,
     reduce: Reduce = "mean",
     max_batch: int | Literal["auto"] = "auto",
+    progress: bool | None = None,
 ) -> PatchingResult:
     """Adds a multiple of a vector to an activation, at each layer and each strength, and measures.
 
     Args:
-        model, prompt, metric, activation_name, layers, at, reduce, max_batch: as in :func:`~tljax.patching.sweep`;
+        model, metric, activation_name, layers, at, reduce, max_batch, progress: as in :func:`~tljax.patching.sweep`;
             ``at={"pos": -1}`` steers the last position only.
+        prompt: the run that is steered: text, a list of texts, or token ids ``[batch, pos]``.
         vector: what is added: a vector ``[d_model]``, one for each layer ``[layer, d_model]`` (``[layer, head,
             d_head]`` where the activation has heads) or a mapping from layer numbers to vectors, or else anything that
             broadcasts to the activation; as a sweep takes arrays.
         scales: what it is multiplied by.
-        axes: further axes along which sites are told apart, such as ``("pos",)``.
+        axes: as in :func:`~tljax.patching.sweep`; by default ``()``, all of each layer at once.
 
     Returns:
         The metric, ``["layer", "scale", *axes]`` (no layer axis at the embedding).
@@ -64,5 +66,5 @@ def steering_sweep(
 
     variants = {"scale": [f"{float(scale):g}" for scale in scales]}
     steered = site_grid(model, setup, values, axes, at, variants=variants)
-    measured = measure_sites(model, setup.base, steered.sites, metric, max_batch=max_batch)
+    measured = measure_sites(model, setup.base, steered.sites, metric, max_batch=max_batch, progress=progress)
     return as_result(measured, steered.sizes, steered.names, reduce, setup.name, steered.labels)

@@ -68,8 +68,9 @@ def sweep(
         activation_name: short name, such as ``"resid_pre"``, ``"z"``, ``"mlp_out"``, ``"pattern"``, ``"mlp_post"`` or
             ``"embed"``, or a point's name within its block, ``"ln1.hook_scale"``; a name with a layer in it, such as
             ``"blocks.3.attn.hook_z"``, ``"z3"`` or ``("z", 3)``, means that layer alone.
-        axes: the axes, besides the layer, along which sites are told apart: ``("pos",)``, ``("head",)``,
-            ``("pos", "head")``, ``("head", "query_pos", "key_pos")`` …; along the others a site is the whole axis.
+        axes: the axes, besides the layer, along which sites are told apart: by default ``("pos",)``; ``("head",)``,
+            ``("pos", "head")``, ``("head", "query_pos", "key_pos")`` …; ``()`` patches all of a layer at once. Along
+            the others a site is the whole axis.
         layers: the layers to patch, or one; all by default.
         at: entries to keep to, by axis: ``at={"pos": [-1]}``. Along an axis of ``axes`` these are the sites; along
             another, the part that is patched. Positions count in each prompt's text, whatever its padding.

@@ -72,5 +72,5 @@ def load_pandas() -> Any:
     try:
         import pandas
     except ImportError as error:
-        raise ImportError('Tables of results are pandas DataFrames: pip install "tljax[pandas]".') from error
+        raise ImportError("Tables of results are pandas DataFrames: pip install pandas.") from error
     return pandas

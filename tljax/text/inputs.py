@@ -17,6 +17,9 @@ from tljax.text.tokenizer import Tokenizer, check_padding_side
 from tljax.text.tokens import get_attention_mask, to_tokens
 from tljax.typing import PaddingSide
 
+LayerBounds = tuple[int | None, int | None]
+"""The first layer to run and the one to stop before; ``None``: from the input, to the output."""
+
 
 @dataclasses.dataclass(frozen=True)
 class ModelInput:
@@ -245,9 +248,7 @@ def _prepare_residual(cfg: HookedTransformerConfig, residual: Any, tokens: Any, 
     return ModelInput(array.astype(cfg.jnp_dtype), ids, *_placed(text), text)
 
 
-def layer_bounds(
-    cfg: HookedTransformerConfig, start_at_layer: int | None, stop_at_layer: int | None
-) -> tuple[int | None, int | None]:
+def layer_bounds(cfg: HookedTransformerConfig, start_at_layer: int | None, stop_at_layer: int | None) -> LayerBounds:
     """Returns the bounds as non-negative layer numbers.
 
     Raises:

@@ -36,7 +36,7 @@ _WHOLE, _SETTINGS, _MODEL_SETTINGS = "tokenizer.json", "tokenizer_config.json", 
 
 
 def load_tokenizer(
-    path_or_name: str | Path,
+    name: str | Path,
     revision: str | None = None,
     token: str | None = None,
     *,
@@ -53,7 +53,7 @@ def load_tokenizer(
     ``<|endoftext|>``, ``<pad>`` ...).
 
     Args:
-        path_or_name: a directory, or a hub id.
+        name: a directory, or a hub id.
         revision: branch, tag or commit on the hub.
         token: access token for the hub; ``None`` lets huggingface_hub find its own.
         default_padding_side, add_bos: as in :func:`~tljax.text.tokenizer.wrap_tokenizer`.
@@ -61,11 +61,11 @@ def load_tokenizer(
     Raises:
         TokenizerError: nothing to read there, or what is there cannot be read.
     """
-    directory = Path(path_or_name).expanduser()
+    directory = Path(name).expanduser()
     if not directory.is_dir():
-        if isinstance(path_or_name, Path) or path_or_name.startswith(("/", ".", "~")):
-            raise TokenizerError(f"No directory {str(path_or_name)!r}. Give a directory, or a hub id like 'org/name'.")
-        hf = _from_auto(path_or_name, revision=revision, token=token)
+        if isinstance(name, Path) or name.startswith(("/", ".", "~")):
+            raise TokenizerError(f"No directory {str(name)!r}. Give a directory, or a hub id like 'org/name'.")
+        hf = _from_auto(name, revision=revision, token=token)
     else:
         _check_stored_ids(directory)
         hf = _from_files(directory) if (directory / _SETTINGS).is_file() else _from_bare_files(directory)
@@ -74,7 +74,7 @@ def load_tokenizer(
     except TokenizerError:
         raise
     except Exception as error:  # a tokenizer that loads may still fail when it is asked for its tokens
-        raise TokenizerError(f"The tokenizer of {str(path_or_name)!r} does not work: {_said(error)}.") from error
+        raise TokenizerError(f"The tokenizer of {str(name)!r} does not work: {_said(error)}.") from error
 
 
 def load_tokenizer_if_possible(directory: Path) -> Tokenizer:
@@ -106,14 +106,14 @@ def _said(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-def _from_auto(path_or_name: str, **options: Any) -> Any:
+def _from_auto(name: str, **options: Any) -> Any:
     AutoTokenizer = _transformers().AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(path_or_name, **options)
+        return AutoTokenizer.from_pretrained(name, **options)
     except Exception as error:  # every class raises what it likes
         raise TokenizerError(
-            f"Could not load a tokenizer from {path_or_name!r}: {_said(error)}. Give a directory that holds "
+            f"Could not load a tokenizer from {name!r}: {_said(error)}. Give a directory that holds "
             "tokenizer.json, or a hub id; a private or gated one needs token= or HF_TOKEN."
         ) from error
 

@@ -1,4 +1,4 @@
-"""A small trainer on optax, and the script that trains the bundled model with it."""
+"""A small trainer on optax."""
 
 from tljax.train.trainer import TrainConfig, TrainingError, TrainResult, next_token_loss, train
 

@@ -53,7 +53,7 @@ def load_state(
         changed = [f"{key}: was {before.get(key)!r}, is {config[key]!r}" for key in differ]
         raise CheckpointError(
             f"{path} belongs to a run with another config ({'; '.join(changed)}). Train with the same config to go "
-            "on, or with another out directory to start afresh."
+            "on, or with another directory to start afresh."
         )
     _check_same(path, arrays, _leaves(like))
     with own_errors(path, _REMEDY, CheckpointError):
@@ -64,7 +64,7 @@ def load_state(
     if stored and (differences := stored.differences(Fingerprint(cfg))):
         raise CheckpointError(
             f"{path} is of another model: {'; '.join(differences[:4])}. Resume with the model that the run was started "
-            "with, or train with another out directory."
+            "with, or train with another directory."
         )
     structure = jax.tree.structure(like)
     state = jax.tree.unflatten(structure, [arrays[name] for name in _leaves(like)])

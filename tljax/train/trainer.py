@@ -24,8 +24,8 @@ from tljax.typing import Params
 
 LossFunction = Callable[[HookedTransformer, jax.Array, jax.Array | None], jax.Array]
 
-_MAY_CHANGE = ("log_every", "save_every", "out", "progress")
-_RUN_ONLY = {"log_every": 1, "save_every": None, "out": None, "progress": False, "batch_size": 1, "seed": 0}
+_MAY_CHANGE = ("log_every", "save_every", "directory", "progress")
+_RUN_ONLY = {"log_every": 1, "save_every": None, "directory": None, "progress": False, "batch_size": 1, "seed": 0}
 
 
 class TrainingError(TljaxError, ArithmeticError):
@@ -48,7 +48,7 @@ class TrainConfig:
         seed: of the order of rows when the data is an array of rows.
         log_every: steps between entries of the history. The loss is checked for NaN there, step by step.
         save_every: steps between checkpoints, a multiple of ``log_every``; ``None`` saves only at the end.
-        out: directory of the checkpoint; ``None`` saves nothing.
+        directory: of the checkpoint; ``None`` saves nothing.
         progress: write a progress line to stderr.
     """
 
@@ -64,7 +64,7 @@ class TrainConfig:
     seed: int = 0
     log_every: int = 50
     save_every: int | None = None
-    out: str | os.PathLike[str] | None = None
+    directory: str | os.PathLike[str] | None = None
     progress: bool = True
 
     def __post_init__(self) -> None:
@@ -152,8 +152,8 @@ def train(
         config: how to train.
         loss_fn: ``(model, tokens, weights) -> scalar`` to minimise.
         optimizer: used instead of ``config.optimizer()``.
-        resume: go on from the checkpoint in ``config.out`` if there is one. The result has the same bits as that of
-            an uninterrupted run.
+        resume: go on from the checkpoint in ``config.directory`` if there is one. The result has the same bits as
+            that of an uninterrupted run.
         on_log: called with the current model and each new entry of the history.
 
     Returns:
@@ -161,7 +161,7 @@ def train(
 
     Raises:
         InputError: a batch has a wrong shape, or an id out of range.
-        ConfigError: ``config.out`` holds a checkpoint and ``resume`` is off.
+        ConfigError: ``config.directory`` holds a checkpoint and ``resume`` is off.
         CheckpointError: the checkpoint is damaged or belongs to another run.
         TrainingError: the loss stopped being a finite number; names the step.
 
@@ -192,8 +192,9 @@ def train(
             _show(done, config.steps, history[-1]["loss"], (time.perf_counter() - began) / (done - start))
         if on_log is not None:
             on_log(model.replace(params=state[0]), history[-1])
-        if config.out is not None and (done == config.steps or (config.save_every and not done % config.save_every)):
-            save_state(Path(config.out), state, done, history, _identity(config), model.cfg)
+        is_due = done == config.steps or (config.save_every and not done % config.save_every)
+        if config.directory is not None and is_due:
+            save_state(Path(config.directory), state, done, history, _identity(config), model.cfg)
     return TrainResult(model=model.replace(params=state[0]), history=tuple(history))
 
 
@@ -226,13 +227,13 @@ def _begin(
 ) -> tuple[tuple[Params, Any], int, list[dict[str, float]]]:
     """The state to start from, the steps already done, and their history."""
     state = (model.params, jax.jit(optimizer.init)(model.params))
-    if config.out is None or not (Path(config.out) / FILE).is_file():
+    if config.directory is None or not (Path(config.directory) / FILE).is_file():
         return state, 0, []
     if not resume:
         raise ConfigError(
-            f"{config.out} already holds a checkpoint. Pass resume=True to go on from it, or another out directory."
+            f"{config.directory} already holds a checkpoint. Pass resume=True to go on from it, or another directory."
         )
-    return load_state(Path(config.out), state, _identity(config), model.cfg)
+    return load_state(Path(config.directory), state, _identity(config), model.cfg)
 
 
 def _identity(config: TrainConfig) -> dict[str, Any]:

@@ -22,18 +22,18 @@ Applying the steps a second time changes no bit: a row whose mean is rounding no
 """
 
 import functools
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from tljax.checks import typed
 from tljax.config import HookedTransformerConfig
-from tljax.errors import refuse_unknown_options
 from tljax.modules.norm import stored_dtype
 from tljax.typing import Params
 from tljax.weights.factors import refactor_heads
-from tljax.weights.steps import STEPS, Steps
+from tljax.weights.steps import ProcessingOptions, Steps
 
 Stage = dict[str, Any]
 HEAD = ("ln_final", "unembed")
@@ -41,8 +41,9 @@ _READERS = ("Q", "K", "V", "Q_down", "KV_down", "K_rot")
 """What in an attention reads ln1: under latent attention the projections to the latents, whose norms are not folded."""
 
 
+@functools.partial(typed, receiver=Steps.for_config)
 def process_weights(
-    params: Params, cfg: HookedTransformerConfig, **steps: bool
+    params: Params, cfg: HookedTransformerConfig, **steps: Unpack[ProcessingOptions]
 ) -> tuple[Params, HookedTransformerConfig]:
     """Returns processed parameters and the config that goes with them; log-probabilities are unchanged.
 
@@ -59,7 +60,6 @@ def process_weights(
     Raises:
         ConfigError: ``refactor_factored_attn_matrices`` was asked for where it is not exact.
     """
-    refuse_unknown_options(process_weights, steps, STEPS)
     chosen = Steps.for_config(cfg, **steps)
     embed = {name: part for name, part in params.items() if name not in (*HEAD, "blocks")}
     head = {name: part for name, part in params.items() if name in HEAD}

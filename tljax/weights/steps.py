@@ -1,14 +1,24 @@
 """Which weight processing is exact for a config, why the rest is not, and what a model went through."""
 
 import dataclasses
+from typing import TypedDict
 
 from tljax.config import HookedTransformerConfig
 from tljax.errors import ConfigError
 
-STEPS = (
-    "fold_ln", "center_writing_weights", "center_unembed", "fold_value_biases", "refactor_factored_attn_matrices",
-)  # fmt: skip
-"""Names of the steps, in the order in which they are applied."""
+
+class ProcessingOptions(TypedDict, total=False):
+    """Which weight processing is wanted, step by step in the order of application: see :meth:`Steps.for_config`."""
+
+    fold_ln: bool
+    center_writing_weights: bool
+    center_unembed: bool
+    fold_value_biases: bool
+    refactor_factored_attn_matrices: bool
+
+
+STEPS = tuple(ProcessingOptions.__annotations__)
+"""Names of the steps, in that order."""
 
 
 def why_not(cfg: HookedTransformerConfig) -> dict[str, str]:

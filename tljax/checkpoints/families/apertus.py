@@ -5,7 +5,7 @@ from typing import Any
 from tljax.checkpoints.families import llama
 from tljax.checkpoints.families.layers import mlp
 from tljax.checkpoints.families.llama import BLOCK, IGNORED, QK_NORM, attention_rows, decoder_rows, read_decoder
-from tljax.checkpoints.family import Family
+from tljax.checkpoints.family import Family, sizes
 from tljax.checkpoints.hf_config import HFConfig
 from tljax.checkpoints.rows import Row
 from tljax.config import HookedTransformerConfig
@@ -66,12 +66,5 @@ APERTUS = Family(
     rows=rows,
     prefix="model.",
     ignored=IGNORED,
-    defaults={
-        "num_attention_heads": 32,
-        "hidden_size": 4096,
-        "num_hidden_layers": 32,
-        "max_position_embeddings": 65536,
-        "vocab_size": 131072,
-        "intermediate_size": 14336,
-    },
+    defaults=sizes(d_model=4096, n_layers=32, n_heads=32, d_mlp=14336, n_ctx=65536, d_vocab=131072),
 )

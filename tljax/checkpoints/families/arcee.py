@@ -4,7 +4,7 @@ from typing import Any
 
 from tljax.checkpoints.families import layers
 from tljax.checkpoints.families.llama import BLOCK, IGNORED, attention_rows, decoder_rows, read_decoder, write_decoder
-from tljax.checkpoints.family import Family
+from tljax.checkpoints.family import Family, sizes
 from tljax.checkpoints.hf_config import HFConfig, attention_bias
 from tljax.checkpoints.rows import Row
 from tljax.config import HookedTransformerConfig
@@ -38,12 +38,5 @@ ARCEE = Family(
     rows=rows,
     prefix="model.",
     ignored=IGNORED,
-    defaults={
-        "num_attention_heads": 32,
-        "hidden_size": 2560,
-        "num_hidden_layers": 32,
-        "max_position_embeddings": 4096,
-        "vocab_size": 32000,
-        "intermediate_size": 18432,
-    },
+    defaults=sizes(d_model=2560, n_layers=32, n_heads=32, d_mlp=18432, n_ctx=4096, d_vocab=32000),
 )

@@ -1,6 +1,7 @@
 """CodeGen (``CodeGenForCausalLM``): GPT-J with its QKV fused in four blocks, each of query, value, key."""
 
 from tljax.checkpoints.families import gptj
+from tljax.checkpoints.families.gpt2 import ALIASES
 from tljax.checkpoints.families.layers import head, layer_norm, linear, mlp
 from tljax.checkpoints.family import Family
 from tljax.checkpoints.hf_config import HFConfig
@@ -47,11 +48,6 @@ CODEGEN = Family(
     prefix="transformer.",
     ignored=(r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias|causal_mask)",),
     defaults={"n_embd": 4096, "n_layer": 28, "n_head": 16, "n_positions": 2048, "vocab_size": 50400},
-    aliases={
-        "max_position_embeddings": "n_positions",
-        "hidden_size": "n_embd",
-        "num_attention_heads": "n_head",
-        "num_hidden_layers": "n_layer",
-    },
+    aliases=ALIASES,
     inert={"written next to n_positions by old versions": "n_ctx"},
 )

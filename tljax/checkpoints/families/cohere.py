@@ -11,7 +11,7 @@ from tljax.checkpoints.families.llama import (
     read_decoder,
     write_decoder,
 )
-from tljax.checkpoints.family import Family
+from tljax.checkpoints.family import Family, sizes
 from tljax.checkpoints.hf_config import HFConfig, attention_bias
 from tljax.checkpoints.rows import Row
 from tljax.config import HookedTransformerConfig
@@ -78,13 +78,6 @@ COHERE = Family(
     rows=rows,
     prefix="model.",
     ignored=IGNORED,
-    defaults={
-        "num_attention_heads": 64,
-        "hidden_size": 8192,
-        "num_hidden_layers": 40,
-        "max_position_embeddings": 8192,
-        "vocab_size": 256000,
-        "intermediate_size": 22528,
-    },
+    defaults=sizes(d_model=8192, n_layers=40, n_heads=64, d_mlp=22528, n_ctx=8192, d_vocab=256000),
     own_code="cohere",
 )

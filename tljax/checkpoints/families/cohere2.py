@@ -4,7 +4,7 @@ from typing import Any
 
 from tljax.checkpoints.families import cohere
 from tljax.checkpoints.families.llama import IGNORED, read_window, write_layer_types
-from tljax.checkpoints.family import Family
+from tljax.checkpoints.family import Family, sizes
 from tljax.checkpoints.hf_config import HFConfig
 from tljax.config import HookedTransformerConfig
 
@@ -51,14 +51,7 @@ COHERE2 = Family(
     rows=cohere.rows,
     prefix="model.",
     ignored=IGNORED,
-    defaults={
-        "hidden_size": 8192,
-        "num_attention_heads": 64,
-        "num_hidden_layers": 40,
-        "max_position_embeddings": 8192,
-        "vocab_size": 256000,
-        "intermediate_size": 22528,
-    },
+    defaults=sizes(d_model=8192, n_layers=40, n_heads=64, d_mlp=22528, n_ctx=8192, d_vocab=256000),
     inert={"how the embedding was spread over devices": "use_parallel_embedding"},
     own_code="cohere2",
 )

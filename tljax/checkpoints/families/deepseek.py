@@ -17,7 +17,7 @@ from tljax.checkpoints.families.latent import (
     write_latent,
 )
 from tljax.checkpoints.families.llama import IGNORED
-from tljax.checkpoints.family import Family
+from tljax.checkpoints.family import Family, sizes
 from tljax.checkpoints.hf_config import HFConfig
 from tljax.checkpoints.rows import Row
 from tljax.config import HookedTransformerConfig
@@ -89,14 +89,7 @@ DEEPSEEK_V2 = Family(
     rows=rows_2,
     prefix="model.",
     ignored=IGNORED,
-    defaults={
-        "num_attention_heads": 32,
-        "hidden_size": 4096,
-        "num_hidden_layers": 32,
-        "max_position_embeddings": 2048,
-        "vocab_size": 102400,
-        "intermediate_size": 11008,
-    },
+    defaults=sizes(d_model=4096, n_layers=32, n_heads=32, d_mlp=11008, n_ctx=2048, d_vocab=102400),
     aliases={"num_experts": "n_routed_experts"},
     inert=FURTHER_TOKENS,
     own_code="deepseek",
@@ -109,14 +102,7 @@ DEEPSEEK_V3 = Family(
     rows=rows_3,
     prefix="model.",
     ignored=(*IGNORED, _FURTHER_TOKENS),
-    defaults={
-        "num_hidden_layers": 61,
-        "num_attention_heads": 128,
-        "hidden_size": 7168,
-        "max_position_embeddings": 4096,
-        "vocab_size": 129280,
-        "intermediate_size": 18432,
-    },
+    defaults=sizes(d_model=7168, n_layers=61, n_heads=128, d_mlp=18432, n_ctx=4096, d_vocab=129280),
     aliases={"num_local_experts": "n_routed_experts"},
     inert=FURTHER_TOKENS,
     own_code="deepseek",

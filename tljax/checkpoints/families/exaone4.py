@@ -18,7 +18,7 @@ from tljax.checkpoints.families.llama import (
     write_layer_types,
 )
 from tljax.checkpoints.families.olmo2 import norms_after
-from tljax.checkpoints.family import Family
+from tljax.checkpoints.family import Family, sizes
 from tljax.checkpoints.hf_config import HFConfig
 from tljax.checkpoints.rows import Row
 from tljax.config import HookedTransformerConfig
@@ -63,12 +63,5 @@ EXAONE4 = Family(
     rows=rows,
     prefix="model.",
     ignored=IGNORED,
-    defaults={
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "hidden_size": 4096,
-        "max_position_embeddings": 2048,
-        "vocab_size": 102400,
-        "intermediate_size": 16384,
-    },
+    defaults=sizes(d_model=4096, n_layers=32, n_heads=32, d_mlp=16384, n_ctx=2048, d_vocab=102400),
 )

@@ -4,7 +4,7 @@ from typing import Any
 
 from tljax.checkpoints.families import llama
 from tljax.checkpoints.families.llama import IGNORED, read_decoder, write_decoder
-from tljax.checkpoints.family import Family
+from tljax.checkpoints.family import Family, sizes
 from tljax.checkpoints.hf_config import HFConfig, attention_bias
 from tljax.config import HookedTransformerConfig
 
@@ -50,13 +50,6 @@ GEMMA = Family(
     rows=llama.rows,
     prefix="model.",
     ignored=IGNORED,
-    defaults={
-        "hidden_size": 3072,
-        "num_attention_heads": 16,
-        "num_hidden_layers": 28,
-        "max_position_embeddings": 8192,
-        "vocab_size": 256000,
-        "intermediate_size": 24576,
-        "tie_word_embeddings": True,
-    },
+    defaults=sizes(d_model=3072, n_layers=28, n_heads=16, d_mlp=24576, n_ctx=8192, d_vocab=256000)
+    | {"tie_word_embeddings": True},
 )

@@ -4,7 +4,7 @@ from typing import Any
 
 from tljax.checkpoints.families import gemma, llama
 from tljax.checkpoints.families.llama import BLOCK, IGNORED, read_window, write_layer_types
-from tljax.checkpoints.family import Family
+from tljax.checkpoints.family import Family, sizes
 from tljax.checkpoints.hf_config import HFConfig
 from tljax.checkpoints.rows import Row
 from tljax.config import HookedTransformerConfig
@@ -76,13 +76,6 @@ GEMMA2 = Family(
     rows=rows,
     prefix="model.",
     ignored=IGNORED,
-    defaults={
-        "num_hidden_layers": 26,
-        "hidden_size": 2304,
-        "num_attention_heads": 8,
-        "max_position_embeddings": 8192,
-        "vocab_size": 256000,
-        "intermediate_size": 9216,
-        "tie_word_embeddings": True,
-    },
+    defaults=sizes(d_model=2304, n_layers=26, n_heads=8, d_mlp=9216, n_ctx=8192, d_vocab=256000)
+    | {"tie_word_embeddings": True},
 )

@@ -14,7 +14,7 @@ from tljax.checkpoints.families.llama import (
     decoder_rows,
     read_window,
 )
-from tljax.checkpoints.family import Family
+from tljax.checkpoints.family import Family, sizes
 from tljax.checkpoints.hf_config import HFConfig
 from tljax.checkpoints.rows import Row
 from tljax.config import HookedTransformerConfig
@@ -72,13 +72,6 @@ GEMMA3 = Family(
     rows=rows,
     prefix="model.",
     ignored=IGNORED,
-    defaults={
-        "num_hidden_layers": 26,
-        "hidden_size": 2304,
-        "num_attention_heads": 8,
-        "max_position_embeddings": 131072,
-        "vocab_size": 262208,
-        "intermediate_size": 9216,
-        "tie_word_embeddings": True,
-    },
+    defaults=sizes(d_model=2304, n_layers=26, n_heads=8, d_mlp=9216, n_ctx=131072, d_vocab=262208)
+    | {"tie_word_embeddings": True},
 )

@@ -4,7 +4,7 @@ from typing import Any
 
 from tljax.checkpoints.families import glm
 from tljax.checkpoints.families.llama import BLOCK, IGNORED
-from tljax.checkpoints.family import Family
+from tljax.checkpoints.family import Family, sizes
 from tljax.checkpoints.hf_config import HFConfig
 from tljax.checkpoints.rows import Row
 from tljax.config import HookedTransformerConfig
@@ -38,12 +38,5 @@ GLM4 = Family(
     rows=rows,
     prefix="model.",
     ignored=IGNORED,
-    defaults={
-        "num_attention_heads": 32,
-        "hidden_size": 4096,
-        "num_hidden_layers": 40,
-        "max_position_embeddings": 131072,
-        "vocab_size": 151552,
-        "intermediate_size": 13696,
-    },
+    defaults=sizes(d_model=4096, n_layers=40, n_heads=32, d_mlp=13696, n_ctx=131072, d_vocab=151552),
 )

@@ -20,7 +20,7 @@ from tljax.checkpoints.families.llama import (
     read_decoder,
     write_decoder,
 )
-from tljax.checkpoints.family import Family
+from tljax.checkpoints.family import Family, sizes
 from tljax.checkpoints.hf_config import HFConfig, attention_bias, rotary_fraction
 from tljax.checkpoints.rows import Row
 from tljax.config import HookedTransformerConfig
@@ -75,14 +75,7 @@ GLM4_MOE = Family(
     rows=rows,
     prefix="model.",
     ignored=(*IGNORED, _FURTHER_TOKENS),
-    defaults={
-        "num_hidden_layers": 46,
-        "num_attention_heads": 96,
-        "hidden_size": 4096,
-        "max_position_embeddings": 131072,
-        "vocab_size": 151552,
-        "intermediate_size": 10944,
-    },
+    defaults=sizes(d_model=4096, n_layers=46, n_heads=96, d_mlp=10944, n_ctx=131072, d_vocab=151552),
     aliases={"num_local_experts": "n_routed_experts"},
     inert=FURTHER_TOKENS,
 )

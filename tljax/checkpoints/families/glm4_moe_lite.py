@@ -11,7 +11,7 @@ from tljax.checkpoints.families.latent import (
     write_latent,
 )
 from tljax.checkpoints.families.llama import IGNORED
-from tljax.checkpoints.family import Family
+from tljax.checkpoints.family import Family, sizes
 from tljax.checkpoints.hf_config import HFConfig
 from tljax.checkpoints.rows import Row
 from tljax.config import HookedTransformerConfig
@@ -64,14 +64,7 @@ GLM4_MOE_LITE = Family(
     rows=rows,
     prefix="model.",
     ignored=(*IGNORED, _FURTHER_TOKENS),
-    defaults={
-        "num_hidden_layers": 47,
-        "num_attention_heads": 20,
-        "hidden_size": 2048,
-        "max_position_embeddings": 202752,
-        "vocab_size": 154880,
-        "intermediate_size": 10240,
-    },
+    defaults=sizes(d_model=2048, n_layers=47, n_heads=20, d_mlp=10240, n_ctx=202752, d_vocab=154880),
     aliases={"num_local_experts": "n_routed_experts", "head_dim": "qk_rope_head_dim"},
     inert=FURTHER_TOKENS,
 )

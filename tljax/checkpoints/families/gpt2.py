@@ -2,10 +2,19 @@
 
 from typing import Any
 
+from tljax.checkpoints.families.layers import head, layer_norm
 from tljax.checkpoints.family import Family
 from tljax.checkpoints.hf_config import HFConfig
 from tljax.checkpoints.rows import Row
 from tljax.config import HookedTransformerConfig
+
+ALIASES = {
+    "hidden_size": "n_embd",
+    "max_position_embeddings": "n_positions",
+    "num_attention_heads": "n_head",
+    "num_hidden_layers": "n_layer",
+}
+"""Other names of the sizes of GPT-2 and its relatives."""
 
 
 def read_config(hf: HFConfig) -> HookedTransformerConfig:
@@ -44,27 +53,22 @@ def write_config(cfg: HookedTransformerConfig, nonzero: frozenset[str]) -> dict[
 
 def rows(hf: HFConfig) -> list[Row]:
     """Returns the table: checkpoint tensor, its axes, our parameters."""
-    embedding = "transformer.wte.weight"
-    tied = hf("tie_word_embeddings", True)
-    block = "transformer.h.{l}"
+    embedding, block = "transformer.wte.weight", "transformer.h.{l}"
     return [
         Row(embedding, "d_vocab d_model", "embed.W_E"),
         Row("transformer.wpe.weight", "n_ctx d_model", "pos_embed.W_pos"),
-        Row(f"{block}.ln_1.weight", "d_model", "blocks.{l}.ln1.w"),
-        Row(f"{block}.ln_1.bias", "d_model", "blocks.{l}.ln1.b"),
+        *layer_norm(f"{block}.ln_1", "blocks.{l}.ln1"),
         Row(f"{block}.attn.c_attn.weight", "d_model (3 n_heads d_head)", "blocks.{l}.attn.W_Q|W_K|W_V"),
         Row(f"{block}.attn.c_attn.bias", "(3 n_heads d_head)", "blocks.{l}.attn.b_Q|b_K|b_V"),
         Row(f"{block}.attn.c_proj.weight", "(n_heads d_head) d_model", "blocks.{l}.attn.W_O"),
         Row(f"{block}.attn.c_proj.bias", "d_model", "blocks.{l}.attn.b_O"),
-        Row(f"{block}.ln_2.weight", "d_model", "blocks.{l}.ln2.w"),
-        Row(f"{block}.ln_2.bias", "d_model", "blocks.{l}.ln2.b"),
+        *layer_norm(f"{block}.ln_2", "blocks.{l}.ln2"),
         Row(f"{block}.mlp.c_fc.weight", "d_model d_mlp", "blocks.{l}.mlp.W_in"),
         Row(f"{block}.mlp.c_fc.bias", "d_mlp", "blocks.{l}.mlp.b_in"),
         Row(f"{block}.mlp.c_proj.weight", "d_mlp d_model", "blocks.{l}.mlp.W_out"),
         Row(f"{block}.mlp.c_proj.bias", "d_model", "blocks.{l}.mlp.b_out"),
-        Row("transformer.ln_f.weight", "d_model", "ln_final.w"),
-        Row("transformer.ln_f.bias", "d_model", "ln_final.b"),
-        Row("lm_head.weight", "d_vocab_out d_model", "unembed.W_U", tied_to=embedding if tied else None),
+        *layer_norm("transformer.ln_f", "ln_final"),
+        *head(embedding, tied=hf("tie_word_embeddings", True)),
     ]
 
 
@@ -77,11 +81,6 @@ GPT2 = Family(
     prefix="transformer.",
     ignored=(r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)",),
     defaults={"n_embd": 768, "n_layer": 12, "n_head": 12, "n_positions": 1024, "vocab_size": 50257},
-    aliases={
-        "hidden_size": "n_embd",
-        "max_position_embeddings": "n_positions",
-        "num_attention_heads": "n_head",
-        "num_hidden_layers": "n_layer",
-    },
+    aliases=ALIASES,
     inert={"written next to n_positions by old versions": "n_ctx"},
 )

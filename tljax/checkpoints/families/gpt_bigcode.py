@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from tljax.checkpoints.families.gpt2 import ALIASES
 from tljax.checkpoints.families.layers import head, layer_norm, linear, mlp
 from tljax.checkpoints.family import Family
 from tljax.checkpoints.hf_config import HFConfig
@@ -81,12 +82,7 @@ GPT_BIGCODE = Family(
     prefix="transformer.",
     ignored=(r"(transformer\.)?(h\.\d+\.attn\.)?(bias|masked_bias)",),
     defaults={"n_head": 12, "n_embd": 768, "n_layer": 12, "n_positions": 1024, "vocab_size": 50257},
-    aliases={
-        "hidden_size": "n_embd",
-        "max_position_embeddings": "n_positions",
-        "num_attention_heads": "n_head",
-        "num_hidden_layers": "n_layer",
-    },
+    aliases=ALIASES,
     inert={
         "written next to n_positions by old versions": "n_ctx",
         "kernels and memory of the original": """

@@ -13,7 +13,7 @@ from tljax.checkpoints.families.llama import (
     write_decoder,
     write_layer_types,
 )
-from tljax.checkpoints.family import Family
+from tljax.checkpoints.family import Family, sizes
 from tljax.checkpoints.hf_config import HFConfig, attention_bias, rope_scaling
 from tljax.checkpoints.rows import Row
 from tljax.config import HookedTransformerConfig
@@ -96,13 +96,6 @@ GPT_OSS = Family(
     rows=rows,
     prefix="model.",
     ignored=IGNORED,
-    defaults={
-        "num_hidden_layers": 36,
-        "num_attention_heads": 64,
-        "hidden_size": 2880,
-        "max_position_embeddings": 131072,
-        "vocab_size": 201088,
-        "intermediate_size": 2880,
-    },
+    defaults=sizes(d_model=2880, n_layers=36, n_heads=64, d_mlp=2880, n_ctx=131072, d_vocab=201088),
     aliases={"num_experts": "num_local_experts"},
 )

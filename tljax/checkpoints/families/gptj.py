@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from tljax.checkpoints.families.gpt2 import ALIASES
 from tljax.checkpoints.families.layers import attention, head, layer_norm, mlp
 from tljax.checkpoints.family import Family
 from tljax.checkpoints.hf_config import HFConfig
@@ -66,11 +67,6 @@ GPTJ = Family(
     prefix="transformer.",
     ignored=(r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)",),
     defaults={"n_embd": 4096, "n_layer": 28, "n_head": 16, "n_positions": 2048, "vocab_size": 50400},
-    aliases={
-        "max_position_embeddings": "n_positions",
-        "hidden_size": "n_embd",
-        "num_attention_heads": "n_head",
-        "num_hidden_layers": "n_layer",
-    },
+    aliases=ALIASES,
     inert={"written next to n_positions by old versions": "n_ctx"},
 )

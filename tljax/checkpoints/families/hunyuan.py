@@ -11,7 +11,7 @@ from tljax.checkpoints.families.llama import (
     decoder_rows,
     read_decoder,
 )
-from tljax.checkpoints.family import Family
+from tljax.checkpoints.family import Family, sizes
 from tljax.checkpoints.hf_config import HFConfig
 from tljax.checkpoints.rows import Row
 from tljax.config import HookedTransformerConfig
@@ -74,14 +74,7 @@ HUNYUAN = Family(
     rows=rows,
     prefix="model.",
     ignored=IGNORED,
-    defaults={
-        "num_attention_heads": 32,
-        "hidden_size": 4096,
-        "num_hidden_layers": 32,
-        "max_position_embeddings": 2048,
-        "vocab_size": 290943,
-        "intermediate_size": 11008,
-    },
+    defaults=sizes(d_model=4096, n_layers=32, n_heads=32, d_mlp=11008, n_ctx=2048, d_vocab=290943),
     inert={
         "layers that share keys and values, where use_cla is on": "cla_share_factor",
         "a head for classes, where add_classification_head is on": "class_num dense_list pool_type",

@@ -1,5 +1,6 @@
 """Mistral and Ministral: Llama with a window, in every layer (``MistralForCausalLM``) or in some."""
 
+import dataclasses
 from typing import Any
 
 from tljax.checkpoints.families.llama import (
@@ -12,7 +13,7 @@ from tljax.checkpoints.families.llama import (
     write_decoder,
     write_layer_types,
 )
-from tljax.checkpoints.family import Family
+from tljax.checkpoints.family import Family, sizes
 from tljax.checkpoints.hf_config import HFConfig
 from tljax.checkpoints.rows import Row
 from tljax.config import HookedTransformerConfig
@@ -47,29 +48,6 @@ MISTRAL = Family(
     rows=rows,
     prefix="model.",
     ignored=IGNORED,
-    defaults={
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "hidden_size": 4096,
-        "max_position_embeddings": 131072,
-        "vocab_size": 32000,
-        "intermediate_size": 14336,
-    },
+    defaults=sizes(d_model=4096, n_layers=32, n_heads=32, d_mlp=14336, n_ctx=131072, d_vocab=32000),
 )
-MINISTRAL = Family(
-    architecture="MinistralForCausalLM",
-    model_type="ministral",
-    read_config=read_config,
-    write_config=write_config,
-    rows=rows,
-    prefix="model.",
-    ignored=IGNORED,
-    defaults={
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "hidden_size": 4096,
-        "max_position_embeddings": 131072,
-        "vocab_size": 32000,
-        "intermediate_size": 14336,
-    },
-)
+MINISTRAL = dataclasses.replace(MISTRAL, architecture="MinistralForCausalLM", model_type="ministral")

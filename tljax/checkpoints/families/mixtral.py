@@ -12,7 +12,7 @@ from tljax.checkpoints.families.llama import (
     read_window,
     write_decoder,
 )
-from tljax.checkpoints.family import Family
+from tljax.checkpoints.family import Family, sizes
 from tljax.checkpoints.hf_config import HFConfig
 from tljax.checkpoints.rows import Row
 from tljax.config import HookedTransformerConfig
@@ -61,13 +61,6 @@ MIXTRAL = Family(
     rows=rows,
     prefix="model.",
     ignored=IGNORED,
-    defaults={
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "hidden_size": 4096,
-        "max_position_embeddings": 131072,
-        "vocab_size": 32000,
-        "intermediate_size": 14336,
-    },
+    defaults=sizes(d_model=4096, n_layers=32, n_heads=32, d_mlp=14336, n_ctx=131072, d_vocab=32000),
     aliases={"num_experts": "num_local_experts"},
 )

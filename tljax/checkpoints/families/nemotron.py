@@ -10,7 +10,7 @@ from tljax.checkpoints.families.llama import (
     read_decoder,
     write_decoder,
 )
-from tljax.checkpoints.family import Family
+from tljax.checkpoints.family import Family, sizes
 from tljax.checkpoints.hf_config import HFConfig, attention_bias, rotary_fraction
 from tljax.checkpoints.rows import Row
 from tljax.config import HookedTransformerConfig
@@ -56,12 +56,5 @@ NEMOTRON = Family(
     rows=rows,
     prefix="model.",
     ignored=IGNORED,
-    defaults={
-        "num_attention_heads": 48,
-        "hidden_size": 6144,
-        "num_hidden_layers": 32,
-        "max_position_embeddings": 4096,
-        "vocab_size": 256000,
-        "intermediate_size": 24576,
-    },
+    defaults=sizes(d_model=6144, n_layers=32, n_heads=48, d_mlp=24576, n_ctx=4096, d_vocab=256000),
 )

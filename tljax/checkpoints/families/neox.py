@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from tljax.checkpoints.family import Family
+from tljax.checkpoints.family import Family, sizes
 from tljax.checkpoints.hf_config import HFConfig, attention_bias, rope_scaling, rotary_fraction
 from tljax.checkpoints.rows import Row
 from tljax.config import HookedTransformerConfig
@@ -93,12 +93,5 @@ NEOX = Family(
     rows=rows,
     prefix="gpt_neox.",
     ignored=(r"(gpt_neox\.)?layers\.\d+\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)",),
-    defaults={
-        "hidden_size": 6144,
-        "num_attention_heads": 64,
-        "num_hidden_layers": 44,
-        "max_position_embeddings": 2048,
-        "vocab_size": 50432,
-        "intermediate_size": 24576,
-    },
+    defaults=sizes(d_model=6144, n_layers=44, n_heads=64, d_mlp=24576, n_ctx=2048, d_vocab=50432),
 )

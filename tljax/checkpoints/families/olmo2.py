@@ -11,7 +11,7 @@ from tljax.checkpoints.families.llama import (
     read_decoder,
     write_decoder,
 )
-from tljax.checkpoints.family import Family
+from tljax.checkpoints.family import Family, sizes
 from tljax.checkpoints.hf_config import HFConfig, attention_bias
 from tljax.checkpoints.rows import Row
 from tljax.config import HookedTransformerConfig
@@ -65,12 +65,5 @@ OLMO2 = Family(
     rows=rows,
     prefix="model.",
     ignored=IGNORED,
-    defaults={
-        "num_attention_heads": 32,
-        "hidden_size": 4096,
-        "num_hidden_layers": 32,
-        "max_position_embeddings": 2048,
-        "vocab_size": 50304,
-        "intermediate_size": 11008,
-    },
+    defaults=sizes(d_model=4096, n_layers=32, n_heads=32, d_mlp=11008, n_ctx=2048, d_vocab=50304),
 )

@@ -11,7 +11,7 @@ from tljax.checkpoints.families.llama import (
     read_decoder,
     write_decoder,
 )
-from tljax.checkpoints.family import Family
+from tljax.checkpoints.family import Family, sizes
 from tljax.checkpoints.hf_config import HFConfig, attention_bias
 from tljax.checkpoints.rows import Row
 from tljax.config import HookedTransformerConfig
@@ -63,13 +63,6 @@ OLMOE = Family(
     rows=rows,
     prefix="model.",
     ignored=IGNORED,
-    defaults={
-        "num_attention_heads": 16,
-        "hidden_size": 2048,
-        "num_hidden_layers": 16,
-        "max_position_embeddings": 4096,
-        "vocab_size": 50304,
-        "intermediate_size": 2048,
-    },
+    defaults=sizes(d_model=2048, n_layers=16, n_heads=16, d_mlp=2048, n_ctx=4096, d_vocab=50304),
     aliases={"num_local_experts": "num_experts"},
 )

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from tljax.checkpoints.families.gpt2 import ALIASES
 from tljax.checkpoints.families.layers import head, layer_norm
 from tljax.checkpoints.family import Family
 from tljax.checkpoints.hf_config import HFConfig
@@ -75,11 +76,6 @@ OPENAI_GPT = Family(
     prefix="transformer.",
     ignored=(r"(transformer\.)?(position_ids|h\.\d+\.attn\.bias)",),
     defaults={"n_embd": 768, "n_layer": 12, "n_head": 12, "n_positions": 512, "vocab_size": 40478},
-    aliases={
-        "max_position_embeddings": "n_positions",
-        "hidden_size": "n_embd",
-        "num_attention_heads": "n_head",
-        "num_hidden_layers": "n_layer",
-    },
+    aliases=ALIASES,
     inert={"written next to n_positions by old versions": "n_ctx"},
 )

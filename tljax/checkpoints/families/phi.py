@@ -4,7 +4,7 @@ from typing import Any
 
 from tljax.checkpoints.families.layers import attention, head, layer_norm, mlp
 from tljax.checkpoints.families.llama import BLOCK, IGNORED, read_decoder, write_decoder
-from tljax.checkpoints.family import Family
+from tljax.checkpoints.family import Family, sizes
 from tljax.checkpoints.hf_config import HFConfig, rotary_fraction
 from tljax.checkpoints.rows import Row
 from tljax.config import HookedTransformerConfig
@@ -57,13 +57,6 @@ PHI = Family(
     rows=rows,
     prefix="model.",
     ignored=IGNORED,
-    defaults={
-        "num_attention_heads": 32,
-        "hidden_size": 2048,
-        "num_hidden_layers": 24,
-        "max_position_embeddings": 2048,
-        "vocab_size": 51200,
-        "intermediate_size": 8192,
-    },
+    defaults=sizes(d_model=2048, n_layers=24, n_heads=32, d_mlp=8192, n_ctx=2048, d_vocab=51200),
     own_code="phi",
 )

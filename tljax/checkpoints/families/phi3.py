@@ -11,7 +11,7 @@ from tljax.checkpoints.families.llama import (
     read_window,
     write_decoder,
 )
-from tljax.checkpoints.family import Family
+from tljax.checkpoints.family import Family, sizes
 from tljax.checkpoints.hf_config import HFConfig, rope_scaling, rotary_fraction
 from tljax.checkpoints.rows import Row
 from tljax.config import HookedTransformerConfig
@@ -67,13 +67,6 @@ PHI3 = Family(
     rows=rows,
     prefix="model.",
     ignored=IGNORED,
-    defaults={
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "hidden_size": 3072,
-        "max_position_embeddings": 4096,
-        "vocab_size": 32064,
-        "intermediate_size": 8192,
-    },
+    defaults=sizes(d_model=3072, n_layers=32, n_heads=32, d_mlp=8192, n_ctx=4096, d_vocab=32064),
     own_code="phi3",
 )

@@ -8,7 +8,7 @@ from typing import Any
 
 from tljax.checkpoints.families import experts, layers
 from tljax.checkpoints.families.llama import BLOCK, IGNORED, attention_rows, read_decoder, read_window, write_decoder
-from tljax.checkpoints.family import Family
+from tljax.checkpoints.family import Family, sizes
 from tljax.checkpoints.hf_config import HFConfig, attention_bias
 from tljax.checkpoints.rows import Row
 from tljax.config import HookedTransformerConfig
@@ -85,13 +85,6 @@ PHIMOE = Family(
     rows=rows,
     prefix="model.",
     ignored=IGNORED,
-    defaults={
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "hidden_size": 4096,
-        "max_position_embeddings": 131072,
-        "vocab_size": 32064,
-        "intermediate_size": 6400,
-    },
+    defaults=sizes(d_model=4096, n_layers=32, n_heads=32, d_mlp=6400, n_ctx=131072, d_vocab=32064),
     own_code="phimoe|slimmoe",
 )

@@ -12,7 +12,7 @@ from tljax.checkpoints.families.llama import (
     write_decoder,
     write_layer_types,
 )
-from tljax.checkpoints.family import Family
+from tljax.checkpoints.family import Family, sizes
 from tljax.checkpoints.hf_config import HFConfig
 from tljax.checkpoints.rows import Row
 from tljax.config import HookedTransformerConfig
@@ -53,12 +53,5 @@ QWEN2 = Family(
     rows=rows,
     prefix="model.",
     ignored=IGNORED,
-    defaults={
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "hidden_size": 4096,
-        "max_position_embeddings": 32768,
-        "vocab_size": 151936,
-        "intermediate_size": 22016,
-    },
+    defaults=sizes(d_model=4096, n_layers=32, n_heads=32, d_mlp=22016, n_ctx=32768, d_vocab=151936),
 )

@@ -11,7 +11,7 @@ from tljax.checkpoints.families.llama import (
     decoder_rows,
     read_decoder,
 )
-from tljax.checkpoints.family import Family
+from tljax.checkpoints.family import Family, sizes
 from tljax.checkpoints.hf_config import HFConfig, attention_bias
 from tljax.checkpoints.rows import Row
 from tljax.config import HookedTransformerConfig
@@ -43,12 +43,5 @@ QWEN3 = Family(
     rows=rows,
     prefix="model.",
     ignored=IGNORED,
-    defaults={
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "hidden_size": 4096,
-        "max_position_embeddings": 32768,
-        "vocab_size": 151936,
-        "intermediate_size": 22016,
-    },
+    defaults=sizes(d_model=4096, n_layers=32, n_heads=32, d_mlp=22016, n_ctx=32768, d_vocab=151936),
 )

@@ -18,7 +18,7 @@ from tljax.checkpoints.families.llama import (
     write_decoder,
     write_layer_types,
 )
-from tljax.checkpoints.family import Family
+from tljax.checkpoints.family import Family, sizes
 from tljax.checkpoints.hf_config import HFConfig, attention_bias
 from tljax.checkpoints.rows import Row
 from tljax.config import HookedTransformerConfig
@@ -127,14 +127,7 @@ QWEN2_MOE = Family(
     rows=rows_2,
     prefix="model.",
     ignored=IGNORED,
-    defaults={
-        "num_hidden_layers": 24,
-        "num_attention_heads": 16,
-        "hidden_size": 2048,
-        "max_position_embeddings": 32768,
-        "vocab_size": 151936,
-        "intermediate_size": 5632,
-    },
+    defaults=sizes(d_model=2048, n_layers=24, n_heads=16, d_mlp=5632, n_ctx=32768, d_vocab=151936),
 )
 QWEN3_MOE = Family(
     architecture="Qwen3MoeForCausalLM",
@@ -144,14 +137,7 @@ QWEN3_MOE = Family(
     rows=rows_3,
     prefix="model.",
     ignored=IGNORED,
-    defaults={
-        "num_hidden_layers": 24,
-        "num_attention_heads": 32,
-        "hidden_size": 2048,
-        "max_position_embeddings": 32768,
-        "vocab_size": 151936,
-        "intermediate_size": 6144,
-    },
+    defaults=sizes(d_model=2048, n_layers=24, n_heads=32, d_mlp=6144, n_ctx=32768, d_vocab=151936),
     aliases={"num_experts": "num_local_experts"},
     inert={"the window is in every layer": "max_window_layers"},
 )

@@ -11,7 +11,7 @@ from tljax.checkpoints.families.llama import (
     read_mlp_bias,
     write_decoder,
 )
-from tljax.checkpoints.family import Family
+from tljax.checkpoints.family import Family, sizes
 from tljax.checkpoints.hf_config import HFConfig, attention_bias
 from tljax.checkpoints.rows import Row
 from tljax.config import HookedTransformerConfig
@@ -45,12 +45,5 @@ SEED_OSS = Family(
     rows=rows,
     prefix="model.",
     ignored=IGNORED,
-    defaults={
-        "num_attention_heads": 80,
-        "hidden_size": 4096,
-        "num_hidden_layers": 64,
-        "max_position_embeddings": 524288,
-        "vocab_size": 155136,
-        "intermediate_size": 27648,
-    },
+    defaults=sizes(d_model=4096, n_layers=64, n_heads=80, d_mlp=27648, n_ctx=524288, d_vocab=155136),
 )

@@ -4,7 +4,7 @@ from typing import Any
 
 from tljax.checkpoints.families import llama, qwen2
 from tljax.checkpoints.families.llama import IGNORED, read_decoder, read_mlp_bias, read_window
-from tljax.checkpoints.family import Family
+from tljax.checkpoints.family import Family, sizes
 from tljax.checkpoints.hf_config import HFConfig, attention_bias
 from tljax.config import HookedTransformerConfig
 
@@ -40,14 +40,7 @@ SMOLLM3 = Family(
     rows=llama.rows_with_mlp_bias,
     prefix="model.",
     ignored=IGNORED,
-    defaults={
-        "num_hidden_layers": 36,
-        "num_attention_heads": 16,
-        "hidden_size": 2048,
-        "max_position_embeddings": 32768,
-        "vocab_size": 128256,
-        "intermediate_size": 11008,
-        "tie_word_embeddings": True,
-    },
+    defaults=sizes(d_model=2048, n_layers=36, n_heads=16, d_mlp=11008, n_ctx=32768, d_vocab=128256)
+    | {"tie_word_embeddings": True},
     inert={"layers with a window follow from no_rope_layers or layer_types": "max_window_layers"},
 )

@@ -11,7 +11,7 @@ from tljax.checkpoints.families.llama import (
     read_decoder,
     write_decoder,
 )
-from tljax.checkpoints.family import Family
+from tljax.checkpoints.family import Family, sizes
 from tljax.checkpoints.hf_config import HFConfig, rotary_fraction
 from tljax.checkpoints.rows import Row
 from tljax.config import HookedTransformerConfig
@@ -68,13 +68,6 @@ STABLELM = Family(
     rows=rows,
     prefix="model.",
     ignored=IGNORED,
-    defaults={
-        "hidden_size": 2560,
-        "num_attention_heads": 32,
-        "num_hidden_layers": 32,
-        "max_position_embeddings": 4096,
-        "vocab_size": 50304,
-        "intermediate_size": 6912,
-    },
+    defaults=sizes(d_model=2560, n_layers=32, n_heads=32, d_mlp=6912, n_ctx=4096, d_vocab=50304),
     own_code="stablelm",
 )

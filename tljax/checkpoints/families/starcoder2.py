@@ -3,7 +3,7 @@
 from typing import Any
 
 from tljax.checkpoints.families.layers import attention, head, layer_norm, mlp
-from tljax.checkpoints.family import Family
+from tljax.checkpoints.family import Family, sizes
 from tljax.checkpoints.hf_config import HFConfig, rope_scaling
 from tljax.checkpoints.rows import Row
 from tljax.config import HookedTransformerConfig
@@ -79,13 +79,6 @@ STARCODER2 = Family(
     rows=rows,
     prefix="model.",
     ignored=(r"(model\.)?layers\.\d+\.self_attn\.rotary_emb\.inv_freq",),
-    defaults={
-        "num_hidden_layers": 30,
-        "num_attention_heads": 24,
-        "hidden_size": 3072,
-        "max_position_embeddings": 4096,
-        "vocab_size": 49152,
-        "intermediate_size": 12288,
-    },
+    defaults=sizes(d_model=3072, n_layers=30, n_heads=24, d_mlp=12288, n_ctx=4096, d_vocab=49152),
     inert={"the trainer's names; hidden_act and norm_epsilon are read": "activation_function layer_norm_epsilon"},
 )

@@ -16,7 +16,7 @@ from tljax.checkpoints.families.mistral import MISTRAL
 from tljax.checkpoints.families.qwen2 import QWEN2
 from tljax.checkpoints.families.qwen3 import QWEN3
 from tljax.checkpoints.families.qwen_moe import QWEN3_MOE
-from tljax.checkpoints.family import Family
+from tljax.checkpoints.family import Family, sizes
 from tljax.checkpoints.hf_config import HFConfig
 from tljax.checkpoints.rows import Row
 from tljax.checkpoints.tower import RENAMED, Tower
@@ -74,16 +74,8 @@ GEMMA3_IMAGES = _tower(
     _PIXTRAL,
     tied=True,
     tied_by_text=False,
-    defaults={
-        "vocab_size": 262208,
-        "hidden_size": 2304,
-        "intermediate_size": 9216,
-        "num_hidden_layers": 26,
-        "num_attention_heads": 8,
-        "num_key_value_heads": 4,
-        "head_dim": 256,
-        "max_position_embeddings": 131072,
-    },
+    defaults=sizes(d_model=2304, n_layers=26, n_heads=8, d_mlp=9216, n_ctx=131072, d_vocab=262208)
+    | {"num_key_value_heads": 4, "head_dim": 256},
 )
 MISTRAL3 = _tower(
     MISTRAL,
@@ -117,17 +109,8 @@ QWEN3_VL = _tower(
     _VISUAL,
     mrope=True,
     tied_by_text=False,
-    defaults={
-        "vocab_size": 151936,
-        "hidden_size": 4096,
-        "intermediate_size": 22016,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 32,
-        "head_dim": 128,
-        "max_position_embeddings": 128000,
-        "rope_theta": 5e5,
-    },
+    defaults=sizes(d_model=4096, n_layers=32, n_heads=32, d_mlp=22016, n_ctx=128000, d_vocab=151936)
+    | {"num_key_value_heads": 32, "head_dim": 128, "rope_theta": 5e5},
     only={"use_sliding_window": False, "layer_types": None},
 )
 QWEN3_VL_MOE = dataclasses.replace(
@@ -138,17 +121,12 @@ QWEN3_VL_MOE = dataclasses.replace(
         _VISUAL,
         mrope=True,
         tied_by_text=False,
-        defaults={
-            "vocab_size": 151936,
-            "hidden_size": 2048,
-            "intermediate_size": 5632,
-            "num_hidden_layers": 24,
-            "num_attention_heads": 16,
+        defaults=sizes(d_model=2048, n_layers=24, n_heads=16, d_mlp=5632, n_ctx=128000, d_vocab=151936)
+        | {
             "num_key_value_heads": 16,
             "num_experts": 60,
             "num_experts_per_tok": 4,
             "moe_intermediate_size": 1408,
-            "max_position_embeddings": 128000,
             "norm_topk_prob": True,
             "rope_theta": 5e5,
         },
@@ -163,18 +141,8 @@ GLM4V = _tower(
     _VISUAL,
     flat=True,
     mrope=True,
-    defaults={
-        "vocab_size": 151552,
-        "hidden_size": 4096,
-        "intermediate_size": 13696,
-        "num_hidden_layers": 40,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 2,
-        "head_dim": None,
-        "max_position_embeddings": 32768,
-        "rms_norm_eps": 1e-5,
-        "partial_rotary_factor": 1.0,
-    },
+    defaults=sizes(d_model=4096, n_layers=40, n_heads=32, d_mlp=13696, n_ctx=32768, d_vocab=151552)
+    | {"num_key_value_heads": 2, "head_dim": None, "rms_norm_eps": 1e-5, "partial_rotary_factor": 1.0},
     only={"attention_bias": True},
 )
 GLM4V_MOE = _tower(
@@ -183,15 +151,8 @@ GLM4V_MOE = _tower(
     "glm4v_moe",
     _VISUAL,
     mrope=True,
-    defaults={
-        "vocab_size": 151424,
-        "hidden_size": 4096,
-        "intermediate_size": 10944,
-        "num_hidden_layers": 46,
-        "num_attention_heads": 96,
-        "max_position_embeddings": 65536,
-        "attention_bias": True,
-    },
+    defaults=sizes(d_model=4096, n_layers=46, n_heads=96, d_mlp=10944, n_ctx=65536, d_vocab=151424)
+    | {"attention_bias": True},
     only={"use_qk_norm": False},
 )
 

@@ -111,6 +111,7 @@ class Engine:
         self._first = first
         at_end = rows.layer == self.cfg.n_layers
         enter(finals, rows.take(np.flatnonzero(at_end)), edits, only, first)
+        self.advance(float(at_end.sum()))
         running = rows.take(np.flatnonzero(~at_end))
         top = self.cfg.n_layers
         for page in self._plan(running, edits, top, only):
@@ -138,6 +139,7 @@ class Engine:
         below = rows.take(np.flatnonzero(rows.layer < top))
         for page in self._plan(below, edits, top, None):
             for layer, layout, stream in self._climb(page, edits, top, None):
+                self.advance(len(page.rows) / (top - page.layer))
                 if layer in streams:
                     self._collect(layout, np.asarray(stream), streams[layer], None)
         return streams

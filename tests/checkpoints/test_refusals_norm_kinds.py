@@ -1,4 +1,4 @@
-"""What real checkpoints of the dense families carry that is read or refused by name, and what is not exported."""
+"""What checkpoints of the families in hf_norm_kinds.py carry that is read or refused by name, or not exported."""
 
 from collections.abc import Callable
 from pathlib import Path

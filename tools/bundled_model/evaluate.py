@@ -9,10 +9,10 @@ import numpy as np
 
 from tljax.analysis.induction import induction_scores
 from tljax.model.hooked_transformer import HookedTransformer
-from tljax.train import lexicon
-from tljax.train.data import IOIPrompt, ioi_prompts
-from tljax.train.repeats import repeated_words
-from tljax.train.tokenizer import BOS_ID
+from tools.bundled_model import lexicon
+from tools.bundled_model.data import IOIPrompt, ioi_prompts
+from tools.bundled_model.repeats import repeated_words
+from tools.bundled_model.tokenizer import BOS_ID
 
 REPEAT_LENGTHS = (10, 20, 40)
 

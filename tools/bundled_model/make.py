@@ -1,4 +1,4 @@
-"""Trains the bundled model ``tljax-tiny``: ``python -m tljax.train.bundled``."""
+"""Trains the bundled model ``tljax-tiny``: ``python -m tools.bundled_model.make``."""
 
 import argparse
 import dataclasses
@@ -14,20 +14,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tljax.checkpoints.hub import MODELS
 from tljax.checkpoints.native import save_native
 from tljax.config import HookedTransformerConfig
 from tljax.errors import TljaxError
 from tljax.model.hooked_transformer import HookedTransformer
-from tljax.train import data, lexicon
 from tljax.train.batches import Batch
 from tljax.train.checkpoint import FILE
-from tljax.train.evaluate import evaluate
-from tljax.train.repeats import repeating_rows
-from tljax.train.tokenizer import FIRST_WORD_ID, build_tokenizer, encode_rows
 from tljax.train.trainer import TrainConfig, train
+from tools.bundled_model import data, lexicon
+from tools.bundled_model.evaluate import evaluate
+from tools.bundled_model.repeats import repeating_rows
+from tools.bundled_model.tokenizer import FIRST_WORD_ID, build_tokenizer, encode_rows
 
 NAME = "tljax-tiny"
-DIRECTORY = Path(__file__).parent.parent / "models" / NAME
+DIRECTORY = MODELS / NAME
 
 MODEL: dict[str, Any] = {
     "n_layers": 4, "d_model": 64, "n_heads": 4, "d_mlp": 256, "n_ctx": 128, "act_fn": "gelu_new",
@@ -74,7 +75,7 @@ def training_config(steps: int, seed: int, out: Path | None) -> TrainConfig:
     """How the bundled model is trained."""
     return TrainConfig(
         steps=steps, learning_rate=2e-3, warmup_steps=min(100, steps // 10), final_fraction=0.05, weight_decay=0.05,
-        seed=seed, log_every=100, save_every=500, out=out,
+        seed=seed, log_every=100, save_every=500, directory=out,
     )  # fmt: skip
 
 
@@ -133,7 +134,7 @@ CARD = """\
 # {name}
 
 A GPT-2-like model of {n_layers} layers, {n_heads} heads, d_model {d_model}, MLPs of {d_mlp}, over a word-level
-tokenizer, trained from scratch by this repository's own script on text of its own making (`tljax/train/data.py`):
+tokenizer, trained from scratch by this repository's own scripts on text of their own making (`tools/bundled_model`):
 
     {command}
 
@@ -183,11 +184,11 @@ def run(steps: int, seed: int, directory: Path, work: Path | None = None) -> dic
     result = train(initial_model(seed), Batches(steps, seed), config, resume=True)
     seconds = {"wall_seconds": time.perf_counter() - wall, "cpu_seconds": sum(os.times()[:2]) - cpu}
     log = {
-        "command": f"python -m tljax.train.bundled --steps {steps} --seed {seed}",
+        "command": f"python -m tools.bundled_model.make --steps {steps} --seed {seed}",
         "time": {name: round(value) for name, value in seconds.items()}
         | {"cores": os.cpu_count(), "only_since_resuming": resumed},
         "jax": jax.__version__,
-        "config": {key: value for key, value in dataclasses.asdict(config).items() if key != "out"},
+        "config": {key: value for key, value in dataclasses.asdict(config).items() if key != "directory"},
         "history": [{key: round(value, 4) for key, value in entry.items()} for entry in result.history],
     }
     model = save_bundled(directory, result.model)
@@ -199,7 +200,7 @@ def run(steps: int, seed: int, directory: Path, work: Path | None = None) -> dic
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m tljax.train.bundled", description=f"Trains {NAME}.")
+    parser = argparse.ArgumentParser(prog="python -m tools.bundled_model.make", description=f"Trains {NAME}.")
     parser.add_argument("--steps", type=int, default=STEPS, help="optimizer steps (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of parameters and text (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="where the model goes (default: the one inside the package)")

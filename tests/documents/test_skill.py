@@ -1,4 +1,4 @@
-"""Seed 004, the TransformerLens Skill document: every block in JAX spelling, on the bundled model."""
+"""The TransformerLens Skill document: every block in JAX spelling, on the bundled model."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from tljax import HookedTransformer, patching
 from tljax.checkpoints.names import ALIASES, hub_id
 from tljax.errors import CheckpointError, InputError
 
-pytestmark = pytest.mark.xdist_group("seeds")
+pytestmark = pytest.mark.xdist_group("documents")
 
 
 def test_hooked_transformer() -> None:
@@ -71,7 +71,7 @@ def test_activation_caching(model: HookedTransformer) -> None:
 
 
 def test_activation_cache_keys(model: HookedTransformer, tokens: jax.Array) -> None:
-    """What they hold is tested where the API reference lists them, in test_seed_api_reference_analysis.py."""
+    """What they hold is tested where the API reference lists them, in test_api_reference_analysis.py."""
     _, cache = model.run_with_cache(tokens)
     (batch, pos), d_model, head, d_head = tokens.shape, model.cfg.d_model, model.cfg.n_heads, model.cfg.d_head
     for layer in range(model.cfg.n_layers):

@@ -9,10 +9,10 @@ import pytest
 
 from tljax import HookedTransformer
 from tljax.analysis.induction import induction_scores
-from tljax.train import data
-from tljax.train.bundled import DIRECTORY, MODEL, NAME, initial_model, main
-from tljax.train.evaluate import fact_accuracy, ioi_scores, last_logits, repeat_accuracy
-from tljax.train.tokenizer import build_tokenizer
+from tools.bundled_model import data
+from tools.bundled_model.evaluate import fact_accuracy, ioi_scores, last_logits, repeat_accuracy
+from tools.bundled_model.make import DIRECTORY, MODEL, NAME, initial_model, main
+from tools.bundled_model.tokenizer import build_tokenizer
 
 LIMIT = 2_000_000
 FILES = ("config.json", "model.safetensors", "tokenizer.json")
@@ -82,7 +82,7 @@ def test_log_of_results_meets_the_figures() -> None:
     assert max(log["results"]["best_induction_score"].values()) >= 0.5
     assert log["time"]["wall_seconds"] < 20 * 60
     assert not log["time"]["only_since_resuming"]
-    assert log["command"].startswith("python -m tljax.train.bundled")
+    assert log["command"].startswith("python -m tools.bundled_model.make")
     assert log["history"][-1]["step"] == log["config"]["steps"]
 
 
@@ -90,7 +90,7 @@ def test_command_writes_a_loadable_model(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     results = json.loads((DIRECTORY / "TRAINING.json").read_text())["results"]
-    monkeypatch.setattr("tljax.train.bundled.evaluate", lambda model: results | {"width": model.cfg.d_model})
+    monkeypatch.setattr("tools.bundled_model.make.evaluate", lambda model: results | {"width": model.cfg.d_model})
     assert main(["--steps", "1", "--out", str(tmp_path)]) == 0
     assert json.loads(capsys.readouterr().out) == results | {"width": MODEL["d_model"]}
     assert {path.name for path in tmp_path.iterdir()} >= {*FILES, "TRAINING.json", "README.md"}

@@ -1,4 +1,4 @@
-"""Seed 003, "TransformerLens Tutorials": every block in JAX spelling, on the bundled model."""
+"""The document "TransformerLens Tutorials": every block in JAX spelling, on the bundled model."""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ import tljax
 from tljax import HookedTransformer
 from tljax.patching import sweep
 
-pytestmark = pytest.mark.xdist_group("seeds")
+pytestmark = pytest.mark.xdist_group("documents")
 
 CLEAN_PROMPT = "The Louvre is in the city of"
 CORRUPTED_PROMPT = "The Colosseum is in the city of"

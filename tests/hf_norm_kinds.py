@@ -1,4 +1,4 @@
-"""Tiny checkpoints of dense decoders: norms after only, norms over queries and keys of every kind, clipping, xIELU."""
+"""Tiny checkpoints of families with norms of many kinds: after the block, over queries and keys; clipping, xIELU."""
 
 from typing import Any
 

@@ -17,8 +17,8 @@ from collections.abc import Callable
 import numpy as np
 
 from tljax.errors import ConfigError
-from tljax.train import lexicon
-from tljax.train.tokenizer import split_words
+from tools.bundled_model import lexicon
+from tools.bundled_model.tokenizer import split_words
 
 HELD_OUT_ONE_IN = 10
 

@@ -1,4 +1,4 @@
-"""Seed 002, a researcher's notes on TransformerLens: every block in JAX spelling, on the bundled model."""
+"""A researcher's notes on TransformerLens: every block in JAX spelling, on the bundled model."""
 
 from functools import partial
 
@@ -9,7 +9,7 @@ import pytest
 
 from tljax import ActivationCache, HookedTransformer
 
-pytestmark = pytest.mark.xdist_group("seeds")
+pytestmark = pytest.mark.xdist_group("documents")
 
 PROMPT = "The fox ran to the red engine"
 """For the prompts about a robot, whose words are not single tokens here."""

@@ -4,8 +4,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from tljax.errors import InputError
-from tljax.train.data import vocabulary
-from tljax.train.tokenizer import BOS_ID, FIRST_WORD_ID
+from tools.bundled_model.data import vocabulary
+from tools.bundled_model.tokenizer import BOS_ID, FIRST_WORD_ID
 
 LONGEST_GAP = 8
 

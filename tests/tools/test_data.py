@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from tljax.errors import ConfigError, InputError
-from tljax.train import data, lexicon
-from tljax.train.bundled import ANSWER_WEIGHT, STAGES, TEXT_POS, Batches
-from tljax.train.repeats import repeated_words, repeating_rows
-from tljax.train.tokenizer import (
+from tools.bundled_model import data, lexicon
+from tools.bundled_model.make import ANSWER_WEIGHT, STAGES, TEXT_POS, Batches
+from tools.bundled_model.repeats import repeated_words, repeating_rows
+from tools.bundled_model.tokenizer import (
     BOS_ID,
     FIRST_WORD_ID,
     SPECIAL_TOKEN,

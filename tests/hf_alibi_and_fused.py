@@ -1,4 +1,4 @@
-"""Tiny checkpoints of dense families with ALiBi, fused blocks, or norms and positions of their own kind."""
+"""Tiny checkpoints of families with ALiBi or fused projections, or with norms and positions of their own kind."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Seed 000, "TransformerLens Reference": every block in JAX spelling, on the bundled model."""
+"""The document "TransformerLens Reference": every block in JAX spelling, on the bundled model."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ from tljax.checkpoints.description import describe
 from tljax.checkpoints.names import hub_id
 from tljax.errors import HookError, InputError
 
-pytestmark = pytest.mark.xdist_group("seeds")
+pytestmark = pytest.mark.xdist_group("documents")
 
 
 @pytest.fixture(scope="module")
@@ -140,12 +140,12 @@ def test_hook_names(model: HookedTransformer, input_ids: jax.Array, reference: A
     def save(act, hook):
         seen[hook.name] = act
 
-    names = {seed_name.format(layer=layer): name.format(layer=layer) for seed_name, name in HOOK_NAMES.items()}
-    model.run_with_hooks(input_ids, fwd_hooks=[(seed_name, save) for seed_name in names])
+    names = {their_name.format(layer=layer): name.format(layer=layer) for their_name, name in HOOK_NAMES.items()}
+    model.run_with_hooks(input_ids, fwd_hooks=[(their_name, save) for their_name in names])
     assert list(seen) == list(names.values())
-    for seed_name, name in names.items():
+    for their_name, name in names.items():
         np.testing.assert_allclose(seen[name], reference[name], atol=1e-4)
-        assert reference[seed_name] is reference[name]
+        assert reference[their_name] is reference[name]
 
 
 def test_hook_names_mean_what_the_document_says(model: HookedTransformer, reference: Any) -> None:

@@ -1,5 +1,8 @@
-"""Seed 001, "TransformerLens API Reference": ActivationCache, patching and FactoredMatrix, in JAX spelling."""
+"""The document "TransformerLens API Reference": ActivationCache, patching and FactoredMatrix, in JAX spelling."""
 
+import functools
+
+import compare
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +11,7 @@ import pytest
 from tljax import ActivationCache, HookedTransformer
 from tljax.errors import InputError
 
-pytestmark = pytest.mark.xdist_group("seeds")
+pytestmark = pytest.mark.xdist_group("documents")
 
 
 @pytest.fixture(scope="module")
@@ -61,9 +64,7 @@ def test_cache_keys(model: HookedTransformer, cache: ActivationCache) -> None:
 
 
 def test_cache_keys_mean_what_the_document_says(cache: ActivationCache) -> None:
-    def close(a: jax.Array, b: jax.Array) -> None:
-        np.testing.assert_allclose(a, b, atol=1e-4)
-
+    close = functools.partial(compare.close, atol=1e-4, rtol=1e-7)
     close(cache["hook_embed"] + cache["hook_pos_embed"], cache["resid_pre", 0])
     close(cache["resid_pre", 1] + cache["attn_out", 1], cache["resid_mid", 1])  # after attention
     close(cache["resid_mid", 1] + cache["mlp_out", 1], cache["resid_post", 1])  # after MLP

@@ -1,4 +1,4 @@
-"""What the documents' blocks take from the blocks before them, and jax as their readers have it."""
+"""The examples of the documents on TransformerLens that users were given: what a block takes from those before it."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""Seed 001, "TransformerLens API Reference": HookedTransformer, every block and table in JAX spelling."""
+"""The document "TransformerLens API Reference": HookedTransformer, every block and table in JAX spelling."""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ from tljax import ActivationCache, HookedTransformer, HookedTransformerConfig
 from tljax.checkpoints.names import hub_id
 from tljax.errors import HookError, TokenizerError
 
-pytestmark = pytest.mark.xdist_group("seeds")
+pytestmark = pytest.mark.xdist_group("documents")
 
 
 # Loading Models

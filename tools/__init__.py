@@ -1,0 +1,1 @@
+"""What made the files inside the package. Not installed with it."""
