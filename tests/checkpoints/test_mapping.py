@@ -138,7 +138,7 @@ def test_a_row_with_the_wrong_axes_says_so() -> None:
 
 def test_complete_checkpoint_matches_stage_by_stage() -> None:
     stages = match(rows(), CFG, stored())
-    assert set(stages) == {"embed", "blocks.0", "blocks.1", "head"}
+    assert set(stages) == {"embedding", "blocks.0.", "blocks.1.", "head"}
     assert [entry.key for entry in stages["head"]] == ["ln_final.w", "ln_final.b", "unembed.W_U", "unembed.b_U"]
 
 
@@ -248,7 +248,7 @@ def test_of_two_ways_under_one_name_the_shape_tells() -> None:
     other = Row("embed.W_E", "d_model d_vocab", "embed.W_E", other=True)
     turned = stored() | {"embed.W_E": TensorInfo("F32", (4, 6))}
     for tensors, is_other in ((stored(), False), (turned, True)):
-        entries = match([*rows(), other], CFG, tensors)["embed"]
+        entries = match([*rows(), other], CFG, tensors)["embedding"]
         assert [entry.row.other for entry in entries if entry.key == "embed.W_E"] == [is_other]
     with pytest.raises(CheckpointError, match=r"embed.W_E is \[5, 5\], config.json says \[6, 4\]"):
         match([*rows(), other], CFG, stored() | {"embed.W_E": TensorInfo("F32", (5, 5))})

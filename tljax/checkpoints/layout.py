@@ -9,13 +9,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from tljax.config import HookedTransformerConfig
+from tljax.hooks.points import EMBEDDING, HEAD, stage_of
 from tljax.modules.block import TransformerBlock
 from tljax.modules.embedding import EmbeddingStage, HeadStage
 from tljax.modules.parameters import axis_sizes
 from tljax.modules.stages import stage_axes
 from tljax.typing import Params
-
-HEAD, EMBED, BLOCKS = "head", "embed", "blocks."
 
 
 def parameter_axes(cfg: HookedTransformerConfig) -> dict[str, tuple[str, ...]]:
@@ -26,7 +25,7 @@ def parameter_axes(cfg: HookedTransformerConfig) -> dict[str, tuple[str, ...]]:
     """
     axes = dict(stage_axes(EmbeddingStage, cfg))
     for layer, kind in enumerate(cfg.layer_kinds):
-        axes |= {f"{BLOCKS}{layer}.{name}": names for name, names in stage_axes(TransformerBlock, cfg, kind).items()}
+        axes |= {f"blocks.{layer}.{name}": names for name, names in stage_axes(TransformerBlock, cfg, kind).items()}
     return axes | dict(stage_axes(HeadStage, cfg))
 
 
@@ -37,23 +36,11 @@ def parameter_shapes(cfg: HookedTransformerConfig) -> Mapping[str, tuple[int, ..
     return {path: tuple(sizes[axis] for axis in axes) for path, axes in parameter_axes(cfg).items()}
 
 
-def stage_of(path: str) -> str:
-    """Returns the loading stage of a path: ``"embed"``, ``"blocks.3"`` or ``"head"``.
-
-    >>> [stage_of(path) for path in ("pos_embed.W_pos", "blocks.3.ln1.w", "unembed.b_U")]
-    ['embed', 'blocks.3', 'head']
-    """
-    first, *rest = path.split(".")
-    if path.startswith(BLOCKS):
-        return BLOCKS + rest[0]
-    return HEAD if first in ("ln_final", "unembed") else EMBED
-
-
 def stages_of(cfg: HookedTransformerConfig) -> dict[str, list[str]]:
     """Returns the paths of each stage in loading order: the head, with the largest temporaries, first."""
-    stages: dict[str, list[str]] = {HEAD: [], EMBED: []}
+    stages: dict[str, list[str]] = {HEAD: [], EMBEDDING: []}
     for path in parameter_axes(cfg):
-        stages.setdefault(stage_of(path), []).append(path)
+        stages.setdefault(stage_of(path)[0], []).append(path)
     return stages
 
 

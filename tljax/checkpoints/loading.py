@@ -15,7 +15,7 @@ from tljax.checkpoints import mapping, transformer_lens
 from tljax.checkpoints.adapters import Adapted, merged, open_adapter
 from tljax.checkpoints.description import Description, describe_checkpoint, names_to_ignore, of_transformer_lens
 from tljax.checkpoints.finite import Finite, refuse_overflow
-from tljax.checkpoints.layout import BLOCKS, flatten, parameter_axes, parameter_shapes, stages_of, unflatten
+from tljax.checkpoints.layout import flatten, parameter_axes, parameter_shapes, stages_of, unflatten
 from tljax.checkpoints.memory import MemoryTensors
 from tljax.checkpoints.opening import Checkpoint, in_files, in_memory, locate_tokenizer, of_state_dict
 from tljax.checkpoints.placement import Placer, ShardingRule, placer
@@ -27,6 +27,7 @@ from tljax.checks import typed
 from tljax.config import HookedTransformerConfig
 from tljax.config_checks import PER_LAYER
 from tljax.errors import CheckpointError, ConfigError, InputError
+from tljax.hooks.points import layer_of
 from tljax.modules.parameters import axis_sizes
 from tljax.numerics import available_dtype
 from tljax.typing import DeviceLike, Params
@@ -319,7 +320,7 @@ def _read(
 
     params: dict[str, jax.Array] = {}
     for stage, paths in stages_of(cfg).items():
-        prefix = f"{stage}." if stage.startswith(BLOCKS) else ""
+        prefix = stage if layer_of(stage) is not None else ""
         processed = flatten(process_stage(read_stage(paths, stage, prefix), steps, cfg.dtype))
         placed = {prefix + name: place(prefix + name, array) for name, array in processed.items()}
         if origin is not None:

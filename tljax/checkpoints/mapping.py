@@ -4,10 +4,11 @@ import dataclasses
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
-from tljax.checkpoints.layout import parameter_axes, stage_of
+from tljax.checkpoints.layout import parameter_axes
 from tljax.checkpoints.rows import EACH, Entry, Row, TensorInfo, bind, keys_of, may_be_absent
 from tljax.config import HookedTransformerConfig
 from tljax.errors import CheckpointError, UnsupportedModelError
+from tljax.hooks.points import stage_of
 from tljax.modules.parameters import axis_sizes
 
 FLOATS = ("F64", "F32", "F16", "BF16")
@@ -61,7 +62,7 @@ def match(
                 )
             if tensors[key].shape != expected:
                 misshapen.append(f"{key} is {list(tensors[key].shape)}, {config_name} says {list(expected)}")
-        stages.setdefault(stage_of(entry.targets[0]), []).append(entry)
+        stages.setdefault(stage_of(entry.targets[0])[0], []).append(entry)
     skip = _pattern(ignored)
     extra = [f"{key} {list(tensors[key].shape)}" for key in tensors if key not in used and not skip.fullmatch(key)]
     _report(origin, config_name, {"missing": missing, "unexpected": extra, "of another shape": misshapen})

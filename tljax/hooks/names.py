@@ -143,7 +143,7 @@ def resolve(name: Any, table: HookTable, n_layers: int) -> str:
     layer, full = next(iter(found.items()))
     if layer is not None and layer_in(name) is None:
         raise AmbiguousHookError(
-            f"{name!r} is a point of each of the layers {[*found]}: say of which, {(name, layer)!r} or {full!r}."
+            f"{name!r} is a point of each of the layers {[*found]}: say of which, such as {full!r}."
         )
     return full
 

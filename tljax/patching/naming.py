@@ -33,8 +33,9 @@ def named_points(
     found = find(activation_name, table, cfg.n_layers, numbers)
     if None in found and (stage_of(found[None])[0] == HEAD or table[found[None]].holds_numbers):
         raise InputError(
-            f"{activation_name!r} is {found[None]}, and a sweep patches points inside the blocks, 'embed' and "
-            "'pos_embed'. For a norm inside the blocks say which: 'ln1.hook_scale', 'ln2.hook_normalized'."
+            f"{activation_name!r} is {found[None]}, and a sweep patches points inside the blocks, "
+            "'embed', 'pos_embed' and a norm of the embedding. For a norm inside the blocks say which: "
+            "'ln1.hook_scale', 'ln2.hook_normalized'."
         )
     names, where = tuple(found.values()), tuple(layer or 0 for layer in found)
     is_one_place = None in found or layer_in(activation_name) is not None

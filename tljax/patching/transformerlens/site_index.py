@@ -16,8 +16,7 @@ from tljax.hooks.selectors import AXIS_ALIASES
 from tljax.patching import tables
 from tljax.patching.sweep import SITE_AXES, Setup, places_in_text
 
-AXIS_NAMES = ("layer", "pos", "head_index", "head", "src_pos", "dest_pos", "query_pos", "key_pos", "neuron", "d_model",
-              "d_head", "expert", "choice")  # fmt: skip
+AXIS_NAMES = ("layer", *SITE_AXES, *(alias for alias, axis in AXIS_ALIASES.items() if axis in SITE_AXES))
 
 
 @dataclasses.dataclass(frozen=True)
