@@ -22,7 +22,7 @@ from tljax.errors import InputError
 from tljax.patching import LogitDiff, PatchingResult
 from tljax.patching import transformerlens as patching
 
-GOLDEN = Path(__file__).parents[1] / "golden"
+GOLDEN = Path(__file__).parents[2] / "golden"
 L, P, H = 2, 7, 4
 ANSWER, WRONG = 3, 11
 
