@@ -44,6 +44,5 @@ def test_shares_of_memory() -> None:
     assert [sizes.power_of_two_within(number) for number in (1, 2, 3, 4, 63, 64)] == [1, 2, 2, 4, 32, 64]
     assert memory.how_many(2**20) == 256
     assert memory.how_many(2**40) == 1
-    assert memory.how_many(3, 10) == 3
     assert memory.is_large(26, 100)
     assert not memory.is_large(25, 100)

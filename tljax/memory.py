@@ -17,9 +17,9 @@ BATCH_SHARE = 1 / 8
 _UNKNOWN = 4 * 2**30
 
 
-def how_many(size: int, budget: int = WORKING_BYTES) -> int:
-    """How many things of ``size`` bytes to work on at once: as many as fit into the budget, at least one."""
-    return max(1, budget // size)
+def how_many(size: int) -> int:
+    """How many things of ``size`` bytes to work on at once: as many as fit into ``WORKING_BYTES``, at least one."""
+    return max(1, WORKING_BYTES // size)
 
 
 def batch_budget(device: Any = None) -> int:

@@ -217,7 +217,7 @@ def test_groups_of_senders_and_chunks_change_nothing(model: HookedTransformer, m
     receivers = RECEIVERS["mixed"]
     whole = path_patch(model, PROMPT, SOURCE, METRIC, receivers, axes=("pos", "head"))
     in_chunks = path_patch(model, PROMPT, SOURCE, METRIC, receivers, axes=("pos", "head"), max_batch=3)
-    monkeypatch.setattr("tljax.patching.paths._STREAMS_BUDGET", 20_000)
+    monkeypatch.setattr("tljax.memory.WORKING_BYTES", 20_000)
     in_groups = path_patch(model, PROMPT, SOURCE, METRIC, receivers, axes=("pos", "head"))
     np.testing.assert_allclose(in_chunks.values, whole.values, atol=1e-5)
     np.testing.assert_allclose(in_groups.values, whole.values, atol=1e-5)
