@@ -1,5 +1,7 @@
 """Standard sizes: arrays of a few lengths only, because every shape is a program to compile."""
 
+from collections.abc import Iterator
+
 
 def power_of_two(number: int) -> int:
     """The power of two that is not below ``number``."""
@@ -15,3 +17,12 @@ def frame_length(length: int, most: int, whole_steps_to: int = 32) -> int:
     if frame > whole_steps_to and length <= frame * 3 // 4:
         frame = frame * 3 // 4
     return max(length, min(frame, most))
+
+
+def chunks(total: int, many: int, few: int) -> Iterator[tuple[int, int]]:
+    """Start and size of chunks of two sizes, of which the last may reach past the end."""
+    start = 0
+    while start < total:
+        size = many if total - start > many // 2 else few
+        yield start, size
+        start += size

@@ -17,9 +17,8 @@ from tljax.errors import InputError
 from tljax.forward.forward import run_forward
 from tljax.hooks.dictionary import HookDictionary
 from tljax.modules.context import AttentionContext
-from tljax.patching.metrics import lazy_logits
 from tljax.patching.metrics.lazy_logits import LazyLogits
-from tljax.patching.metrics.reads import PositionNotKept, Reads, unembed
+from tljax.patching.metrics.reads import PositionNotKept, Reads
 
 SHAPE = BATCH, POS, VOCAB = (2, 4, 13)
 MODEL = build("gpt2")
@@ -181,22 +180,6 @@ def test_stays_lazy_through_jit_vmap_and_grad() -> None:
     assert_same(gradients[0], gradients[1])
 
 
-def test_rows_are_unembedded_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[Any] = []
-    monkeypatch.setattr(lazy_logits, "unembed", lambda *args: calls.append(args[3]) or unembed(*args))
-
-    def metric(residual: Any) -> Any:
-        logits = LazyLogits(MODEL.cfg, MODEL.params, residual)
-        inside = jax.jit(lambda: jnp.asarray(logits[:, 0]).max())()  # must not be kept for what follows
-        return logits[:, -1].max() - jnp.mean(logits[:, -1]) + logits[:, 0].min() + inside
-
-    expected = FULL[:, -1].max() - FULL[:, -1].mean() + FULL[:, 0].min() + FULL[:, 0].max()
-    for run in (metric, jax.jit(metric), lambda r: jax.vmap(metric)(r[None])[0]):
-        calls.clear()
-        np.testing.assert_allclose(run(RESIDUAL), expected, atol=1e-5)
-        assert len(calls) <= 3
-
-
 def test_traced_indices() -> None:
     @jax.jit
     def read(batch: Any, pos: Any, tokens: Any) -> Any:
@@ -231,7 +214,7 @@ def test_one_kept_position() -> None:
         assert_same(logits[:, kept : kept + 1, :2], FULL[:, kept : kept + 1, :2])
         assert_same(logits[[0, 1], [kept, kept - POS], [3, 4]], FULL[jnp.arange(2), kept, jnp.asarray([3, 4])])
         reads: list[Callable[[Any], Any]] = [
-            lambda x: x[0, 0, 3], lambda x: x[:, [2, 3]], jnp.max, lambda x: x[0].max(), lambda x: x[0, :, 3],
+            lambda x: x[0, 0, 3], lambda x: x[:, [2, 3]].max(), jnp.max, lambda x: x[0].max(), lambda x: x[0, :, 3],
         ]  # fmt: skip
         for read in reads:
             with pytest.raises(PositionNotKept, match=f"other positions than {kept}"):
@@ -246,20 +229,17 @@ def test_recording() -> None:
 
     answers = np.asarray([3, 4])
     last = reads(lambda x: x[0, -1, 3] - x[:, -1][jnp.arange(2), answers])
-    assert (last.positions, last.offset, last.elements) == ((3,), -1, 3)
-    assert reads(lambda x: x[0][-2][3]).offset == -2
-    assert reads(lambda x: x[0, 3, 3]).offset is None
-    assert reads(lambda x: x[0, -1, 3] + x[0, -2, 3]).offset is None
-    assert reads(lambda x: x[0, -1, 3] / x.shape[1]).offset is None
-    assert reads(lambda x: x[..., -1, :].max() / x.shape[1]).offset is None
+    assert (last.positions, last.elements(VOCAB)) == ((3,), 3)
+    assert reads(lambda x: x[0][-2][3]).positions == (2,)
+    assert reads(lambda x: x[..., -1, :].max() / x.shape[1]).positions == (3,)
     assert reads(lambda x: x[:, 1:].sum()).positions == (1, 2, 3)
-    assert reads(lambda x: x[:, -1].argmax()).elements == BATCH * VOCAB
-    assert reads(lambda x: jnp.argmax(x[:, -1])).elements == BATCH * VOCAB
+    assert reads(lambda x: x[:, -1].argmax()).elements(VOCAB) == BATCH * VOCAB
+    assert reads(lambda x: jnp.argmax(x[:, -1])).elements(VOCAB) == BATCH * VOCAB
     assert reads(lambda x: jnp.asarray(x)).positions == (0, 1, 2, 3)
-    assert reads(lambda x: x[None, :, 2]).positions == (2,)
-    assert reads(lambda x: jax.jit(lambda x: x[0, 0, 0])(x)).compiled
+    assert reads(lambda x: x[None, :, 2].max()).positions == (2,)
+    assert reads(lambda x: jax.jit(lambda x: x[0, 0, 0])(x)).jitted
     traced = reads(lambda x: jax.jit(lambda i: x[0, 1, i])(3))
-    assert (traced.positions, dict(traced.parts)) == ((1,), {})
+    assert (traced.positions, traced.known) == ((1,), {})
     assert reads(lambda x: jax.jit(lambda i: x[0, i, 3])(3)).positions is None
 
 
@@ -272,8 +252,8 @@ def test_known_values_are_not_computed() -> None:
 
     expected = metric(first)
     known = {
-        key: FULL[tuple(np.s_[p.start : p.stop] if isinstance(p, range) else p for p in parts)]
-        for key, parts in recorder.parts.items()
+        key: FULL[read.prompts, read.positions, slice(None) if read.tokens is None else read.tokens]
+        for key, read in recorder.known.items()
     }
     replayed = LazyLogits(MODEL.cfg, MODEL.params, jnp.full_like(RESIDUAL, jnp.nan), known=known)
     np.testing.assert_allclose(metric(replayed), expected, atol=1e-5)
