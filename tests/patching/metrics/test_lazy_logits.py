@@ -17,6 +17,7 @@ from tljax.errors import InputError
 from tljax.forward.forward import run_forward
 from tljax.hooks.dictionary import HookDictionary
 from tljax.modules.context import AttentionContext
+from tljax.patching.metrics import lazy_logits
 from tljax.patching.metrics.lazy_logits import LazyLogits
 from tljax.patching.metrics.reads import PositionNotKept, Reads
 
@@ -72,6 +73,14 @@ def test_any_index_reads_what_the_array_would(index: Any) -> None:
         return
     assert_same(lazy()[index], expected)
     assert_same(lazy(views=False)[index], expected)
+
+
+def test_many_elements_of_few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lazy_logits, "FEW", 0)
+    reads = Reads()
+    for index in np.s_[:, [3, -2], [3, 4]], np.s_[1, :, [3, 4, 3]], np.s_[:, -1, np.arange(VOCAB) > 5], np.s_[0, 1, 2]:
+        assert_same(lazy(reads=reads)[index], FULL[index])
+    assert all(read.tokens is None for read in reads.known.values())
 
 
 @settings(max_examples=40, deadline=None)
@@ -141,6 +150,7 @@ FUNCTIONS: dict[str, Callable[[Any], Any]] = {
     "iteration": lambda x: jnp.stack([row[-1, 3] for row in x]),
     "logsumexp": jax.scipy.special.logsumexp,
     "rows": lambda x: jax.nn.softmax(x[:, -1]),
+    "numpy's functions": lambda x: np.logaddexp.reduce(np.exp(x), axis=-1),
     "device_get": lambda x: np.asarray(jax.device_get(x)),
 }
 
@@ -150,7 +160,7 @@ def test_acts_as_an_array(name: str) -> None:
     function = FUNCTIONS[name]
     expected = function(FULL)
     assert_same(jnp.asarray(function(lazy())).astype(float), jnp.asarray(expected).astype(float))
-    if name in ("numpy", "tolist", "device_get"):
+    if name in ("numpy", "numpy's functions", "tolist", "device_get"):
         return
     traced = jax.jit(lambda residual: function(LazyLogits(MODEL.cfg, MODEL.params, residual)))(RESIDUAL)
     assert_same(traced.astype(float), expected.astype(float))
@@ -274,6 +284,7 @@ def test_known_values_are_not_computed() -> None:
         ((0, -1, 3.0), "indexed with 3.0"),
         ((0, -1, 3, 3), "have 3 axes, and were indexed with 4 indices"),
         ((..., ...), "more than one ..."),
+        ((0, -1, np.ones(5, bool)), r"a mask of shape \(5,\), along axes of \(13,\)"),
     ],
 )
 def test_mistakes(index: Any, message: str) -> None:

@@ -103,7 +103,7 @@ class Measure:
         """
         for read in self._reads.known.values():
             prompts, places = read.prompts, read.positions
-            if not read.named and (places != places.flat[0]).any():  # it may leave padding out itself
+            if not read.named and len(np.unique(places)) > 1:  # it may leave padding out itself
                 continue
             if (wrong := np.flatnonzero(~text[prompts, places])).size:
                 prompt, place = int(prompts.flat[wrong[0]]), int(places.flat[wrong[0]])
@@ -264,10 +264,13 @@ class Measure:
         for run in range(count):
             known, reads = {key: value[run] for key, value in values.items()}, Reads()
             numbers.append(np.asarray(self._evaluate(chunk[run], self._handed, reads, kept=kept, known=known)))
-            read = reads.positions
-            if self.positions is not None and (read is None or not set(read) <= set(self.positions)):
-                raise PositionNotKept(f"The metric read positions {read}, and of the base run {self.positions}.")
+            if reads.anywhere or not reads.known.keys() <= values.keys():
+                self._check_unexpected(reads.positions)
         return np.stack(numbers)
+
+    def _check_unexpected(self, read: tuple[int, ...] | None) -> None:
+        if self.positions is not None and (read is None or not set(read) <= set(self.positions)):
+            raise PositionNotKept(f"The metric read positions {read}, and {self.positions} of the base run.")
 
     def _values(self, chunk: np.ndarray, kept: int | None) -> dict[Any, Any]:
         """What the metric read of the unpatched run, for each run of a chunk."""

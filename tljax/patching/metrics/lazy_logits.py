@@ -36,7 +36,7 @@ class LazyLogits(NDArrayOperatorsMixin):
         residual: final residual stream ``[batch, pos, d_model]``; ``[batch, 1, d_model]`` with ``kept``.
         length: number of positions the logits stand for; needed with ``kept``.
         kept: the only position that ``residual`` holds.
-        known: values of reads that need no computing, by :attr:`Read.key`.
+        known: values of reads that need no computing, by ``Read.key``.
         reads: told what is read.
         views: whether leading indices give lazy views, rather than arrays.
         trusted: whether a position that is not known while tracing may be taken for ``kept``.
@@ -93,11 +93,12 @@ class LazyLogits(NDArrayOperatorsMixin):
         return array.copy() if copy else array
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **options: Any) -> Any:
-        """Operators and NumPy's functions, done by those of the same name in ``jax.numpy``."""
-        if method != "__call__":
-            return NotImplemented
-        arrays = (jnp.asarray(each) if isinstance(each, LazyLogits) else each for each in inputs)
-        return getattr(jnp, ufunc.__name__)(*arrays, **options)
+        """Operators and NumPy's functions, by ``jax.numpy`` where it has one of that name."""
+        function = getattr(jnp, ufunc.__name__, None)
+        if method == "__call__" and function is not None and not options:
+            return function(*(jnp.asarray(each) if isinstance(each, LazyLogits) else each for each in inputs))
+        arrays = (np.asarray(each) if isinstance(each, LazyLogits) else each for each in inputs)
+        return getattr(ufunc, method)(*arrays, **options)
 
     def __iter__(self) -> Iterator[Any]:
         return (self[n] for n in range(len(self)))
@@ -114,7 +115,7 @@ class LazyLogits(NDArrayOperatorsMixin):
         )
 
     def __getitem__(self, index: Any) -> Any:
-        parts = _parts(index if isinstance(index, tuple) else (index,), self.ndim)
+        parts = _parts(index if isinstance(index, tuple) else (index,), self.shape)
         axes = [part for part in parts if part is not None]
         named = self.named
         for axis, part in enumerate(axes):
@@ -194,19 +195,36 @@ class LazyLogits(NDArrayOperatorsMixin):
         return cls(cfg, params, residual, length=length, kept=kept, known=known, views=views, trusted=trusted)
 
 
-def _parts(index: Sequence[Any], ndim: int) -> list[Any]:
+def _parts(index: Sequence[Any], shape: tuple[int, ...]) -> list[Any]:
     """An index with one slice, array or tracer of numbers for each axis, and ``None`` for each new axis."""
-    parts: list[Any] = []
-    for part in map(_component, index):
-        is_mask = isinstance(part, np.ndarray) and part.dtype == bool
-        parts.extend(part.nonzero() if is_mask else [part])
-    named = sum(part is not None and part is not Ellipsis for part in parts)
+    parts = [_component(part) for part in index]
+    named = sum(_axes_of(part) for part in parts)
     ellipses = [n for n, part in enumerate(parts) if part is Ellipsis]
-    if len(ellipses) > 1 or named > ndim:
+    if len(ellipses) > 1 or named > len(shape):
         fault = "more than one ..." if len(ellipses) > 1 else f"{named} indices"
-        raise InputError(f"These logits have {ndim} axes, and were indexed with {fault}.")
+        raise InputError(f"These logits have {len(shape)} axes, and were indexed with {fault}.")
     at = ellipses[0] if ellipses else len(parts)
-    return [*parts[:at], *[slice(None)] * (ndim - named), *parts[at + 1 :]]
+    parts[at : at + 1] = [slice(None)] * (len(shape) - named)
+    if not any(_is_mask(part) for part in parts):
+        return parts
+    numbers, axis = [], 0
+    for part in parts:
+        covered = shape[axis : axis + _axes_of(part)]
+        axis += _axes_of(part)
+        if _is_mask(part) and part.shape != covered:
+            raise InputError(f"The logits were indexed with a mask of shape {part.shape}, along axes of {covered}.")
+        numbers.extend(part.nonzero() if _is_mask(part) else [part])
+    return numbers
+
+
+def _is_mask(part: Any) -> bool:
+    return isinstance(part, np.ndarray) and part.dtype == bool
+
+
+def _axes_of(part: Any) -> int:
+    if part is None or part is Ellipsis:
+        return 0
+    return part.ndim if _is_mask(part) else 1
 
 
 def _component(part: Any) -> Any:
@@ -232,20 +250,21 @@ def _follow(parts: Sequence[Any], shape: Sequence[int]) -> list[Any]:
     as if they counted from 0, and looked up afterwards, so that they may be tracers.
     """
     axes = [part for part in parts if part is not None]
+    if len(axes) == len(parts) and not any(isinstance(part, slice) or part.ndim for part in parts):
+        return [_from_zero(part, size) for part, size in zip(parts, shape, strict=False)]
     sizes = [size if isinstance(part, slice) else part.size for part, size in zip(axes, shape, strict=False)]
     counting = tuple(
         part if part is None or isinstance(part, slice) else np.arange(part.size).reshape(part.shape) for part in parts
     )
-    found = []
-    for axis, part in enumerate(axes):
-        counted = np.expand_dims(np.arange(sizes[axis], dtype=np.int32), [n for n in range(len(axes)) if n != axis])
-        which = np.asarray(np.broadcast_to(counted, sizes)[counting])
-        found.append(which if isinstance(part, slice) else _from_zero(part, shape[axis]).reshape(-1)[which])
-    return found
+    which = (np.broadcast_to(counted, sizes)[counting] for counted in np.indices(sizes, np.int32, sparse=True))
+    return [
+        along if isinstance(part, slice) else _from_zero(part, size).reshape(-1)[along]
+        for part, size, along in zip(axes, shape, which, strict=False)
+    ]
 
 
 def _from_zero(numbers: Any, size: int) -> Any:
     """Indices that count from the start; those that do not exist, which only tracers may hold, are clamped."""
     if isinstance(numbers, Tracer):
         return jnp.clip(jnp.where(numbers < 0, numbers + size, numbers), 0, size - 1).astype(jnp.int32)
-    return np.where(numbers < 0, numbers + size, numbers).astype(np.int32)
+    return (numbers % size).astype(np.int32)

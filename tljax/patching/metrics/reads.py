@@ -63,7 +63,7 @@ class Read:
     tokens: Any = None
     named: bool = True
 
-    @property
+    @functools.cached_property
     def key(self) -> Any:
         """A hashable name of what is read; ``None`` if an index is a tracer."""
         parts = (self.prompts, self.positions, *(() if self.tokens is None else (self.tokens,)))
