@@ -8,8 +8,10 @@ their padding costs:
 - Packed tokens and rows of a sweep: 8, 16, 24, 32, then as the others; many of them are met in one sweep.
 - Texts that grow, and the logits kept of them: powers of two, for texts from 128 on, so that answers of tens of tokens
   share one program. A step of decoding reads the room, which costs little beside the weights.
-- Sites measured or set together, tokens that top-k keeps: powers of two.
+- Sites measured or set together, tokens that top-k keeps: powers of two, in chunks of two sizes.
 """
+
+from collections.abc import Iterator
 
 _SMALLEST = 8
 _SMALLEST_TEXT = 128
@@ -55,3 +57,12 @@ def next_packed_size(size: int, wanted: int) -> int:
         return packed_size(size + 1)
     below = packed_size(size // 2 + 1)
     return below if below < size else size // 2
+
+
+def chunks(total: int, many: int, few: int) -> Iterator[tuple[int, int]]:
+    """Start and size of chunks of two sizes, of which the last may reach past the end."""
+    start = 0
+    while start < total:
+        size = many if total - start > many // 2 else few
+        yield start, size
+        start += size

@@ -227,9 +227,15 @@ def test_positions_first_read_of_a_patched_run(always: list[int], jitted: bool) 
 
 def test_whole_logits_of_all_runs_are_never_held(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = []
-    take = measure_module._take
-    monkeypatch.setattr(measure_module, "_take", lambda *args: sizes.append(args[2]) or take(*args))
-    row = BATCH * POS * (VOCAB + 16) * 4 + 16 * 4
+    chunks = measure_module.chunks
+
+    def noted(*args: int) -> Any:
+        for start, size in chunks(*args):
+            sizes.append(size)
+            yield start, size
+
+    monkeypatch.setattr(measure_module, "chunks", noted)
+    row = BATCH * POS * (VOCAB + 2 * 16) * 4
     for metric in (KL(logits_of(BASE), pos=None), lambda x: x.mean()):
         measuring(metric, budget=4 * row)(FINALS)
     assert max(sizes) == 4

@@ -19,7 +19,7 @@ from tljax.hooks.dictionary import HookDictionary
 from tljax.modules.context import AttentionContext
 from tljax.patching.metrics import lazy_logits
 from tljax.patching.metrics.lazy_logits import LazyLogits
-from tljax.patching.metrics.reads import PositionNotKept, Reads, unembed
+from tljax.patching.metrics.reads import PositionNotKept, Reads
 
 SHAPE = BATCH, POS, VOCAB = (2, 4, 13)
 MODEL = build("gpt2")
@@ -73,6 +73,14 @@ def test_any_index_reads_what_the_array_would(index: Any) -> None:
         return
     assert_same(lazy()[index], expected)
     assert_same(lazy(views=False)[index], expected)
+
+
+def test_many_elements_of_few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lazy_logits, "FEW", 0)
+    reads = Reads()
+    for index in np.s_[:, [3, -2], [3, 4]], np.s_[1, :, [3, 4, 3]], np.s_[:, -1, np.arange(VOCAB) > 5], np.s_[0, 1, 2]:
+        assert_same(lazy(reads=reads)[index], FULL[index])
+    assert all(read.tokens is None for read in reads.known.values())
 
 
 @settings(max_examples=40, deadline=None)
@@ -142,6 +150,7 @@ FUNCTIONS: dict[str, Callable[[Any], Any]] = {
     "iteration": lambda x: jnp.stack([row[-1, 3] for row in x]),
     "logsumexp": jax.scipy.special.logsumexp,
     "rows": lambda x: jax.nn.softmax(x[:, -1]),
+    "numpy's functions": lambda x: np.logaddexp.reduce(np.exp(x), axis=-1),
     "device_get": lambda x: np.asarray(jax.device_get(x)),
 }
 
@@ -151,7 +160,7 @@ def test_acts_as_an_array(name: str) -> None:
     function = FUNCTIONS[name]
     expected = function(FULL)
     assert_same(jnp.asarray(function(lazy())).astype(float), jnp.asarray(expected).astype(float))
-    if name in ("numpy", "tolist", "device_get"):
+    if name in ("numpy", "numpy's functions", "tolist", "device_get"):
         return
     traced = jax.jit(lambda residual: function(LazyLogits(MODEL.cfg, MODEL.params, residual)))(RESIDUAL)
     assert_same(traced.astype(float), expected.astype(float))
@@ -179,22 +188,6 @@ def test_stays_lazy_through_jit_vmap_and_grad() -> None:
         for make in (lambda r: LazyLogits(MODEL.cfg, MODEL.params, r), lambda r: logits_of(MODEL, r))
     ]
     assert_same(gradients[0], gradients[1])
-
-
-def test_rows_are_unembedded_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[Any] = []
-    monkeypatch.setattr(lazy_logits, "unembed", lambda *args: calls.append(args[3]) or unembed(*args))
-
-    def metric(residual: Any) -> Any:
-        logits = LazyLogits(MODEL.cfg, MODEL.params, residual)
-        inside = jax.jit(lambda: jnp.asarray(logits[:, 0]).max())()  # must not be kept for what follows
-        return logits[:, -1].max() - jnp.mean(logits[:, -1]) + logits[:, 0].min() + inside
-
-    expected = FULL[:, -1].max() - FULL[:, -1].mean() + FULL[:, 0].min() + FULL[:, 0].max()
-    for run in (metric, jax.jit(metric), lambda r: jax.vmap(metric)(r[None])[0]):
-        calls.clear()
-        np.testing.assert_allclose(run(RESIDUAL), expected, atol=1e-5)
-        assert len(calls) <= 3
 
 
 def test_traced_indices() -> None:
@@ -231,7 +224,7 @@ def test_one_kept_position() -> None:
         assert_same(logits[:, kept : kept + 1, :2], FULL[:, kept : kept + 1, :2])
         assert_same(logits[[0, 1], [kept, kept - POS], [3, 4]], FULL[jnp.arange(2), kept, jnp.asarray([3, 4])])
         reads: list[Callable[[Any], Any]] = [
-            lambda x: x[0, 0, 3], lambda x: x[:, [2, 3]], jnp.max, lambda x: x[0].max(), lambda x: x[0, :, 3],
+            lambda x: x[0, 0, 3], lambda x: x[:, [2, 3]].max(), jnp.max, lambda x: x[0].max(), lambda x: x[0, :, 3],
         ]  # fmt: skip
         for read in reads:
             with pytest.raises(PositionNotKept, match=f"other positions than {kept}"):
@@ -246,20 +239,17 @@ def test_recording() -> None:
 
     answers = np.asarray([3, 4])
     last = reads(lambda x: x[0, -1, 3] - x[:, -1][jnp.arange(2), answers])
-    assert (last.positions, last.offset, last.elements) == ((3,), -1, 3)
-    assert reads(lambda x: x[0][-2][3]).offset == -2
-    assert reads(lambda x: x[0, 3, 3]).offset is None
-    assert reads(lambda x: x[0, -1, 3] + x[0, -2, 3]).offset is None
-    assert reads(lambda x: x[0, -1, 3] / x.shape[1]).offset is None
-    assert reads(lambda x: x[..., -1, :].max() / x.shape[1]).offset is None
+    assert (last.positions, last.elements(VOCAB)) == ((3,), 3)
+    assert reads(lambda x: x[0][-2][3]).positions == (2,)
+    assert reads(lambda x: x[..., -1, :].max() / x.shape[1]).positions == (3,)
     assert reads(lambda x: x[:, 1:].sum()).positions == (1, 2, 3)
-    assert reads(lambda x: x[:, -1].argmax()).elements == BATCH * VOCAB
-    assert reads(lambda x: jnp.argmax(x[:, -1])).elements == BATCH * VOCAB
+    assert reads(lambda x: x[:, -1].argmax()).elements(VOCAB) == BATCH * VOCAB
+    assert reads(lambda x: jnp.argmax(x[:, -1])).elements(VOCAB) == BATCH * VOCAB
     assert reads(lambda x: jnp.asarray(x)).positions == (0, 1, 2, 3)
-    assert reads(lambda x: x[None, :, 2]).positions == (2,)
-    assert reads(lambda x: jax.jit(lambda x: x[0, 0, 0])(x)).compiled
+    assert reads(lambda x: x[None, :, 2].max()).positions == (2,)
+    assert reads(lambda x: jax.jit(lambda x: x[0, 0, 0])(x)).jitted
     traced = reads(lambda x: jax.jit(lambda i: x[0, 1, i])(3))
-    assert (traced.positions, dict(traced.parts)) == ((1,), {})
+    assert (traced.positions, traced.known) == ((1,), {})
     assert reads(lambda x: jax.jit(lambda i: x[0, i, 3])(3)).positions is None
 
 
@@ -272,8 +262,8 @@ def test_known_values_are_not_computed() -> None:
 
     expected = metric(first)
     known = {
-        key: FULL[tuple(np.s_[p.start : p.stop] if isinstance(p, range) else p for p in parts)]
-        for key, parts in recorder.parts.items()
+        key: FULL[read.prompts, read.positions, slice(None) if read.tokens is None else read.tokens]
+        for key, read in recorder.known.items()
     }
     replayed = LazyLogits(MODEL.cfg, MODEL.params, jnp.full_like(RESIDUAL, jnp.nan), known=known)
     np.testing.assert_allclose(metric(replayed), expected, atol=1e-5)
@@ -294,6 +284,7 @@ def test_known_values_are_not_computed() -> None:
         ((0, -1, 3.0), "indexed with 3.0"),
         ((0, -1, 3, 3), "have 3 axes, and were indexed with 4 indices"),
         ((..., ...), "more than one ..."),
+        ((0, -1, np.ones(5, bool)), r"a mask of shape \(5,\), along axes of \(13,\)"),
     ],
 )
 def test_mistakes(index: Any, message: str) -> None:

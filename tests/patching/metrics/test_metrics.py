@@ -92,9 +92,8 @@ def test_reads_what_it_says(name: str) -> None:
         assert len(reads.positions or ()) == POS - isinstance(metric, Loss)
     else:
         assert reads.positions == tuple(np.unique(np.asarray(pos) % POS))
-        assert reads.offset == (pos if isinstance(pos, int) and pos < 0 else None)
     whole_rows = isinstance(metric, LogProb | KL | Loss)
-    assert (reads.elements >= VOCAB) == whole_rows
+    assert (reads.elements(VOCAB) >= VOCAB) == whole_rows
 
 
 def test_numbers_are_data(compilations: Any) -> None:

@@ -1,6 +1,6 @@
 """Evaluates any metric on many runs at once, from their final residual streams."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, TypeVar
 
@@ -11,7 +11,9 @@ import numpy as np
 from tljax.config import HookedTransformerConfig
 from tljax.errors import InputError, TljaxError
 from tljax.patching.metrics.lazy_logits import LazyLogits
-from tljax.patching.metrics.reads import PositionNotKept, Reads, locate, unembed
+from tljax.patching.metrics.metrics import DeclaredMetric
+from tljax.patching.metrics.reads import FEW, PositionNotKept, Reads, unembed
+from tljax.sizes import chunks
 from tljax.typing import Params
 
 How = Literal["compiled", "replayed", "batched", "plain"]
@@ -19,7 +21,6 @@ _Handed = Literal["views", "rows", "array"]
 """What a metric gets: logits whose rows are lazy too, logits that give rows as arrays, or a plain array."""
 
 _T = TypeVar("_T")
-_FEW = 4096
 _UNTRACEABLE = (
     jax.errors.ConcretizationTypeError,
     jax.errors.TracerArrayConversionError,
@@ -80,9 +81,7 @@ class Measure:
         if compiled:
             self.how = "compiled"
         else:
-            value, self._handed, self._reads = self._try(partial(self._evaluate, self._base))
-            self.baseline = value
-            self._follow()
+            self.baseline, self._handed, self._reads = self._try(partial(self._evaluate, self._base))
             self.how = self._choose()
         self.positions = self._reads.positions
         if compiled:
@@ -102,13 +101,10 @@ class Measure:
         Raises:
             InputError: it does.
         """
-        for batch, pos, _ in self._reads.parts.values():
-            if isinstance(pos, range) and len(pos) > 1:  # it may leave padding out itself
+        for read in self._reads.known.values():
+            prompts, places = read.prompts, read.positions
+            if not read.named and len(np.unique(places)) > 1:  # it may leave padding out itself
                 continue
-            prompts = np.asarray(batch)
-            if isinstance(batch, range) and not isinstance(pos, int):
-                prompts = prompts[:, None]
-            prompts, places = np.broadcast_arrays(prompts, np.asarray(pos))
             if (wrong := np.flatnonzero(~text[prompts, places])).size:
                 prompt, place = int(prompts.flat[wrong[0]]), int(places.flat[wrong[0]])
                 raise InputError(
@@ -133,38 +129,42 @@ class Measure:
             PositionNotKept: the metric reads others than ``kept``, or for these runs reads others than ``positions``,
                 which is ``None`` from then on: call again with all positions.
         """
+        finals = np.asarray(finals)
         if kept is None and self.positions is not None and len(self.positions) == 1:
             kept = self.positions[0]
             finals = finals[:, :, kept : kept + 1]
         if kept is not None and self.positions != (kept,):
             raise PositionNotKept(f"Only position {kept} was kept, and the metric reads {self.positions or 'all'}.")
-        run = {"compiled": self._compiled, "batched": self._batched}.get(self.how, self._replayed)
-        chunks = _chunks(finals, *self._chunk_sizes(finals))
+        run = {"compiled": self._compiled, "batched": self._batched}.get(self.how, self._run_by_run)
+        if not len(finals):
+            return jnp.zeros((0, *self.baseline.shape), self.baseline.dtype)
+        measured = []
         try:
-            measured = [(run(chunk, count, kept), count) for chunk, count in chunks]
+            for start, size in chunks(len(finals), *self._chunk_sizes(finals)):
+                chunk = finals[start : start + size]
+                filled = np.concatenate([chunk, np.repeat(chunk[-1:], size - len(chunk), axis=0)])
+                measured.append(np.asarray(run(filled, len(chunk), kept))[: len(chunk)])
         except PositionNotKept:
             self.positions = None
             raise
-        if not measured:
-            return jnp.zeros((0, *self.baseline.shape), self.baseline.dtype)
-        return jax.device_put(np.concatenate([np.asarray(values)[:count] for values, count in measured]))
+        return jax.device_put(np.concatenate(measured))
 
     @property
     def _elements(self) -> int:
-        whole = self._batch * self._length * self.cfg.d_vocab_out
-        return whole if self._reads.unfollowed else self._reads.elements
+        vocab = self.cfg.d_vocab_out
+        return self._batch * self._length * vocab if self._reads.anywhere else self._reads.elements(vocab)
 
     @property
     def _reads_rows(self) -> bool:
-        return self._elements > _FEW or self._reads.whole_rows(self.cfg.d_vocab_out)
+        return self._elements > FEW or self._reads.whole_rows
 
-    def _chunk_sizes(self, finals: Any) -> tuple[int, int]:
+    def _chunk_sizes(self, finals: np.ndarray) -> tuple[int, int]:
         """How many runs are measured at once: many, and few for what is left over."""
-        width = finals.shape[3]
-        numbers = self._elements + width * (self._batch * finals.shape[2] + len(self._reads.parts))
+        gathered = sum(read.positions.size for read in self._reads.known.values())
+        numbers = self._elements + finals.shape[3] * (self._batch * finals.shape[2] + gathered)
         affordable = max(1, self.budget // (numbers * self._base.itemsize))
-        few, many = (8, 64) if self._reads_rows else (64, 512)
         affordable = 1 << (affordable.bit_length() - 1)
+        few, many = (8, 64) if self._reads_rows else (64, 512)
         return min(many, affordable), min(few, affordable)
 
     def _evaluate(self, residual: Any, handed: _Handed, reads: Reads | None = None, **kwargs: Any) -> jax.Array:
@@ -192,101 +192,91 @@ class Measure:
         base = jax.ShapeDtypeStruct(self._base.shape, self._base.dtype)
         stack = jax.ShapeDtypeStruct((1, *self._base.shape), self._base.dtype)
         try:
-            # once with its own numbers, which are checked and tell what is read, and once as compilation sees it;
-            # the logits are abstract, so positions that are known here do not depend on them
+            # once with its own numbers, which are checked and tell what is read, and once as compilation sees it
             _, self._handed, self._reads = self._try(
                 lambda handed, reads: jax.eval_shape(partial(self._evaluate, handed=handed, reads=reads), base)
             )
-            self._follow()
+            if self._reads.jitted:
+                self._follow()
             static = (self.cfg, self._handed, self._length, None)
             jax.eval_shape(partial(_measure, *static), self.metric, self.params, stack)
         except _UNTRACEABLE:
             return False
         return True
 
-    def _reads_of_any_run(self) -> Reads | None:
-        """What the metric reads while logits are tracers, so whatever they are; ``None`` if it cannot be traced."""
-        stack = np.broadcast_to(self._base, (min(self._chunk_sizes(self._base[None])), *self._base.shape))
-        # eval_shape makes tracers of the metric's own arrays too, vmap only of what depends on the logits
-        for trace, argument in ((partial(partial, jax.eval_shape), self._base), (jax.vmap, stack)):
-            reads = Reads()
-            try:
-                trace(partial(self._evaluate, handed=self._handed, reads=reads))(argument)
-            except Exception:
-                return None
-            if not reads.unfollowed:
-                break
-        return reads
-
-    def _follow(self) -> None:
-        """Where the logits went into a compiled function, runs it uncompiled to see what it reads of them."""
-        if not self._reads.compiled:
-            return
-        with jax.disable_jit():
-            followed = self._reads_of_any_run()
-            if followed is None:
-                followed = Reads()
-                try:
-                    self._evaluate(self._base, self._handed, followed)
-                except Exception:
-                    followed.unfollowed = True
-                # in compiled code, a read of another position than before shows only where one was kept
-                followed.unfollowed |= followed.positions is not None and len(followed.positions) > 1
-        followed.compiled = True
-        self._reads = followed
-
     def _choose(self) -> How:
         """How a Python function is evaluated."""
-        if not self._reads_rows and not self._reads.compiled:
+        if not self._reads_rows and not self._reads.jitted:
             return "replayed"
-        reads = self._reads_of_any_run()
-        if reads is None:
-            return "plain" if self._reads_rows else "replayed"
-        self._reads = reads if not reads.compiled else self._reads
-        return "batched"
+        if self._follow():
+            return "batched"
+        return "plain" if self._reads_rows else "replayed"
 
-    def _frame(self, kept: int | None) -> tuple[int, int | None]:
-        """How many positions there are, and the kept one: prompts of all lengths share a program if they can."""
-        offset = self._reads.offset
-        return (self._length, kept) if kept is None or offset is None else (-offset, 0)
+    def _follow(self) -> bool:
+        """Finds what the metric reads of any run, whatever its logits are; whether it can be traced."""
+        jitted = self._reads.jitted
+        with jax.disable_jit(jitted):  # so that what it compiles itself is seen
+            seen = self._reads_under_trace() or (self._reads_of_base() if jitted else None)
+        if seen is not None:
+            self._reads = seen
+        return (self._reads_under_trace() if jitted else seen) is not None
 
-    def _compiled(self, chunk: Any, count: int, kept: int | None) -> jax.Array:
-        return _measure_compiled(self.cfg, self._handed, *self._frame(kept), self.metric, self.params, chunk)
+    def _reads_under_trace(self) -> Reads | None:
+        """What the metric reads while logits are tracers, so whatever they are; ``None`` if it cannot be traced."""
+        stack = np.broadcast_to(self._base, (min(self._chunk_sizes(self._base[None])), *self._base.shape))
+        reads = None
+        # eval_shape makes tracers of the metric's own arrays too, vmap only of what depends on the logits
+        for trace, argument in ((partial(partial, jax.eval_shape), self._base), (jax.vmap, stack)):
+            if reads is None or reads.anywhere:
+                reads = Reads()
+                try:
+                    trace(partial(self._evaluate, handed=self._handed, reads=reads))(argument)
+                except Exception:
+                    return None
+        return reads
 
-    def _batched(self, chunk: Any, count: int, kept: int | None) -> jax.Array:
-        return jax.vmap(partial(self._evaluate, handed=self._handed, kept=kept, trusted=True))(chunk)
+    def _reads_of_base(self) -> Reads:
+        """What a metric reads of the unpatched run that compiles a part of itself, and cannot be traced as a whole."""
+        reads = Reads()
+        try:
+            self._evaluate(self._base, self._handed, reads)
+        except Exception:
+            reads.anywhere = True
+        # in compiled code, a read of another position than before shows only where one was kept
+        reads.anywhere |= reads.positions is not None and len(reads.positions) > 1
+        return reads
 
-    def _replayed(self, chunk: Any, count: int, kept: int | None) -> np.ndarray:
-        values = self._values(chunk, kept)
-        numbers = []
+    def _compiled(self, chunk: np.ndarray, count: int, kept: int | None) -> jax.Array:
+        metric, length = self.metric, self._length
+        if kept is not None and isinstance(metric, DeclaredMetric):  # prompts of all lengths share a program
+            alone = metric.of_one_position()
+            metric, length, kept = (metric, length, kept) if alone is None else (alone, 1, 0)
+        return _measure_compiled(self.cfg, self._handed, length, kept, metric, self.params, chunk)
+
+    def _batched(self, chunk: np.ndarray, count: int, kept: int | None) -> jax.Array:
+        def one(residual: Any, known: Any) -> jax.Array:
+            return self._evaluate(residual, self._handed, kept=kept, known=known, trusted=True)
+
+        return jax.vmap(one)(chunk, self._values(chunk, kept))
+
+    def _run_by_run(self, chunk: np.ndarray, count: int, kept: int | None) -> np.ndarray:
+        values, numbers = jax.device_get(self._values(chunk, kept)), []
         for run in range(count):
-            known, reads = {key: jnp.asarray(value[run]) for key, value in values.items()}, Reads()
-            number = self._evaluate(chunk[run], self._handed, reads, kept=kept, known=known)
-            numbers.append(np.asarray(number))
-            if reads.unfollowed or not reads.parts.keys() <= values.keys():
-                self._check_unexpected(reads)
+            known, reads = {key: value[run] for key, value in values.items()}, Reads()
+            numbers.append(np.asarray(self._evaluate(chunk[run], self._handed, reads, kept=kept, known=known)))
+            if reads.anywhere or not reads.known.keys() <= values.keys():
+                self._check_unexpected(reads.positions)
         return np.stack(numbers)
 
-    def _check_unexpected(self, reads: Reads) -> None:
-        if self.positions is not None and not set(reads.positions or range(self._length)) <= set(self.positions):
-            raise PositionNotKept(f"The metric read positions {reads.positions}, and {self.positions} of the base run.")
+    def _check_unexpected(self, read: tuple[int, ...] | None) -> None:
+        if self.positions is not None and (read is None or not set(read) <= set(self.positions)):
+            raise PositionNotKept(f"The metric read positions {read}, and {self.positions} of the base run.")
 
-    def _values(self, chunk: Any, kept: int | None) -> dict[Any, np.ndarray]:
+    def _values(self, chunk: np.ndarray, kept: int | None) -> dict[Any, Any]:
         """What the metric read of the unpatched run, for each run of a chunk."""
-        located = {key: locate(parts, kept) for key, parts in self._reads.parts.items()}
-        single = [key for key, parts in located.items() if all(isinstance(part, int) for part in parts)]
-        values = {}
-        if single:
-            indices = np.asarray([located.pop(key) for key in single], np.int32).T
-            size = 4
-            while size < len(single):
-                size *= 4
-            picks = np.pad(indices, ((0, 0), (0, size - len(single))), mode="edge")
-            columns = np.asarray(unembed(self.cfg, self.params, chunk, (picks[0], picks[1], picks[2]), each=True))
-            values = {key: columns[:, n] for n, key in enumerate(single)}
-        for key, parts in located.items():
-            values[key] = np.asarray(unembed(self.cfg, self.params, chunk, parts, each=True))
-        return values
+        offset = 0 if kept is None else kept
+        rows = {key: chunk[:, read.prompts, read.positions - offset] for key, read in self._reads.known.items()}
+        return {key: unembed(self.cfg, self.params, rows[key], read.tokens) for key, read in self._reads.known.items()}
 
 
 def _is_pytree(metric: Any) -> bool:
@@ -350,29 +340,3 @@ def _measure(
 
 
 _measure_compiled = jax.jit(_measure, static_argnums=(0, 1, 2, 3))
-
-
-def _chunks(finals: Any, many: int, few: int) -> Iterator[tuple[Any, int]]:
-    """Runs in chunks of two sizes, the last one filled up, and how many of a chunk's runs are real."""
-    if isinstance(finals, jax.Array) and all(device.platform == "cpu" for device in finals.devices()):
-        finals = np.asarray(finals)
-    start, total = 0, finals.shape[0]
-    while start < total:
-        size = many if total - start > many // 2 else few
-        yield _take(finals, start, size), min(size, total - start)
-        start += size
-
-
-def _take(finals: Any, start: int, size: int) -> Any:
-    if start == 0 and finals.shape[0] == size:
-        return finals
-    if isinstance(finals, jax.Array):
-        return _take_on_device(finals, start, size)
-    chunk = finals[start : start + size]
-    missing = size - len(chunk)
-    return np.concatenate([chunk, np.broadcast_to(chunk[-1:], (missing, *chunk.shape[1:]))]) if missing else chunk
-
-
-@partial(jax.jit, static_argnums=2)
-def _take_on_device(finals: jax.Array, start: int, size: int) -> jax.Array:
-    return finals[jnp.minimum(start + jnp.arange(size), finals.shape[0] - 1)]

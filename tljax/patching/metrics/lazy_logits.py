@@ -2,54 +2,26 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from numpy.lib.mixins import NDArrayOperatorsMixin
 
 from tljax.config import HookedTransformerConfig
 from tljax.errors import InputError
-from tljax.patching.metrics.reads import Parts, Reads, check_indices, locate, read_key, unembed
+from tljax.patching.metrics.reads import FEW, PositionNotKept, Read, Reads, check_indices, unembed
 from tljax.typing import Params
 
 _METHODS_OF_CONCRETE_ARRAYS = ("tolist", "block_until_ready")
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Source:
-    """What the logits are computed from, shared by all views of them."""
-
-    cfg: HookedTransformerConfig
-    params: Params
-    residual: Any
-    length: int
-    kept: int | None
-    known: Mapping[Any, Any]
-    reads: Reads | None = None
-    views: bool = True
-    trusted: bool = False
-    cache: dict[Any, Any] = dataclasses.field(default_factory=dict)
-
-    def whole(self) -> Parts:
-        return range(self.residual.shape[0]), range(self.length), range(self.cfg.d_vocab_out)
-
-    def read(self, parts: Parts) -> Any:
-        """The logits at ``parts``, as indexing ``[batch, pos, d_vocab]`` with them would give."""
-        key = read_key(parts)
-        if self.reads is not None:
-            self.reads.record(key, parts)
-        if key in self.known:
-            return self.known[key]
-        if key in self.cache:
-            return self.cache[key]
-        return unembed(self.cfg, self.params, self.residual, locate(parts, self.kept, self.trusted))
-
-
 @jax.tree_util.register_pytree_node_class
-class LazyLogits:
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class LazyLogits(NDArrayOperatorsMixin):
     """Logits ``[batch, pos, d_vocab_out]`` that are computed where they are read.
 
     Indexing follows NumPy and unembeds only what it names: ``logits[0, -1, paris]`` is one dot product. Leading
@@ -64,84 +36,72 @@ class LazyLogits:
         residual: final residual stream ``[batch, pos, d_model]``; ``[batch, 1, d_model]`` with ``kept``.
         length: number of positions the logits stand for; needed with ``kept``.
         kept: the only position that ``residual`` holds.
-        known: values of reads that need no computing, by :func:`read_key`.
+        known: values of reads that need no computing, by ``Read.key``.
         reads: told what is read.
         views: whether leading indices give lazy views, rather than arrays.
         trusted: whether a position that is not known while tracing may be taken for ``kept``.
+        rows: of a view, the prompt and the position of each of its rows.
+        named: of a view, whether its positions were named by numbers, rather than by slices alone.
     """
 
-    _source: _Source
-    _parts: Parts
-    __array_priority__ = 200
-
-    def __init__(
-        self,
-        cfg: HookedTransformerConfig,
-        params: Params,
-        residual: Any,
-        *,
-        length: int | None = None,
-        kept: int | None = None,
-        known: Mapping[Any, Any] | None = None,
-        reads: Reads | None = None,
-        views: bool = True,
-        trusted: bool = False,
-    ) -> None:
-        head = {name: params[name] for name in ("ln_final", "unembed") if name in params}
-        positions = int(residual.shape[1]) if length is None else length
-        self._source = _Source(cfg, head, residual, positions, kept, known or {}, reads, views, trusted)
-        self._parts = self._source.whole()
-
-    def _view(self, parts: Parts) -> "LazyLogits":
-        view = object.__new__(LazyLogits)
-        view._source, view._parts = self._source, parts
-        return view
-
-    @property
-    def _free(self) -> list[int]:
-        return [axis for axis, part in enumerate(self._parts) if isinstance(part, range)]
+    cfg: HookedTransformerConfig
+    params: Params
+    residual: Any
+    length: int | None = dataclasses.field(default=None, kw_only=True)
+    kept: int | None = dataclasses.field(default=None, kw_only=True)
+    known: Mapping[Any, Any] = dataclasses.field(default_factory=dict, kw_only=True)
+    reads: Reads | None = dataclasses.field(default=None, kw_only=True)
+    views: bool = dataclasses.field(default=True, kw_only=True)
+    trusted: bool = dataclasses.field(default=False, kw_only=True)
+    rows: tuple[Any, Any] | None = dataclasses.field(default=None, kw_only=True)
+    named: bool = dataclasses.field(default=False, kw_only=True)
 
     @property
     def shape(self) -> tuple[int, ...]:
-        if self._source.reads is not None and isinstance(self._parts[1], range):
-            self._source.reads.length_asked = True
-        return tuple(len(self._parts[axis]) for axis in self._free)
+        if self.rows is not None:
+            return (*self.rows[0].shape, self.cfg.d_vocab_out)
+        length = self.residual.shape[1] if self.length is None else self.length
+        return (self.residual.shape[0], length, self.cfg.d_vocab_out)
 
     @property
     def dtype(self) -> Any:
-        return self._source.params["unembed"]["W_U"].dtype
+        return self.params["unembed"]["W_U"].dtype
 
     @property
     def ndim(self) -> int:
-        return len(self._free)
+        return len(self.shape)
 
     @property
     def size(self) -> int:
         return math.prod(self.shape)
 
-    @property
-    def d_vocab(self) -> int:
-        """Number of logits at a position; asking it is no sign of reading the others."""
-        return self._source.cfg.d_vocab_out
-
     def __len__(self) -> int:
-        return len(self._parts[0]) if self._free[0] == 0 else self.shape[0]
+        return self.shape[0]
+
+    def __bool__(self) -> bool:
+        return bool(self.__jax_array__())
 
     def __repr__(self) -> str:
-        return f"LazyLogits(shape={tuple(len(self._parts[axis]) for axis in self._free)}, dtype={self.dtype})"
+        return f"LazyLogits(shape={self.shape}, dtype={self.dtype})"
 
     def __jax_array__(self) -> jax.Array:
-        value = jnp.asarray(self._value())
-        if _outlives_inner_traces(value, self._source.residual):
-            self._source.cache[read_key(self._parts)] = value
-        return value
+        prompts, positions = np.indices(self.shape[:-1]) if self.rows is None else self.rows
+        return self._values(Read(prompts, positions, named=self.named))
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         array = np.asarray(self.__jax_array__(), dtype=dtype)
         return array.copy() if copy else array
 
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **options: Any) -> Any:
+        """Operators and NumPy's functions, by ``jax.numpy`` where it has one of that name."""
+        function = getattr(jnp, ufunc.__name__, None)
+        if method == "__call__" and function is not None and not options:
+            return function(*(jnp.asarray(each) if isinstance(each, LazyLogits) else each for each in inputs))
+        arrays = (np.asarray(each) if isinstance(each, LazyLogits) else each for each in inputs)
+        return getattr(ufunc, method)(*arrays, **options)
+
     def __iter__(self) -> Iterator[Any]:
-        return iter(self.__jax_array__())
+        return (self[n] for n in range(len(self)))
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_") or not (hasattr(jax.Array, name) or name in _METHODS_OF_CONCRETE_ARRAYS):
@@ -155,144 +115,156 @@ class LazyLogits:
         )
 
     def __getitem__(self, index: Any) -> Any:
-        index = [_component(part) for part in (index if isinstance(index, tuple) else (index,))]
-        consumed = [_axes_consumed(part) for part in index]
-        ellipses = sum(part is Ellipsis for part in index)
-        missing = self.ndim - sum(consumed)
-        if ellipses > 1 or missing < 0:
-            fault = "more than one ..." if ellipses > 1 else f"{sum(consumed)} indices"
-            raise InputError(f"These logits have {self.ndim} axes, and were indexed with {fault}.")
-        at = next((n for n, part in enumerate(index) if part is Ellipsis), len(index))
-        whole = [slice(None)] * missing
-        index = [*index[:at], *whole, *index[at + 1 :]]
-        consumed = [*consumed[:at], *(1 for _ in whole), *consumed[at + 1 :]]
-        if any(part is None or _is_mask(part) for part in index):
-            return self._unusual(index, consumed)
-        parts = list(self._parts)
-        for axis, part in zip(self._free, index, strict=True):
-            parts[axis] = self._compose(axis, part)
-        if self._free == [1, 2] and isinstance(parts[1], range) and not isinstance(parts[2], int | range):
-            # NumPy's rule for indices on both sides of a slice is about those of one bracket
-            number = parts[0]
-            return self._view((range(number, number + 1), parts[1], parts[2])).__jax_array__()[0]
-        whole_rows = all(isinstance(part, int | range) for part in parts) and parts[2] == self._parts[2]
-        lazy = self._view((parts[0], parts[1], parts[2]))
-        return lazy if whole_rows and self._source.views else lazy._value()
+        parts = _parts(index if isinstance(index, tuple) else (index,), self.shape)
+        axes = [part for part in parts if part is not None]
+        named = self.named
+        for axis, part in enumerate(axes):
+            if not isinstance(part, slice):
+                what = self._name_of(axis)
+                check_indices(part, self.shape[axis], what)
+                named |= what == "position"
+        if not isinstance(axes[-1], slice):
+            *along, tokens = _follow(parts, self.shape)
+            return self._picked(Read(*self._rows_at(along, tokens.shape), tokens, named))
+        at = max(n for n, part in enumerate(parts) if part is not None)  # new axes may come after the tokens
+        view = dataclasses.replace(self, rows=self._rows_at(_follow(parts[:at], self.shape), (1,) * at), named=named)
+        if parts[at:] == [slice(None)]:
+            return view if self.views else view.__jax_array__()
+        return view.__jax_array__()[..., *parts[at:]]
 
-    def _value(self) -> Any:
-        reads = self._source.reads
-        if reads is not None and isinstance(self._parts[1], range):
-            reads.absolute = True
-        return self._source.read(self._parts)
+    def _name_of(self, axis: int) -> str:
+        """What an axis is of."""
+        if axis == self.ndim - 1 or self.rows is None:
+            return ("prompt", "position")[axis] if axis < self.ndim - 1 else "token"
+        positions = self.rows[1]
+        return "position" if isinstance(positions, Tracer) or np.diff(positions, axis=axis).any() else "prompt"
 
-    def _compose(self, axis: int, index: Any) -> Any:
-        """The part of the whole logits that ``index`` along one axis of this view names."""
-        numbers, what = self._parts[axis], ("prompt", "position", "token")[axis]
-        if axis == 1 and self._source.reads is not None:
-            self._note_position(index, self._source.reads)
-        if isinstance(index, slice):
-            return numbers[index]
-        check_indices(index, len(numbers), what)
-        if isinstance(index, int):
-            return numbers[index]
-        if isinstance(index, np.ndarray):
-            return numbers.start + numbers.step * np.where(index < 0, index + len(numbers), index)
-        index = index.astype(jnp.int32)
-        clamped = jnp.clip(jnp.where(index < 0, index + len(numbers), index), 0, len(numbers) - 1)
-        return numbers.start + numbers.step * clamped
+    def _rows_at(self, along: Sequence[Any], shape: tuple[int, ...]) -> tuple[Any, Any]:
+        """The prompts and positions of rows of this view that are named along its axes; of its only row, in a shape."""
+        if self.rows is None:
+            return along[0], along[1]
+        library: Any = jnp if any(isinstance(part, Tracer) for part in (*self.rows, *along)) else np
+        prompts, positions = (
+            library.asarray(rows)[tuple(along)] if along else library.broadcast_to(rows, shape) for rows in self.rows
+        )
+        return prompts, positions
 
-    def _note_position(self, index: Any, reads: Reads) -> None:
-        if isinstance(index, int) and index < 0 and self._parts[1] == range(self._source.length):
-            reads.offsets.add(index)
-        elif not isinstance(index, slice) or index != slice(None):
-            reads.absolute = True
+    def _picked(self, read: Read) -> Any:
+        """One logit of each row; of many, whole rows are computed once each."""
+        if read.key is None or read.tokens.size <= FEW:
+            return self._values(read)
+        n_positions = int(read.positions.max()) + 1
+        rows, inverse = np.unique(read.prompts * n_positions + read.positions, return_inverse=True)
+        values = self._values(Read(rows // n_positions, rows % n_positions, named=read.named))
+        return values[inverse.reshape(read.tokens.shape), read.tokens]
 
-    def _unusual(self, index: list[Any], consumed: list[int]) -> Any:
-        """Indices with masks or new axes: computes what the numbers and slices among them leave, then indexes that."""
-        parts, relative, axes = list(self._parts), [], iter(self._free)
-        for part, count in zip(index, consumed, strict=True):
-            named = [next(axes) for _ in range(count)]
-            if isinstance(part, int | slice) and not isinstance(part, bool):
-                composed = self._compose(named[0], part)
-                parts[named[0]] = range(composed, composed + 1) if isinstance(composed, int) else composed
-                relative.append(0 if isinstance(part, int) else slice(None))
-            else:
-                if part is not None and not _is_mask(part):
-                    self._compose(named[0], part)
-                relative.append(part)
-        return self._view((parts[0], parts[1], parts[2])).__jax_array__()[tuple(relative)]
+    def _values(self, read: Read) -> jax.Array:
+        if self.reads is not None:
+            self.reads.record(read)
+        if self.known and (key := read.key) in self.known:
+            return jnp.asarray(self.known[key])
+        params = {name: self.params[name] for name in ("ln_final", "unembed") if name in self.params}
+        return unembed(self.cfg, params, self._residual_at(read.prompts, read.positions), read.tokens)
+
+    def _residual_at(self, prompts: Any, positions: Any) -> Any:
+        """Rows of the residual stream, NaN where a tracer names one that was not kept."""
+        traced = isinstance(positions, Tracer)
+        if self.kept is not None:
+            if traced and not self.trusted:
+                raise PositionNotKept(f"The metric read a position that it computes, and only {self.kept} was kept.")
+            if not traced and (positions != self.kept).any():
+                raise PositionNotKept(f"The metric read other positions than {self.kept}, the only one that was kept.")
+            positions = (positions != self.kept).astype(np.int32)
+        if isinstance(self.residual, np.ndarray) and not (traced or isinstance(prompts, Tracer)):
+            return self.residual[prompts, positions]  # cut on the host, so that all lengths share a program
+        return jnp.asarray(self.residual).at[prompts, positions].get(mode="fill", fill_value=jnp.nan)
 
     def tree_flatten(self) -> tuple[tuple[Any, ...], Any]:
-        source, key = self._source, read_key(self._parts)
-        if source.reads is not None:
-            if self._parts == source.whole():
-                source.reads.compiled = True
-            else:
-                self.__jax_array__()
-        for values in (source.known, source.cache):
-            if key in values:
-                return (values[key],), None
-        children = (source.params, source.residual, tuple(source.known.values()))
-        static = (source.cfg, source.length, source.kept, source.views, source.trusted)
-        return children, (*static, self._parts, tuple(source.known))
+        if self.rows is not None:
+            return (self.__jax_array__(),), None
+        if self.reads is not None:
+            self.reads.jitted = True
+        return (self.params, self.residual, self.known), (self.cfg, self.length, self.kept, self.views, self.trusted)
 
     @classmethod
     def tree_unflatten(cls, aux: Any, children: tuple[Any, ...]) -> Any:
         if aux is None:
             return children[0]
-        cfg, length, kept, views, trusted, parts, keys = aux
-        params, residual, values = children
-        known = dict(zip(keys, values, strict=True))
-        lazy = object.__new__(cls)
-        lazy._source = _Source(cfg, params, residual, length, kept, known, None, views, trusted)
-        lazy._parts = parts
-        return lazy
+        cfg, length, kept, views, trusted = aux
+        params, residual, known = children
+        return cls(cfg, params, residual, length=length, kept=kept, known=known, views=views, trusted=trusted)
 
 
-def _outlives_inner_traces(value: Any, residual: Any) -> bool:
-    """Whether a value computed from ``residual`` may be used wherever it may: not if a trace within its own made it."""
-    if not isinstance(value, Tracer):
-        return True
-    return isinstance(residual, Tracer) and getattr(value, "_trace", value) is getattr(residual, "_trace", residual)
-
-
-def _component(part: Any) -> Any:
-    """One index in the form the rest expects: a number, a slice, an array, a mask, a tracer, ``None`` or ``...``."""
-    if type(part) is int or part is None or part is Ellipsis or isinstance(part, Tracer | slice):
-        return part
-    array = np.asarray(part)
-    if array.size == 0 and not isinstance(part, np.ndarray | jax.Array):
-        array = array.astype(np.int32)
-    if array.dtype.kind == "b":
-        return array
-    if array.dtype.kind not in "iu":
-        raise InputError(
-            f"Logits were indexed with {part!r}; indices are numbers, slices and masks. "
-            "model.to_single_token(' word') gives the id of a token."
-        )
-    return int(array) if array.ndim == 0 else array.astype(np.int64)
+def _parts(index: Sequence[Any], shape: tuple[int, ...]) -> list[Any]:
+    """An index with one slice, array or tracer of numbers for each axis, and ``None`` for each new axis."""
+    parts = [_component(part) for part in index]
+    named = sum(_axes_of(part) for part in parts)
+    ellipses = [n for n, part in enumerate(parts) if part is Ellipsis]
+    if len(ellipses) > 1 or named > len(shape):
+        fault = "more than one ..." if len(ellipses) > 1 else f"{named} indices"
+        raise InputError(f"These logits have {len(shape)} axes, and were indexed with {fault}.")
+    at = ellipses[0] if ellipses else len(parts)
+    parts[at : at + 1] = [slice(None)] * (len(shape) - named)
+    if not any(_is_mask(part) for part in parts):
+        return parts
+    numbers, axis = [], 0
+    for part in parts:
+        covered = shape[axis : axis + _axes_of(part)]
+        axis += _axes_of(part)
+        if _is_mask(part) and part.shape != covered:
+            raise InputError(f"The logits were indexed with a mask of shape {part.shape}, along axes of {covered}.")
+        numbers.extend(part.nonzero() if _is_mask(part) else [part])
+    return numbers
 
 
 def _is_mask(part: Any) -> bool:
-    return isinstance(part, np.ndarray | Tracer) and part.dtype == bool
+    return isinstance(part, np.ndarray) and part.dtype == bool
 
 
-def _axes_consumed(part: Any) -> int:
+def _axes_of(part: Any) -> int:
     if part is None or part is Ellipsis:
         return 0
     return part.ndim if _is_mask(part) else 1
 
 
-def _forward(name: str) -> Any:
-    def method(self: LazyLogits, *args: Any) -> Any:
-        plain = [arg.__jax_array__() if isinstance(arg, LazyLogits) else arg for arg in args]
-        return getattr(self.__jax_array__(), name)(*plain)
+def _component(part: Any) -> Any:
+    if part is None or part is Ellipsis or isinstance(part, slice):
+        return part
+    array = part if isinstance(part, Tracer) else np.asarray(part)
+    if isinstance(array, Tracer) and array.dtype == bool:
+        raise jax.errors.NonConcreteBooleanIndexError(array)
+    if array.size == 0 and not isinstance(part, np.ndarray | jax.Array):
+        array = array.astype(np.int32)
+    if np.dtype(array.dtype).kind not in "iub" or (array.dtype == bool and array.ndim == 0):
+        raise InputError(
+            f"Logits were indexed with {part!r}; indices are numbers, slices and masks. "
+            "model.to_single_token(' word') gives the id of a token."
+        )
+    return array
 
-    method.__name__ = name
-    return method
+
+def _follow(parts: Sequence[Any], shape: Sequence[int]) -> list[Any]:
+    """Where, along each axis, the elements lie that an index names ``[*result]``.
+
+    NumPy follows the index itself, through arrays of coordinates that take no memory of their own. Numbers are followed
+    as if they counted from 0, and looked up afterwards, so that they may be tracers.
+    """
+    axes = [part for part in parts if part is not None]
+    if len(axes) == len(parts) and not any(isinstance(part, slice) or part.ndim for part in parts):
+        return [_from_zero(part, size) for part, size in zip(parts, shape, strict=False)]
+    sizes = [size if isinstance(part, slice) else part.size for part, size in zip(axes, shape, strict=False)]
+    counting = tuple(
+        part if part is None or isinstance(part, slice) else np.arange(part.size).reshape(part.shape) for part in parts
+    )
+    which = (np.broadcast_to(counted, sizes)[counting] for counted in np.indices(sizes, np.int32, sparse=True))
+    return [
+        along if isinstance(part, slice) else _from_zero(part, size).reshape(-1)[along]
+        for part, size, along in zip(axes, shape, which, strict=False)
+    ]
 
 
-_BINARY = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul")
-_OTHERS = ("eq", "ne", "lt", "le", "gt", "ge", "neg", "pos", "abs", "bool")
-for _name in (*_BINARY, *(f"r{name}" for name in _BINARY), *_OTHERS):
-    setattr(LazyLogits, f"__{_name}__", _forward(f"__{_name}__"))
+def _from_zero(numbers: Any, size: int) -> Any:
+    """Indices that count from the start; those that do not exist, which only tracers may hold, are clamped."""
+    if isinstance(numbers, Tracer):
+        return jnp.clip(jnp.where(numbers < 0, numbers + size, numbers), 0, size - 1).astype(jnp.int32)
+    return (numbers % size).astype(np.int32)
