@@ -316,7 +316,7 @@ def test_the_number_of_programs_does_not_grow_with_layers_or_repeats(compilation
         return first - start
 
     few = programs(8)
-    assert programs(16) <= few + 4  # pages have at most five sizes, which shallow models do not all need
+    assert programs(16) <= few + 4  # packed batches have at most five sizes, which shallow models do not all need
 
 
 def test_prompts_of_different_lengths_share_programs(compilations: Any) -> None:

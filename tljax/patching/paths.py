@@ -29,9 +29,9 @@ from tljax.numerics import matmul_precision
 from tljax.patching.engine.base_run import BaseRun
 from tljax.patching.engine.edits import GridEdits, TakeRows, expand, picks
 from tljax.patching.engine.engine import Engine, Reach, enter
-from tljax.patching.engine.packing import PageLayout, Rows
+from tljax.patching.engine.packing import BatchLayout, Rows
 from tljax.patching.engine.report import join_reports
-from tljax.patching.engine.run import Measured, Metrics, Reduce, measure_edits, page_limits
+from tljax.patching.engine.run import Measured, Metrics, Reduce, batch_limits, measure_edits
 from tljax.patching.engine.sites import Sites, find_rows, place
 from tljax.patching.receivers import Receiver, read_receivers
 from tljax.patching.result import PatchingResult, as_result
@@ -188,7 +188,7 @@ def forked_streams(
     edits = FrozenEdits(place(model.cfg, base, sites), base, freeze_mlps and not model.cfg.attn_only)
     rows = find_rows(model.cfg, base, sites, base.length)
     with Progress(int((rows.layer < max(layers)).sum()), progress, "senders") as bar:
-        engine = Engine(model, base, Reach(base.length, None), page_limits(model.cfg, base, max_batch), bar.advance)
+        engine = Engine(model, base, Reach(base.length, None), batch_limits(model.cfg, base, max_batch), bar.advance)
         streams = engine.streams(rows, edits, len(sites), sorted(layers))
     if edits.sender.spec.name == ENTRY:
         for layer, stream in streams.items():
@@ -208,7 +208,7 @@ class FrozenEdits:
     def signature(self) -> Hashable:
         return "frozen", self.sender.signature, self.freeze_mlps
 
-    def slots(self, layer: int, layout: PageLayout, queries: np.ndarray | None) -> dict[str, tuple[TakeRows, ...]]:
+    def slots(self, layer: int, layout: BatchLayout, queries: np.ndarray | None) -> dict[str, tuple[TakeRows, ...]]:
         slots = self.sender.slots(layer, layout, queries)
         joined = np.append(layout.rows.layer, np.full(layout.n_rows, layer + 1))[: layout.n_rows]
         point = self.sender.spec.name
@@ -219,7 +219,7 @@ class FrozenEdits:
             slots["hook_mlp_out"] = (self._freeze("hook_mlp_out", layer, layout, mlp),)
         return slots
 
-    def _freeze(self, point: str, layer: int, layout: PageLayout, rows: np.ndarray) -> TakeRows:
+    def _freeze(self, point: str, layer: int, layout: BatchLayout, rows: np.ndarray) -> TakeRows:
         table = self.base.activations[f"blocks.{layer}.{point}"]
         return TakeRows(table, layout.source, [rows[layout.row][None, :, None]])
 
@@ -359,13 +359,13 @@ class ReceiverEdits:
     def signature(self) -> Hashable:
         return "receivers", *dict.fromkeys(point for _, point in self.tables)
 
-    def slots(self, layer: int, layout: PageLayout, queries: np.ndarray | None) -> dict[str, tuple[TakeRows, ...]]:
+    def slots(self, layer: int, layout: BatchLayout, queries: np.ndarray | None) -> dict[str, tuple[TakeRows, ...]]:
         return {
             point: (self._write(layer, point, layout, queries),)
             for point in dict.fromkeys(point for _, point in self.tables)
         }
 
-    def _write(self, layer: int, point: str, layout: PageLayout, queries: np.ndarray | None) -> TakeRows:
+    def _write(self, layer: int, point: str, layout: BatchLayout, queries: np.ndarray | None) -> TakeRows:
         key = (layer, point)
         here = key in self.tables
         key = key if here else next(other for other in self.tables if other[1] == point)

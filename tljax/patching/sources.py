@@ -21,7 +21,7 @@ from tljax.text.batch import Batch
 from tljax.text.inputs import prepare, texts_in
 
 Values = Callable[[HookPointSpec], jax.Array]
-"""Gives the values of a hook point, ``[batch, frame, ...]`` along every position axis."""
+"""Gives the values of a hook point, ``[batch, padded_pos, ...]`` along every position axis."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,7 +126,7 @@ def _from_cache(base: BaseRun, source: Any) -> Values:
                 "and corrupted prompts must have equally many tokens: compare model.to_str_tokens(clean) and "
                 "(corrupted)."
             )
-        return in_frame(base, spec, lined_up(base, value, spec.axes, text))
+        return into_padding(base, spec, lined_up(base, value, spec.axes, text))
 
     return values
 
@@ -187,15 +187,15 @@ def _from_prompt(model: HookedTransformer, base: BaseRun, source: Any, names: tu
         return Source(lambda spec: clean.activations[spec.name], final=final)
 
     def values(spec: HookPointSpec) -> jax.Array:
-        return in_frame(base, spec, lined_up(base, out_of_frame(clean, spec), spec.axes, clean.text))
+        return into_padding(base, spec, lined_up(base, out_of_padding(clean, spec), spec.axes, clean.text))
 
     return Source(values, final=np.asarray(lined_up(base, final, ("batch", "pos", "d_model"), clean.text)))
 
 
 def _from_hook(base: BaseRun, source: Callable[..., Any]) -> Values:
     def values(spec: HookPointSpec) -> jax.Array:
-        value = out_of_frame(base, spec)
-        return in_frame(base, spec, call_hook(source, value, HookPoint(spec.name, spec.axes, text=base.text)))
+        value = out_of_padding(base, spec)
+        return into_padding(base, spec, call_hook(source, value, HookPoint(spec.name, spec.axes, text=base.text)))
 
     return values
 
@@ -265,7 +265,7 @@ def _from_arrays(base: BaseRun, source: Any, names: Sequence[str], n_layers: int
                 f"broadcast to it, or have a leading axis of {len(names)} layers, array[i] for layers[i]."
             )
         value = value.reshape((1,) * (len(shape) - value.ndim) + value.shape)
-        return in_frame(base, spec, jnp.broadcast_to(value.astype(base.final.dtype), shape))
+        return into_padding(base, spec, jnp.broadcast_to(value.astype(base.final.dtype), shape))
 
     return values
 
@@ -277,13 +277,13 @@ def _fits(array: jax.Array, shape: tuple[int, ...]) -> bool:
         return False
 
 
-def in_frame(base: BaseRun, spec: HookPointSpec, value: jax.Array) -> jax.Array:
-    """Values ``[batch, pos, ...]`` laid into the base run's frame, whose padding stays as it is."""
+def into_padding(base: BaseRun, spec: HookPointSpec, value: jax.Array) -> jax.Array:
+    """Values ``[batch, pos, ...]`` laid into the base run's padded length, whose padding stays as it is."""
     whole = base.activations[spec.name]
     return whole.at[without_padding(base, spec)].set(value.astype(whole.dtype))
 
 
-def out_of_frame(base: BaseRun, spec: HookPointSpec) -> jax.Array:
+def out_of_padding(base: BaseRun, spec: HookPointSpec) -> jax.Array:
     """The base run's activation without padding, ``[batch, pos, ...]``."""
     return base.activations[spec.name][without_padding(base, spec)]
 

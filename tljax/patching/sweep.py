@@ -250,9 +250,9 @@ def choose_entries(
     allowed = {}
     for axis, wanted in entries.items():
         if axis not in chosen:
-            frame = np.arange(base.frame if axis in POSITION_AXES else sizes[axis])
+            every = np.arange(base.padded_length if axis in POSITION_AXES else sizes[axis])
             by_prompt = wanted.ndim == 2
-            allowed[axis] = (wanted[..., None] == frame).any(axis=0) if by_prompt else np.isin(frame, wanted)
+            allowed[axis] = (wanted[..., None] == every).any(axis=0) if by_prompt else np.isin(every, wanted)
     return chosen, allowed
 
 

@@ -233,7 +233,7 @@ def test_values_that_do_not_fit_in_memory_come_in_groups(llama: Case, monkeypatc
     arguments = (*llama.inputs, metric, add_noise, "resid_pre")
     index = pd.DataFrame({"layer": [1, 0, 1, 1, 0, 1, 1], "pos": [4, 2, 0, 1, 4, 3, 2]})
     whole = patching.generic_activation_patch(*arguments, index_df=index, baseline=True)
-    monkeypatch.setattr("tljax.memory.WORKING_BYTES", 5 * 2 * 8 * 12 * 4)  # five sites: two prompts in frames of eight
+    monkeypatch.setattr("tljax.memory.WORKING_BYTES", 5 * 2 * 8 * 12 * 4)  # five sites: two prompts padded to eight
     parts = patching.generic_activation_patch(*arguments, index_df=index, baseline=True)
     np.testing.assert_allclose(parts.values, whole.values, atol=1e-6)
     assert (parts.report.sites, parts.report.naive_flops) == (7, pytest.approx(whole.report.naive_flops))

@@ -1,7 +1,7 @@
 """The unpatched run a sweep starts from: every layer's residual stream, keys and values, and what is to be patched.
 
-Prompts are laid in frames of a few standard lengths (padding on the right, masked), so that prompts of different
-lengths share the programs.
+Prompts are padded on the right, masked, to one of a few standard lengths, so that prompts of different lengths share
+the programs.
 """
 
 import dataclasses
@@ -25,10 +25,10 @@ class BaseRun:
     """One unpatched run.
 
     Attributes:
-        activations: by full name, ``[batch, frame, ...]`` along every position axis.
-        final: residual stream that is unembedded, ``[batch, frame, d_model]``.
-        tokens: token ids, ``[batch, frame]``.
-        context: positions and mask, ``[batch, frame]``, and the embeddings of positions where blocks read them.
+        activations: by full name, ``[batch, padded_pos, ...]`` along every position axis.
+        final: residual stream that is unembedded, ``[batch, padded_pos, d_model]``.
+        tokens: token ids, ``[batch, padded_pos]``.
+        context: positions and mask, ``[batch, padded_pos]``, and the embeddings of positions where blocks read them.
         length: the prompts' length; positions from there on are padding.
         text: ``[batch, length]``, ``False`` at the prompts' own padding; ``None`` where there is none, or it is not
             known.
@@ -51,11 +51,11 @@ class BaseRun:
         return self.final.shape[0]
 
     @property
-    def frame(self) -> int:
+    def padded_length(self) -> int:
         return self.final.shape[1]
 
     def residual(self, layer: int) -> jax.Array:
-        """The residual stream entering a layer, or leaving the last one, ``[batch, frame, d_model]``."""
+        """The residual stream entering a layer, or leaving the last one, ``[batch, padded_pos, d_model]``."""
         return self.activations.get(f"blocks.{layer}.{ENTRY}", self.final)
 
 
@@ -63,21 +63,23 @@ def run_base(model: HookedTransformer, prepared: ModelInput, names: Sequence[str
     """Runs the model on framed prompts, keeping what a sweep needs.
 
     Args:
-        model: the model. Hooks that it carries apply; the frame is then no longer than the prompts, because a hook may
-            count positions from the end.
+        model: the model. Hooks that it carries apply; prompts are then not padded, because a hook may count positions
+            from the end.
         prepared: the prompts, token ids ``[batch, pos]``.
         names: full names to keep besides residual streams, keys and values.
     """
     cfg = model.cfg
     batch, length = prepared.batch_and_pos
     model._hooks.check(point_table(cfg), batch, length, prepared.text)
-    frame = length if model._hooks.entries else prompt_length(length, cfg.n_ctx)
-    tokens = pad_axis(np.asarray(prepared.value), frame)
+    padded_length = length if model._hooks.entries else prompt_length(length, cfg.n_ctx)
+    tokens = pad_axis(np.asarray(prepared.value), padded_length)
     given = AttentionContext.of(prepared)
     positions = np.arange(length, dtype=np.int32)[None] if given.positions is None else np.asarray(given.positions)
     mask = np.ones((batch, length), bool) if given.token_mask is None else np.asarray(given.token_mask)
     positions = np.broadcast_to(positions, (batch, length))
-    context = AttentionContext(*jax.device_put((pad_axis(positions, frame), pad_axis(mask, frame))), text=given.text)
+    context = AttentionContext(
+        *jax.device_put((pad_axis(positions, padded_length), pad_axis(mask, padded_length))), text=given.text
+    )
     needed = (ENTRY, *KEYS_AND_VALUES)
     positions = [POSITIONS] if cfg.positional_embedding_type == "shortformer" else []
     blocks = [f"blocks.{layer}.{part}" for layer in range(cfg.n_layers) for part in needed]

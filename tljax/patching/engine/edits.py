@@ -10,7 +10,7 @@ import numpy as np
 from tljax.hooks.intervention import Intervention
 from tljax.hooks.point import HookPoint
 from tljax.hooks.points import HookPointSpec
-from tljax.patching.engine.packing import PageLayout, Rows
+from tljax.patching.engine.packing import BatchLayout, Rows
 
 
 class TakeRows(Intervention):
@@ -51,19 +51,19 @@ class TakeRows(Intervention):
 
 @runtime_checkable
 class Edits(Protocol):
-    """A source of interventions for the pages of a sweep."""
+    """A source of interventions for the packed batches of a sweep."""
 
     @property
     def signature(self) -> Hashable:
         """What decides the structure of the interventions, equal for edits that share programs."""
         ...
 
-    def slots(self, layer: int, layout: PageLayout, queries: np.ndarray | None) -> dict[str, tuple[TakeRows, ...]]:
+    def slots(self, layer: int, layout: BatchLayout, queries: np.ndarray | None) -> dict[str, tuple[TakeRows, ...]]:
         """Interventions at one block, by relative name; their names, number and shapes are those of every layer.
 
         Args:
             layer: which block.
-            layout: the page.
+            layout: the packed batch.
             queries: positions whose output the block computes; ``None`` means all.
         """
         ...
@@ -73,7 +73,7 @@ class Edits(Protocol):
 
         Args:
             rows: such rows.
-            pos: the one position wanted, or ``None`` for every position of the frame.
+            pos: the one position wanted, or ``None`` for every position, padding too.
 
         Returns:
             Values ``[row, pos, d_model]`` and where they apply, ``[row, pos, d_model or 1]``.
@@ -87,8 +87,8 @@ class GridEdits:
 
     Attributes:
         spec: the point, named relative to its block, whose axes are addressed.
-        tables: for each layer with sites, values ``[variant, batch, frame, ...]`` (``[variant, batch, head, frame,
-            frame]`` for patterns).
+        tables: for each layer with sites, values ``[variant, batch, padded_pos, ...]`` (for patterns ``[variant, batch,
+            head, padded_pos, padded_pos]``).
         layer: ``[site]``, block each site acts in; the number of layers for the final residual stream.
         variant: ``[site]``, which variant of the values it takes.
         chosen: for each axis along which sites are told apart, the entry of each site ``[site]``, or for each prompt
@@ -108,7 +108,7 @@ class GridEdits:
     def signature(self) -> Hashable:
         return self.spec.name, tuple(self.chosen), tuple(self.allowed)
 
-    def slots(self, layer: int, layout: PageLayout, queries: np.ndarray | None) -> dict[str, tuple[TakeRows, ...]]:
+    def slots(self, layer: int, layout: BatchLayout, queries: np.ndarray | None) -> dict[str, tuple[TakeRows, ...]]:
         site = np.full(layout.n_rows, -1)
         site[: len(layout.rows)] = layout.rows.site
         here = (site >= 0) & (self.layer[site] == layer)
@@ -125,7 +125,7 @@ class GridEdits:
         entry: np.ndarray,
         site: np.ndarray,
         here: np.ndarray,
-        layout: PageLayout,
+        layout: BatchLayout,
         queries: np.ndarray | None,
     ) -> TakeRows:
         tokens = slice(None) if queries is None or self.spec.every_token else layout.last
@@ -148,14 +148,14 @@ class GridEdits:
         here: np.ndarray,
         queries: np.ndarray | None,
     ) -> TakeRows:
-        frame = np.arange(table.shape[-1])
-        query_pos = frame if queries is None else queries
+        key_pos = np.arange(table.shape[-1])
+        query_pos = key_pos if queries is None else queries
         factors = [
             here[:, None, None, None],
             *(
                 expand(picks(self, axis, site[:, None], entries[None], prompt[:, None]), (0, number), 4)
                 for number, (axis, entries) in enumerate(
-                    (("head", np.arange(table.shape[2])), ("query_pos", query_pos), ("key_pos", frame)), start=1
+                    (("head", np.arange(table.shape[2])), ("query_pos", query_pos), ("key_pos", key_pos)), start=1
                 )
             ),
         ]

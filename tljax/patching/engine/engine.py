@@ -1,4 +1,4 @@
-"""Runs the pages of a sweep, block by block, and hands the final residual streams to the metrics."""
+"""Runs the packed batches of a sweep, block by block, and hands the final residual streams to the metrics."""
 
 import dataclasses
 import functools
@@ -21,14 +21,14 @@ from tljax.modules.stages import block_module
 from tljax.patching.engine.base_run import BaseRun
 from tljax.patching.engine.edits import Edits, TakeRows
 from tljax.patching.engine.packing import (
+    BatchLayout,
+    BatchLimits,
     BlockRun,
-    Page,
-    PageLayout,
-    PageLimits,
+    PackedBatch,
     Programs,
     Rows,
     lay_out,
-    plan_pages,
+    plan_batches,
 )
 from tljax.patching.engine.report import block_flops, block_flops_per_token
 from tljax.sizes import next_packed_size
@@ -74,7 +74,7 @@ class Engine:
         model: the model; hooks it carries are not applied.
         base: the unpatched run.
         reach: positions that matter.
-        limits: sizes of pages.
+        limits: sizes of packed batches.
         advance: called after each block with the work done since the last call, in runs.
     """
 
@@ -83,7 +83,7 @@ class Engine:
         model: HookedTransformer,
         base: BaseRun,
         reach: Reach,
-        limits: PageLimits,
+        limits: BatchLimits,
         advance: Callable[[float], None] = lambda runs: None,
     ) -> None:
         self.cfg, self.params = model.cfg, model.params
@@ -112,9 +112,9 @@ class Engine:
         self.advance(float(at_end.sum()))
         running = rows.take(np.flatnonzero(~at_end))
         top = self.cfg.n_layers
-        for page in self._plan(running, edits, top, only):
-            for layer, layout, stream in self._climb(page, edits, top, only):
-                self.advance(len(page.rows) / (top - page.layer))
+        for packed in self._plan(running, edits, top, only):
+            for layer, layout, stream in self._climb(packed, edits, top, only):
+                self.advance(len(packed.rows) / (top - packed.layer))
                 if layer == top:
                     self._collect(layout, np.asarray(stream), finals, only)
         self.spent.floor += self._floor(running)
@@ -135,22 +135,22 @@ class Engine:
         streams = {layer: np.tile(stream[None], (n_sites, 1, 1, 1)) for layer, stream in kept.items()}
         top = max(layers)
         below = rows.take(np.flatnonzero(rows.layer < top))
-        for page in self._plan(below, edits, top, None):
-            for layer, layout, stream in self._climb(page, edits, top, None):
-                self.advance(len(page.rows) / (top - page.layer))
+        for packed in self._plan(below, edits, top, None):
+            for layer, layout, stream in self._climb(packed, edits, top, None):
+                self.advance(len(packed.rows) / (top - packed.layer))
                 if layer in streams:
                     self._collect(layout, np.asarray(stream), streams[layer], None)
         return streams
 
-    def _plan(self, rows: Rows, edits: Edits, top: int, only: int | None) -> list[Page]:
-        programs = _programs(self.cfg.computation, self.base.batch, self.base.frame, edits.signature)
-        return plan_pages(rows, self.reach.end, (top, self._narrow(only)), self.limits, programs)
+    def _plan(self, rows: Rows, edits: Edits, top: int, only: int | None) -> list[PackedBatch]:
+        programs = _programs(self.cfg.computation, self.base.batch, self.base.padded_length, edits.signature)
+        return plan_batches(rows, self.reach.end, (top, self._narrow(only)), self.limits, programs)
 
     def _narrow(self, only: int | None) -> int | None:
         """The block that computes one token a row only."""
         return None if only is None else self.cfg.n_layers - 1
 
-    def _collect(self, layout: PageLayout, stream: np.ndarray, finals: np.ndarray, only: int | None) -> None:
+    def _collect(self, layout: BatchLayout, stream: np.ndarray, finals: np.ndarray, only: int | None) -> None:
         rows = layout.rows
         if only is not None:
             finals[rows.site - self._first, rows.prompt, 0] = stream[0, : len(rows)]
@@ -160,9 +160,9 @@ class Engine:
         finals[rows.site[row] - self._first, rows.prompt[row], layout.pos[real]] = stream[0, real]
 
     def _climb(
-        self, page: Page, edits: Edits, top: int, only: int | None
-    ) -> Iterator[tuple[int, PageLayout, jax.Array]]:
-        """Runs a page up to block ``top``.
+        self, packed: PackedBatch, edits: Edits, top: int, only: int | None
+    ) -> Iterator[tuple[int, BatchLayout, jax.Array]]:
+        """Runs a packed batch up to block ``top``.
 
         Yields:
             After each block, the next layer's number, where the tokens are, and the residual stream entering there
@@ -170,8 +170,9 @@ class Engine:
             ``[1, row, d_model]``.
         """
         stream, entered = None, 0
-        for layer in range(page.layer, top):
-            layout = lay_out(page, layer, self.base.frame, self.reach.end, self.reach.end - 1 if only is None else only)
+        for layer in range(packed.layer, top):
+            read = self.reach.end - 1 if only is None else only
+            layout = lay_out(packed, layer, self.base.padded_length, self.reach.end, read)
             queries = np.asarray([only], np.int32) if layer == self._narrow(only) else None
             slots = edits.slots(layer, layout, queries)
             newcomers = (np.arange(layout.n_tokens) >= entered)[None, :, None]
@@ -186,7 +187,7 @@ class Engine:
         self,
         layer: int,
         stream: jax.Array,
-        layout: PageLayout,
+        layout: BatchLayout,
         edits: Mapping[str, tuple[TakeRows, ...]],
         queries: np.ndarray | None,
     ) -> jax.Array:
@@ -206,19 +207,19 @@ class Engine:
         module = block_module(cfg, cfg.layer_kind(layer))
         stage = Stage(module, {"params": self.params["blocks"][layer]}, f"blocks.{layer}.", (), slots)
         computed = layout.n_tokens if queries is None else layout.n_rows
-        columns = self.base.frame if queries is None else 1
-        self.spent.flops += block_flops(cfg, layout.n_tokens, computed, layout.n_rows, columns, self.base.frame)
+        columns = self.base.padded_length if queries is None else 1
+        self.spent.flops += block_flops(cfg, layout.n_tokens, computed, layout.n_rows, columns, self.base.padded_length)
         return run_stage(stage, (stream, context_of_layer(cfg, context, layer)), traced=False)[0]
 
-    def _indices(self, layout: PageLayout, queries: np.ndarray | None) -> dict[str, Any]:
-        """Positions, mask and layout of a page, on the device, for blocks that compute all outputs or the last ones."""
+    def _indices(self, layout: BatchLayout, queries: np.ndarray | None) -> dict[str, Any]:
+        """Positions, mask and layout of a packed batch, on the device; ``queries``: those with an output, if not all."""
         base, rows = self.base.context, np.arange(layout.n_rows, dtype=np.int32)
         whole = queries is None
         packing = {
             "key_source": layout.key_source,
             "query_source": layout.query_source if whole else rows[:, None],
-            "query_pos": np.arange(self.base.frame, dtype=np.int32) if whole else queries,
-            "slot": layout.row * np.int32(self.base.frame) + layout.pos if whole else rows,
+            "query_pos": np.arange(self.base.padded_length, dtype=np.int32) if whole else queries,
+            "slot": layout.row * np.int32(self.base.padded_length) + layout.pos if whole else rows,
             "computed": None if whole else layout.last,
         }
         positions, mask = np.asarray(base.positions), np.asarray(base.token_mask)
@@ -234,19 +235,20 @@ class Engine:
 
 
 @functools.lru_cache(maxsize=256)
-def _programs(computation: HookedTransformerConfig, batch: int, frame: int, signature: Hashable) -> Programs:
-    """The page sizes run so far, where all else that decides a program is this.
+def _programs(computation: HookedTransformerConfig, batch: int, padded_length: int, signature: Hashable) -> Programs:
+    """The sizes of packed batches run so far, where all else that decides a program is this.
 
     Kept for the whole process because jax's programs are, and jax has no public way to ask which there are. It decides
-    how pages are padded, so what compiles, and no result but for rounding; what is forgotten is planned anew.
+    how packed batches are padded, so what compiles, and no result but for rounding; what is forgotten is planned anew.
     """
-    return Programs(functools.partial(_run_cost, computation, frame))
+    return Programs(functools.partial(_run_cost, computation, padded_length))
 
 
-def _run_cost(cfg: HookedTransformerConfig, frame: int, run: BlockRun) -> float:
+def _run_cost(cfg: HookedTransformerConfig, padded_length: int, run: BlockRun) -> float:
     """What running a block costs, in FLOPs; starting it and reading its weights counts as some tokens."""
     tokens, rows = run.tokens + _OVERHEAD, run.rows
-    return float(block_flops(cfg, tokens, rows if run.narrow else tokens, rows, 1 if run.narrow else frame, frame))
+    queries, columns = (rows, 1) if run.narrow else (tokens, padded_length)
+    return float(block_flops(cfg, tokens, queries, rows, columns, padded_length))
 
 
 def enter(streams: np.ndarray, rows: Rows, edits: Edits, only: int | None, first: int = 0) -> None:
@@ -278,7 +280,7 @@ def _fit(stream: jax.Array | None, n_tokens: int, like: jax.Array) -> jax.Array:
 
 @jax.jit
 def _taken(base: jax.Array, source: Any) -> jax.Array:
-    """``[batch, frame, d_model]`` of the base run, at the places of packed tokens, ``[1, token, d_model]``."""
+    """``[batch, padded_pos, d_model]`` of the base run, at the places of packed tokens, ``[1, token, d_model]``."""
     return base.reshape(-1, base.shape[-1])[source][None]
 
 

@@ -1,9 +1,9 @@
 """Plans a sweep: which patched runs go through the blocks together, and in what shapes.
 
 A row is one patched prompt of one site. It has nothing to compute below its layer nor before its first changed
-position. Rows are sorted by layer and cut into pages that fit in memory; a page starts with the rows of its lowest
-layer and takes in the others as it reaches theirs, so each block runs once for all of them. Its arrays grow in a few
-steps only, because every shape is a program to compile.
+position. Rows are sorted by layer and cut into packed batches that fit in memory: their suffixes end to end, without
+padding between them. A batch starts with the rows of its lowest layer and takes in the others as it reaches theirs, so
+each block runs once for all of them. Its arrays grow in a few steps only, because every shape is a program to compile.
 """
 
 import dataclasses
@@ -47,12 +47,12 @@ class Rows:
 
 
 @dataclasses.dataclass(frozen=True)
-class PageLimits:
-    """How large pages may be.
+class BatchLimits:
+    """How large packed batches may be.
 
     Attributes:
-        tokens: most tokens of a page (one row may hold more).
-        rows: most rows of a page.
+        tokens: most tokens of a packed batch (one row may hold more).
+        rows: most rows of a packed batch.
     """
 
     tokens: int
@@ -60,7 +60,7 @@ class PageLimits:
 
 
 @dataclasses.dataclass(frozen=True)
-class Page:
+class PackedBatch:
     """Rows that run together.
 
     Attributes:
@@ -96,10 +96,10 @@ class BlockRun(NamedTuple):
         return self.tokens >= run.tokens and self.rows >= run.rows and self.narrow == run.narrow
 
 
-def plan_pages(
-    rows: Rows, end: int, layers: tuple[int, int | None], limits: PageLimits, programs: "Programs"
-) -> list[Page]:
-    """Cuts rows into pages and chooses their sizes.
+def plan_batches(
+    rows: Rows, end: int, layers: tuple[int, int | None], limits: BatchLimits, programs: "Programs"
+) -> list[PackedBatch]:
+    """Cuts rows into packed batches and chooses their sizes.
 
     Args:
         rows: what is to run, each at a layer below the block to stop before.
@@ -115,7 +115,7 @@ def plan_pages(
     needed = [_needed(part, end, *layers) for part in parts]
     sizes = iter(programs.sizes_for([run for runs in needed for run in runs]))
     return [
-        Page(part, int(part.layer[0]), tuple(next(sizes)[:2] for _ in runs))
+        PackedBatch(part, int(part.layer[0]), tuple(next(sizes)[:2] for _ in runs))
         for part, runs in zip(parts, needed, strict=True)
     ]
 
@@ -175,7 +175,7 @@ def _candidates(runs: Sequence[BlockRun]) -> list[BlockRun]:
 
 
 def _balanced_order(layer: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """Rows by layer, long and short ones alternating, so that pages hold about as many rows each."""
+    """Rows by layer, long and short ones alternating, so that packed batches hold about as many rows each."""
     by_length = np.lexsort((lengths, layer))
     order = []
     for rows in np.split(by_length, np.flatnonzero(np.diff(layer[by_length])) + 1):
@@ -186,7 +186,7 @@ def _balanced_order(layer: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     return np.concatenate(order)
 
 
-def _cut(lengths: np.ndarray, limits: PageLimits) -> list[slice]:
+def _cut(lengths: np.ndarray, limits: BatchLimits) -> list[slice]:
     cuts, start, filled = [], 0, 0
     for row, length in enumerate(lengths):
         if row > start and (filled + length > limits.tokens or row - start >= limits.rows):
@@ -197,7 +197,7 @@ def _cut(lengths: np.ndarray, limits: PageLimits) -> list[slice]:
 
 
 def _needed(rows: Rows, end: int, top: int, narrow: int | None) -> list[BlockRun]:
-    """The block runs of a page from its lowest layer to ``top``."""
+    """The block runs of a packed batch from its lowest layer to ``top``."""
     layers = range(int(rows.layer[0]), top)
     n_rows = np.searchsorted(rows.layer, layers, side="right")
     tokens = np.cumsum(end - rows.start)[n_rows - 1]
@@ -205,8 +205,8 @@ def _needed(rows: Rows, end: int, top: int, narrow: int | None) -> list[BlockRun
 
 
 @dataclasses.dataclass(frozen=True)
-class PageLayout:
-    """Index arrays of a page at one layer.
+class BatchLayout:
+    """Index arrays of a packed batch at one layer.
 
     Attributes:
         rows: the rows that have entered.
@@ -214,10 +214,10 @@ class PageLayout:
         row: ``[token]``, the row each packed token belongs to (the last row for padding).
         pos: ``[token]``, its position.
         is_real: ``[token]``, ``False`` at padding.
-        source: ``[token]``, the base token at that place, ``prompt * frame + pos``.
+        source: ``[token]``, the base token at that place, ``prompt * padded_length + pos``.
         prompt: ``[row]``, the prompt of each row.
-        key_source: ``[row, frame]``: see :class:`~tljax.modules.packing.Packing`.
-        query_source: ``[row, frame]``: likewise.
+        key_source: ``[row, padded_pos]``: see :class:`~tljax.modules.packing.Packing`.
+        query_source: ``[row, padded_pos]``: likewise.
         last: ``[row]``, the packed token at the position that is read.
     """
 
@@ -238,18 +238,18 @@ class PageLayout:
         return len(self.row)
 
 
-def lay_out(page: Page, layer: int, frame: int, end: int, read: int) -> PageLayout:
-    """Works out where the tokens of a page go at a layer.
+def lay_out(packed: PackedBatch, layer: int, padded_length: int, end: int, read: int) -> BatchLayout:
+    """Works out where the tokens of a packed batch go at a layer.
 
     Args:
-        page: the page.
+        packed: the packed batch.
         layer: the block about to run.
-        frame: number of positions of a row.
+        padded_length: number of positions of a row.
         end: one past the last position computed.
         read: the position whose packed tokens become ``last``.
     """
-    n_tokens, n_rows = page.size(layer)
-    rows = page.rows.take(slice(int(np.searchsorted(page.rows.layer, layer, side="right"))))
+    n_tokens, n_rows = packed.size(layer)
+    rows = packed.rows.take(slice(int(np.searchsorted(packed.rows.layer, layer, side="right"))))
     lengths = end - rows.start
     ends = np.cumsum(lengths)
     used = int(ends[-1])
@@ -259,12 +259,12 @@ def lay_out(page: Page, layer: int, frame: int, end: int, read: int) -> PageLayo
     pos[:used] = np.arange(used) - np.repeat(ends - lengths, lengths) + np.repeat(rows.start, lengths)
     prompt = np.full(n_rows, rows.prompt[-1])
     prompt[: len(rows)] = rows.prompt
-    key_source = n_tokens + prompt[:, None] * frame + np.arange(frame)[None]
+    key_source = n_tokens + prompt[:, None] * padded_length + np.arange(padded_length)[None]
     key_source[row[:used], pos[:used]] = np.arange(used)
     query_source = np.where(key_source < n_tokens, key_source, 0)
     last = np.full(n_rows, used - 1)
     last[: len(rows)] = ends - end + read
-    arrays = (row, pos, prompt[row] * frame + pos, prompt, key_source, query_source, last)
+    arrays = (row, pos, prompt[row] * padded_length + pos, prompt, key_source, query_source, last)
     row, pos, source, prompt, key_source, query_source, last = (array.astype(np.int32) for array in arrays)
     is_real = np.arange(n_tokens) < used
-    return PageLayout(rows, n_rows, row, pos, is_real, source, prompt, key_source, query_source, last)
+    return BatchLayout(rows, n_rows, row, pos, is_real, source, prompt, key_source, query_source, last)

@@ -15,7 +15,7 @@ from tljax.model.hooked_transformer import HookedTransformer
 from tljax.patching.engine.base_run import BaseRun
 from tljax.patching.engine.edits import Edits
 from tljax.patching.engine.engine import Engine, Reach, reach_of
-from tljax.patching.engine.packing import PageLimits, Rows
+from tljax.patching.engine.packing import BatchLimits, Rows
 from tljax.patching.engine.report import SweepReport, blocks_flops, forward_flops
 from tljax.patching.engine.site_by_site import SiteBySite
 from tljax.patching.engine.sites import Sites, find_rows, place
@@ -147,7 +147,7 @@ def _run(
     group = how_many(site_bytes)  # final residual streams held before they are measured
     values: dict[str, list[np.ndarray]] = {name: [] for name in measures}
     with Progress(len(rows), progress) as bar:
-        limits = page_limits(model.cfg, base, max_batch)
+        limits = batch_limits(model.cfg, base, max_batch)
         if isinstance(edits, Sites):
             engine = SiteBySite(model, base, reach, bar.advance)
             run = functools.partial(engine.run, sites=edits)
@@ -163,7 +163,7 @@ def _run(
     return {name: np.concatenate(parts) for name, parts in values.items()}, rows, engine
 
 
-def page_limits(cfg: HookedTransformerConfig, base: BaseRun, max_batch: int | Literal["auto"]) -> PageLimits:
+def batch_limits(cfg: HookedTransformerConfig, base: BaseRun, max_batch: int | Literal["auto"]) -> BatchLimits:
     """How much may run at once: by ``max_batch``, and by the free memory."""
     if max_batch != "auto" and (not isinstance(max_batch, int) or max_batch < 1):
         raise InputError(f'max_batch={max_batch!r} must be a positive number or "auto".')
@@ -171,11 +171,11 @@ def page_limits(cfg: HookedTransformerConfig, base: BaseRun, max_batch: int | Li
     budget = batch_budget(device)
     width = cfg.jnp_dtype.itemsize
     token_bytes = width * (12 * cfg.d_model + 4 * (cfg.d_mlp or 0) + 4 * cfg.n_heads * cfg.d_head)
-    row_bytes = width * base.frame * (4 * cfg.n_heads * base.frame + 4 * cfg.n_heads * cfg.d_head)
+    row_bytes = width * base.padded_length * (4 * cfg.n_heads * base.padded_length + 4 * cfg.n_heads * cfg.d_head)
     on_cpu = device.platform == "cpu"
     tokens = int(np.clip(budget // token_bytes, 64, 2048 if on_cpu else 65536))
     rows = int(np.clip(budget // row_bytes, 1, 256 if on_cpu else 8192))
-    return PageLimits(tokens, rows if max_batch == "auto" else min(rows, max_batch))
+    return BatchLimits(tokens, rows if max_batch == "auto" else min(rows, max_batch))
 
 
 def _report(
@@ -200,7 +200,7 @@ def _report(
         reductions.append("one position unembedded")
     full = forward_flops(cfg, base.batch, base.length)
     unembedding = sum(measure.flops for measure in measures.values())
-    spent = engine.spent.flops + blocks_flops(cfg, base.batch, base.frame) + n_sites * unembedding
+    spent = engine.spent.flops + blocks_flops(cfg, base.batch, base.padded_length) + n_sites * unembedding
     how = ", ".join(dict.fromkeys(measure.how for measure in measures.values()))
     return SweepReport(
         n_sites, skipped, tuple(reductions), how, float(spent), engine.spent.floor, float(n_sites * full)

@@ -51,7 +51,7 @@ class SiteBySite:
             hooks = HookDictionary((*self.model._hooks.entries, _patch(self.model, sites, int(site))))
             final, _ = run_forward(cfg, self.model.params, base.tokens, base.context, hooks=hooks, stop=cfg.n_layers)
             finals[site - first] = self._kept(final)
-            self.spent.flops += blocks_flops(cfg, base.batch, base.frame)
+            self.spent.flops += blocks_flops(cfg, base.batch, base.padded_length)
             self.advance(float((rows.site == site).sum()))
         return finals
 

@@ -22,8 +22,8 @@ class Sites:
     Attributes:
         row: the point's row in the table, at any of its layers.
         layer: ``[site]``; zeros for a point of the embedding.
-        values: for each layer, what is written, ``[variant, batch, frame, ...]`` (patterns: ``[variant, batch, head,
-            frame, frame]``).
+        values: for each layer, what is written, ``[variant, batch, padded_pos, ...]`` (patterns: ``[variant, batch,
+            head, padded_pos, padded_pos]``).
         variant: ``[site]``, which of its layer's values a site writes.
         chosen: for each axis along which sites are told apart, the entry of each site ``[site]``, or for each prompt
             ``[site, batch]``, -1 where it has none.
@@ -74,7 +74,7 @@ class Sites:
 
     @property
     def enter_stream(self) -> bool:
-        """Whether a change reaches the metric through one block's residual stream, so that pages carry it out.
+        """Whether a change reaches the metric through one block's residual stream, so that packed batches carry it out.
 
         The position embeddings of a shortformer do not: queries and keys of every layer read them.
         """

@@ -137,7 +137,7 @@ def _direct_paths(
 
 
 def _sent(model: HookedTransformer, setup: Setup, cache: Any, senders: Sequence[tuple[int, int]]) -> np.ndarray:
-    """What each sender adds to the residual stream beyond the corrupted run, ``[sender, batch, frame, d_model]``."""
+    """What each sender adds to the stream beyond the corrupted run, ``[sender, batch, padded_pos, d_model]``."""
     read = read_source(model, setup.base, cache, setup.names)
     added = {}
     for layer, name in zip(setup.layers, setup.names, strict=True):
@@ -149,7 +149,7 @@ def _sent(model: HookedTransformer, setup: Setup, cache: Any, senders: Sequence[
 
 
 def _received(model: HookedTransformer, base: BaseRun, layer: int, component: str, sent: np.ndarray) -> jax.Array:
-    """Queries, keys or values of every head with each sender's change, ``[sender, batch, frame, head, d_head]``."""
+    """Queries, keys or values with each sender's change, ``[sender, batch, padded_pos, head, d_head]``."""
     streams = np.asarray(base.residual(layer))[None] + sent
     heads = read_heads(model, base, layer, component, streams[:, :, : base.length])
     spec_name = f"blocks.{layer}.attn.hook_{component}"

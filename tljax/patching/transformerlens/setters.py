@@ -15,7 +15,7 @@ from tljax.hooks.points import HookPointSpec
 from tljax.memory import how_many
 from tljax.patching.engine.base_run import BaseRun
 from tljax.patching.engine.sites import Sites
-from tljax.patching.sources import out_of_frame, without_padding
+from tljax.patching.sources import out_of_padding, without_padding
 from tljax.sizes import power_of_two, power_of_two_within
 
 PatchSetter = Callable[[jax.Array, Sequence[Any], jax.Array], Any]
@@ -178,7 +178,7 @@ def custom_sites(
             whole = np.asarray(base.activations[spec.name])
             table = np.broadcast_to(whole, (size, *whole.shape)).copy()
             part = without_padding(base, spec)
-            corrupted, clean_activation = out_of_frame(base, spec), clean(spec)
+            corrupted, clean_activation = out_of_padding(base, spec), clean(spec)
             for entry, row in enumerate(rows[here]):
                 table[entry][part] = set_values(setter, corrupted, index[row], clean_activation, spec.name)
             values[int(number)], variant[here] = jnp.asarray(table), np.arange(len(here))
