@@ -24,7 +24,7 @@ PROCESSING = ("fold_ln", "center_writing_weights", "center_unembed", "fold_value
 def make_checkpoint(directory: Path, n_layers: int, d_model: int, d_vocab: int) -> int:
     """Writes a random GPT-2 checkpoint tensor by tensor; returns its size on disk in bytes."""
     from tljax.checkpoints.families.gpt2 import GPT2
-    from tljax.checkpoints.hf_config import HFConfig
+    from tljax.checkpoints.formats.hf_config import HFConfig
     from tljax.checkpoints.rows import bind
     from tljax.modules.parameters import axis_sizes
     from tljax.safetensors_files import write_safetensors

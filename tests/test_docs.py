@@ -13,7 +13,7 @@ import pytest
 
 import tljax
 from tljax import elsewhere, errors, patching
-from tljax.checkpoints.hub import MODELS
+from tljax.checkpoints.files.hub import MODELS
 
 DOCS = Path(__file__).parents[1] / "docs"
 MIGRATION = "from_transformerlens.md"

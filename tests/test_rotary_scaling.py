@@ -13,7 +13,7 @@ from read_config import read_attributes
 from variants import randomised_params
 
 from tljax import Batch, HookedTransformer, HookedTransformerConfig
-from tljax.checkpoints.hf_config import HFConfig, rope_scaling, yarn_mscale
+from tljax.checkpoints.formats.hf_config import HFConfig, rope_scaling, yarn_mscale
 from tljax.errors import CheckpointError, ConfigError, InputError, UnsupportedModelError
 from tljax.modules.rotary import attention_factor, inverse_frequencies
 from tljax.patching import LogitDiff, sweep

@@ -12,7 +12,7 @@ from table import Case, World
 
 import tljax
 from tljax import HookedTransformer, patching
-from tljax.checkpoints.hub import MODELS
+from tljax.checkpoints.files.hub import MODELS
 from tljax.errors import (
     CheckpointError,
     InputError,

@@ -11,7 +11,7 @@ from hf_models import LLAMA3_ROPE
 from tljax import HookedTransformerConfig
 from tljax.checkpoints.description import describe
 from tljax.checkpoints.families import family_of
-from tljax.checkpoints.hf_config import HFConfig, rotary_fraction
+from tljax.checkpoints.formats.hf_config import HFConfig, rotary_fraction
 from tljax.errors import CheckpointError, UnsupportedModelError
 
 GPT2 = {

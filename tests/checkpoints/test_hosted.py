@@ -13,8 +13,9 @@ from hub_server import Hub, serve
 from safetensors import safe_open
 
 from tljax import HookedTransformer
-from tljax.checkpoints import load_checkpoint, reader
-from tljax.checkpoints.hub import MODELS
+from tljax.checkpoints import load_checkpoint
+from tljax.checkpoints.files import reader
+from tljax.checkpoints.files.hub import MODELS
 from tljax.checkpoints.layout import flatten
 from tljax.errors import CheckpointError, InputError, UnsupportedModelError
 

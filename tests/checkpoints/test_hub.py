@@ -10,7 +10,7 @@ from hf_models import shard
 from hub_server import Hub, serve
 
 from tljax.checkpoints import load_checkpoint
-from tljax.checkpoints.names import ALIASES, checkpoint_labels, checkpoint_revision, hub_id
+from tljax.checkpoints.files.names import ALIASES, checkpoint_labels, checkpoint_revision, hub_id
 from tljax.errors import CheckpointError, InputError
 
 RAW = {"fold_ln": False, "center_writing_weights": False, "center_unembed": False, "fold_value_biases": False}

@@ -18,7 +18,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from safetensors.numpy import load_file, save_file
 
 from tljax import HookedTransformer
-from tljax.checkpoints import Loaded, hub, load_checkpoint, save_native
+from tljax.checkpoints import Loaded, load_checkpoint, save_native
+from tljax.checkpoints.files import hub
 from tljax.checkpoints.layout import flatten
 from tljax.errors import CheckpointError, ConfigError, InputError, UnsupportedModelError
 from tljax.weights import process_weights

@@ -10,10 +10,11 @@ from hf_models import make_hf_model
 from safetensors.numpy import load_file
 
 from tljax import HookedTransformer
-from tljax.checkpoints import load_checkpoint, reader
-from tljax.checkpoints.hub import MODELS
+from tljax.checkpoints import load_checkpoint
+from tljax.checkpoints.files import reader
+from tljax.checkpoints.files.hub import MODELS
+from tljax.checkpoints.formats.memory import MemoryTensors, read_hf_model
 from tljax.checkpoints.layout import flatten
-from tljax.checkpoints.memory import MemoryTensors, read_hf_model
 from tljax.errors import InputError, UnsupportedModelError
 
 Loader = Callable[[str], tuple[Any, Path]]

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from tljax.checkpoints.families import FAMILIES, family_of
-from tljax.checkpoints.names import ALIASES, _names, _published, checkpoint_labels, hub_id
+from tljax.checkpoints.files.names import ALIASES, _names, _published, checkpoint_labels, hub_id
 from tljax.errors import CheckpointError, InputError
 
 OFFICIAL = """

@@ -12,7 +12,7 @@ from published_keys import LLAMA, OTHERS, PROMISED, Keys
 from test_class_defaults import read
 
 from tljax.checkpoints.description import describe
-from tljax.checkpoints.names import ALIASES, IN_TRANSFORMER_LENS_FORM
+from tljax.checkpoints.files.names import ALIASES, IN_TRANSFORMER_LENS_FORM
 from tljax.errors import CheckpointError, InputError, TljaxError, UnsupportedModelError
 
 ALL = dict(PROMISED) | OTHERS

@@ -12,7 +12,8 @@ from hf_models import rewrite, shard
 from safetensors.numpy import load_file
 
 from tljax import HookedTransformer
-from tljax.checkpoints import Loaded, load_checkpoint, reader
+from tljax.checkpoints import Loaded, load_checkpoint
+from tljax.checkpoints.files import reader
 from tljax.errors import CheckpointError, UnsupportedModelError
 
 RAW = {"fold_ln": False, "center_writing_weights": False, "center_unembed": False, "fold_value_biases": False}

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from tljax import HookedTransformer, HookedTransformerConfig
-from tljax.checkpoints import export, native
+from tljax.checkpoints.formats import export, native
 from tljax.errors import CheckpointError
 
 SHAPE = {"d_model": 8, "n_heads": 2, "n_layers": 1, "n_ctx": 6, "d_mlp": 10, "normalization_type": "LN"}
@@ -114,7 +114,7 @@ def test_a_killed_process(old: HookedTransformer, tmp_path: Path) -> None:
     script = f"""
 import os, signal
 from pathlib import Path
-from tljax.checkpoints import replacing
+from tljax.checkpoints.files import replacing
 os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 with replacing.replace_checkpoint({str(tmp_path)!r}) as written:
     (written / "config.json").write_text("new")

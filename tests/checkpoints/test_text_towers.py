@@ -15,10 +15,10 @@ from safetensors.numpy import load_file
 from tljax import HookedTransformer, HookedTransformerConfig
 from tljax.checkpoints import Loaded, load_checkpoint
 from tljax.checkpoints.description import describe
-from tljax.checkpoints.export import save_hf
 from tljax.checkpoints.families import TEXT_ARCHITECTURES
 from tljax.checkpoints.families import towers as families
-from tljax.checkpoints.names import hub_id
+from tljax.checkpoints.files.names import hub_id
+from tljax.checkpoints.formats.export import save_hf
 from tljax.errors import CheckpointError, UnsupportedModelError
 
 RAW = {"fold_ln": False, "center_writing_weights": False, "center_unembed": False, "fold_value_biases": False}

@@ -17,8 +17,8 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from tljax import HookedTransformer
-from tljax.checkpoints import transformer_lens
-from tljax.checkpoints.hub import MODELS
+from tljax.checkpoints.files.hub import MODELS
+from tljax.checkpoints.formats import transformer_lens
 from tljax.checkpoints.layout import flatten
 from tljax.errors import CheckpointError, ConfigError, FrozenModelError, InputError, UnsupportedModelError
 
@@ -102,7 +102,7 @@ def test_files_and_objects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         model = HookedTransformer.from_transformer_lens(given, with_cfg)
         for path, leaf in flatten(model.params).items():
             np.testing.assert_array_equal(leaf, expected[path], err_msg=path)
-    monkeypatch.setattr("tljax.checkpoints.reader.find_spec", lambda name: None)
+    monkeypatch.setattr("tljax.checkpoints.files.reader.find_spec", lambda name: None)
     with pytest.raises(UnsupportedModelError, match=r"weights\.pt.*torch is not installed"):
         HookedTransformer.from_transformer_lens(tmp_path / "weights.pt", cfg)
 

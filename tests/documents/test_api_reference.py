@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tljax import ActivationCache, HookedTransformer, HookedTransformerConfig
-from tljax.checkpoints.names import hub_id
+from tljax.checkpoints.files.names import hub_id
 from tljax.errors import HookError, TokenizerError
 
 pytestmark = pytest.mark.xdist_group("documents")

@@ -11,7 +11,7 @@ import pytest
 
 from tljax import HookedTransformer
 from tljax.checkpoints.description import describe
-from tljax.checkpoints.names import hub_id
+from tljax.checkpoints.files.names import hub_id
 from tljax.errors import HookError, InputError
 
 pytestmark = pytest.mark.xdist_group("documents")

@@ -7,7 +7,7 @@ import pytest
 
 import tljax
 from tljax import HookedTransformer, patching
-from tljax.checkpoints.names import ALIASES, hub_id
+from tljax.checkpoints.files.names import ALIASES, hub_id
 from tljax.errors import CheckpointError, InputError
 
 pytestmark = pytest.mark.xdist_group("documents")

@@ -13,7 +13,7 @@ from tiny_tokenizers import EOT, gpt2_like, llama_like
 from tokenizers import Tokenizer, models
 
 from tljax import HookedTransformer
-from tljax.checkpoints.hub import MODELS
+from tljax.checkpoints.files.hub import MODELS
 from tljax.errors import TokenizerError
 from tljax.text import load_tokenizer
 from tljax.text import tokenizer_files as files

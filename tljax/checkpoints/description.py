@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from tljax.checkpoints import hosted, hub, native, transformer_lens
 from tljax.checkpoints.families import family_of
+from tljax.checkpoints.files import hub
+from tljax.checkpoints.files.reader import CONFIG, Tensors
+from tljax.checkpoints.files.sources import Sources
+from tljax.checkpoints.formats import hosted, native, transformer_lens
 from tljax.checkpoints.opening import Checkpoint, in_files
-from tljax.checkpoints.reader import CONFIG, Tensors
 from tljax.checkpoints.rows import Row, TensorInfo
-from tljax.checkpoints.sources import Sources
 from tljax.config import HookedTransformerConfig
 from tljax.errors import CheckpointError, InputError, UnsupportedModelError, nearest
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from tljax.checkpoints.hf_config import HFConfig
+from tljax.checkpoints.formats.hf_config import HFConfig
+from tljax.checkpoints.formats.tower import Tower
 from tljax.checkpoints.rows import Row
-from tljax.checkpoints.tower import Tower
 from tljax.config import HookedTransformerConfig
 
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tljax.checkpoints.reader import Tensors
+from tljax.checkpoints.files.reader import Tensors
 from tljax.errors import CheckpointError
 
 _CHUNK = 1 << 17

@@ -11,17 +11,18 @@ from typing import Any, Unpack
 import jax
 import numpy as np
 
-from tljax.checkpoints import mapping, transformer_lens
-from tljax.checkpoints.adapters import Adapted, merged, open_adapter
+from tljax.checkpoints import mapping
 from tljax.checkpoints.description import Description, describe_checkpoint, names_to_ignore, of_transformer_lens
+from tljax.checkpoints.files.reader import Tensors
+from tljax.checkpoints.files.sources import find
 from tljax.checkpoints.finite import Finite, refuse_overflow
+from tljax.checkpoints.formats import transformer_lens
+from tljax.checkpoints.formats.adapters import Adapted, merged, open_adapter
+from tljax.checkpoints.formats.memory import MemoryTensors
 from tljax.checkpoints.layout import flatten, parameter_axes, parameter_shapes, stages_of, unflatten
-from tljax.checkpoints.memory import MemoryTensors
 from tljax.checkpoints.opening import Checkpoint, in_files, in_memory, locate_tokenizer, of_state_dict
 from tljax.checkpoints.placement import Placer, ShardingRule, placer
-from tljax.checkpoints.reader import Tensors
 from tljax.checkpoints.rows import Entry
-from tljax.checkpoints.sources import find
 from tljax.checkpoints.stored_names import known_names
 from tljax.checks import typed
 from tljax.config import HookedTransformerConfig
@@ -132,7 +133,7 @@ def load_checkpoint(
         checkpoint_value: training step of a published checkpoint (Pythia, Stanford GPT-2).
         checkpoint_index: the same, by its position in the list of checkpoints.
         adapter: directory or hub id of a LoRA adapter to merge into the weights; ``False``: none, though one be beside
-            them. See :func:`tljax.checkpoints.sources.find`.
+            them. See :func:`tljax.checkpoints.files.sources.find`.
         adapter_revision: branch, tag or commit of ``adapter`` on the hub.
         ignore_adapter_config: keys of adapter_config.json to pass over though tljax does not know them, because you
             know that they change nothing.
@@ -189,7 +190,7 @@ def load_transformer_lens(
 
     Args:
         state_dict: names to arrays (numpy, jax, torch), or a file with that (.safetensors, or of torch's).
-        cfg: see :func:`tljax.checkpoints.transformer_lens.read_config`.
+        cfg: see :func:`tljax.checkpoints.formats.transformer_lens.read_config`.
         dtype: of the parameters; ``None`` means the config's.
         device, n_ctx, first_n_layers, allow_nonfinite: as in :func:`load_checkpoint`.
         **steps: weight processing, off unless asked for.

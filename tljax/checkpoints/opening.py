@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tljax.checkpoints import hub
-from tljax.checkpoints.adapter_config import AdapterConfig
-from tljax.checkpoints.memory import read_hf_model
-from tljax.checkpoints.mxfp4 import unpacked
-from tljax.checkpoints.reader import CONFIG, Tensors, open_tensors, read_json
-from tljax.checkpoints.sources import Sources
+from tljax.checkpoints.files import hub
+from tljax.checkpoints.files.reader import CONFIG, Tensors, open_tensors, read_json
+from tljax.checkpoints.files.sources import Sources
+from tljax.checkpoints.formats.adapter_config import AdapterConfig
+from tljax.checkpoints.formats.memory import read_hf_model
+from tljax.checkpoints.formats.mxfp4 import unpacked
 from tljax.checkpoints.stop_tokens import declared_tokens, read_stop_tokens
 from tljax.errors import InputError
 from tljax.text.tokenizer_files import has_tokenizer_files

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tljax.checkpoints.reader import CONFIG, read_json
+from tljax.checkpoints.files.reader import CONFIG, read_json
 from tljax.config import HookedTransformerConfig
 from tljax.errors import CheckpointError
 

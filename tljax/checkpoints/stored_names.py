@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from tljax.checkpoints.reader import Tensors
+from tljax.checkpoints.files.reader import Tensors
 from tljax.errors import CheckpointError
 
 WRAPPERS = ("_orig_mod.", "module.")

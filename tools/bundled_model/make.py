@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tljax.checkpoints.hub import MODELS
-from tljax.checkpoints.native import save_native
+from tljax.checkpoints.files.hub import MODELS
+from tljax.checkpoints.formats.native import save_native
 from tljax.config import HookedTransformerConfig
 from tljax.errors import TljaxError
 from tljax.model.hooked_transformer import HookedTransformer

@@ -53,7 +53,7 @@ from tljax.checkpoints.families.towers import TEXT_ARCHITECTURES as TEXT_ARCHITE
 from tljax.checkpoints.families.towers import TOWERS as TOWERS
 from tljax.checkpoints.families.xglm import XGLM
 from tljax.checkpoints.family import Family
-from tljax.checkpoints.hf_config import shortened
+from tljax.checkpoints.formats.hf_config import shortened
 from tljax.errors import CheckpointError, UnsupportedModelError, nearest
 
 FAMILIES: tuple[Family, ...] = (

@@ -6,7 +6,7 @@ from tljax.checkpoints.families import llama
 from tljax.checkpoints.families.layers import mlp
 from tljax.checkpoints.families.llama import BLOCK, IGNORED, QK_NORM, attention_rows, decoder_rows, read_decoder
 from tljax.checkpoints.family import Family, sizes
-from tljax.checkpoints.hf_config import HFConfig
+from tljax.checkpoints.formats.hf_config import HFConfig
 from tljax.checkpoints.rows import Row
 from tljax.config import HookedTransformerConfig
 

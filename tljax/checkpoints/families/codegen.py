@@ -4,7 +4,7 @@ from tljax.checkpoints.families import gptj
 from tljax.checkpoints.families.gpt2 import ALIASES
 from tljax.checkpoints.families.layers import head, layer_norm, linear, mlp
 from tljax.checkpoints.family import Family
-from tljax.checkpoints.hf_config import HFConfig
+from tljax.checkpoints.formats.hf_config import HFConfig
 from tljax.checkpoints.rows import Row
 from tljax.config import HookedTransformerConfig
 

@@ -5,7 +5,7 @@ from typing import Any
 from tljax.checkpoints.families import cohere
 from tljax.checkpoints.families.llama import IGNORED, read_window, write_layer_types
 from tljax.checkpoints.family import Family, sizes
-from tljax.checkpoints.hf_config import HFConfig
+from tljax.checkpoints.formats.hf_config import HFConfig
 from tljax.config import HookedTransformerConfig
 
 

@@ -19,7 +19,7 @@ from tljax.checkpoints.families.llama import (
 )
 from tljax.checkpoints.families.olmo2 import norms_after
 from tljax.checkpoints.family import Family, sizes
-from tljax.checkpoints.hf_config import HFConfig
+from tljax.checkpoints.formats.hf_config import HFConfig
 from tljax.checkpoints.rows import Row
 from tljax.config import HookedTransformerConfig
 

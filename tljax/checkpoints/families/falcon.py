@@ -8,7 +8,7 @@ from typing import Any
 
 from tljax.checkpoints.families.layers import head, layer_norm, linear, mlp
 from tljax.checkpoints.family import Family
-from tljax.checkpoints.hf_config import HFConfig, rope_scaling
+from tljax.checkpoints.formats.hf_config import HFConfig, rope_scaling
 from tljax.checkpoints.rows import Row
 from tljax.config import HookedTransformerConfig
 

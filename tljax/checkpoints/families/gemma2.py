@@ -5,7 +5,7 @@ from typing import Any
 from tljax.checkpoints.families import gemma, llama
 from tljax.checkpoints.families.llama import BLOCK, IGNORED, read_window, write_layer_types
 from tljax.checkpoints.family import Family, sizes
-from tljax.checkpoints.hf_config import HFConfig
+from tljax.checkpoints.formats.hf_config import HFConfig
 from tljax.checkpoints.rows import Row
 from tljax.config import HookedTransformerConfig
 

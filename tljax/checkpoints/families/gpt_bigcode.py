@@ -5,7 +5,7 @@ from typing import Any
 from tljax.checkpoints.families.gpt2 import ALIASES
 from tljax.checkpoints.families.layers import head, layer_norm, linear, mlp
 from tljax.checkpoints.family import Family
-from tljax.checkpoints.hf_config import HFConfig
+from tljax.checkpoints.formats.hf_config import HFConfig
 from tljax.checkpoints.rows import Row
 from tljax.config import HookedTransformerConfig
 from tljax.errors import CheckpointError

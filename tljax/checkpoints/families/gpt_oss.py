@@ -14,7 +14,7 @@ from tljax.checkpoints.families.llama import (
     write_layer_types,
 )
 from tljax.checkpoints.family import Family, sizes
-from tljax.checkpoints.hf_config import HFConfig, attention_bias, rope_scaling
+from tljax.checkpoints.formats.hf_config import HFConfig, attention_bias, rope_scaling
 from tljax.checkpoints.rows import Row
 from tljax.config import HookedTransformerConfig
 

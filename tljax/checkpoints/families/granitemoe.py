@@ -5,7 +5,7 @@ from typing import Any
 from tljax.checkpoints.families import experts, granite
 from tljax.checkpoints.families.llama import BLOCK, IGNORED, attention_rows, decoder_rows
 from tljax.checkpoints.family import Family, sizes
-from tljax.checkpoints.hf_config import HFConfig
+from tljax.checkpoints.formats.hf_config import HFConfig
 from tljax.checkpoints.rows import Row
 from tljax.config import HookedTransformerConfig
 

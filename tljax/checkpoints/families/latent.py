@@ -5,7 +5,7 @@ from typing import Any
 
 from tljax.checkpoints.families import experts, layers
 from tljax.checkpoints.families.llama import BLOCK, GATED_MLP, decoder_rows, write_decoder
-from tljax.checkpoints.hf_config import HFConfig, yarn_mscale
+from tljax.checkpoints.formats.hf_config import HFConfig, yarn_mscale
 from tljax.checkpoints.rows import Row
 from tljax.config import HookedTransformerConfig
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from tljax.checkpoints.families import layers
 from tljax.checkpoints.family import Family, sizes
-from tljax.checkpoints.hf_config import HFConfig, attention_bias, rope_scaling
+from tljax.checkpoints.formats.hf_config import HFConfig, attention_bias, rope_scaling
 from tljax.checkpoints.rows import Row
 from tljax.config import HookedTransformerConfig
 

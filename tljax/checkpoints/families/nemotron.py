@@ -11,7 +11,7 @@ from tljax.checkpoints.families.llama import (
     write_decoder,
 )
 from tljax.checkpoints.family import Family, sizes
-from tljax.checkpoints.hf_config import HFConfig, attention_bias, rotary_fraction
+from tljax.checkpoints.formats.hf_config import HFConfig, attention_bias, rotary_fraction
 from tljax.checkpoints.rows import Row
 from tljax.config import HookedTransformerConfig
 

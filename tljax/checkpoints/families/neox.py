@@ -3,7 +3,7 @@
 from typing import Any
 
 from tljax.checkpoints.family import Family, sizes
-from tljax.checkpoints.hf_config import HFConfig, attention_bias, rope_scaling, rotary_fraction
+from tljax.checkpoints.formats.hf_config import HFConfig, attention_bias, rope_scaling, rotary_fraction
 from tljax.checkpoints.rows import Row
 from tljax.config import HookedTransformerConfig
 

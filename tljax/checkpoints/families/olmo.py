@@ -5,7 +5,7 @@ from typing import Any
 from tljax.checkpoints.families import llama
 from tljax.checkpoints.families.llama import IGNORED, read_decoder, write_decoder
 from tljax.checkpoints.family import Family, sizes
-from tljax.checkpoints.hf_config import HFConfig, attention_bias
+from tljax.checkpoints.formats.hf_config import HFConfig, attention_bias
 from tljax.checkpoints.rows import Row
 from tljax.config import HookedTransformerConfig
 

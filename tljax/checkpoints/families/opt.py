@@ -8,7 +8,7 @@ from typing import Any
 
 from tljax.checkpoints.families.layers import attention, head, layer_norm, mlp
 from tljax.checkpoints.family import Family
-from tljax.checkpoints.hf_config import HFConfig
+from tljax.checkpoints.formats.hf_config import HFConfig
 from tljax.checkpoints.rows import Row
 from tljax.config import HookedTransformerConfig
 

@@ -5,7 +5,7 @@ from typing import Any
 from tljax.checkpoints.families.layers import attention, head, layer_norm, mlp
 from tljax.checkpoints.families.llama import BLOCK, IGNORED, read_decoder, write_decoder
 from tljax.checkpoints.family import Family, sizes
-from tljax.checkpoints.hf_config import HFConfig, rotary_fraction
+from tljax.checkpoints.formats.hf_config import HFConfig, rotary_fraction
 from tljax.checkpoints.rows import Row
 from tljax.config import HookedTransformerConfig
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from tljax.checkpoints.families.layers import attention, head, layer_norm, mlp
 from tljax.checkpoints.family import Family, sizes
-from tljax.checkpoints.hf_config import HFConfig, rope_scaling
+from tljax.checkpoints.formats.hf_config import HFConfig, rope_scaling
 from tljax.checkpoints.rows import Row
 from tljax.config import HookedTransformerConfig
 

@@ -17,9 +17,9 @@ from tljax.checkpoints.families.qwen2 import QWEN2
 from tljax.checkpoints.families.qwen3 import QWEN3
 from tljax.checkpoints.families.qwen_moe import QWEN3_MOE
 from tljax.checkpoints.family import Family, sizes
-from tljax.checkpoints.hf_config import HFConfig
+from tljax.checkpoints.formats.hf_config import HFConfig
+from tljax.checkpoints.formats.tower import RENAMED, Tower
 from tljax.checkpoints.rows import Row
-from tljax.checkpoints.tower import RENAMED, Tower
 
 _PIXTRAL = r"(model\.)?(vision_tower|multi_modal_projector)\..*"
 _VISUAL = r"(model\.)?visual\..*"

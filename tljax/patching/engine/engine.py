@@ -212,7 +212,7 @@ class Engine:
         return run_stage(stage, (stream, context_of_layer(cfg, context, layer)), traced=False)[0]
 
     def _indices(self, layout: BatchLayout, queries: np.ndarray | None) -> dict[str, Any]:
-        """Positions, mask and layout of a packed batch, on the device; ``queries``: those with an output, if not all."""
+        """Positions, mask and layout of a packed batch, on the device; ``queries`` are those with an output."""
         base, rows = self.base.context, np.arange(layout.n_rows, dtype=np.int32)
         whole = queries is None
         packing = {

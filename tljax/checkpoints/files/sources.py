@@ -6,9 +6,9 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from tljax.checkpoints import hub
-from tljax.checkpoints.adapter_config import ADAPTER_CONFIG, AdapterConfig, read_adapter_config
-from tljax.checkpoints.reader import INDEX, PICKLE, PICKLE_INDEX, SINGLE
+from tljax.checkpoints.files import hub
+from tljax.checkpoints.files.reader import INDEX, PICKLE, PICKLE_INDEX, SINGLE
+from tljax.checkpoints.formats.adapter_config import ADAPTER_CONFIG, AdapterConfig, read_adapter_config
 from tljax.errors import CheckpointError, InputError, UnsupportedModelError
 from tljax.text.tokenizer_files import has_tokenizer_files
 
@@ -58,9 +58,9 @@ def find(
         adapter: directory or hub id of an adapter for the checkpoint ``name``; ``False``: none, even if one is beside
             the weights. By default one that is beside the weights in a directory is taken, as transformers does.
         adapter_revision: revision of ``adapter`` on the hub.
-        token, cache_dir: as for :func:`tljax.checkpoints.hub.locate`.
+        token, cache_dir: as for :func:`tljax.checkpoints.files.hub.locate`.
         ignore: keys of the adapter's config to pass over though they are not known.
-        **revision: the others of :func:`tljax.checkpoints.hub.locate`, for ``name``.
+        **revision: the others of :func:`tljax.checkpoints.files.hub.locate`, for ``name``.
 
     Raises:
         CheckpointError: something of it is not there.

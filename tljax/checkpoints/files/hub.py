@@ -11,14 +11,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tljax.checkpoints import names
-from tljax.checkpoints.adapter_config import ADAPTER, ADAPTER_CONFIG, ADAPTER_PICKLE
-from tljax.checkpoints.reader import CONFIG, HOSTED, INDEX, PICKLE, PICKLE_INDEX, SINGLE
+from tljax.checkpoints.files import names
+from tljax.checkpoints.files.reader import CONFIG, HOSTED, INDEX, PICKLE, PICKLE_INDEX, SINGLE
+from tljax.checkpoints.formats.adapter_config import ADAPTER, ADAPTER_CONFIG, ADAPTER_PICKLE
 from tljax.checkpoints.stop_tokens import GENERATION_CONFIG
 from tljax.errors import CheckpointError, InputError
 from tljax.text.tokenizer_files import TOKENIZER_FILES
 
-MODELS = Path(__file__).parent.parent / "models"
+MODELS = Path(__file__).parents[2] / "models"
 """Where the models bundled with tljax are."""
 
 _ADAPTER = (ADAPTER_CONFIG, ADAPTER, *TOKENIZER_FILES)

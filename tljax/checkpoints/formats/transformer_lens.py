@@ -11,8 +11,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from tljax.checkpoints.files.reader import PickleFiles, SafetensorsFiles, Tensors, read_json
 from tljax.checkpoints.layout import parameter_axes
-from tljax.checkpoints.reader import PickleFiles, SafetensorsFiles, Tensors, read_json
 from tljax.checkpoints.rows import Row, TensorInfo
 from tljax.config import HookedTransformerConfig
 from tljax.errors import CheckpointError, ConfigError, InputError, UnsupportedModelError, nearest

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from tljax.checkpoints.reader import read_json
+from tljax.checkpoints.files.reader import read_json
 from tljax.errors import CheckpointError, InputError, UnsupportedModelError, nearest
 
 ADAPTER_CONFIG, ADAPTER, ADAPTER_PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"

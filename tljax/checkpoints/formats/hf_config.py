@@ -1,8 +1,8 @@
 """Reading a Hugging Face ``config.json`` so that no attribute that matters can be overlooked.
 
 An attribute has one of three fates. It is honoured: a family reads it, and :class:`HFConfig` remembers that. It is
-known to be inert: for every family in :mod:`tljax.checkpoints.inert`, for one in that family's file. Or it is unknown:
-then the model is refused by its name and value, and the error says how to go on without it.
+known to be inert: for every family in :mod:`tljax.checkpoints.formats.inert`, for one in that family's file. Or it is
+unknown: then the model is refused by its name and value, and the error says how to go on without it.
 """
 
 import copy
@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from tljax.checkpoints.inert import INERT, INERT_PREFIXES, SWITCHED_OFF
+from tljax.checkpoints.formats.inert import INERT, INERT_PREFIXES, SWITCHED_OFF
 from tljax.config import HookedTransformerConfig
 from tljax.errors import CheckpointError, UnsupportedModelError
 

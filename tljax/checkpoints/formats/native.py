@@ -9,10 +9,10 @@ from typing import Any
 import jax
 import numpy as np
 
+from tljax.checkpoints.files.reader import CONFIG, SINGLE, Tensors
+from tljax.checkpoints.files.replacing import replace_checkpoint
 from tljax.checkpoints.layout import flatten, parameter_axes
 from tljax.checkpoints.parameters import check_parameters
-from tljax.checkpoints.reader import CONFIG, SINGLE, Tensors
-from tljax.checkpoints.replacing import replace_checkpoint
 from tljax.checkpoints.rows import Row
 from tljax.config import HookedTransformerConfig
 from tljax.errors import CheckpointError, UnsupportedModelError
@@ -89,7 +89,7 @@ def save_native(
     """Writes a checkpoint that :func:`load_checkpoint` reads back bit for bit.
 
     A checkpoint that the directory holds is replaced, its tokenizer too; killed at any moment, the directory holds the
-    old one, the new one, or none that loads: see :func:`~tljax.checkpoints.replacing.replace_checkpoint`.
+    old one, the new one, or none that loads: see :func:`~tljax.checkpoints.files.replacing.replace_checkpoint`.
 
     Args:
         params: nested parameters.

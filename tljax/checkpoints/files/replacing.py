@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from tljax.checkpoints.reader import CONFIG, INDEX, PICKLE, PICKLE_INDEX, SAVING, SINGLE
+from tljax.checkpoints.files.reader import CONFIG, INDEX, PICKLE, PICKLE_INDEX, SAVING, SINGLE
 from tljax.checkpoints.stop_tokens import GENERATION_CONFIG
 from tljax.errors import CheckpointError
 from tljax.text.tokenizer_files import TOKENIZER_FILES

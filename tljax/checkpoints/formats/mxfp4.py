@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from tljax.checkpoints.reader import Tensors
+from tljax.checkpoints.files.reader import Tensors
 from tljax.checkpoints.rows import TensorInfo
 from tljax.errors import CheckpointError
 

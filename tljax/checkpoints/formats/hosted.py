@@ -8,7 +8,7 @@ names, and with up to eight layers some tensors lie the other way round. Othello
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from tljax.checkpoints import transformer_lens
+from tljax.checkpoints.formats import transformer_lens
 from tljax.checkpoints.rows import Row
 from tljax.config import HookedTransformerConfig
 from tljax.errors import UnsupportedModelError

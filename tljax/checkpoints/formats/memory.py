@@ -7,7 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from tljax.checkpoints.reader import Tensors, host_array, torch_dtype
+from tljax.checkpoints.files.reader import Tensors, host_array, torch_dtype
 from tljax.checkpoints.rows import TensorInfo
 from tljax.errors import InputError, UnsupportedModelError
 

@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from tljax.checkpoints.hf_config import SWITCHED_OFF, HFConfig
+from tljax.checkpoints.formats.hf_config import SWITCHED_OFF, HFConfig
 from tljax.errors import CheckpointError
 
 TEXT, VISION = "text_config", "vision_config"

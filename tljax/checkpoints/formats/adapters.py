@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from tljax.checkpoints.adapter_config import ADAPTER, ADAPTER_CONFIG, ADAPTER_PICKLE, AdapterConfig
+from tljax.checkpoints.files.reader import PickleFiles, SafetensorsFiles, Tensors
+from tljax.checkpoints.formats.adapter_config import ADAPTER, ADAPTER_CONFIG, ADAPTER_PICKLE, AdapterConfig
 from tljax.checkpoints.mapping import FLOATS, SHOWN, StoredTensor
-from tljax.checkpoints.reader import PickleFiles, SafetensorsFiles, Tensors
 from tljax.checkpoints.rows import TensorInfo
 from tljax.checkpoints.stored_names import rename
 from tljax.errors import CheckpointError

@@ -8,10 +8,10 @@ import numpy as np
 
 from tljax.checkpoints.families import FAMILIES, TEXT_ARCHITECTURES
 from tljax.checkpoints.family import Family
+from tljax.checkpoints.files.reader import SINGLE
+from tljax.checkpoints.files.replacing import replace_checkpoint
+from tljax.checkpoints.formats.native import write_json, write_side_files
 from tljax.checkpoints.layout import flatten, parameter_axes
-from tljax.checkpoints.native import write_json, write_side_files
-from tljax.checkpoints.reader import SINGLE
-from tljax.checkpoints.replacing import replace_checkpoint
 from tljax.checkpoints.rows import Entry, bind, is_bias, may_be_absent
 from tljax.checkpoints.stop_tokens import GENERATION_CONFIG, stop_token_attributes
 from tljax.config import HookedTransformerConfig
