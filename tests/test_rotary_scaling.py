@@ -13,7 +13,12 @@ from read_config import read_attributes
 from variants import randomised_params
 
 from tljax import Batch, HookedTransformer, HookedTransformerConfig
+<<<<<<< HEAD
 from tljax.checkpoints.formats.hf_config import HFConfig, rope_scaling, yarn_mscale
+=======
+from tljax.checkpoints.hf_config import HFConfig, rope_scaling, yarn_mscale
+from tljax.config import LayerKind
+>>>>>>> block
 from tljax.errors import CheckpointError, ConfigError, InputError, UnsupportedModelError
 from tljax.modules.rotary import attention_factor, inverse_frequencies
 from tljax.patching import LogitDiff, sweep
@@ -174,10 +179,13 @@ def test_yarn_in_global_layers_only() -> None:
     rope = PUBLISHED["gpt-oss"]
     plain, stretched = read({"rope_theta": rope["rope_theta"]}), read(rope)
     part = stretched.replace(yarn_global_attn_only=True)
-    assert not np.array_equal(inverse_frequencies(stretched, "local"), inverse_frequencies(plain))
-    np.testing.assert_array_equal(inverse_frequencies(part, "local"), inverse_frequencies(plain))
+    assert not np.array_equal(inverse_frequencies(stretched, LayerKind(local=True)), inverse_frequencies(plain))
+    np.testing.assert_array_equal(inverse_frequencies(part, LayerKind(local=True)), inverse_frequencies(plain))
     np.testing.assert_array_equal(inverse_frequencies(part), inverse_frequencies(stretched))
-    assert (attention_factor(part, "local"), attention_factor(part)) == (1.0, attention_factor(stretched, "local"))
+    assert (attention_factor(part, LayerKind(local=True)), attention_factor(part)) == (
+        1.0,
+        attention_factor(stretched, LayerKind(local=True)),
+    )
 
 
 def test_an_entry_for_one_type_of_layer_is_its_own() -> None:
