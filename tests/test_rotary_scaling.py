@@ -13,12 +13,8 @@ from read_config import read_attributes
 from variants import randomised_params
 
 from tljax import Batch, HookedTransformer, HookedTransformerConfig
-<<<<<<< HEAD
 from tljax.checkpoints.formats.hf_config import HFConfig, rope_scaling, yarn_mscale
-=======
-from tljax.checkpoints.hf_config import HFConfig, rope_scaling, yarn_mscale
 from tljax.config import LayerKind
->>>>>>> block
 from tljax.errors import CheckpointError, ConfigError, InputError, UnsupportedModelError
 from tljax.modules.rotary import attention_factor, inverse_frequencies
 from tljax.patching import LogitDiff, sweep
