@@ -1,4 +1,4 @@
-"""What the analyses of a cache share: layers, needed activations, positions, and the norm that reads the stream."""
+"""Helpers shared by the analyses of a cache: layer bounds, required activations, position slices, norms, directions."""
 
 import functools
 from collections.abc import Sequence
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from tljax.cache.activation_cache import ActivationCache
 
 checked = functools.partial(typed, error=CacheError)
-"""Checks the arguments of a method of caches."""
+"""Decorator that checks the arguments of a cache's method and raises CacheError if they do not fit."""
 
 
 def bounded_layer(cfg: HookedTransformerConfig, layer: int | None, mlp_input: bool = False) -> int:
-    """The layer up to whose input an analysis goes; ``None`` and ``-1`` mean all layers.
+    """Returns the layer whose input an analysis stops at; ``None`` and ``-1`` mean ``n_layers``, the end of the model.
 
     Raises:
-        CacheError: there is no such layer, or ``mlp_input`` asks for an MLP that is not there.
+        CacheError: the layer is out of range, or ``mlp_input`` is set and there is no MLP.
     """
     last = cfg.n_layers if layer is None or layer == -1 else layer
     if isinstance(last, bool) or not isinstance(last, int | np.integer) or not 0 <= last <= cfg.n_layers:
@@ -44,10 +44,10 @@ def bounded_layer(cfg: HookedTransformerConfig, layer: int | None, mlp_input: bo
 
 
 def one_layer(cfg: HookedTransformerConfig, layer: int) -> int:
-    """A layer by its number, negative ones from the end.
+    """Returns the number of a layer; negative numbers count from the end.
 
     Raises:
-        CacheError: there is none.
+        CacheError: the layer is out of range.
     """
     if isinstance(layer, bool) or not isinstance(layer, int | np.integer) or not -cfg.n_layers <= layer < cfg.n_layers:
         raise CacheError(f"layer={layer!r} is out of range: the model has layers 0 to {cfg.n_layers - 1}.")
@@ -55,10 +55,10 @@ def one_layer(cfg: HookedTransformerConfig, layer: int) -> int:
 
 
 def refuse_norms_of_the_stream(cfg: HookedTransformerConfig, what: str) -> None:
-    """Refuses to take apart a residual stream that is normalised as it goes.
+    """Refuses models that normalise the residual stream itself, which is then not a sum of its parts.
 
     Raises:
-        InputError: it is.
+        InputError: the model does (``use_normalization_of_residual``).
     """
     if cfg.use_normalization_of_residual:
         raise InputError(
@@ -69,10 +69,10 @@ def refuse_norms_of_the_stream(cfg: HookedTransformerConfig, what: str) -> None:
 
 
 def require(cache: "ActivationCache", names: Sequence[str], what: str) -> None:
-    """Checks that a cache has all that an analysis needs.
+    """Checks that a cache holds every activation that an analysis needs.
 
     Raises:
-        UnknownHookError: some are missing; says which, and the ``names_filter`` that keeps them.
+        UnknownHookError: some are missing; the message names the first, and the ``names_filter`` that keeps all.
     """
     if missing := [name for name in names if name not in cache.cache_dict]:
         others = f" and {len(missing) - 1} more activations" if len(missing) > 1 else ""
@@ -85,7 +85,7 @@ def require(cache: "ActivationCache", names: Sequence[str], what: str) -> None:
 
 
 def stream_name(cache: "ActivationCache", layer: int, mlp_input: bool = False) -> str:
-    """The name of the residual stream that enters a layer (or its MLP), ``n_layers`` meaning its end."""
+    """Returns the hook name of the stream that enters a layer (or its MLP); ``layer=n_layers`` means its end."""
     cfg = cache.cfg
     if mlp_input and not cfg.parallel_attn_mlp:
         return f"blocks.{layer}.hook_resid_mid"
@@ -94,10 +94,10 @@ def stream_name(cache: "ActivationCache", layer: int, mlp_input: bool = False) -
 
 
 def scale_name(cfg: HookedTransformerConfig, layer: int, mlp_input: bool = False) -> str | None:
-    """The name of what the norm before a layer (or its MLP) divided by; ``None`` without norms.
+    """Returns the hook name of the scale of the norm before a layer (or its MLP); ``None`` without norms.
 
     Raises:
-        InputError: the model has norms, but none there.
+        InputError: the model has norms, but none before this layer.
     """
     if cfg.normalization_type is None:
         return None
@@ -117,13 +117,13 @@ def scale_name(cfg: HookedTransformerConfig, layer: int, mlp_input: bool = False
 
 
 def norm_scale(cache: "ActivationCache", name: str) -> jax.Array:
-    """What a norm divided by, ``[batch, pos, 1]``; where heads read apart, they read the same stream."""
+    """Returns a norm's cached scale ``[batch, pos, 1]``; of a scale per head, the first: heads read the same stream."""
     scale = cache[name]
     return scale[..., 0, :] if scale.ndim == 3 + has_batch_axis(cache) else scale
 
 
 def centres(cfg: HookedTransformerConfig, layer: int) -> bool:
-    """Whether the norm before a layer, ``n_layers`` meaning the final one, subtracts the mean first."""
+    """Whether the norm before a layer subtracts the mean; ``layer=n_layers`` means the final norm."""
     kind = cfg.normalization_type or ""
     return kind.startswith("LN") and not (layer == cfg.n_layers and cfg.final_rms)
 
@@ -140,7 +140,7 @@ def has_batch_axis(cache: "ActivationCache") -> bool:
 def reader_of(
     cache: "ActivationCache", layer: int, mlp_input: bool, apply_ln: bool, projection: jax.Array | None = None
 ) -> Reader:
-    """What reads the stream at a layer: its norm, if asked for, then a projection."""
+    """Returns the reader of the stream at a layer: its norm if ``apply_ln``, then the projection if there is one."""
     name = scale_name(cache.cfg, layer, mlp_input) if apply_ln else None
     return Reader(None if name is None else norm_scale(cache, name), projection)
 
@@ -148,10 +148,10 @@ def reader_of(
 def position_cut(
     cache: "ActivationCache", slice_input: SliceInput, like: jax.Array, axis: int = -2
 ) -> Cut | positions.TextCut | None:
-    """A checked slice of the position axis, ``axis`` of ``like``: of each prompt's text where its padding is known.
+    """Checks a slice of the position axis (``axis`` of ``like``); where padding is known, it cuts each prompt's text.
 
     Raises:
-        CacheError: a position that a prompt does not have, a slice that keeps nothing, or is of no known form.
+        CacheError: a prompt lacks a position, or the slice keeps nothing or has no known form.
     """
     length, mask = like.shape[axis], cache.token_mask
     if is_full(slice_input) or mask is None or not positions.may_pad(mask):
@@ -165,7 +165,7 @@ def position_cut(
 
 
 def text_cut(mask: jax.Array, slice_input: SliceInput, length: int) -> positions.TextCut:
-    """A slice of each prompt's text.
+    """Returns a slice that counts positions in each prompt's own text, without padding.
 
     Raises:
         CacheError: as :func:`position_cut`.
@@ -177,10 +177,10 @@ def text_cut(mask: jax.Array, slice_input: SliceInput, length: int) -> positions
 
 
 def directions(cfg: HookedTransformerConfig, project_output_onto: Any) -> jax.Array | None:
-    """Directions as columns ``[d_model, direction]``.
+    """Returns directions as columns ``[d_model, direction]``, or ``None`` if none are given.
 
     Raises:
-        CacheError: they are no vector and no matrix of ``d_model`` rows.
+        CacheError: they are not a floating-point vector or matrix with ``d_model`` rows.
     """
     if project_output_onto is None:
         return None
@@ -194,5 +194,5 @@ def directions(cfg: HookedTransformerConfig, project_output_onto: Any) -> jax.Ar
 
 
 def unprojected_axis(rows: jax.Array, project_output_onto: Any) -> jax.Array:
-    """Without the axis of directions where there was one direction."""
+    """Drops the last axis if ``project_output_onto`` is a single direction."""
     return rows[..., 0] if project_output_onto is not None and jnp.ndim(project_output_onto) == 1 else rows

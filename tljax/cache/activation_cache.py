@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
 
 class _Carried:
-    """A sample of the model's weights in the structure of a cache, where it tells no two structures apart.
+    """A sample of the model's weights, kept in the pytree structure of a cache; all instances compare equal.
 
-    So caches of two models of one config are added, and share compiled programs. What a program returns must then not
-    carry the sample of the model it was first traced for: under trace the sample is dropped.
+    So caches of two models with one config can be added, and share compiled programs. Under trace the sample is
+    dropped: otherwise a program would return the sample of the model it was first traced for.
     """
 
     def __init__(self, weights: WeightSample | None) -> None:
@@ -48,15 +48,15 @@ class ActivationCache(Mapping[str, jax.Array], SaysWhatInstead):
     ``cache["blocks.5.hook_resid_post"]``, ``cache["resid_post", 5]``, ``cache["pattern", -1]``, ``cache["q0"]`` and
     ``cache["scale", 1, "ln1"]`` all work. Methods return new caches.
 
-    What is computed from a cache is a pure function of it and its model, and goes through ``jax.jit`` and ``jax.vmap``
-    (over prompts) with both as arguments:
+    Its analyses are pure functions of the cache and its model, and work under ``jax.jit`` and ``jax.vmap`` (over
+    prompts) with both as arguments:
     ``jax.jit(lambda model, cache: cache.with_model(model).stack_head_results())(model, cache)``.
 
     Args:
         cache_dict: activations by full hook name.
-        model: the model that made them; only its config, and for some analyses its final norm, are used. It is not part
-            of the pytree: a cache that went through ``jit`` or ``vmap`` needs :meth:`with_model` for those. What makes
-            it known again, :attr:`fingerprint`, is (``jit`` and ``vmap`` keep the config of it only).
+        model: the model that made them; analyses use its config, and some its weights. It is not part of the pytree: a
+            cache that went through ``jit`` or ``vmap`` needs :meth:`with_model` for the weights. The pytree does hold
+            the :attr:`fingerprint` that identifies the model (``jit`` and ``vmap`` keep only its config).
         has_batch_dim: whether the activations still have their batch axis.
         cfg: the model's config, where there is no model.
         token_mask: ``[batch, pos]``, true at text, false at padding; ``None`` where nothing is padded.
@@ -108,7 +108,7 @@ class ActivationCache(Mapping[str, jax.Array], SaysWhatInstead):
 
     @property
     def fingerprint(self) -> Fingerprint:
-        """What tells the model that made the cache from others: its config, processing, and a sample of its weights."""
+        """Identity of the model that made the cache: its config, weight processing, and a sample of its weights."""
         return Fingerprint(self.cfg, self._weights if self._model is None else sample_of(self._model.params))
 
     @property
@@ -127,10 +127,10 @@ class ActivationCache(Mapping[str, jax.Array], SaysWhatInstead):
 
     @access.checked
     def check_model(self, model: "HookedTransformer", what: str = "This cache") -> None:
-        """Checks that a model made the cache, as far as is known; costs nothing where it came from ``model`` itself.
+        """Checks that ``model`` made the cache, as far as is known; free if the cache came from ``model`` itself.
 
         Raises:
-            CacheError: another model made it; says what differs.
+            CacheError: another model made it; the message says what differs.
         """
         if self._model is not None and self._model.params is model.params and self.cfg is model.cfg:
             return
@@ -161,13 +161,13 @@ class ActivationCache(Mapping[str, jax.Array], SaysWhatInstead):
         return cache
 
     def _map(self, function: Callable[[Any], Any], has_batch_dim: bool | None = None) -> "ActivationCache":
-        """A function of each array, the marks of padding among them."""
+        """Applies a function to every array, including the padding marks."""
         batch = self.has_batch_dim if has_batch_dim is None else has_batch_dim
         kept = {name: function(value) for name, value in self.cache_dict.items()}
         return self._like(kept, batch, tuple(None if mark is None else function(mark) for mark in self._padding))
 
     def _like(self, cache_dict: Mapping[str, jax.Array], has_batch_dim: bool, marks: Any) -> "ActivationCache":
-        """A cache of other arrays of the same model."""
+        """Returns a cache of other arrays of the same model."""
         cache = ActivationCache(cache_dict, self._model, has_batch_dim, self.cfg)
         cache._padding, cache._weights = marks, self._weights
         return cache
@@ -194,10 +194,10 @@ class ActivationCache(Mapping[str, jax.Array], SaysWhatInstead):
     unpad = padding.unpad
 
     def full_name(self, key: Any) -> str:
-        """Returns the name a key stands for, among the names in this cache.
+        """Returns the full hook name that a key stands for.
 
         Raises:
-            UnknownHookError: it is not in the cache (says whether the model has it, and the nearest names).
+            UnknownHookError: the cache does not hold it (says whether the model does, and the nearest names).
         """
         if isinstance(key, str) and key in self.cache_dict:
             return key
@@ -301,7 +301,7 @@ class ActivationCache(Mapping[str, jax.Array], SaysWhatInstead):
         cache.check_model(model, f"The cache in {path}")
         return cache.as_if_from(model)
 
-    # The residual stream and the logits taken apart
+    # Decompositions of the residual stream and the logits
 
     stack_activation = residual.stack_activation
     accumulated_resid = residual.accumulated_resid
@@ -318,5 +318,5 @@ class ActivationCache(Mapping[str, jax.Array], SaysWhatInstead):
 
 
 def _are_known(values: Iterable[Any]) -> bool:
-    """Whether all are arrays that hold numbers now, outside of any transformation."""
+    """Whether all values are concrete arrays, not traced by any transformation."""
     return all(isinstance(value, jax.Array | np.ndarray) and not isinstance(value, Tracer) for value in values)

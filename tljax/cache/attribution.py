@@ -36,7 +36,7 @@ def logit_attrs(
     *,
     final_norm_weight: bool = True,
 ) -> jax.Array:
-    """What each part of the final residual stream adds to the logit of a token, or to a difference of two logits.
+    """Computes what each part of the final residual stream adds to a token's logit, or to a difference of two logits.
 
     The parts of the whole stream add up: ``logit_attrs(get_full_resid_decomposition(), t).sum(0) + logit_bias(t)``
     is the logit of ``t``, before any soft cap.
@@ -45,9 +45,9 @@ def logit_attrs(
         residual_stack: ``[component, batch, pos, d_model]``, positions cut by ``pos_slice`` already.
         tokens: a string that is one token, an id, or ids ``[batch]`` or ``[batch, pos]``.
         incorrect_tokens: as many tokens, whose logits are subtracted.
-        pos_slice: what was sliced out of the stack.
-        batch_slice: prompts to keep; the stack may have been cut alike.
-        has_batch_dim: ``False`` says that ``batch_slice`` took the batch axis out of the stack.
+        pos_slice: the positions that the stack was cut to.
+        batch_slice: prompts to keep; the stack may be cut to them already.
+        has_batch_dim: ``False`` if ``batch_slice`` has already removed the batch axis of the stack.
         final_norm_weight: multiply by the weight of ``ln_final`` where it is not folded into ``W_U``, as the model
             does. ``False`` leaves it out, as TransformerLens does: the attributions then do not add up.
 
@@ -71,7 +71,7 @@ def logit_attrs(
 
 @access.checked
 def logit_bias(cache: "ActivationCache", tokens: Any, incorrect_tokens: Any = None) -> jax.Array:
-    """The part of a logit, or of a difference of two, that no part of the residual stream makes.
+    """Computes the part of a logit, or of a difference of two, that comes from biases and not from the residual stream.
 
     Returns:
         ``logits_multiplier * (b_U + ln_final.b @ W_U)`` at the tokens, in their shape.
@@ -95,7 +95,7 @@ def logit_lens(
     mlp_input: bool = False,
     return_labels: bool = False,
 ) -> Any:
-    """The logits that each depth of the residual stream would give (nostalgebraist 2020, the logit lens).
+    """Computes the logits that each depth of the residual stream would give (nostalgebraist 2020, the logit lens).
 
     Each row of :meth:`accumulated_resid` goes through the model's own final norm, unembedding, multiplier and soft
     cap, so that the last row is the model's output.
@@ -113,10 +113,10 @@ def logit_lens(
 
 
 def token_ids(model: "HookedTransformer", tokens: Any, incorrect: Any) -> tuple[jax.Array, jax.Array | None]:
-    """Ids of the tokens, and of those to subtract.
+    """Returns the ids of ``tokens``, and of ``incorrect``, the tokens to subtract.
 
     Raises:
-        InputError: they are no ids of the output vocabulary, or differ in shape.
+        InputError: they are not ids of the output vocabulary, or differ in shape.
         TokenizerError: a string is not exactly one token, or there is no tokenizer.
     """
     ids = _ids(model, tokens, "tokens")
@@ -158,9 +158,9 @@ def _check_shape(ids: jax.Array | None, lead: tuple[int, ...]) -> None:
 
 
 def logit_directions(model: "HookedTransformer", ids: jax.Array, wrong: jax.Array | None = None) -> jax.Array:
-    """Directions ``[..., d_model]`` along which normalised vectors are the logits of tokens, or differences of two.
+    """Returns directions ``[..., d_model]`` whose dot products with normalised vectors are logits or their differences.
 
-    The weight of ``ln_final`` counts where it is not folded into ``W_U``.
+    They include the weight of ``ln_final`` where it is not folded into ``W_U``.
     """
     gain = norm_gain(model.cfg, model.params.get("ln_final", {}))
     return _directions(model.W_U, gain, ids, wrong, widened(model.W_U.dtype))
@@ -190,7 +190,7 @@ def _attributed(
     cfg: HookedTransformerConfig,
     centred: bool,
 ) -> jax.Array:
-    """Dot products with the tokens' directions, through the norm: it is applied to the directions, not to the stack."""
+    """Computes dot products with the tokens' directions, to which the norm's centring and weight are applied."""
     wide = widened(stack.dtype)
     direction = _directions(W_U, gain, ids, wrong, wide)
     if centred:
@@ -202,13 +202,13 @@ def _attributed(
 
 
 def end_params(model: "HookedTransformer") -> Params:
-    """The parameters of the final norm and the unembedding."""
+    """Returns the parameters of the final norm and the unembedding."""
     return {"ln_final": model.params.get("ln_final", {}), "unembed": model.params["unembed"]}
 
 
 @functools.partial(jax.jit, static_argnames="cfg")
 def read_out(stack: jax.Array, params: Params, *, cfg: HookedTransformerConfig) -> jax.Array:
-    """Logits ``[..., d_vocab_out]`` of vectors ``[..., d_model]``: final norm, unembedding, multiplier, soft cap.
+    """Computes logits ``[..., d_vocab_out]`` of ``[..., d_model]``: final norm, unembedding, multiplier, soft cap.
 
     Args:
         stack: vectors of the residual stream.

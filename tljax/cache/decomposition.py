@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def biases(cache: "ActivationCache", n_attention: int, n_mlp: int) -> Biases:
-    """The biases of the first so many attentions and MLPs, and of the norms after them, as one part."""
+    """Collects the biases of the first ``n_attention`` attentions and ``n_mlp`` MLPs, and of the norms after them."""
     cfg, model = cache.cfg, cache.model
     constant = jnp.zeros(cfg.d_model, cfg.jnp_dtype)
     through: list[tuple[Any, After]] = []
@@ -45,22 +45,22 @@ def get_full_resid_decomposition(
     return_labels: bool = False,
     project_output_onto: Any = None,
 ) -> Any:
-    """The residual stream as a sum: heads, neurons (or MLPs), embeddings, and one row of biases.
+    """Decomposes the residual stream into a sum of heads, neurons (or MLPs), embeddings, and one row of biases.
 
     Args:
-        layer: parts of the stream that enters this layer; ``None`` or ``-1`` means the final one.
-        mlp_input: of the stream that enters its MLP instead.
-        expand_neurons: neurons, with ``b_out`` among the biases; otherwise whole MLPs, which keep theirs. Mixtures
-            of experts need it off.
-        apply_ln: through the norm that reads the stream there, by its cached scale; the sum is then its
+        layer: decompose the stream that enters this layer; ``None`` or ``-1`` means the final one.
+        mlp_input: decompose the stream that enters the layer's MLP instead.
+        expand_neurons: one row a neuron, with ``b_out`` among the biases; if ``False``, one row an MLP, ``b_out``
+            included. Must be ``False`` for mixtures of experts.
+        apply_ln: apply the norm that reads the stream there, with its cached scale; the rows then sum to its
             ``hook_normalized``.
         pos_slice: positions to keep, of each prompt's text; a number drops the axis.
         return_labels: also return ``["L0H0", …, "L0N0", … (or "0_mlp_out", …), "embed", "pos_embed", "bias"]``.
         project_output_onto: a direction ``[d_model]``, or several ``[d_model, direction]``; applied after the norm.
 
     Returns:
-        ``[component, batch, pos, d_model]``, or without ``d_model`` (with ``direction``) when projected; and the
-        labels if asked for.
+        ``[component, batch, pos, d_model]``, and the labels if asked for. A projection replaces ``d_model`` by
+        ``direction``, or drops it for a single direction.
     """
     cfg, what = cache.cfg, "get_full_resid_decomposition"
     access.refuse_norms_of_the_stream(cfg, what)

@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 
 def after_names(cache: "ActivationCache", layer: int, norm: str) -> list[str]:
-    """The scale of the norm after a layer's attention (``"ln1_post"``) or MLP (``"ln2_post"``), where there is one."""
+    """Returns the name of the scale of the norm after attention (``"ln1_post"``) or MLP (``"ln2_post"``), if any."""
     return [f"blocks.{layer}.{norm}.hook_scale"] if cache.cfg.has_norms_after else []
 
 
 def after_of(cache: "ActivationCache", layer: int, norm: str) -> After | None:
-    """That norm as it was in the run."""
+    """Returns the norm after a layer's attention or MLP with its cached scale, or ``None`` if there is none."""
     if not cache.cfg.has_norms_after:
         return None
     gain = norm_gain(cache.cfg, cache.model.params["blocks"][layer][norm])
@@ -30,7 +30,7 @@ def after_of(cache: "ActivationCache", layer: int, norm: str) -> After | None:
 
 
 def head_names(cache: "ActivationCache", last: int) -> list[str]:
-    """What the heads of the first ``last`` layers are computed from."""
+    """Returns the names of the activations that the heads of the first ``last`` layers are computed from."""
     names = []
     for layer in range(last):
         result = f"blocks.{layer}.attn.hook_result"
@@ -40,7 +40,7 @@ def head_names(cache: "ActivationCache", last: int) -> list[str]:
 
 
 def head_parts(cache: "ActivationCache", last: int) -> list[Part]:
-    """The heads of the first ``last`` layers."""
+    """Returns the heads of the first ``last`` layers, one part a layer."""
     parts: list[Part] = []
     for layer in range(last):
         after = after_of(cache, layer, "ln1_post")
@@ -54,7 +54,7 @@ def head_parts(cache: "ActivationCache", last: int) -> list[Part]:
 
 
 def head_labels(cache: "ActivationCache", last: int) -> list[str]:
-    """``["L0H0", "L0H1", …]``."""
+    """Returns ``["L0H0", "L0H1", …]``."""
     return [f"L{layer}H{head}" for layer in range(last) for head in range(cache.cfg.n_heads)]
 
 
@@ -62,8 +62,8 @@ def head_labels(cache: "ActivationCache", last: int) -> list[str]:
 def compute_head_results(cache: "ActivationCache") -> "ActivationCache":
     """Returns the cache with every ``attn.hook_result`` ``[batch, pos, head, d_model]``: ``z`` times ``W_O``.
 
-    A cache does not change: keep what is returned (TransformerLens adds to the cache itself). The stacks below need
-    no such call, and are cheaper without: they need not hold every layer's results twice.
+    The cache itself does not change, unlike in TransformerLens: keep what is returned. The ``stack_*`` methods do not
+    need this call, and take less memory without it, as they then do not hold every layer's results twice.
     """
     cfg, results = cache.cfg, {}
     points = {layer: f"blocks.{layer}.attn.hook_z" for layer in range(cfg.n_layers)}
@@ -85,18 +85,18 @@ def stack_head_results(
     pos_slice: SliceInput = None,
     apply_ln: bool = False,
 ) -> Any:
-    """What each head adds to the residual stream.
+    """Stacks what each head adds to the residual stream.
 
-    That is its ``hook_result``, through the norm after attention where there is one (its cached scale and its
-    weight) and times ``residual_multiplier``. TransformerLens stacks ``hook_result`` as it is, so that its heads do
-    not add up to ``hook_attn_out`` in such models.
+    A head adds its ``hook_result``, passed through the norm after attention if there is one (with its cached scale
+    and its weight) and times ``residual_multiplier``. TransformerLens stacks ``hook_result`` itself, so that in such
+    models its heads do not add up to ``hook_attn_out``.
 
     Args:
-        layer: the heads of the layers before this one; ``None`` or ``-1`` means all.
+        layer: stack the heads of the layers before this one; ``None`` or ``-1`` means all.
         return_labels: also return ``["L0H0", "L0H1", …]``.
-        incl_remainder: a last row, ``"remainder"``: the stream that enters ``layer`` without the heads.
+        incl_remainder: add a last row, ``"remainder"``: the stream that enters ``layer`` minus the heads.
         pos_slice: positions to keep, of each prompt's text; a number drops the axis.
-        apply_ln: through the norm that reads the stream at ``layer``, by its cached scale.
+        apply_ln: apply the norm that reads the stream at ``layer``, with its cached scale.
 
     Returns:
         ``[layer * head, batch, pos, d_model]``, and the labels if asked for.

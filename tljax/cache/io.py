@@ -1,4 +1,4 @@
-"""Caches on disk: one safetensors file, with the model that made it in its header."""
+"""Caches on disk: one safetensors file, whose header records the model that made the cache."""
 
 import dataclasses
 from pathlib import Path
@@ -15,7 +15,7 @@ from tljax.safetensors_files import own_errors, read_own, write_own
 
 _FORMAT = "tljax-activation-cache-1"
 _PADDING = ("padding.token", "padding.key")
-"""Tensors besides the activations that mark padding, where there is any; readers that do not know them skip them."""
+"""Names of the tensors that mark padding, if there is any; readers that do not know them skip them."""
 _FIELDS = {"cfg": dict, "has_batch_dim": bool, "order": [str], "weights?": FORM["weights"]}
 _REMEDY = "Save the cache again."
 
@@ -28,9 +28,9 @@ class Stored:
 
     Attributes:
         activations: by name, in order.
-        origin: the model that made them; without a sample of its weights in files from before there were any.
-        has_batch_dim: whether they have their batch axis.
-        padding: marks of padding.
+        origin: identifies the model that made them; older files lack the sample of its weights.
+        has_batch_dim: whether the activations have their batch axis.
+        padding: the padding marks for tokens and for keys, each ``None`` if there is no padding.
     """
 
     activations: dict[str, jax.Array]
@@ -79,7 +79,7 @@ def load(path: Path) -> Stored:
 
 
 def _check_shapes(arrays: dict[str, jax.Array], cfg: HookedTransformerConfig) -> None:
-    """Refuses activations that are not as wide as the model makes them there."""
+    """Refuses activations whose shape or dtype the model cannot produce at that hook point."""
     table = point_table(cfg)
     for name, value in arrays.items():
         spec = table.get(name.removesuffix("_grad"))
@@ -96,7 +96,7 @@ def _check_shapes(arrays: dict[str, jax.Array], cfg: HookedTransformerConfig) ->
 
 
 def _check_marks(marks: dict[str, Any]) -> None:
-    """Refuses marks of padding that are no offsets along positions."""
+    """Refuses padding marks that are not float32 offsets with one or two axes."""
     for name, value in marks.items():
         if value is not None and (value.dtype != "float32" or value.ndim not in (1, 2)):
             raise ValueError(f"{name} cannot be {value.dtype}{list(value.shape)}")

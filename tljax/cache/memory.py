@@ -1,4 +1,4 @@
-"""How large a cache will be, said before it is made."""
+"""The size of a cache before it is made, and a warning if it is large."""
 
 import functools
 import math
@@ -17,7 +17,7 @@ class LargeCacheWarning(UserWarning):
 
 @functools.lru_cache(maxsize=256)
 def cache_bytes(cfg: HookedTransformerConfig, names: tuple[str, ...], batch: int, pos: int) -> int:
-    """Size in bytes of the named activations for ``batch`` prompts of ``pos`` tokens (full positions)."""
+    """Returns the size in bytes of the named activations for ``batch`` prompts of ``pos`` tokens (full positions)."""
     rows = map(point_table(cfg).__getitem__, names)
     return sum(row.dtype.itemsize * math.prod(row.shape(batch, pos)) for row in rows)
 

@@ -40,7 +40,7 @@ def refuse_without_neurons(cfg: HookedTransformerConfig, layers: range, what: st
 
 
 def neuron_names(cache: "ActivationCache", layers: range) -> list[str]:
-    """What the neurons of layers are computed from."""
+    """Returns the names of the activations that the neurons of ``layers`` are computed from."""
     return [
         name
         for layer in layers
@@ -49,7 +49,7 @@ def neuron_names(cache: "ActivationCache", layers: range) -> list[str]:
 
 
 def neuron_parts(cache: "ActivationCache", layers: range, chosen: Cut | None = None) -> list[Part]:
-    """The neurons of layers, or the chosen ones of each."""
+    """Returns the neurons of ``layers``, or the chosen ones of each, one part a layer."""
     parts: list[Part] = []
     for layer in layers:
         acts, weight = cache[f"blocks.{layer}.mlp.hook_post"], cache.model.params["blocks"][layer]["mlp"]["W_out"]
@@ -60,12 +60,12 @@ def neuron_parts(cache: "ActivationCache", layers: range, chosen: Cut | None = N
 
 
 def neuron_labels(layers: range, chosen: Iterable[int]) -> list[str]:
-    """``["L0N0", "L0N1", …]``."""
+    """Returns ``["L0N0", "L0N1", …]``."""
     return [f"L{layer}N{neuron}" for layer in layers for neuron in chosen]
 
 
 def _choose(cfg: HookedTransformerConfig, neuron_slice: SliceInput) -> tuple[Cut | None, np.ndarray]:
-    """The slice, a number as a row of one, and the numbers of the neurons it keeps."""
+    """Returns the checked slice, with a number as a list of one, and the indices of the neurons it keeps."""
     width = cfg.d_mlp or 0
     if isinstance(neuron_slice, int | np.integer) and not isinstance(neuron_slice, bool):
         neuron_slice = [int(neuron_slice)]
@@ -85,16 +85,16 @@ def get_neuron_results(
     pos_slice: SliceInput = None,
     project_output_onto: Any = None,
 ) -> jax.Array:
-    """What each neuron of a layer adds to the residual stream: its activation times its row of ``W_out``.
+    """Computes what each neuron of a layer adds to the residual stream: its activation times its row of ``W_out``.
 
-    A norm after the MLP and ``residual_multiplier`` count, as for :meth:`stack_head_results`.
+    A norm after the MLP and ``residual_multiplier`` are applied, as in :meth:`stack_head_results`.
 
     Args:
         layer: the layer; negative numbers count from the end.
         neuron_slice: neurons to keep; a number drops the axis.
         pos_slice: positions to keep, of each prompt's text; a number drops the axis.
-        project_output_onto: a direction ``[d_model]``, or several as columns ``[d_model, direction]``: their
-            products with each neuron's output are returned, without making the outputs.
+        project_output_onto: a direction ``[d_model]``, or several as columns ``[d_model, direction]``: return their
+            dot products with each neuron's output, without computing the output itself.
 
     Returns:
         ``[batch, pos, neuron, d_model]``; projected ``[batch, pos, neuron]``, or with an axis ``direction``.
@@ -124,20 +124,20 @@ def stack_neuron_results(
     apply_ln: bool = False,
     project_output_onto: Any = None,
 ) -> Any:
-    """What each neuron adds to the residual stream, :meth:`get_neuron_results` over layers.
+    """Stacks what each neuron adds to the residual stream: :meth:`get_neuron_results` over layers.
 
     Args:
-        layer: the neurons of the layers before this one; ``None`` or ``-1`` means all.
+        layer: stack the neurons of the layers before this one; ``None`` or ``-1`` means all.
         pos_slice: positions to keep, of each prompt's text; a number drops the axis.
         neuron_slice: neurons of each layer to keep.
         return_labels: also return ``["L0N0", "L0N1", …]``.
-        incl_remainder: a last row, ``"remainder"``: the stream that enters ``layer`` without these neurons.
-        apply_ln: through the norm that reads the stream at ``layer``, by its cached scale.
+        incl_remainder: add a last row, ``"remainder"``: the stream that enters ``layer`` minus these neurons.
+        apply_ln: apply the norm that reads the stream at ``layer``, with its cached scale.
         project_output_onto: a direction ``[d_model]``, or several ``[d_model, direction]``; applied after the norm.
 
     Returns:
-        ``[layer * neuron, batch, pos, d_model]``, or without ``d_model`` (with ``direction``) when projected; and
-        the labels if asked for. Without projection or ``pos_slice`` that is large.
+        ``[layer * neuron, batch, pos, d_model]``, and the labels if asked for. A projection replaces ``d_model`` by
+        ``direction``, or drops it for a single direction. Without projection or ``pos_slice`` the array is large.
     """
     cfg = cache.cfg
     last = access.bounded_layer(cfg, layer)

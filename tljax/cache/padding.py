@@ -1,4 +1,4 @@
-"""Which positions of cached activations are padding, and cutting one prompt out of a padded cache.
+"""Padding marks of cached activations, and cutting one prompt out of a padded cache.
 
 A cache carries the mask among its leaves as offsets, 0 at text and minus infinity at padding, like an additive
 attention mask: sums, differences and multiples of caches (``jax.tree.map(jnp.subtract, a, b)``) and ``jax.grad`` with
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 
 
 def to_offsets(mask: Any) -> jax.Array | None:
-    """0 where a mask is true, minus infinity elsewhere; ``None`` stays ``None``."""
+    """Returns 0 where ``mask`` is true and minus infinity elsewhere; ``None`` stays ``None``."""
     if mask is None:
         return None
     return jnp.where(jnp.asarray(read_mask(mask, "token_mask")), jnp.float32(0), -jnp.float32(jnp.inf))
 
 
 def to_mask(offsets: Any) -> jax.Array | None:
-    """The mask that :func:`to_offsets` took, also after arithmetic."""
+    """Returns the mask that :func:`to_offsets` took, also after arithmetic on the offsets."""
     return None if offsets is None else jnp.isfinite(offsets)
 
 
@@ -39,7 +39,7 @@ def unpad(cache: "ActivationCache", index: int) -> "ActivationCache":
     """Returns one prompt's activations without padding, as if it had run alone.
 
     Args:
-        index: its place in the batch.
+        index: the prompt's index in the batch.
 
     Returns:
         A cache with a batch axis of one (or none, if this one has none), every position axis (``pos``,

@@ -49,7 +49,7 @@ def accumulated_resid(
     mlp_input: bool = False,
     return_labels: bool = False,
 ) -> Any:
-    """The residual stream at each depth. :meth:`logit_lens` takes it on to logits.
+    """Stacks the residual stream at each depth; :meth:`logit_lens` turns it into logits.
 
     Args:
         layer: up to the input of this layer; ``None`` or ``-1`` means the final residual stream too.
@@ -84,7 +84,7 @@ def accumulated_resid(
 
 
 def layer_outputs(cfg: Any, last: int, mlp_input: bool, mode: str) -> list[tuple[str, str]]:
-    """Label and name of what attention and MLPs add to the stream before a layer (or its MLP)."""
+    """Returns label and hook name of every attention and MLP output in the stream before a layer (or its MLP)."""
     rows = []
     for n in range(last):
         if mode != "mlp":
@@ -97,7 +97,7 @@ def layer_outputs(cfg: Any, last: int, mlp_input: bool, mode: str) -> list[tuple
 
 
 def embeddings(cfg: Any) -> list[tuple[str, str]]:
-    """Label and name of what starts the stream."""
+    """Returns label and hook name of each embedding that starts the stream."""
     rows = [("embed", "hook_embed")]
     return [*rows, ("pos_embed", "hook_pos_embed")] if cfg.positional_embedding_type == "standard" else rows
 
@@ -113,16 +113,16 @@ def decompose_resid(
     incl_embeds: bool = True,
     return_labels: bool = False,
 ) -> Any:
-    """What the embeddings, each attention and each MLP add to the residual stream; with ``mode="all"`` its sum.
+    """Stacks what embeddings, attentions and MLPs add to the residual stream; with ``mode="all"`` the rows sum to it.
 
     Args:
-        layer: parts of the stream that enters this layer; ``None`` or ``-1`` means the final one.
-        mlp_input: of the stream that enters its MLP instead: the layer's attention too, unless the two run in
-            parallel and read the same (TransformerLens adds it there as well).
+        layer: decompose the stream that enters this layer; ``None`` or ``-1`` means the final one.
+        mlp_input: decompose the stream that enters the layer's MLP instead. This adds the layer's attention, unless
+            attention and MLP run in parallel and read the same stream (TransformerLens adds it even then).
         mode: ``"all"`` (or ``"full"``), ``"attn"`` or ``"mlp"``.
-        apply_ln: through the norm that reads the stream there, by its cached scale (:meth:`apply_ln_to_stack`).
+        apply_ln: apply the norm that reads the stream there, with its cached scale (:meth:`apply_ln_to_stack`).
         pos_slice: positions to keep, of each prompt's text; a number drops the axis.
-        incl_embeds: the embeddings too.
+        incl_embeds: include the embeddings.
         return_labels: also return ``["embed", "pos_embed", "0_attn_out", "0_mlp_out", …]``.
 
     Returns:
@@ -163,20 +163,20 @@ def apply_ln_to_stack(
     has_batch_dim: bool = True,
     recompute_ln: bool = False,
 ) -> jax.Array:
-    """Normalises pieces of the residual stream as the norm that reads the whole did: by its cached scale.
+    """Normalises parts of the residual stream with the cached scale of the norm that reads the whole stream.
 
     Args:
         residual_stack: ``[component, batch, pos, d_model]``, positions cut by ``pos_slice`` already.
         layer: the norm before this layer; ``None``, ``-1`` or ``n_layers`` means ``ln_final``.
         mlp_input: ``ln2`` of that layer instead of ``ln1``.
-        pos_slice: what was sliced out of the stack.
-        batch_slice: prompts to keep; the stack may have been cut alike.
-        has_batch_dim: ``False`` says that ``batch_slice`` took the batch axis out of the stack.
-        recompute_ln: normalise each row by its own scale through the model's ``ln_final``, its weight and bias
-            included, instead. Only for the final layer.
+        pos_slice: the positions that the stack was cut to.
+        batch_slice: prompts to keep; the stack may be cut to them already.
+        has_batch_dim: ``False`` if ``batch_slice`` has already removed the batch axis of the stack.
+        recompute_ln: apply the model's ``ln_final`` to each row instead, with the row's own scale and with weight
+            and bias. Only for the final layer.
 
     Returns:
-        The stack, centred under a layer norm and divided; no weight and no bias is applied.
+        The stack, centred if the norm is a layer norm and divided by the scale; no weight and no bias is applied.
     """
     cfg = cache.cfg
     last = access.bounded_layer(cfg, layer, mlp_input)
@@ -200,12 +200,12 @@ def aligned(
     batch_slice: SliceInput,
     has_batch_dim: bool = True,
 ) -> tuple[jax.Array, jax.Array]:
-    """A stack ``[component, batch, pos, d_model]`` and the scale ``[batch, pos, 1]`` of its norm, sliced alike.
+    """Slices a stack ``[component, batch, pos, d_model]`` and the scale ``[batch, pos, 1]`` of its norm alike.
 
-    Positions were sliced out of the stack already; its batch is sliced here unless it was too.
+    The stack's positions are cut already; its batch is cut here, unless it is already.
 
     Raises:
-        CacheError: their shapes do not go together.
+        CacheError: their shapes do not match.
     """
     stack = jnp.asarray(stack)
     batch = cut(batch_slice, scale.shape[0], "the cache has {} prompts") if access.has_batch_axis(cache) else None

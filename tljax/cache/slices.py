@@ -18,11 +18,11 @@ SliceInput = int | slice | tuple[int | None, ...] | Sequence[int] | np.ndarray |
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Cut:
-    """A checked slice, as an argument of a compiled function: numbers are data, so that they never recompile.
+    """A checked slice, as an argument of a compiled function: indices are data, so new ones do not recompile.
 
     Attributes:
-        index: a number (the axis goes) or a row of them, none of them negative.
-        bounds: start, stop and step instead.
+        index: one index (which drops the axis) or a row of them, none negative; ``None`` for a range.
+        bounds: start, stop and step of the range, if ``index`` is ``None``.
     """
 
     index: jax.Array | None
@@ -45,8 +45,8 @@ def cut(slice_input: SliceInput, length: int, what: str = "the axis has {} entri
 
     Args:
         slice_input: the slice.
-        length: of the axis.
-        what: how an error says the length.
+        length: number of entries along the axis.
+        what: text for error messages, with ``{}`` for the length.
 
     Returns:
         The slice, or ``None`` where everything stays.
@@ -64,15 +64,15 @@ def cut(slice_input: SliceInput, length: int, what: str = "the axis has {} entri
     if isinstance(index, np.ndarray):
         _check(index, slice_input, length, what)
         return Cut(jnp.asarray(index % length, jnp.int32), (None, None, None))
-    inside = (index >= -length) & (index < length)  # what is not becomes NaN
+    inside = (index >= -length) & (index < length)  # an index outside reads as NaN
     return Cut(jnp.where(inside, index % length, length), (None, None, None))
 
 
 def read_slice(slice_input: Any, length: int) -> Any:
-    """A slice in any of its forms as a ``slice`` or whole numbers, an array; whether they exist is not looked at.
+    """Converts a slice in any of its forms to a ``slice`` or an array of indices, whose range is not checked.
 
     Raises:
-        CacheError: it is of no known form.
+        CacheError: it has no known form.
     """
     if isinstance(slice_input, slice | tuple):
         try:

@@ -1,4 +1,4 @@
-"""Stacks of heads or neurons over layers, with what they leave of the residual stream."""
+"""Stacks of heads or neurons over layers, with an optional row for the rest of the residual stream."""
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -30,9 +30,9 @@ def stack_units(
 
     Args:
         cache: the cache.
-        what: the method that asks, for errors.
+        what: the calling method's name, for error messages.
         names: the activations that the parts are computed from.
-        make_parts: makes them, once those are known to be there.
+        make_parts: makes the parts; called once those activations are known to be in the cache.
         last: the layer; ``n_layers`` means the end.
         pos_axis: the position axis of the first of ``names``.
         incl_remainder: add a row with the rest of the stream.
@@ -41,7 +41,7 @@ def stack_units(
         projection: directions ``[d_model, direction]`` to project onto.
 
     Returns:
-        ``[part, batch, pos, d_model or direction]``; without parts (``last`` is 0) no row, or the whole stream as rest.
+        ``[part, batch, pos, d_model or direction]``. Without parts (``last`` is 0), no row or only the rest.
     """
     cfg = cache.cfg
     access.refuse_norms_of_the_stream(cfg, what)

@@ -1,9 +1,9 @@
-"""What heads, neurons, biases and whole layers write to the residual stream, seen through what reads it.
+"""Contributions of heads, neurons, biases and whole layers to the residual stream, as a norm or projection reads them.
 
-A part's output is linear in its activations once the scales of the norms it passes are those of the run: the norm after
-attention or MLP where a model has one, the norm of the reader, a projection. So those maps are applied to the weights,
-``[head, d_head, d_model]`` or ``[neuron, d_model]``, and the scales to the activations; with a projection nothing as
-wide as ``d_model`` is made for each neuron.
+With the scales of all norms fixed to those of the run, a part's contribution is linear in its activations. So the norm
+after attention or MLP (if there is one), the reader's norm and the projection are applied to the weights,
+``[head, d_head, d_model]`` or ``[neuron, d_model]``, and the scales to the activations. With a projection, nothing as
+wide as ``d_model`` is computed for each neuron.
 """
 
 import functools
@@ -22,11 +22,11 @@ from tljax.text.positions import TextCut
 
 
 class After(NamedTuple):
-    """A norm between a part and the residual stream, as it was in the run.
+    """A norm between a part and the residual stream, with its scale from the run.
 
     Attributes:
-        scale: what it divided by, ``[..., 1]``.
-        gain: what it multiplies by, ``[d_model]``.
+        scale: the scale it divided by, ``[..., 1]``.
+        gain: the weight it multiplies by, ``[d_model]``.
     """
 
     scale: jax.Array
@@ -48,7 +48,7 @@ class Heads(NamedTuple):
 
 
 class Results(NamedTuple):
-    """A layer's heads, whose products with ``W_O`` are there already, ``[..., head, d_model]``."""
+    """A layer's heads, already multiplied by ``W_O``, ``[..., head, d_model]``."""
 
     value: jax.Array
     after: After | None
@@ -63,12 +63,12 @@ class Neurons(NamedTuple):
 
 
 class Biases(NamedTuple):
-    """Biases together, as one part.
+    """The sum of several biases, as one part.
 
     Attributes:
         constant: ``[d_model]``, the same at every position.
-        through: biases ``[d_model]`` that a norm divides by its scale first.
-        like: any activation ``[..., anything]`` that has the leading axes.
+        through: biases ``[d_model]``, each with the norm that it passes first.
+        like: any activation ``[..., width]`` with the leading axes to broadcast to.
     """
 
     constant: jax.Array
@@ -80,11 +80,11 @@ Part = Pieces | Heads | Results | Neurons | Biases
 
 
 class Reader(NamedTuple):
-    """What reads the residual stream.
+    """A reader of the residual stream: a norm, then a projection, each optional.
 
     Attributes:
-        scale: what its norm divided by, ``[..., 1]``; ``None`` without norm.
-        projection: directions ``[d_model, direction]`` onto which what is read is projected; ``None``: it is not.
+        scale: the scale its norm divided by, ``[..., 1]``; ``None`` without norm.
+        projection: directions ``[d_model, direction]`` to project onto; ``None`` without projection.
     """
 
     scale: jax.Array | None = None
@@ -101,15 +101,15 @@ def read_parts(
     cfg: HookedTransformerConfig,
     centred: bool,
 ) -> jax.Array:
-    """Stacks what a reader sees of each part.
+    """Stacks the parts of the residual stream as a reader sees them.
 
     Args:
-        parts: in order.
+        parts: the parts, in the order of the rows.
         reader: the reader.
-        taken: which positions to keep; activations and scales come whole.
-        stream: ``[..., d_model]``; where given, what the parts lack of it is the last row.
+        taken: which positions to keep; activations and scales are given with all positions.
+        stream: ``[..., d_model]``; if given, the stream minus the parts is the last row.
         cfg: the model's config.
-        centred: the reader's norm subtracts the mean first.
+        centred: whether the reader's norm subtracts the mean first.
 
     Returns:
         ``[part, ..., d_model]``, or ``[part, ..., direction]``.
@@ -124,7 +124,7 @@ def read_parts(
 
 
 class _Through:
-    """One reader's maps, ready to be applied to parts."""
+    """One reader's linear maps and scales, to be applied to parts."""
 
     def __init__(
         self, cfg: HookedTransformerConfig, reader: Reader, taken: Cut | TextCut | None, centred: bool
@@ -161,7 +161,7 @@ class _Through:
         return self._divided(jnp.broadcast_to(vector, (*lead, *vector.shape)), after)
 
     def _divided(self, array: jax.Array, after: After | None, heads: bool = False) -> jax.Array:
-        """An array divided by the scales; ``heads``: it has an axis of heads before its last."""
+        """Divides an array by the scales; with ``heads`` it has an axis of heads before its last."""
         scales = [norm.scale for norm in (after, self.reader) if norm is not None and norm.scale is not None]
         if not scales:
             return array
@@ -173,9 +173,9 @@ class _Through:
         return wide.astype(array.dtype)
 
     def _written(self, weight: jax.Array, after: After | None) -> jax.Array:
-        """What is read of a layer's output ``[..., d_model]``, but for the scales: as it is, or projected.
+        """Returns output weights ``[..., d_model]`` as the reader sees them, but for the scales.
 
-        A projection takes the maps on before it meets the weights: each is its own transpose.
+        With a projection, the maps are applied to it and not to the weights: each map is its own transpose.
         """
         if self.reader.projection is None:
             return self._reading(self._onto_stream(weight, after, weight.ndim - 1))
@@ -195,7 +195,7 @@ class _Through:
         return scaled(array, self.cfg.residual_multiplier)
 
     def _reading(self, array: jax.Array) -> jax.Array:
-        """What is read of a piece of the stream, but for the scale."""
+        """Returns a piece of the stream as the reader sees it, but for the scale."""
         if self.reader.projection is None:
             return _centred(array) if self.centred else array
         projection = self._onto_reader(self.reader.projection)

@@ -1,4 +1,4 @@
-"""Continuing texts. The path of the data, each step with the file that takes it::
+"""Text generation. The steps in order, each with the file that holds it::
 
 text, tokens, messages or embeddings
   → methods      generate, generate_stream, generate_with_cache: the arguments
@@ -6,8 +6,8 @@ text, tokens, messages or embeddings
   → answers      one generation, round by round
       → decoding     the prompt in one run, then a compiled loop over tokens
           hooks          interventions laid out over the whole text
-          key_values     what attention knows of the text so far
-          few_rows       weights laid out for the products of one token
+          key_values     keys and values of the text so far
+          few_rows       weight layouts for the matrix products of one token
           sampling       the next token by its logits; selection: without sorting them
   → answers      cut where they end, as text, tokens or embeddings
 """

@@ -1,4 +1,4 @@
-"""The answers under way: what is chosen so far, where each ends, and the text, tokens or embeddings it comes to."""
+"""A generation in progress: the tokens chosen so far, where texts end, and the text, tokens or embeddings returned."""
 
 import dataclasses
 from typing import TYPE_CHECKING, Any, Literal
@@ -25,17 +25,17 @@ Returns = Literal["input", "str", "tokens", "embeds"]
 
 
 class Generation:
-    """One generation under way: made from the user's arguments, advanced round by round.
+    """One generation in progress: made from the user's arguments, advanced some tokens at a time.
 
     Args:
         model: the model, with its hooks.
-        prompts: what is continued.
+        prompts: the prompts to continue.
         max_new_tokens: most new tokens for each prompt.
         ends: when texts end.
         options: for :func:`~tljax.generation.sampling.read_sampling`.
         keys: ``[batch]``, random keys.
         use_cache: whether to keep keys and values.
-        keep_logits: whether to keep what tokens were chosen from.
+        keep_logits: whether to keep the logits that tokens were chosen from.
     """
 
     def __init__(
@@ -92,10 +92,10 @@ class Generation:
             self._stop_at_strings()
 
     def _check_choices(self) -> None:
-        """Refuses to go on where logits are no numbers, or where they come of a token that has no embedding.
+        """Checks that every token was chosen from valid logits, and not after a token that has no embedding.
 
         Raises:
-            GenerationError: says at which new token of which prompt.
+            GenerationError: one was not; the message names the prompt and the new token.
         """
         failed = np.asarray(self._state.failed)
         if (failed < 0).all():
@@ -115,7 +115,7 @@ class Generation:
         )
 
     def new_tokens(self) -> np.ndarray:
-        """What was chosen so far, ``[batch, new token]``, filled after a text's end."""
+        """Returns the tokens chosen so far, ``[batch, new token]``, with fill tokens after a text's end."""
         start = self.prompts.shape[1]
         new = np.asarray(self._state.tokens)[:, start : start + self.n_new][:, : self._length].copy()
         for row, end in self._stopped.items():
@@ -123,7 +123,7 @@ class Generation:
         return new
 
     def is_text(self) -> np.ndarray:
-        """Which of the new tokens belong to their text, its end included, ``[batch, new token]``."""
+        """Returns which new tokens belong to their text, its end included, ``[batch, new token]``."""
         new = self.new_tokens()
         ended = np.full(len(new), new.shape[1])
         if self.ends.eos is not None:
@@ -134,7 +134,7 @@ class Generation:
         return np.arange(new.shape[1])[None] < ended[:, None]
 
     def logits(self) -> tuple[jax.Array, ...]:
-        """What each token was chosen from."""
+        """Returns the logits that each new token was chosen from."""
         assert self._state.logits is not None
         return tuple(jax.device_put(list(np.asarray(self._state.logits)[: self.n_new][: self._length])))
 
@@ -151,7 +151,7 @@ class Generation:
         self._state = dataclasses.replace(self._state, done=jax.device_put(done))
 
     def _stands_in(self, row: int, new: np.ndarray) -> bool:
-        """Whether a stop string stands in an answer, which is decoded after its prompt: spaces may depend on it."""
+        """Whether an answer contains a stop string; it is decoded with its prompt, on which spaces may depend."""
         assert self.tokenizer is not None
         prompt = self.prompts.value[row][self.prompts.mask[row]].tolist() if self.prompts.kind != "embeds" else []
         before, whole = self.tokenizer.decode(prompt), self.tokenizer.decode([*prompt, *new.tolist()])
@@ -161,7 +161,7 @@ class Generation:
 
 
 def finish(generation: Generation, model: "HookedTransformer", return_type: Returns) -> Any:
-    """What ``generate`` returns: text, tokens or the model's embeddings, prompt included."""
+    """Returns the result of ``generate``: text, tokens or the model's embeddings, prompt included."""
     prompts, new = generation.prompts, generation.new_tokens()
     kind = return_type if return_type != "input" else "str" if prompts.kind == "list" else prompts.kind
     if kind == "embeds":
@@ -182,7 +182,7 @@ def finish(generation: Generation, model: "HookedTransformer", return_type: Retu
 
 
 def _text(generation: Generation, row: int, prompt: list[int], answer: list[int]) -> str:
-    """A row's text, without the BOS that was added to it and the token that ended it."""
+    """Returns a row's text, without the BOS that was added to it and the token that ended it."""
     assert generation.tokenizer is not None
     if generation.ends.eos is not None and answer and answer[-1] in generation.ends.eos[row]:
         answer = answer[:-1]

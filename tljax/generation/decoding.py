@@ -1,4 +1,4 @@
-"""Runs a text on, token by token: the prompt in one pass, then many tokens in one compiled program.
+"""Generation token by token: the prompt in one pass, then many tokens in one compiled program.
 
 The program is a loop over tokens whose state, the key-value cache included, stays on the device; how many tokens it
 runs is data. Hooks that are data (interventions) are compiled into it. With plain Python hooks every step runs block by
@@ -40,12 +40,12 @@ _TOKENS_WORTH_COPIES = 20
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Rules:
-    """How texts go on and when they end.
+    """Rules by which tokens are chosen and texts end.
 
     Attributes:
         sampling: how a token is chosen.
         eos: ``[batch, n]``, tokens that end a text (negative where a row has fewer), or ``None``.
-        fill: ``[batch]``, what stands after a text's end.
+        fill: ``[batch]``, the token that fills the positions after a text's end.
     """
 
     sampling: Sampling
@@ -56,18 +56,18 @@ class Rules:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class State:
-    """Where a generation stands. The last token chosen has not run yet.
+    """The state of a generation. The last token chosen has not been run yet.
 
     Attributes:
         cache: keys and values of what has run.
         tokens: ``[batch, pos]``, prompt and answer.
         done: ``[batch]``, whether a text has ended.
         n_new: tokens chosen so far, an int32 scalar.
-        failed: ``[batch]``, at which new token, counted from 0, there was nothing to choose by (NaN, or every logit
-            ``-inf``), or an id was to be fed back that the embedding lacks; -1 for texts that are well.
+        failed: ``[batch]``, the first new token, counted from 0, that could not be chosen: its logits were NaN (also
+            after a token that has no embedding) or all ``-inf``; -1 if there is none.
         keys: ``[batch]`` random keys.
         counts: ``[batch, d_vocab]``, how often each token occurs, or ``None``.
-        logits: ``[new token, batch, d_vocab]``, what each was chosen from, or ``None``.
+        logits: ``[new token, batch, d_vocab]``, the logits each token was chosen from, or ``None``.
     """
 
     cache: KeyValueCache
@@ -84,7 +84,7 @@ class Decoder:
     """Continues texts.
 
     Args:
-        model: the model, which keeps transposed weights that a generation made.
+        model: the model; it keeps transposed weights for later generations.
         hooks: its hooks, placed in the text (:func:`tljax.generation.hooks.place_hooks`).
         rules: how the texts go on.
         limit: most tokens of an answer.
@@ -123,7 +123,7 @@ class Decoder:
         return _choose_compiled(state, logits, self.rules)
 
     def go_on(self, state: State, n_new: int) -> State:
-        """Runs until ``n_new`` tokens of each text are chosen, or all texts have ended. ``state`` is used up."""
+        """Runs until ``n_new`` tokens of each text are chosen, or all texts have ended. ``state`` is donated."""
         if self._layouts is None:
             self._layouts = self._lay_out(len(state.done))
         weights = self.params, self._layouts
@@ -136,7 +136,7 @@ class Decoder:
         return state
 
     def restart(self, state: State, n_prompt: int) -> State:
-        """The same without its cache: runs the whole text so far and chooses one token."""
+        """Chooses one token by running the whole text so far, without the cache of ``state``."""
         length = n_prompt + int(state.n_new)
         seen = np.asarray(state.cache.mask)[:, :n_prompt]
         mask = pad_axis(seen, length, fill=True)
@@ -145,14 +145,14 @@ class Decoder:
         return _choose_compiled(dataclasses.replace(state, cache=cache), logits, self.rules)
 
     def _lay_out(self, rows: int) -> Params:
-        """Transposed weights for steps of ``rows`` texts, where they pay for themselves."""
+        """Returns transposed weights for steps of ``rows`` texts, or ``{}`` where they would not pay off."""
         if rows < _ROWS_WORTH_COPIES or self.limit < _TOKENS_WORTH_COPIES or not _on_cpu(self.params):
             return {}
         free = free_bytes(next(iter(self.params["embed"]["W_E"].devices())))
         return {} if free is None or is_large(size_of_copies(self.params), free) else self._transposed.of(self.params)
 
     def _run_prompt(self, prompt: Any, mask: np.ndarray, capacity: int) -> tuple[jax.Array, KeyValueCache]:
-        """Logits ``[batch, 1, d_vocab]`` after the prompts, and the cache."""
+        """Returns the logits ``[batch, 1, d_vocab]`` after the prompts, and the cache."""
         cfg, length = self.cfg, mask.shape[1]
         framed = prompt_length(length, capacity, whole_steps_to=8) if self.is_compiled else length
         seen, text = pad_axis(mask, framed), pad_axis(mask, capacity, fill=True)
@@ -179,7 +179,7 @@ class Decoder:
 
 
 def _on_cpu(params: Params) -> bool:
-    """Whether the weights are jax's arrays on a CPU. (NumPy's can change in place: no copy of them is kept.)"""
+    """Whether the weights are jax arrays on a CPU. (NumPy arrays can change in place, so no copy of them is kept.)"""
     W_E = params["embed"]["W_E"]
     return isinstance(W_E, jax.Array) and all(device.platform == "cpu" for device in W_E.devices())
 
@@ -228,7 +228,7 @@ def _decode(
 def _run_token(
     cfg: HookedTransformerConfig, weights: tuple[Params, Params], hooks: HookDictionary, state: State
 ) -> tuple[jax.Array, KeyValueCache]:
-    """Runs the last token chosen: logits ``[batch, 1, d_vocab]``, and the cache with it.
+    """Runs the last token chosen; returns its logits ``[batch, 1, d_vocab]`` and the cache that includes it.
 
     ``weights`` are the parameters, and other layouts of some of them.
     """
@@ -254,12 +254,12 @@ def _goes_on(state: State) -> jax.Array:
 
 
 def _choose(state: State, logits: jax.Array, rules: Rules) -> State:
-    """Chooses each text's next token by logits ``[batch, 1, d_vocab]``; it stands right after what is in the cache."""
+    """Chooses each text's next token from logits ``[batch, 1, d_vocab]``, for the position after the cache's last."""
     logits = logits[:, 0]
     keys = jax.vmap(jax.random.fold_in, (0, None))(state.keys, state.n_new)
     seen = None if state.counts is None else state.counts > 0
     token = next_tokens(logits, rules.sampling, state.counts, seen, keys)
-    something = logits.max(axis=1) > -jnp.inf  # not so for NaN either
+    something = logits.max(axis=1) > -jnp.inf  # False for NaN too
     failed = jnp.where((state.failed < 0) & ~state.done & ~something, state.n_new, state.failed)
     token = jnp.where(state.done, rules.fill, token)
     done = state.done

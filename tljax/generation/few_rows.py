@@ -1,8 +1,8 @@
-"""Weights laid out for products with few rows: what a step of generation on a CPU consists of.
+"""Weight layouts for matrix products with few rows, as in each step of generation on a CPU.
 
 On a CPU, XLA multiplies a few rows by ``[in, out]`` well below the speed of memory: it repacks the weight at every
-call, and for one row it uses one core. Two other layouts of the same weight do better: in pieces along ``in`` (one
-row), and transposed (a few). The forward pass takes them beside the parameters, as a tree of the same paths.
+call, and for one row it uses one core. Two other layouts of the same weight are faster: pieces along ``in`` (for one
+row), and the transpose (for a few). The forward pass takes them beside the parameters, as a tree of the same paths.
 ``benchmarks/README.md`` has the figures.
 """
 
@@ -16,14 +16,14 @@ from tljax.typing import Params
 
 _PIECES = 4
 _SMALLEST = 2**18
-"""Elements of a weight that is worth it."""
+"""Elements of the smallest weight for which another layout pays off."""
 _CUT = ("W_Q", "W_K", "W_V", "W_O", "W_in", "W_gate", "W_out")
 _TRANSPOSED = ("W_in", "W_gate", "W_out", "W_U")
-"""Which weights gain: one row by ``W_U`` runs at full speed as it is, and attention's are too small to repay a copy."""
+"""Weights that gain from each: one row times ``W_U`` is fast as it is, attention's are too small to repay a copy."""
 
 
 def in_pieces(params: Params) -> Params:
-    """Weights in pieces ``[piece, in, out]``, ``None`` where they cannot be cut: no copy inside a compiled program."""
+    """Returns weights as ``[piece, in, out]``, ``None`` where indivisible; no copy inside a compiled program."""
 
     def cut(matrix: jax.Array) -> jax.Array | None:
         return None if len(matrix) % _PIECES else matrix.reshape(_PIECES, -1, matrix.shape[1])
@@ -32,21 +32,21 @@ def in_pieces(params: Params) -> Params:
 
 
 def size_of_copies(params: Params) -> int:
-    """Bytes that :class:`TransposedWeights` makes."""
+    """Returns the size in bytes of the copies that :class:`TransposedWeights` makes."""
     return sum(matrix.nbytes for matrix in jax.tree.leaves(_matrices(params, _TRANSPOSED)))
 
 
 class TransposedWeights:
-    """Weights transposed, ``[out, in]``: copies, made when they are first asked for and kept by whoever keeps this.
+    """Transposed copies of weights, ``[out, in]``, made on first use and kept as long as this object.
 
-    A model keeps one, which its hooked versions share. A pickle or a copy of it is empty.
+    A model keeps one and shares it with its hooked versions. A pickle or a copy of it is empty.
     """
 
     def __init__(self) -> None:
         self._kept: tuple[Params, Params] = {}, {}
 
     def of(self, params: Params) -> Params:
-        """The copies for these parameters: those made last if all the weights are the same arrays."""
+        """Returns the copies for ``params``; the last ones are reused if all the weights are the same arrays."""
         (weights, copies), wanted = self._kept, _matrices(params, _TRANSPOSED)
         if jax.tree.map(id, weights) != jax.tree.map(id, wanted):
             copies = jax.tree.map(_turn, wanted)
@@ -58,7 +58,7 @@ class TransposedWeights:
 
 
 def _matrices(node: Any, names: Sequence[str]) -> Any:
-    """The tree's weights of these names that are worth another layout, as matrices ``[in, out]``."""
+    """Returns the tree's weights of these names that are worth another layout, as matrices ``[in, out]``."""
     if isinstance(node, tuple | list):
         return tuple(_matrices(child, names) for child in node)
     tree = {
@@ -74,7 +74,7 @@ def _matrices(node: Any, names: Sequence[str]) -> Any:
 
 
 def _joined(weight: jax.Array, heads_first: bool) -> jax.Array:
-    """``[in, out]``, of a weight with an axis for heads too."""
+    """Reshapes a weight with an axis of heads to ``[in, out]``."""
     return weight.reshape(-1, weight.shape[-1]) if heads_first else weight.reshape(len(weight), -1)
 
 

@@ -18,13 +18,13 @@ from tljax.text.padding import pad_axis
 
 @dataclasses.dataclass(frozen=True)
 class TextSize:
-    """Positions of a text.
+    """Lengths of the texts of a generation, in positions.
 
     Attributes:
-        prompt: of the longest prompt.
-        total: of prompt and answer, at most.
-        capacity: that there is room for.
-        lengths: of each prompt. Positions count in each text, from its first token.
+        prompt: length of the longest prompt.
+        total: most positions of prompt and answer together.
+        capacity: positions for which there is room.
+        lengths: length of each prompt. Positions count from the first token of each text.
     """
 
     prompt: int
@@ -34,12 +34,12 @@ class TextSize:
 
     @classmethod
     def of(cls, mask: np.ndarray, total: int, capacity: int) -> "TextSize":
-        """The size of the texts that go on from prompts padded on the left, with this mask ``[batch, pos]``."""
+        """Returns the size of texts that continue prompts padded on the left, with this mask ``[batch, pos]``."""
         return cls(mask.shape[1], total, capacity, tuple(mask.sum(axis=1).tolist()))
 
 
 def place_hooks(hooks: HookDictionary, table: Mapping[str, HookPointSpec], size: TextSize) -> HookDictionary:
-    """Returns the hooks with every position selection and operand laid out over the text's whole room.
+    """Returns the hooks with every position selection and operand laid out over the text's capacity.
 
     Args:
         hooks: the hooks.
@@ -47,8 +47,8 @@ def place_hooks(hooks: HookDictionary, table: Mapping[str, HookPointSpec], size:
         size: the text.
 
     Raises:
-        InterventionError: a position that the text will not have, one counted from an end that is not known yet, an
-            array along positions that fits neither the prompt nor the text.
+        InterventionError: a position is outside the text or counts from its end, which is not known yet; or an array
+            along positions fits neither the prompt nor the text.
         HookError: a backward hook.
     """
     entries = []
@@ -127,7 +127,7 @@ def _placed_selector(selector: Selector, spec: HookPointSpec, size: TextSize) ->
 def _placed_array(
     value: Any, spec: HookPointSpec, dropped: set[str], selectors: Sequence[Selector], size: TextSize
 ) -> Any:
-    """An operand with zeros after its last position, up to the text's room."""
+    """Pads an operand with zeros along positions, up to the text's capacity."""
     shape = np.shape(value)
     if not shape:
         return value
@@ -146,7 +146,7 @@ def _placed_array(
 
 
 def _room(shape: Sequence[int], axes: Sequence[str], listed: Mapping[str, int], size: TextSize) -> list[int] | None:
-    """The shape with the text's room along positions; ``None`` where it fits neither the prompt nor the text."""
+    """Returns the shape with the text's capacity along positions; ``None`` if it fits neither prompt nor text."""
     room = []
     for length, axis in zip(shape, axes, strict=True):
         if axis not in POSITION_AXES or length == 1 or listed.get(axis) == length:

@@ -1,4 +1,4 @@
-"""The key-value cache of generation: what every attention layer knows of the text so far, as one pytree."""
+"""The key-value cache of generation: every attention layer's keys and values of the text so far, as one pytree."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -23,9 +23,9 @@ class KeyValueCache:
     one for each key-value head. A layer that sees only a window of the text keeps that window.
 
     Attributes:
-        keys, values: a layer each, ``[batch, kv_head, slot, d_head]``, values ``d_value`` wide; position ``p`` stands
-            in slot ``p % slot``.
-        mask: ``[batch, pos]`` boolean, which positions hold a token that may be seen; ``pos`` is the capacity.
+        keys, values: one array a layer, ``[batch, kv_head, slot, d_head]``, values ``d_value`` wide; position ``p`` is
+            in slot ``p`` modulo the number of slots.
+        mask: ``[batch, pos]`` boolean, which positions hold a token to attend to; ``pos`` is the capacity.
         length: how many positions are filled, an int32 scalar.
     """
 
@@ -38,7 +38,7 @@ class KeyValueCache:
     def init_cache(
         cls, cfg: HookedTransformerConfig, batch_size: int = 1, capacity: int | None = None, whole_text: bool = False
     ) -> "KeyValueCache":
-        """An empty cache.
+        """Returns an empty cache.
 
         Args:
             cfg: the model's config.
@@ -60,17 +60,17 @@ class KeyValueCache:
         return self.mask.shape[1]
 
     def next_context(self, n_tokens: int = 1) -> tuple[AttentionContext, jax.Array]:
-        """What a run of the next ``n_tokens`` tokens of every text needs, and ``mask`` with them in it."""
+        """Returns the context to run the next ``n_tokens`` tokens of every text, and ``mask`` extended by them."""
         position = jnp.arange(self.capacity, dtype=jnp.int32)
         mask = self.mask | ((position >= self.length) & (position < self.length + n_tokens))[None]
         seen = self.mask.sum(axis=1, dtype=jnp.int32)[:, None]
         pasts = tuple(Past(k, v, mask, self.length) for k, v in zip(self.keys, self.values, strict=True))
-        window, text = Window(self.length, self.capacity), jnp.cumsum(mask, axis=1) > 0  # and all that may follow
+        window, text = Window(self.length, self.capacity), jnp.cumsum(mask, axis=1) > 0  # from the first token on
         positions = seen + jnp.arange(n_tokens, dtype=jnp.int32)[None]
         return AttentionContext(positions, pasts=pasts, window=window, text=text), mask
 
     def after(self, recorded: Mapping[str, Any], mask: jax.Array, n_tokens: int = 1) -> "KeyValueCache":
-        """The cache after such a run, which recorded what :func:`past_names` names."""
+        """Returns the cache after that run, which recorded the activations of :func:`past_names`."""
         keys, values = (
             tuple(recorded[f"blocks.{layer}.attn.{name}"] for layer in range(len(self.keys))) for name in PAST
         )
@@ -79,10 +79,10 @@ class KeyValueCache:
     def filled(
         self, keys: Sequence[jax.Array], values: Sequence[jax.Array], mask: jax.Array, length: jax.Array
     ) -> "KeyValueCache":
-        """An empty cache filled with a prompt.
+        """Fills an empty cache with a prompt.
 
         Args:
-            keys, values: a layer each, ``[batch, prompt_pos, kv_head, d_head]``.
+            keys, values: one array a layer, ``[batch, prompt_pos, kv_head, d_head]``.
             mask: ``[batch, prompt_pos]``, ``False`` at padding.
             length: how many positions of them are the prompt; the rest is not kept.
         """
@@ -96,13 +96,13 @@ HookedTransformerKeyValueCache = KeyValueCache
 
 
 def slots(cfg: HookedTransformerConfig, layer: int, capacity: int) -> int:
-    """How many positions a layer must keep of a text of ``capacity`` tokens."""
+    """Returns how many positions a layer must keep of a text of ``capacity`` tokens."""
     window = cfg.window_size if cfg.layer_kind(layer).local else None
     return capacity if window is None else min(window, capacity)
 
 
 def past_names(cfg: HookedTransformerConfig) -> tuple[str, ...]:
-    """What a run must record for :meth:`KeyValueCache.after`."""
+    """Returns the names of the activations that a run must record for :meth:`KeyValueCache.after`."""
     return tuple(f"blocks.{layer}.attn.{name}" for layer in range(cfg.n_layers) for name in PAST)
 
 

@@ -1,4 +1,4 @@
-"""The generating methods of a model: continue a text, piece by piece, or keeping activations."""
+"""The generation methods of a model: ``generate``, ``generate_stream`` and ``generate_with_cache``."""
 
 import functools
 from collections.abc import Iterator, Sequence
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
     from tljax.text.tokenizer import Tokenizer
 
 _PER_ROUND = 32
-"""Tokens between two looks from the host: at a progress bar, at stop strings."""
+"""Tokens generated between two updates of the progress bar and two searches for stop strings."""
 
 
 class GenerateOptions(SamplingOptions, PromptOptions, total=False):
-    """How texts are continued: documented at :meth:`GenerationMethods.generate`."""
+    """Options of generation, documented at :meth:`GenerationMethods.generate`."""
 
     stop_at_eos: bool
     eos_token_id: Any
@@ -43,11 +43,11 @@ class GenerateOptions(SamplingOptions, PromptOptions, total=False):
 
 
 class GenerateOutput(NamedTuple):
-    """What ``output_logits=True`` returns.
+    """The output of generation with ``output_logits=True``.
 
     Attributes:
-        sequences: what generation returns otherwise.
-        logits: for each new token, what it was chosen from, ``[batch, d_vocab]``.
+        sequences: the output without ``output_logits``.
+        logits: for each new token, the logits it was chosen from, ``[batch, d_vocab]``.
     """
 
     sequences: Any
@@ -73,7 +73,7 @@ def begin(
     key: Any = None,
     **sampling: Unpack[SamplingOptions],
 ) -> Generation:
-    """Checks what a generation is asked for, and runs the prompts."""
+    """Checks the arguments of a generation and runs the prompts."""
     prompts = read_prompts(model, input, prepend_bos, padding_side, attention_mask)
     batch = prompts.shape[0]
     ends = read_ends(model.cfg, model._tokenizer, batch, stop_at_eos, eos_token_id, stop_strings)
@@ -88,7 +88,7 @@ _typed = functools.partial(typed, receiver=begin)
 
 
 class GenerationMethods:
-    """Continuing texts."""
+    """Methods that continue texts."""
 
     cfg: HookedTransformerConfig
     params: Params
@@ -97,7 +97,7 @@ class GenerationMethods:
 
     @functools.cached_property
     def _transposed(self) -> TransposedWeights:
-        """Transposed weights for generation on a CPU, as long as this model or a hooked version of it is there."""
+        """Transposed weights for generation on a CPU, kept as long as this model or a hooked version of it exists."""
         return TransposedWeights()
 
     @_typed
@@ -117,36 +117,36 @@ class GenerationMethods:
             input: a text, a list of texts, token ids ``[pos]`` or ``[batch, pos]``, or embeddings ``[batch, pos,
                 d_model]``. Several texts are padded on the left.
             max_new_tokens: most new tokens for each prompt.
-            stop_at_eos: whether an EOS token ends a text, ``True`` by default; what follows is then filled: with
-                ``cfg.pad_token_id`` where the checkpoint's own tokens end texts and it names a PAD, with EOS otherwise.
+            stop_at_eos: whether an EOS token ends a text, ``True`` by default. Positions after it are filled with
+                ``cfg.pad_token_id`` if the checkpoint's own EOS tokens are used and it has a PAD, otherwise with EOS.
             eos_token_id: a token id, several, or a list of them for each prompt; ``None`` takes ``cfg.eos_token_ids``,
                 and the tokenizer's EOS where the checkpoint declares none.
-            do_sample: ``True``, the default, draws; ``False`` always takes the likeliest token.
+            do_sample: ``True``, the default, samples; ``False`` always takes the likeliest token.
             top_k, top_p: keep only the ``k`` likeliest tokens, or the likeliest that together reach probability ``p``.
             temperature: divides the logits, 1 by default; 0 means the likeliest token.
             freq_penalty: subtracted from a token's logit, after the temperature, for each time it occurs in the text.
             use_past_kv_cache: ``False`` runs the whole text again for every token.
             prepend_bos, padding_side, attention_mask: as in :meth:`__call__`.
-            return_type: ``"input"`` answers in kind; ``"str"``, ``"tokens"``, ``"embeds"``.
+            return_type: ``"input"`` returns the same type as ``input``; or ``"str"``, ``"tokens"``, ``"embeds"``.
             verbose: whether to show a progress bar; ``None`` shows one after three seconds.
             repetition_penalty: as in Hugging Face: logits of tokens that occur are divided by it (multiplied if
                 negative).
-            stop_strings: texts that end an answer once they stand in it.
-            output_logits: also return what each token was chosen from, as a :class:`GenerateOutput`.
-            fwd_hooks: hooks for this generation, besides those the model carries. Interventions address positions of
+            stop_strings: strings that end an answer once it contains them.
+            output_logits: also return the logits each token was chosen from, as a :class:`GenerateOutput`.
+            fwd_hooks: hooks for this generation, in addition to the model's. Interventions address positions of
                 the whole text: ``pos=3``, ``pos="prompt"``, ``pos="new"``; plain functions see each step's activations.
-            seed, key: of the draws; by default each call draws anew.
+            seed, key: source of the random draws; by default each call draws differently.
 
         Returns:
-            Prompt and continuation: a string, a list of strings, ``[batch, pos]`` or ``[batch, pos, d_model]``. Of
-            embeddings, as tokens or text, only the continuation.
+            Prompt and continuation: a string, a list of strings, ``[batch, pos]`` or ``[batch, pos, d_model]``. For
+            input embeddings, text and tokens hold only the continuation.
 
         Raises:
-            InputError: the text would pass ``n_ctx``, an empty prompt without BOS, arguments out of range.
+            InputError: the text would exceed ``n_ctx``, a prompt is empty without BOS, an argument is out of range.
             InterventionError: a hook addresses a position the text will not have.
 
-        Recompiles for a new batch size, room for the text (128, 256, 512 … tokens), set of hooked points, or kind of
-        sampling; never for other lengths, strengths or values.
+        Recompiles for a new batch size, capacity for the text (128, 256, 512 … tokens), set of hooked points, or type
+        of sampling; never for other lengths, strengths or values.
         """
         generation = begin(cast("HookedTransformer", self), input, max_new_tokens, output_logits, **options)
         _run(generation, verbose)
@@ -170,7 +170,7 @@ class GenerationMethods:
             input, max_new_tokens: as in :meth:`generate`.
             max_tokens_per_yield: most new tokens in a piece.
             return_type: ``"str"``, or token ids.
-            verbose: not looked at: the pieces are the progress.
+            verbose: ignored: the pieces show the progress.
             **options: as in :meth:`generate`.
 
         Yields:
@@ -202,7 +202,7 @@ class GenerationMethods:
         verbose: bool | None = None,
         **options: Unpack[GenerateOptions],
     ) -> tuple[Any, ActivationCache]:
-        """Continues prompts, and returns the activations of prompt and continuation too.
+        """Continues prompts, and also returns the activations of prompt and continuation.
 
         They come from one run over the finished text, with the same hooks. (A plain function among the hooks is called
         in that run as well; it then sees the whole text. A hook at positions that the text did not reach is an error.)
@@ -213,7 +213,7 @@ class GenerationMethods:
             **options: as in :meth:`generate`.
 
         Returns:
-            What :meth:`generate` returns, and the cache; what stands after a text's end is marked as padding.
+            The output of :meth:`generate`, and the cache, with positions after a text's end marked as padding.
         """
         if getattr(input, "ndim", 0) == 3:
             raise InputError("generate_with_cache takes text or tokens; for embeddings run the finished text yourself.")
@@ -242,7 +242,7 @@ def _run(generation: Generation, verbose: bool | None) -> None:
 
 
 def _news(whole: Any, shown: Any, is_done: bool) -> Any:
-    """What ``whole`` adds to ``shown``; a character that is not complete yet waits."""
+    """Returns the part of ``whole`` after ``shown``, without a last character that is not complete yet."""
     if isinstance(whole, list):
         return [_news(text, None if shown is None else shown[row], is_done) for row, text in enumerate(whole)]
     if isinstance(whole, str):

@@ -52,7 +52,7 @@ def read_prompts(
     padding_side: PaddingSide | None,
     attention_mask: Any,
 ) -> Prompts:
-    """Checks what to continue.
+    """Reads and checks the prompts to continue.
 
     Raises:
         InputError: not text, tokens or embeddings; a prompt without tokens; a mask that does not fit or has holes.
@@ -124,7 +124,7 @@ def _mask(mask: Any, shape: Sequence[int]) -> np.ndarray:
 
 
 def _padded_left(value: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rows with their padding moved to the left."""
+    """Returns rows with their padding moved to the left."""
     edges = np.abs(np.diff(mask.astype(int), axis=1)).sum(axis=1)
     if not mask.any(axis=1).all():
         row = int(np.flatnonzero(~mask.any(axis=1))[0])
@@ -156,7 +156,7 @@ def check_switch(cfg: HookedTransformerConfig, prompts: Prompts, max_new_tokens:
 def check_room(cfg: HookedTransformerConfig, prompts: Prompts, max_new_tokens: int, runs_last: bool = False) -> None:
     """Raises InputError unless ``max_new_tokens`` is a positive number and the text fits into the model's context.
 
-    The last new token needs no position, as it is chosen and never runs; unless ``runs_last``.
+    The last new token is chosen but never run, so it needs no position unless ``runs_last``.
     """
     whole(max_new_tokens, "max_new_tokens", at_least=1)
     length = prompts.shape[1]

@@ -30,9 +30,9 @@ _MOST_LIMIT = 1024  # finding more than this is slower than bisection
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen, as :func:`read_sampling` makes it from a user's arguments.
+    """Settings for choosing the next token, as :func:`read_sampling` makes them from a user's arguments.
 
-    A pytree. ``None`` turns a step off and is structure; the numbers are leaves, so that others recompile nothing.
+    A pytree: ``None`` turns a step off and is part of the structure; numbers are leaves, so new ones do not recompile.
 
     Attributes:
         temperature: scalar float32; ``None`` takes the largest logit.
@@ -52,7 +52,7 @@ class Sampling:
 
 
 class SamplingOptions(TypedDict, total=False):
-    """How the next token is chosen: see :func:`read_sampling`."""
+    """Options for choosing the next token: see :func:`read_sampling`."""
 
     do_sample: bool
     temperature: float | jax.Array
@@ -81,12 +81,12 @@ def read_sampling(
         top_k: how many of the most likely tokens stay, and any that tie with the last; ``None`` keeps all.
         top_p: the fewest most likely tokens whose probability reaches this stay, at least one; ``None`` or 1 keeps
             all.
-        freq_penalty: taken from a token's logit, after the temperature, once for each time it occurred; 0 is off.
+        freq_penalty: subtracted from a token's logit, after the temperature, once for each time it occurred; 0 is off.
         repetition_penalty: divides the positive logits of tokens that occurred and multiplies the negative ones,
             before the temperature (https://arxiv.org/abs/1909.05858); 1 is off.
 
     Returns:
-        What :func:`next_tokens` takes. A traced argument counts as on.
+        The argument of :func:`next_tokens`. A step whose argument is traced counts as on.
 
     Raises:
         InputError: an argument is not a number, or out of range.
@@ -112,7 +112,7 @@ def read_sampling(
 
 
 def _number(name: str, value: Any, off: float, allowed: Callable[[float], bool], expected: str) -> Any:
-    """The value as a float32 scalar, or ``None`` if it changes nothing."""
+    """Returns the value as a float32 scalar, or ``None`` if it changes nothing."""
     if isinstance(value, Tracer) and value.ndim == 0:
         return value.astype(jnp.float32)
     if isinstance(value, bool | str) or np.ndim(value) != 0 or value is None:
@@ -151,7 +151,7 @@ def next_tokens(
     """Chooses one token for each row; made to be traced into a decode loop.
 
     Args:
-        logits: of the next token, any float dtype; computed with in float32.
+        logits: logits of the next token, any float dtype; computation is in float32.
         sampling: how to choose. Recompiles when a step is turned on or off or ``k_limit`` changes.
         counts: how often each token occurred in the row; needed for the frequency penalty only.
         seen: whether each token occurred in the row; needed for the repetition penalty only.
@@ -162,7 +162,7 @@ def next_tokens(
         Token ids, int32.
 
     Raises:
-        InputError: a step that is on lacks what it needs.
+        InputError: a step that is on lacks its argument.
     """
     for step, name, needed in (
         (sampling.freq_penalty, "counts", counts),
@@ -203,7 +203,7 @@ def _scores(
     seen: Bool[Array, "d_vocab"] | None,
     sampling: Sampling,
 ) -> Float[Array, "d_vocab"]:
-    """Logits after the penalties and the temperature, float32."""
+    """Returns the logits after the penalties and the temperature, float32."""
     scores = logits.astype(jnp.float32)
     if sampling.repetition_penalty is not None and seen is not None:
         penalty = sampling.repetition_penalty
@@ -216,7 +216,7 @@ def _scores(
 
 
 def _weights(scores: Float[Array, "d_vocab"], sampling: Sampling) -> Float[Array, "d_vocab"]:
-    """Probabilities up to a factor, 0 for tokens that top-k or top-p drop."""
+    """Returns unnormalised probabilities, 0 for tokens that top-k or top-p drop."""
     # The barrier keeps XLA from computing a score twice with different rounding: scores are compared for equality.
     scores = jax.lax.optimization_barrier(jnp.minimum(scores, np.finfo(np.float32).max))
     best = jnp.maximum(scores.max(), np.finfo(np.float32).min)  # finite even if no token is allowed
@@ -226,7 +226,7 @@ def _weights(scores: Float[Array, "d_vocab"], sampling: Sampling) -> Float[Array
         values = jax.lax.top_k(scores, min(sampling.k_limit, len(scores)))[0]
         least = values[jnp.clip(sampling.top_k, 1, len(values)) - 1]
         weights = jnp.where(scores >= least, weights, 0)
-        # Tokens that tie with the k-th are all kept; those among ``values`` stand for all of them.
+        # Tokens that tie with the k-th are all kept; those among ``values`` carry the mass of all of them.
         tied = values == least
         each = (scores == least).sum().astype(jnp.float32) / tied.sum().astype(jnp.float32)
         masses = jnp.where(values < least, 0, jnp.exp(values - best) * jnp.where(tied, each, 1))
@@ -248,7 +248,7 @@ def _weights(scores: Float[Array, "d_vocab"], sampling: Sampling) -> Float[Array
 def count_tokens(
     tokens: Int[Array, "batch pos"], d_vocab: int, mask: Bool[Array, "batch pos"] | None = None
 ) -> Int[Array, "batch d_vocab"]:
-    """How often each token of the vocabulary occurs in each row, where ``mask`` is ``True``.
+    """Counts how often each token of the vocabulary occurs in each row, where ``mask`` is ``True``.
 
     >>> count_tokens(jnp.array([[2, 0, 2]]), 4)
     Array([[1, 0, 2, 0]], dtype=int32)
@@ -270,14 +270,14 @@ def sample_logits(
     key: jax.Array | None = None,
     seed: int | None = None,
 ) -> Int[Array, "batch"] | Int[Array, ""]:
-    """Chooses the next token from logits, TransformerLens's ``sample_logits``.
+    """Chooses the next token from logits, as TransformerLens's ``sample_logits`` does.
 
     Args:
         final_logits: ``[batch, d_vocab]`` or ``[d_vocab]``, as ``model(tokens)[:, -1]`` gives them.
         top_k, top_p, temperature, freq_penalty, repetition_penalty: as in :func:`read_sampling`.
         tokens: the text so far, ``[batch, pos]`` (``[pos]`` for one row of logits); a penalty needs it.
         key: a key of ``jax.random``; the same key draws the same tokens. Split it for the next draw.
-        seed: an integer instead of a key. With neither, seed 0 is used: call after call draws alike.
+        seed: an integer instead of a key. With neither, seed 0 is used: every call draws alike.
 
     Returns:
         Token ids ``[batch]``, int32; a scalar for one row of logits. Under trace, -1 where logits are NaN.
@@ -322,16 +322,16 @@ def _sample(logits: jax.Array, sampling: Sampling, tokens: jax.Array | None, key
     counts = None if tokens is None else count_tokens(tokens, logits.shape[1])
     seen = None if counts is None else counts > 0
     chosen = next_tokens(logits, sampling, counts, seen, row_keys(key, len(logits)))
-    return jnp.where(logits.max(axis=1) > -jnp.inf, chosen, -1)  # not so for NaN either
+    return jnp.where(logits.max(axis=1) > -jnp.inf, chosen, -1)  # False for NaN too
 
 
 def row_keys(key: jax.Array, batch: int) -> jax.Array:
-    """A key for each row, ``[batch]``: a row's draws do not depend on how many rows there are."""
+    """Returns a key for each row, ``[batch]``: a row's draws do not depend on how many rows there are."""
     return jax.vmap(jax.random.fold_in, (None, 0))(key, np.arange(batch, dtype=np.uint32))
 
 
 def _read_text(tokens: Any, logits_shape: tuple[int, ...]) -> jax.Array:
-    """The text that penalties count, as int32 ``[batch, pos]``."""
+    """Returns the text whose tokens the penalties count, as int32 ``[batch, pos]``."""
     if tokens is None:
         raise InputError("A frequency or repetition penalty needs the text so far: pass tokens=, [batch, pos].")
     text = tokens if isinstance(tokens, jax.Array) else np.asarray(tokens)
@@ -348,7 +348,7 @@ def _read_text(tokens: Any, logits_shape: tuple[int, ...]) -> jax.Array:
 
 
 def read_key(key: Any, seed: Any) -> jax.Array:
-    """The typed key that ``key=`` or ``seed=`` names."""
+    """Returns the typed key that ``key=`` or ``seed=`` stands for."""
     if key is not None and seed is not None:
         raise InputError(
             "Got both key= and seed=. Pass one of them, not both: seed=0 stands for key=jax.random.key(0)."

@@ -1,7 +1,7 @@
-"""Chooses among a vocabulary's scores without sorting them, which takes 8 ms on a CPU for 50,257 logits.
+"""Top-k, top-p and random draws over a vocabulary without sorting, which takes 8 ms on a CPU for 50,257 logits.
 
-The least score that top-k or top-p keeps is found bit by bit, and a draw looks a number up in a cumulative sum instead
-of making noise for every token.
+The least score that top-k or top-p keeps is found bit by bit, and a draw looks up one number in a cumulative sum
+instead of drawing noise for every token.
 """
 
 from typing import Any
@@ -12,13 +12,13 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 _BLOCK = 128
-"""Tokens summed at once, before the sums are."""
+"""Tokens in a block: sums are taken within blocks first, then over blocks."""
 
 
 def least_kept(values: Float[Array, "n"], masses: Float[Array, "n"], wanted: Any) -> Float[Array, ""]:
-    """The largest value such that the values from it upwards have the wanted mass.
+    """Returns the largest value such that all values at or above it have at least the mass ``wanted``.
 
-    Bisects the 32 bits of a float, read as an integer of the same order, and is thus exact.
+    The result is exact: the search bisects the 32 bits of a float, read as an integer of the same order.
     """
     ordered = _blocks(_ordered(values), _ordered(np.float32(-np.inf)))
     masses = _blocks(masses, 0)
@@ -35,7 +35,7 @@ def least_kept(values: Float[Array, "n"], masses: Float[Array, "n"], wanted: Any
 
 
 def _ordered(values: Any) -> jax.Array:
-    """float32 as int32 of the same order."""
+    """Maps float32 to int32 of the same order."""
     return _flipped(jax.lax.bitcast_convert_type(values, jnp.int32))
 
 
@@ -44,12 +44,12 @@ def _flipped(bits: jax.Array) -> jax.Array:
 
 
 def _blocks(values: jax.Array, fill: Any) -> jax.Array:
-    """``[n]`` as ``[blocks, 128]``."""
+    """Reshapes ``[n]`` to ``[blocks, 128]``, padded with ``fill``."""
     return jnp.pad(values, (0, -len(values) % _BLOCK), constant_values=fill).reshape(-1, _BLOCK)
 
 
 def nth_true(mask: Bool[Array, "n"], nth: Int[Array, ""]) -> Int[Array, ""]:
-    """Index of the n-th ``True``, counted from 1."""
+    """Returns the index of the n-th ``True``, counted from 1."""
     blocks = _blocks(mask.astype(jnp.int32), 0)
     counts = blocks.sum(-1)
     cumulative = jnp.cumsum(counts)
@@ -59,7 +59,7 @@ def nth_true(mask: Bool[Array, "n"], nth: Int[Array, ""]) -> Int[Array, ""]:
 
 
 def draw(weights: Float[Array, "d_vocab"], key: jax.Array) -> Int[Array, ""]:
-    """Draws a block of tokens, then a token of it, each with its own random number."""
+    """Draws a token by weight: first a block of tokens, then a token in it, each with its own random number."""
     random = jax.random.uniform(key, (2,), jnp.float32)
     blocks = _blocks(weights, 0)
     block = _first_above(blocks.sum(-1), random[0])
@@ -67,6 +67,6 @@ def draw(weights: Float[Array, "d_vocab"], key: jax.Array) -> Int[Array, ""]:
 
 
 def _first_above(weights: Float[Array, "n"], share: Float[Array, ""]) -> Int[Array, ""]:
-    """Index at which the cumulative sum exceeds a share of the total; never one of weight 0."""
+    """Returns the index at which the cumulative sum exceeds a share of the total; never one of weight 0."""
     cumulative = jnp.where(weights > 0, jnp.cumsum(weights), 0)  # a cumulative sum may fall by a rounding error
     return jax.lax.argmax(cumulative > share * cumulative.max(), 0, jnp.int32)

@@ -1,4 +1,4 @@
-"""Reads when texts end: at which tokens, at which strings, and what stands after."""
+"""Reads which tokens and strings end a text, and which token fills the positions after its end."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -22,8 +22,8 @@ class Ends:
 
     Attributes:
         eos: ``[batch, n]``, tokens that end it, or ``None``.
-        fill: ``[batch]``, what stands after its end.
-        strings: texts that end it.
+        fill: ``[batch]``, the token that fills the positions after its end.
+        strings: strings that end it.
     """
 
     eos: np.ndarray | None
@@ -39,10 +39,10 @@ def read_ends(
     eos_token_id: Any,
     stop_strings: str | Sequence[str] | None,
 ) -> Ends:
-    """Checks when texts end: by the tokens of the call, else of the config, else the tokenizer's EOS.
+    """Reads when texts end: by the EOS tokens of the call, else of the config, else of the tokenizer.
 
     Raises:
-        InputError: ``stop_at_eos`` without an EOS token, an id outside the vocabulary, one list too many or too few.
+        InputError: ``stop_at_eos`` without an EOS token, an id outside the vocabulary, a wrong number of lists.
         TokenizerError: stop strings without a tokenizer.
     """
     strings = () if stop_strings is None else (stop_strings,) if isinstance(stop_strings, str) else tuple(stop_strings)
@@ -78,10 +78,10 @@ def read_ends(
 
 
 def _known_ends(cfg: HookedTransformerConfig, tokenizer: "Tokenizer | None") -> tuple[list[int] | None, int | None]:
-    """The tokens that end a text unless a call says otherwise, and what then stands after its end; ``None`` if unknown.
+    """Returns the default EOS tokens and the token that fills the positions after them; ``None`` if unknown.
 
-    What the checkpoint declares goes before the tokenizer, as in transformers. Ids that the model cannot choose say
-    nothing; where there is no other, no text ends.
+    The checkpoint's EOS tokens take precedence over the tokenizer's, as in transformers. Ids that the model cannot
+    choose are ignored; if there are no others, no text ends.
     """
     if met := [one for one in cfg.eos_token_ids or () if 0 <= one < cfg.d_vocab_out]:
         padding = cfg.pad_token_id

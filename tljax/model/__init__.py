@@ -1,4 +1,4 @@
-"""The model as users meet it: ``HookedTransformer``, its methods and its parts."""
+"""``HookedTransformer``, with its methods, its losses and the views of its parts."""
 
 from tljax.model.hooked_transformer import HookedTransformer
 from tljax.model.losses import lm_accuracy, lm_cross_entropy_loss

@@ -25,7 +25,7 @@ from tljax.typing import DeviceLike, InputOptions, NamesFilter, ReturnType
 
 
 class CachingMethods(RunMethods):
-    """Forward passes, among them those that keep activations."""
+    """Methods that run the model, including those that keep activations."""
 
     @typed_run
     def run_with_cache(
@@ -50,7 +50,7 @@ class CachingMethods(RunMethods):
         Args:
             input, return_type: as in :meth:`__call__`.
             names_filter: which points to keep: a name, a list, a predicate on full names; ``None`` keeps every point
-                that is not optional. Only what is kept is computed apart and returned from the compiled programs.
+                that is not optional. Compiled programs materialise and return only these points.
             device: where to put the activations, layer by layer (``"cpu"`` spares GPU memory).
             remove_batch_dim: drop the batch axis (batch of one).
             return_cache_object: ``False`` returns a plain dict.
@@ -102,7 +102,7 @@ class CachingMethods(RunMethods):
         return loss, in_order | {f"{name}_grad": value for name, value in keep(gradients).items()}
 
     def _has_one_gradient(self, name: str, names: tuple[str, ...]) -> bool:
-        """Whole numbers have no gradient; ``ln1`` has three where queries, keys and values read apart."""
+        """Whether a point has one gradient: integers have none, ``ln1`` has three if its input is split for q, k, v."""
         table, layer = point_table(self.cfg), layer_of(name)
         if layer is None or len(table[name].read_by) < 2:
             return not table[name].holds_numbers
@@ -118,7 +118,7 @@ class CachingMethods(RunMethods):
 
 
 def _text_cut(prepared: ModelInput, pos_slice: SliceInput) -> TextCut | None:
-    """The positions to keep of each prompt, where the run has padding; ``None``: the same entries of every row."""
+    """Returns the positions to keep of each prompt if the run has padding; ``None`` if every row keeps the same."""
     mask = prepared.text
     if is_full(pos_slice) or mask is None or not may_pad(mask):
         return None
@@ -155,9 +155,9 @@ def _take_of_text(
 
 @dataclasses.dataclass(frozen=True)
 class Keep:
-    """What happens to a stage's recorded activations: positions are sliced, arrays moved to a device.
+    """A function that slices the positions of a stage's recorded activations and moves them to a device.
 
-    ``taken`` says which positions of each prompt, where some have padding.
+    ``taken`` holds the positions to keep of each prompt, if some prompts have padding.
     """
 
     cfg: HookedTransformerConfig
@@ -179,7 +179,7 @@ class Keep:
         return recorded if self.device is None else jax.device_put(recorded, self.device)
 
     def masks(self, token_mask: Any) -> dict[str, Any]:
-        """Padding marks of what is kept, as :class:`ActivationCache` takes them; ``token_mask`` is ``[batch, pos]``."""
+        """Returns the masks that :class:`ActivationCache` takes for the kept positions, from ``[batch, pos]``."""
         if token_mask is None or is_full(self.pos_slice):
             return {"token_mask": token_mask}
         if self.taken is not None:

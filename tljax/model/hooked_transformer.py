@@ -35,7 +35,7 @@ from tljax.weights.steps import STEPS, ProcessingOptions, processing_report
 
 
 class Replaced(TypedDict, total=False):
-    """What :meth:`HookedTransformer.replace` takes."""
+    """Arguments of :meth:`HookedTransformer.replace`."""
 
     params: Params
     cfg: HookedTransformerConfig | dict[str, Any]
@@ -43,7 +43,7 @@ class Replaced(TypedDict, total=False):
 
 
 class PretrainedOptions(LoadOptions, total=False):
-    """Documented at :meth:`HookedTransformer.from_pretrained`."""
+    """Options of :meth:`HookedTransformer.from_pretrained`, which documents them."""
 
     tokenizer: Any
     default_prepend_bos: bool | None
@@ -53,7 +53,7 @@ class PretrainedOptions(LoadOptions, total=False):
 def _with_tokenizer(
     cfg: HookedTransformerConfig, given: Any, default_padding_side: PaddingSide | None
 ) -> tuple[HookedTransformerConfig, Tokenizer | None]:
-    """A tokenizer as models carry it, and the config that goes with it."""
+    """Returns the config adapted to a tokenizer, and the tokenizer wrapped for a model."""
     tokenizer = None if given is None else wrap_tokenizer(given, default_padding_side)
     if tokenizer is None or isinstance(tokenizer, UnreadableTokenizer):
         return cfg, tokenizer
@@ -164,8 +164,8 @@ class HookedTransformer(CachingMethods, HookMethods, GenerationMethods, TextMeth
         """Returns a copy with another ``params``, ``cfg`` or ``tokenizer``.
 
         Raises:
-            CheckpointError: parameters and config do not fit each other; names all that do not. Parameters that are
-                stacked, all along one new leading axis, are taken: a model for ``jax.vmap``.
+            CheckpointError: parameters and config do not fit each other; names all that do not. Parameters may all be
+                stacked along one new leading axis, which makes a model for ``jax.vmap``.
         """
         cfg, params = HookedTransformerConfig.unwrap(changes.get("cfg", self.cfg)), changes.get("params", self.params)
         if "params" in changes or "cfg" in changes:
@@ -195,16 +195,16 @@ class HookedTransformer(CachingMethods, HookMethods, GenerationMethods, TextMeth
             default_padding_side: overrides the tokenizer's.
             **options: weight processing, on by default as in TransformerLens: ``fold_ln``, ``center_writing_weights``,
                 ``center_unembed``, ``fold_value_biases``; each is applied only where it leaves the model's function
-                unchanged, and ``model.processing`` says which were. ``refactor_factored_attn_matrices``, off, is an
-                error where it would change it. ``dtype``, ``device``, ``revision``, ``n_ctx``, ``first_n_layers``,
-                ``adapter`` and the others: see :func:`tljax.checkpoints.load_checkpoint`.
+                unchanged, and ``model.processing`` says which were. ``refactor_factored_attn_matrices``, off by
+                default, is an error where it would change the function. ``dtype``, ``device``, ``revision``, ``n_ctx``,
+                ``first_n_layers``, ``adapter`` and the others: see :func:`tljax.checkpoints.load_checkpoint`.
 
         Raises:
             CheckpointError: the checkpoint is incomplete or disagrees with its config.
             UnsupportedModelError: an architecture or attribute that tljax does not implement.
 
-        A checkpoint whose tokenizer cannot be read loads all the same: the model takes token ids, and what needs text
-        raises a TokenizerError with the reason.
+        A checkpoint whose tokenizer cannot be read still loads: the model takes token ids, and methods that need text
+        raise a TokenizerError with the reason.
         """
         loaded = load_checkpoint(model_name, **options)
         return cls._of(loaded, tokenizer, default_prepend_bos, default_padding_side)
@@ -214,7 +214,7 @@ class HookedTransformer(CachingMethods, HookMethods, GenerationMethods, TextMeth
     def from_pretrained_no_processing(
         cls, model_name: str | os.PathLike[str], **options: Unpack[PretrainedOptions]
     ) -> "HookedTransformer":
-        """:meth:`from_pretrained` with every kind of weight processing off: Hugging Face's own numbers throughout."""
+        """Loads as :meth:`from_pretrained` does, without weight processing: all activations are Hugging Face's own."""
         unprocessed: PretrainedOptions = {**dict.fromkeys(STEPS, False), **options}  # type: ignore[typeddict-item]
         return cls.from_pretrained(model_name, **unprocessed)
 
@@ -235,8 +235,8 @@ class HookedTransformer(CachingMethods, HookMethods, GenerationMethods, TextMeth
         The weights are taken as they are: already folded where ``cfg`` says so (``normalization_type="LNPre"``).
 
         Args:
-            state_dict: names to arrays (numpy, jax, torch), a safetensors file, or what ``torch.save`` wrote, for which
-                alone torch is needed. Buffers (masks, rotary tables) are passed over.
+            state_dict: names to arrays (numpy, jax, torch), a safetensors file, or a file from ``torch.save`` (only
+                this needs torch). Buffers (masks, rotary tables) are ignored.
             cfg: the dict, a JSON file that holds it, or the config itself. Every field of 3.9's is honoured, known to
                 change nothing, or refused by name.
             tokenizer: the tokenizer. Without it the one in the directory ``cfg.tokenizer_name`` is used, if that is a
@@ -271,16 +271,16 @@ class HookedTransformer(CachingMethods, HookMethods, GenerationMethods, TextMeth
     def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
         """Writes config, parameters and tokenizer so that ``from_pretrained_no_processing(directory)`` is bit-equal.
 
-        A checkpoint that is there is replaced as a whole: a process that is killed meanwhile leaves the old one, the
-        new one, or a directory that is refused; a tokenizer of the old one does not stay.
+        An existing checkpoint is replaced as a whole, its tokenizer included. A process killed midway leaves the old
+        checkpoint, the new one, or a directory that loading refuses.
         """
         save_native(self.params, self.cfg, self.tokenizer, directory)
 
     def save_hf(self, directory: str | os.PathLike[str]) -> None:
         """Writes a checkpoint that Hugging Face transformers loads; needs unprocessed weights of a known family.
 
-        The tokenizer is written too, and the tokens that end a text: the config's, or else the tokenizer's. What is
-        there is replaced as by :meth:`save_pretrained`.
+        The tokenizer and the EOS tokens (the config's, or else the tokenizer's) are written too. An existing checkpoint
+        is replaced as by :meth:`save_pretrained`.
         """
         cfg, tokenizer = self.cfg, self._tokenizer
         if cfg.eos_token_ids is None and tokenizer is not None and tokenizer.eos_token_id is not None:
@@ -295,7 +295,7 @@ class HookedTransformer(CachingMethods, HookMethods, GenerationMethods, TextMeth
 
     @property
     def processing(self) -> dict[str, str]:
-        """Every step of weight processing: ``"applied"``, ``"not applied"``, or why it would not be exact here."""
+        """State of each weight processing step: ``"applied"``, ``"not applied"``, or why it would not be exact here."""
         return processing_report(self.cfg)
 
     def to(self, device_or_dtype: Any) -> "HookedTransformer":
@@ -347,14 +347,14 @@ class HookedTransformer(CachingMethods, HookMethods, GenerationMethods, TextMeth
         return end_view(self.cfg, self.params, "unembed")
 
     def tokens_to_residual_directions(self, tokens: Any) -> jax.Array:
-        """Unembedding columns of tokens, ``[..., d_model]``.
+        """Returns the unembedding columns of tokens, ``[..., d_model]``.
 
         Args:
-            tokens: a string that is one token, several of them, an id, or ids ``[...]``. (An id under trace that does
-                not exist gives NaN.)
+            tokens: a string that is one token, several of them, an id, or ids ``[...]``. (Under trace, an id outside
+                the vocabulary gives NaN.)
 
         Raises:
-            InputError: no id of the output vocabulary.
+            InputError: an id is outside the output vocabulary.
             TokenizerError: a string is not exactly one token.
         """
         ids, _ = token_ids(self, tokens, None)

@@ -1,4 +1,4 @@
-"""The hooks that a model carries: adding and removing them, and the list of points where they may be."""
+"""Methods that add, remove and list the hooks of a model, and that list its hook points."""
 
 import warnings
 import weakref
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class HookContext:
-    """What :meth:`HookedTransformer.hooks` returns: a context whose value is the hooked model."""
+    """The context manager that :meth:`HookedTransformer.hooks` returns; its value is the hooked model."""
 
     def __init__(self, hooked: "HookedTransformer") -> None:
         self._hooked: HookedTransformer | None = hooked
@@ -40,7 +40,7 @@ class HookContext:
 
 
 class HookMethods:
-    """Hooks that stay: each method returns a new model."""
+    """Methods for hooks that stay on a model; each returns a new model."""
 
     cfg: HookedTransformerConfig
     _hooks: HookDictionary
@@ -50,8 +50,8 @@ class HookMethods:
         """Lists every hook point in firing order: name, axes, shape, meaning. Runs nothing.
 
         Args:
-            batch: batch size for the shapes shown; ``None`` shows the word.
-            pos: sequence length for the shapes shown; ``None`` shows the word.
+            batch: batch size for the shapes shown; ``None`` shows the axis name.
+            pos: sequence length for the shapes shown; ``None`` shows the axis name.
         """
         return HookPointList(point_table(self.cfg).values(), batch, pos)
 
@@ -67,10 +67,10 @@ class HookMethods:
         """Returns a model with one more hook, at a name, a list of names or a predicate on names.
 
         Args:
-            name: where.
+            name: the hook point or points.
             hook: a function of ``(activation, hook)`` that returns a new activation or ``None``, or an intervention.
             dir: ``"bwd"`` gives the function the gradient instead, inside ``jax.grad``.
-            is_permanent: survives ``reset_hooks()``.
+            is_permanent: keep the hook in ``reset_hooks()``.
             prepend: run before the hooks already there.
         """
         return self._with_hooks(self._add([(name, hook)], dir, is_permanent, prepend))
@@ -92,12 +92,12 @@ class HookMethods:
         return self._with_hooks(self._hooks.without(None, direction, including_permanent))
 
     def list_hooks(self) -> dict[str, list[Callable[..., Any]]]:
-        """The hooks this model carries, by name."""
+        """Returns the hooks this model carries, by name."""
         return {name: [e.function for e in entries] for name, entries in self._hooks.by_name().items()}
 
     @typed
     def hooks(self, fwd_hooks: HookList = (), bwd_hooks: HookList = ()) -> "HookContext":
-        """``with model.hooks(fwd_hooks=[...]) as hooked:`` gives a hooked model; ``model`` itself never changes.
+        """Returns a context manager: ``with model.hooks(fwd_hooks=[...]) as hooked:``. ``model`` itself never changes.
 
         Warns:
             UnusedHooksWarning: the ``as hooked`` was forgotten, so that nothing in the block ran with the hooks.

@@ -16,10 +16,10 @@ IGNORED = -100
 
 
 def check_labels(logits: Any, tokens: Any) -> None:
-    """Checks that tokens are labels of logits; of traced tokens only the shape.
+    """Checks that ``tokens`` are valid labels for ``logits``; of traced tokens, only the shape and dtype.
 
     Raises:
-        InputError: their shapes do not go together, or an id is no token of the vocabulary (nor -100, "not counted").
+        InputError: their shapes do not match, or an id is neither in the vocabulary nor -100 (not counted).
     """
     shapes = tuple(np.shape(logits)), tuple(np.shape(tokens))
     if len(shapes[0]) != 3 or shapes[0][:2] != shapes[1] or shapes[1][1] < 2:
@@ -42,7 +42,7 @@ def check_labels(logits: Any, tokens: Any) -> None:
 
 
 def next_tokens(tokens: Any, attention_mask: Any, d_vocab: int) -> tuple[jax.Array, jax.Array]:
-    """What each position is scored on, and whether that counts.
+    """Returns the token that each position is scored on, and whether it counts.
 
     Args:
         tokens: ``[batch, pos]``.
@@ -50,8 +50,8 @@ def next_tokens(tokens: Any, attention_mask: Any, d_vocab: int) -> tuple[jax.Arr
         d_vocab: size of the vocabulary.
 
     Returns:
-        Ids ``[batch, pos - 1]`` that can be looked up, and booleans of the same shape. Where an id does not exist (only
-        under trace can that be), it is one that ``take_along_axis`` fills with NaN.
+        Ids ``[batch, pos - 1]`` and booleans of the same shape. Ids of -100 become 0. Ids outside the vocabulary
+        (possible only under trace) become ``d_vocab``, which ``take_along_axis`` fills with NaN.
     """
     following = jnp.asarray(tokens)[:, 1:].astype(jnp.int32)
     ignored = following == IGNORED
@@ -69,7 +69,7 @@ def lm_cross_entropy_loss(
     attention_mask: Int[Array, "batch pos"] | Bool[Array, "batch pos"] | None = None,
     per_token: bool = False,
 ) -> Float[Array, ""] | Float[Array, "batch pos_minus_1"]:
-    """Cross entropy of each next token, in nats.
+    """Computes the cross entropy of each next token, in nats.
 
     Args:
         logits: ``[batch, pos, d_vocab]``.
@@ -82,7 +82,7 @@ def lm_cross_entropy_loss(
         The mean over counted pairs, or the loss of each.
 
     Raises:
-        InputError: logits and tokens do not go together, or a token is no id; under trace its loss is NaN.
+        InputError: logits and tokens do not match, or a token is not a valid id; under trace its loss is NaN instead.
     """
     check_labels(logits, tokens)
     mask = None if attention_mask is None else read_mask(attention_mask)
@@ -96,7 +96,7 @@ def lm_cross_entropy_loss(
 def lm_accuracy(
     logits: Float[Array, "batch pos d_vocab"], tokens: Int[Array, "batch pos"], per_token: bool = False
 ) -> Float[Array, ""] | Bool[Array, "batch pos_minus_1"]:
-    """How often the most likely next token is the true one; ``per_token`` returns the hits ``[batch, pos - 1]``.
+    """Computes how often the most likely next token is right; ``per_token`` returns the hits ``[batch, pos - 1]``.
 
     Labels of -100 do not count.
     """

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from tljax.text.tokenizer import Tokenizer
 
 typed_run = functools.partial(typed, receiver=prepare)
-"""For a method that runs an input."""
+"""Decorator that checks the arguments of a method that runs an input."""
 _loss = jax.jit(lm_cross_entropy_loss, static_argnames="per_token")
 
 
@@ -40,7 +40,7 @@ _NO_GRADIENT = (
 
 
 class Output(NamedTuple):
-    """What ``return_type="both"`` returns."""
+    """The output of ``return_type="both"``."""
 
     logits: jax.Array
     loss: jax.Array
@@ -78,8 +78,8 @@ class RunMethods:
             start_at_layer: first layer to run (inclusive, negative counts from the end).
             tokens: token ids or a ``Batch``, when ``input`` is a residual stream and a loss is wanted.
             attention_mask: ``[batch, pos]``, 0 at padding. Made from the text when a batch is padded left.
-            stop_at_layer: layer to stop before (exclusive, negative counts from the end); returns the residual stream
-                ``[batch, pos, d_model]`` there, and 0 the embedding.
+            stop_at_layer: layer to stop before (exclusive, negative counts from the end); the call then returns the
+                residual stream ``[batch, pos, d_model]`` there, which for 0 is the embedding.
 
         Returns:
             As ``return_type`` says.
@@ -158,7 +158,7 @@ class RunMethods:
 
     @typed
     def loss_fn(self, logits: jax.Array, tokens: Any, attention_mask: Any = None, per_token: bool = False) -> jax.Array:
-        """Cross entropy of next tokens, in nats: see :func:`tljax.model.losses.lm_cross_entropy_loss`.
+        """Computes the cross entropy of next tokens, in nats: see :func:`tljax.model.losses.lm_cross_entropy_loss`.
 
         ``tokens`` may be the :class:`~tljax.Batch` that was run.
         """
@@ -172,7 +172,7 @@ class RunMethods:
         return _loss(logits, tokens, mask, per_token=per_token)
 
     def _read(self, input: Any, stop_at_layer: int | None, options: InputOptions) -> tuple[ModelInput, LayerBounds]:
-        """The checked input, and the layers to start at and to stop before."""
+        """Returns the checked input, and the layers to start at and to stop before."""
         bounds = layer_bounds(self.cfg, options.get("start_at_layer"), stop_at_layer)
         return prepare(self.cfg, self._tokenizer, input, **options), bounds
 
@@ -186,7 +186,7 @@ class RunMethods:
         names: tuple[str, ...] = (),
         keep: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
     ) -> tuple[Any, dict[str, Any]]:
-        """The output, and the named activations as ``keep`` keeps them."""
+        """Returns the output, and the named activations after ``keep`` was applied."""
         start, stop = bounds
         hooks.check(point_table(self.cfg), *prepared.batch_and_pos, prepared.text)
         last = stop
@@ -223,10 +223,10 @@ def _output(logits: jax.Array, prepared: ModelInput, return_type: ReturnType, pe
 
 
 def _check_scored(prepared: ModelInput, d_vocab_out: int) -> None:
-    """Refuses tokens that no logit is of, and prompts without a pair of tokens to score.
+    """Checks that every token to score has a logit, and that there is something to score.
 
     Raises:
-        InputError: there is such a token, or no such pair.
+        InputError: a token has no logit, or no prompt has two tokens next to each other.
     """
     tokens, mask = prepared.tokens, prepared.text
     if is_traced(tokens, mask):
@@ -246,7 +246,7 @@ def _check_scored(prepared: ModelInput, d_vocab_out: int) -> None:
 
 
 def _last_needed(cfg: HookedTransformerConfig, start: int, names: Sequence[str]) -> int | None:
-    """Where a run without output may stop: after the last named block, or ``None`` if the head is named."""
+    """Returns where a run without output may stop: after the last named block, or ``None`` if the head is named."""
     if any(stage_of(name)[0] == HEAD for name in names):
         return None
     return max([start, *(layer + 1 for name in names if (layer := layer_of(name)) is not None)])
@@ -268,7 +268,7 @@ def _every_reached_name(cfg: HookedTransformerConfig, start: int | None, stop: i
 def reached_names(
     names_filter: Any, cfg: HookedTransformerConfig, start: int | None, stop: int | None
 ) -> tuple[str, ...]:
-    """The points a filter picks in this run: a predicate means those the run reaches, a name must be reached.
+    """Returns the points that a filter picks in this run: a predicate skips points that the run does not reach.
 
     Raises:
         InputError: a named point lies outside the run, or a predicate matches only such points.

@@ -43,7 +43,7 @@ class ModuleView:
 
     @functools.cached_property
     def _parts(self) -> "dict[str, ModuleView]":
-        """Views of the modules that this one is made of, by the names that it gives them."""
+        """Views of this module's submodules, by name."""
         return {
             name: ModuleView(f"{self.name}.{name}", self._cfg, part, self._params.get(name, {}), self._context)
             for name, part in _submodules(self._module, self._params).items()
@@ -101,15 +101,15 @@ class ModuleView:
 
 
 def _submodules(module: nn.Module, params: Mapping[str, Any]) -> dict[str, nn.Module]:
-    """The modules that a module makes in its ``setup``, by name."""
+    """Returns the submodules that a module creates in its ``setup``, by name."""
     bound = module.bind({"params": params})
-    getattr(bound, "", None)  # Flax runs setup where an attribute is looked up that is not there yet
+    getattr(bound, "", None)  # looking up a missing attribute makes Flax run setup
     parts = {name: part for name, part in vars(bound).items() if isinstance(part, nn.Module)}
     return {name: part.unbind()[0] for name, part in parts.items()}
 
 
 def block_view(cfg: HookedTransformerConfig, params: Params, layer: int) -> ModuleView:
-    """View of one block; calling it runs the block on a residual stream without padding."""
+    """Returns a view of one block; calling it runs the block on a residual stream without padding."""
     table = params["pos_embed"]["W_pos"][None] if cfg.positional_embedding_type == "shortformer" else None
     context = context_of_layer(cfg, AttentionContext(pos_embed=table), layer)
     module = block_module(cfg, cfg.layer_kind(layer))
@@ -117,7 +117,7 @@ def block_view(cfg: HookedTransformerConfig, params: Params, layer: int) -> Modu
 
 
 def _checked_tokens(cfg: HookedTransformerConfig, name: str, tokens: Any) -> jax.Array:
-    """Token ids ``[..., pos]`` that the embeddings have rows for."""
+    """Returns token ids ``[..., pos]``, checked to have rows in the embeddings."""
     ids = jnp.asarray(tokens)
     if not jnp.issubdtype(ids.dtype, jnp.integer):
         raise InputError(f"model.{name} takes token ids, whole numbers; got dtype {ids.dtype}.")
@@ -127,7 +127,7 @@ def _checked_tokens(cfg: HookedTransformerConfig, name: str, tokens: Any) -> jax
 
 
 def end_view(cfg: HookedTransformerConfig, params: Params, name: str) -> ModuleView:
-    """View of ``embed``, ``pos_embed``, ``ln_final`` or ``unembed``."""
+    """Returns a view of ``embed``, ``pos_embed``, ``ln_final`` or ``unembed``."""
     if name == "pos_embed" and not cfg.learns_positions:
         raise ConfigError(
             f"This model has no pos_embed: its positions are {cfg.positional_embedding_type!r}, not learned."

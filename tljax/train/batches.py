@@ -1,4 +1,4 @@
-"""What the trainer trains on: batches as a function of the step, and the checks each one passes."""
+"""Training batches as a function of the step, and the checks on each batch."""
 
 from collections.abc import Callable
 from typing import Any
@@ -20,7 +20,7 @@ def rows_of(tokens: np.ndarray, batch_size: int, seed: int) -> BatchFunction:
     Args:
         tokens: ids, ``[rows, pos]``.
         batch_size: rows in a batch. Rows that do not fill a batch sit out that epoch.
-        seed: of the shuffling. The batch of a step depends on the seed and the step alone.
+        seed: seed of the shuffling. The batch of a step depends on the seed and the step alone.
 
     Raises:
         InputError: there are fewer rows than ``batch_size``.
@@ -55,7 +55,7 @@ def batch_function(batches: Any, batch_size: int, seed: int) -> BatchFunction:
 
 
 def check_batch(batch: Batch, cfg: HookedTransformerConfig, step: int) -> tuple[np.ndarray, np.ndarray | None]:
-    """Returns a batch as ``(ids int32, weights float32 or None)``.
+    """Checks a batch and returns it as ``(ids int32, weights float32 or None)``.
 
     Raises:
         InputError: wrong rank, dtype or length, an id out of range, weights of another shape or all zero.

@@ -36,8 +36,8 @@ def load_state(
     Args:
         directory: where the run was saved.
         like: a state of the same structure, shapes and dtypes.
-        config: the fields that must be as they were for the run to go on as if never interrupted.
-        cfg: the model's config, which must compute what it did.
+        config: the fields that must be unchanged for the run to continue as if never interrupted.
+        cfg: the model's config, which must describe the same computation as the saved one.
 
     Returns:
         ``(state, step, history)``.

@@ -29,12 +29,12 @@ _RUN_ONLY = {"log_every": 1, "save_every": None, "directory": None, "progress": 
 
 
 class TrainingError(TljaxError, ArithmeticError):
-    """Training went wrong in a way that more steps would not mend."""
+    """Training failed in a way that more steps would not fix."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """How to train.
+    """Settings of a training run.
 
     Attributes:
         steps: optimizer steps.
@@ -45,10 +45,10 @@ class TrainConfig:
         weight_decay: AdamW's, on matrices only (``W_*``), not on biases and norms.
         beta1, beta2: AdamW's averaging of gradients and of their squares.
         clip: largest global norm of the gradient; ``None`` does not clip.
-        seed: of the order of rows when the data is an array of rows.
+        seed: seed of the order of rows when the data is an array of rows.
         log_every: steps between entries of the history. The loss is checked for NaN there, step by step.
         save_every: steps between checkpoints, a multiple of ``log_every``; ``None`` saves only at the end.
-        directory: of the checkpoint; ``None`` saves nothing.
+        directory: where the checkpoint goes; ``None`` saves nothing.
         progress: write a progress line to stderr.
     """
 
@@ -103,7 +103,7 @@ class TrainConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainResult:
-    """What training gives.
+    """The result of training.
 
     Attributes:
         model: the trained model.
@@ -119,7 +119,7 @@ def _is_matrix(params: Params) -> Params:
 
 
 def next_token_loss(model: HookedTransformer, tokens: jax.Array, weights: jax.Array | None = None) -> Float[Array, ""]:
-    """Mean cross entropy of the next token, in nats.
+    """Computes the mean cross entropy of the next token, in nats.
 
     Args:
         model: the model.
@@ -145,7 +145,7 @@ def train(
     Compiles one program for each shape of batch; a second run with the same config and loss compiles nothing.
 
     Args:
-        model: what to start from; it does not change.
+        model: the model to start from; it does not change.
         batches: a function from the step (0, 1, …) to a batch, or all rows, ids ``[rows, pos]``. A batch is ids
             ``[batch, pos]`` or ``(ids, weights [batch, pos - 1])``. Because a batch depends on its step alone, an
             interrupted run goes on exactly as it would have.
@@ -200,7 +200,7 @@ def train(
 
 @functools.lru_cache(maxsize=8)
 def _optimizer_of(config: TrainConfig) -> optax.GradientTransformation:
-    """The same object for the same fields, so that a second run with them compiles nothing."""
+    """Returns the same object for the same fields, so that a second run with them compiles nothing."""
     return config.optimizer()
 
 
@@ -225,7 +225,7 @@ def _step(
 def _begin(
     model: HookedTransformer, optimizer: optax.GradientTransformation, config: TrainConfig, resume: bool
 ) -> tuple[tuple[Params, Any], int, list[dict[str, float]]]:
-    """The state to start from, the steps already done, and their history."""
+    """Returns the state to start from, the number of steps already done, and their history."""
     state = (model.params, jax.jit(optimizer.init)(model.params))
     if config.directory is None or not (Path(config.directory) / FILE).is_file():
         return state, 0, []
@@ -237,7 +237,7 @@ def _begin(
 
 
 def _identity(config: TrainConfig) -> dict[str, Any]:
-    """The fields that decide the result."""
+    """Returns the config fields that affect the result."""
     return {name: value for name, value in dataclasses.asdict(config).items() if name not in _MAY_CHANGE}
 
 

@@ -1,4 +1,4 @@
-"""What TransformerLens's users import from ``transformer_lens.utils``: ``from tljax import utils``."""
+"""The functions of ``transformer_lens.utils``: ``from tljax import utils``."""
 
 from typing import Any
 
@@ -44,7 +44,7 @@ gelu_fast = SUPPORTED_ACTIVATIONS["gelu_fast"]
 gelu_pytorch_tanh = SUPPORTED_ACTIVATIONS["gelu_pytorch_tanh"]
 
 USE_DEFAULT_VALUE = None
-"""What arguments that have a default in the config take to mean it."""
+"""Value of an argument that stands for its default in the config."""
 
 __all__ = [
     "SOFTCAP_DISABLED",

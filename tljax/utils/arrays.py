@@ -1,4 +1,4 @@
-"""Small functions of arrays that TransformerLens's users import."""
+"""Small array functions under TransformerLens's names."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,18 +16,18 @@ SOFTCAP_DISABLED = -1.0
 
 
 def to_numpy(tensor: Any) -> np.ndarray:
-    """An array, a list or a number as a numpy array; bfloat16, which numpy does not know, as float32."""
+    """Converts an array, a list or a number to a numpy array; bfloat16, which numpy lacks, becomes float32."""
     array = np.asarray(tensor)
     return array.astype(np.float32) if array.dtype == jnp.bfloat16 else array
 
 
 def get_corner(tensor: Any, n: int = 3) -> Any:
-    """The first ``n`` entries along every axis."""
+    """Returns the first ``n`` entries along every axis."""
     return tensor.get_corner(n) if isinstance(tensor, FactoredMatrix) else tensor[(slice(n),) * tensor.ndim]
 
 
 def get_matrix_corner(matrix: FactoredMatrix, n: int = 3) -> jax.Array:
-    """The corner of a factored matrix, as an array."""
+    """Returns the first ``n`` entries along every axis of a factored matrix's product, as an array."""
     return matrix.get_corner(n)
 
 
@@ -52,12 +52,12 @@ def is_lower_triangular(x: Any) -> bool:
 
 
 def get_cumsum_along_dim(tensor: Any, dim: int, reverse: bool = False) -> jax.Array:
-    """The cumulative sum along an axis, from its end where ``reverse``."""
+    """Computes the cumulative sum along an axis, from its end if ``reverse``."""
     return jax.lax.cumsum(jnp.asarray(tensor), axis=dim % jnp.ndim(tensor), reverse=reverse)
 
 
 def get_offset_position_ids(past_kv_pos_offset: int, attention_mask: Any) -> jax.Array:
-    """Positions ``[batch, pos]`` of tokens that count from the first one of a mask; padding before it is 0.
+    """Returns positions ``[batch, pos]`` counted from the first token of ``attention_mask``; padding before it is 0.
 
     Args:
         past_kv_pos_offset: how many leading positions to leave out.
@@ -69,7 +69,7 @@ def get_offset_position_ids(past_kv_pos_offset: int, attention_mask: Any) -> jax
 
 
 def repeat_along_head_dimension(tensor: Any, n_heads: int, clone_tensor: bool = True) -> jax.Array:
-    """``[batch, pos, d_model]`` as ``[batch, pos, head, d_model]``; arrays are never shared, so nothing is cloned."""
+    """Repeats ``[batch, pos, d_model]`` to ``[batch, pos, head, d_model]``; ``clone_tensor`` changes nothing."""
     array = jnp.asarray(tensor)
     if array.ndim != 3:
         raise InputError(f"Expected [batch, pos, d_model], got shape {array.shape}.")
@@ -77,7 +77,7 @@ def repeat_along_head_dimension(tensor: Any, n_heads: int, clone_tensor: bool = 
 
 
 def filter_dict_by_prefix(dictionary: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    """The entries under ``prefix`` and a dot, without them.
+    """Returns the entries whose keys start with ``prefix`` and a dot, without that start.
 
     >>> filter_dict_by_prefix({"h.0.W_Q": 1, "h.1.W_Q": 2}, "h.0")
     {'W_Q': 1}

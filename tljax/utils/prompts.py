@@ -81,7 +81,7 @@ def _print_details(
 
 @typed
 def logits_to_df(logits: Any, tokenizer: Any = None, top_k: int | None = None) -> Any:
-    """Logits of one position as a pandas table, likeliest first.
+    """Returns the logits of one position as a pandas table, likeliest first.
 
     Args:
         logits: ``[d_vocab]``.

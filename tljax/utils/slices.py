@@ -10,7 +10,7 @@ from tljax.errors import InputError
 
 
 class Slice:
-    """What to take of an axis.
+    """A selection along one axis.
 
     Args:
         input_slice: a number (which drops the axis), ``(stop,)``, ``(start, stop[, step])`` or a ``slice``, a list or
@@ -21,7 +21,7 @@ class Slice:
         mode: ``"int"``, ``"slice"``, ``"array"`` or ``"identity"``.
 
     Raises:
-        InputError: something else.
+        InputError: ``input_slice`` is anything else.
 
     >>> x = np.arange(12).reshape(3, 4)
     >>> Slice((1, 3)).apply(x, dim=1).shape, Slice(2).apply(x).shape, Slice([0, 2]).indices(4)
@@ -53,7 +53,7 @@ class Slice:
         return apply_slice(tensor, self.slice, dim)
 
     def indices(self, max_ctx: int | None = None) -> np.ndarray:
-        """The indices taken of an axis of ``max_ctx`` entries (which a number does not need)."""
+        """Returns the indices taken from an axis of ``max_ctx`` entries (not needed for a number)."""
         if self.mode == "int":
             return np.array([self.slice])
         if max_ctx is None:
@@ -62,7 +62,7 @@ class Slice:
 
     @classmethod
     def unwrap(cls, slice_input: "Slice | SliceInput") -> "Slice":
-        """Returns a ``Slice`` of what may be one already; a number keeps its axis, as a list of one."""
+        """Returns ``slice_input`` as a ``Slice``; a number becomes a list of one, which keeps the axis."""
         if isinstance(slice_input, Slice):
             return slice_input
         return cls([int(slice_input)] if isinstance(slice_input, int | np.integer) else slice_input)

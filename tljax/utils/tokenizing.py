@@ -1,4 +1,4 @@
-"""TransformerLens's functions of tokenizers: a corpus as rows of equal length, masks of padding, BOS on and off."""
+"""TransformerLens's tokenizer functions: a corpus as rows of equal length, padding masks, adding and removing BOS."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -29,17 +29,17 @@ def tokenize_and_concatenate(
     """Tokenizes documents, joins them with EOS between, and cuts the whole into rows.
 
     Args:
-        dataset: texts; or rows that are mappings, such as a data set of Hugging Face's ``datasets``. All of it is read:
-            take as much of an endless stream as you want.
+        dataset: texts; or rows that are mappings, such as a data set of Hugging Face's ``datasets``. All of it is read,
+            so cut an endless stream first.
         tokenizer: a Hugging Face tokenizer, with EOS and, for ``add_bos_token``, BOS.
-        streaming, num_proc, set_format: TransformerLens's; they change nothing here.
+        streaming, num_proc, set_format: accepted as in TransformerLens; they change nothing here.
         max_length: tokens of a row, BOS included.
         column_name: where the text is in rows that are mappings.
         add_bos_token: start every row with BOS.
 
     Returns:
-        ``{"tokens": [row, max_length]}``, int32. What is left after the last full row is dropped; less than one row in
-        all is filled up with PAD (with EOS, if there is no PAD).
+        ``{"tokens": [row, max_length]}``, int32. Tokens after the last full row are dropped; if
+        there are fewer than one row in all, it is padded with PAD (with EOS, if there is no PAD).
 
     Raises:
         InputError: no text, rows without the column, a ``max_length`` without room for a token.
@@ -82,13 +82,13 @@ def _texts(dataset: Any, column_name: str) -> Iterable[str]:
 
 
 def get_attention_mask(tokenizer: Any, tokens: Any, prepend_bos: bool = True, padding_side: Any = None) -> Any:
-    """1 at text and 0 at padding, ``[batch, pos]``: :func:`tljax.text.tokens.get_attention_mask` of any tokenizer."""
+    """Returns 1 at text, 0 at padding, ``[batch, pos]``: :func:`tljax.text.tokens.get_attention_mask`."""
     ids = tokens if isinstance(tokens, jax.Array) else np.asarray(tokens)
     return text.get_attention_mask(wrap_tokenizer(tokenizer), ids, prepend_bos, padding_side)
 
 
 def get_tokenizer_with_bos(tokenizer: Any) -> Any:
-    """A copy of a Hugging Face tokenizer that puts BOS in front of every text, where it has one."""
+    """Returns a copy of a Hugging Face tokenizer that puts BOS in front of every text, where it has one."""
     return wrap_tokenizer(tokenizer).hf
 
 
@@ -100,7 +100,7 @@ def get_input_with_manually_prepended_bos(bos_token: str | None, input: str | li
 
 
 def get_tokens_with_bos_removed(tokenizer: Any, tokens: Any, padding_side: Any = None) -> Any:
-    """Ids ``[..., pos - 1]`` without each row's BOS: its first token, or the last one of padding on the left."""
+    """Returns ids ``[..., pos - 1]`` without each row's BOS: its first token, or the last BOS of its left padding."""
     if tokenizer.bos_token_id is None:
         return tokens
     ids = np.asarray(tokens)

@@ -1,4 +1,4 @@
-"""Weights as objects of study: processing that preserves the function, circuits, factored matrices."""
+"""Weight processing that preserves a model's function, circuits of heads, and factored matrices."""
 
 from tljax.weights.factored_matrix import FactoredMatrix, composition_scores
 from tljax.weights.processing import process_weights

@@ -16,15 +16,15 @@ CIRCUITS = ("QK", "OV")
 
 
 def head_circuit(weights: Any, cfg: HookedTransformerConfig, name: str) -> FactoredMatrix:
-    """``QK`` or ``OV`` of weights with heads, ``[..., head, d_model, d_model]``.
+    """Returns the ``QK`` or ``OV`` matrix of each head, ``[..., head, d_model, d_model]``.
 
     Args:
-        weights: what has ``W_Q``, ``W_K``, ``W_V``, ``W_O``: a model, or a view of one block's attention.
+        weights: an object with ``W_Q``, ``W_K``, ``W_V``, ``W_O``: a model, or a view of one block's attention.
         cfg: the model's config.
         name: one of :data:`CIRCUITS`.
 
     Raises:
-        ConfigError: something that is not linear stands between the two factors.
+        ConfigError: a nonlinear operation stands between the two factors.
     """
     if (reason := why_no_matrix(cfg, name)) is not None:
         raise ConfigError(f"This model's heads have no {name} matrix: {reason}.")
@@ -34,7 +34,7 @@ def head_circuit(weights: Any, cfg: HookedTransformerConfig, name: str) -> Facto
 
 
 def why_no_matrix(cfg: HookedTransformerConfig, name: str) -> str | None:
-    """The reason why a head's ``QK`` or ``OV`` is not one matrix, or ``None``."""
+    """Returns the reason why a head's ``QK`` or ``OV`` is not one matrix, or ``None`` if it is."""
     if cfg.kv_lora_rank is not None:
         return (
             f"a normalised latent (kv_lora_rank={cfg.kv_lora_rank}) stands between the residual stream and its "
@@ -51,7 +51,7 @@ def why_no_matrix(cfg: HookedTransformerConfig, name: str) -> str | None:
 
 
 def all_composition_scores(model: Any, mode: str) -> Float[Array, "layer head layer head"]:
-    """Composition of every head with every later one: see ``WeightProperties.all_composition_scores``."""
+    """Scores the composition of every head with every later one: see ``WeightProperties.all_composition_scores``."""
     if mode not in ("Q", "K", "V"):
         raise InputError(f"mode says what the later head reads through: 'Q', 'K' or 'V'; got {mode!r}.")
     left = model.OV
@@ -64,7 +64,7 @@ def all_composition_scores(model: Any, mode: str) -> Float[Array, "layer head la
 def accumulated_bias(
     cfg: HookedTransformerConfig, params: Mapping[str, Any], layer: int, mlp_input: bool, include_mlp_biases: bool
 ) -> Float[Array, " d_model"]:
-    """Sum of the biases written to the residual stream: see ``WeightProperties.accumulated_bias``."""
+    """Sums the biases written to the residual stream: see ``WeightProperties.accumulated_bias``."""
     if not 0 <= layer <= cfg.n_layers:
         raise InputError(f"layer={layer} is out of range: 0 (no layer) to {cfg.n_layers} (all layers).")
     if mlp_input and (layer == cfg.n_layers or cfg.attn_only):

@@ -123,7 +123,7 @@ class FactoredMatrix(SaysWhatInstead):
         return self.T
 
     def unsqueeze(self, k: int) -> "FactoredMatrix":
-        """Returns the same with a leading axis of length one at ``k``."""
+        """Returns the matrix with a new leading axis of length one at ``k``."""
         place = k + self.ndim + 1 if k < 0 else k
         if not 0 <= place <= self.ndim - 2:
             raise InputError(
@@ -133,14 +133,14 @@ class FactoredMatrix(SaysWhatInstead):
         return FactoredMatrix(jnp.expand_dims(self.A, place), jnp.expand_dims(self.B, place))
 
     def __getitem__(self, index: Any) -> "FactoredMatrix":
-        """Indexes the leading axes, and rows and columns; these two stay, a number there keeps one of them."""
+        """Indexes leading axes, rows and columns; a number for rows or columns keeps that axis, with length one."""
         *leading, rows, columns = _whole_index(index, self.shape)
         A, B = (x[tuple(leading)] if leading else x for x in (self.A, self.B))
         row_index, column_index = _kept(rows, self.ldim, "row"), _kept(columns, self.rdim, "column")
         return FactoredMatrix(A[..., row_index, :], B[..., :, column_index])
 
     def get_corner(self, k: int = 3) -> jax.Array:
-        """The first ``k`` entries along every axis of the product."""
+        """Returns the first ``k`` entries along every axis of the product."""
         corner = (slice(k),) * (self.ndim - 2)
         return _matmul(self.A[*corner, :k, :], self.B[*corner, :, :k])
 
@@ -156,7 +156,7 @@ class FactoredMatrix(SaysWhatInstead):
 
     @property
     def BA(self) -> Float[Array, "*leading m m"]:
-        """The product the other way round, of square matrices only; it has the same eigenvalues other than zero."""
+        """``B @ A``, for square matrices only; it has the same nonzero eigenvalues as ``A @ B``."""
         if self.ldim != self.rdim:
             raise InputError(f"BA needs a square matrix (l equal to r), got shape {self.shape}.")
         return _matmul(self.B, self.A)
@@ -205,9 +205,9 @@ class FactoredMatrix(SaysWhatInstead):
     def svd(
         self,
     ) -> tuple[Float[Array, "*leading l m"], Float[Array, "*leading m"], Float[Array, "*leading r m"]]:
-        """Singular value decomposition ``(U, S, V)`` with ``U * S @ V^T`` the product, largest first.
+        """Computes the singular value decomposition ``(U, S, V)``; ``U * S @ V^T`` is the product, which is not formed.
 
-        ``min(l, m, r)`` singular values. The product is not formed. Kept for the next call, except under a trace.
+        There are ``min(l, m, r)`` singular values, largest first. Kept for the next call, except under a trace.
         """
         if self._decomposed is not None:
             return self._decomposed
@@ -245,8 +245,8 @@ class FactoredMatrix(SaysWhatInstead):
     def eigenvalues(self) -> Any:
         """Eigenvalues ``[*leading, m]`` of square matrices, complex; the remaining ``l - m`` are zero.
 
-        jax has no general eigenvalues on every accelerator, so arrays elsewhere are taken to the CPU. Under a trace
-        there are no arrays to move, and jax refuses where the device cannot do it.
+        Not every accelerator supports general eigenvalues in jax, so arrays are moved to the CPU. Traced arrays
+        cannot be moved: for them jax raises an error where the device does not support it.
         """
         (product,) = _wide(self.BA)
         if not isinstance(product, Tracer):
@@ -254,22 +254,22 @@ class FactoredMatrix(SaysWhatInstead):
         return jnp.linalg.eigvals(product)
 
     def norm(self) -> Float[Array, "*leading"]:
-        """Frobenius norm of each matrix."""
+        """Computes the Frobenius norm of each matrix."""
         A, B = _wide(self.A, self.B)
         return _norm(_matmul(without_left_rotation(A), without_right_rotation(B)))
 
     def collapse_l(self) -> Float[Array, "*leading m r"]:
-        """``S V^T``: what is left when the orthogonal ``U`` is dropped."""
+        """Returns ``S V^T``: the product without its orthogonal factor ``U``."""
         _, S, V = self.svd()
         return S[..., :, None] * jnp.swapaxes(V, -1, -2)
 
     def collapse_r(self) -> Float[Array, "*leading l m"]:
-        """``U S``: what is left when the orthogonal ``V`` is dropped."""
+        """Returns ``U S``: the product without its orthogonal factor ``V``."""
         U, S, _ = self.svd()
         return U * S[..., None, :]
 
     def make_even(self) -> "FactoredMatrix":
-        """The same matrix with factors ``U sqrt(S)`` and ``sqrt(S) V^T``: orthogonal columns, equal norms."""
+        """Returns the same matrix with factors ``U sqrt(S)`` and ``sqrt(S) V^T``: orthogonal columns, equal norms."""
         U, S, V = self.svd()
         root = jnp.sqrt(S)
         left, right = U * root[..., None, :], root[..., :, None] * jnp.swapaxes(V, -1, -2)
@@ -277,7 +277,7 @@ class FactoredMatrix(SaysWhatInstead):
 
 
 def composition_scores(left: FactoredMatrix, right: FactoredMatrix, broadcast_dims: bool = True) -> jax.Array:
-    """How much of what ``right`` reads ``left`` wrote: ``|L R| / (|L| |R|)``, Frobenius norms (Elhage et al. 2021).
+    """Scores how much ``right`` reads from ``left``: ``|L R| / (|L| |R|)``, Frobenius norms (Elhage et al. 2021).
 
     Args:
         left: ``[*left_axes, l, d]``.
@@ -302,8 +302,8 @@ def composition_scores(left: FactoredMatrix, right: FactoredMatrix, broadcast_di
 @functools.partial(jax.jit, static_argnames="all_pairs")
 def _composition(left: FactoredMatrix, right: FactoredMatrix, all_pairs: bool) -> jax.Array:
     (A, B), (C, D) = _wide(*left.pair), _wide(*right.pair)
-    before = _matmul(without_left_rotation(A), B)  # [..., m, d], of the norm of L
-    after = _matmul(C, without_right_rotation(D))  # [..., d, m], of the norm of R
+    before = _matmul(without_left_rotation(A), B)  # [..., m, d], with the norm of L
+    after = _matmul(C, without_right_rotation(D))  # [..., d, m], with the norm of R
     if not all_pairs:
         return _share(_norm(_matmul(before, after)), _norm(before), _norm(after))
     befores = before.reshape(-1, *before.shape[-2:])
@@ -319,12 +319,12 @@ def _share(together: jax.Array, left: jax.Array, right: jax.Array) -> jax.Array:
 
 
 def without_left_rotation(A: Float[Array, "*leading l m"]) -> Float[Array, "*leading k m"]:
-    """A factor of no more than ``m`` rows with the same norms of all its products ``A @ x``."""
+    """Returns a factor with at most ``m`` rows whose products with any ``x`` have the same norms as ``A @ x``."""
     return jnp.linalg.qr(A, mode="r") if A.shape[-2] > A.shape[-1] else A
 
 
 def without_right_rotation(B: Float[Array, "*leading m r"]) -> Float[Array, "*leading m k"]:
-    """The same for products ``x @ B``."""
+    """Returns a factor with at most ``m`` columns for which ``x`` times it has the same norm as ``x @ B``."""
     return jnp.swapaxes(without_left_rotation(jnp.swapaxes(B, -1, -2)), -1, -2)
 
 
@@ -370,7 +370,7 @@ def _broadcast(first: tuple[int, ...], second: tuple[int, ...]) -> tuple[int, ..
 
 
 def _whole_index(index: Any, shape: tuple[int, ...]) -> list[Any]:
-    """The index with every axis spelt out, checked; the last two entries are rows and columns."""
+    """Checks an index and spells out every axis of it; the last two entries are rows and columns."""
     items = list(index) if isinstance(index, tuple) else [index]
     items = [np.asarray(item) if isinstance(item, list) else item for item in items]
     counts = [0 if item is None else _axes_used(item) for item in items]
@@ -399,7 +399,7 @@ def _axes_used(item: Any) -> int:
 
 
 def _kept(item: Any, size: int, name: str) -> Any:
-    """An index of rows or columns that leaves the axis."""
+    """Returns an index of rows or columns that keeps the axis."""
     if isinstance(item, int | np.integer):
         start = int(item) % size
         return slice(start, start + 1)

@@ -1,4 +1,4 @@
-"""Heads' low-rank matrices factored anew, so that what is only a choice of basis is chosen."""
+"""New factors for heads' low-rank matrices by singular value decomposition, which fixes their arbitrary basis."""
 
 from typing import Any
 
@@ -8,13 +8,13 @@ from jaxtyping import Array, Float
 
 
 def refactor_heads(attn: dict[str, Any]) -> dict[str, Any]:
-    """Returns attention parameters with the same products and factors of orthogonal columns.
+    """Returns attention parameters with the same products, whose factors have orthogonal columns.
 
     Each head's query-key matrix, biases included, becomes ``U sqrt(S)`` times ``V sqrt(S)`` transposed; its
     output-value matrix becomes ``W_V = U S``, ``W_O = V^T``. Singular values fall along ``d_head``.
 
     Args:
-        attn: one block's attention, ``b_V`` zero.
+        attn: parameters of one block's attention, with ``b_V`` zero.
     """
     queries, keys = (_with_bias(attn[f"W_{x}"], attn[f"b_{x}"]) for x in "QK")
     left, singular, right = jax.vmap(product_svd)(queries, keys)
@@ -35,7 +35,7 @@ def refactor_heads(attn: dict[str, Any]) -> dict[str, Any]:
 def product_svd(
     a: Float[Array, "m r"], b: Float[Array, "n r"]
 ) -> tuple[Float[Array, "m r"], Float[Array, " r"], Float[Array, "n r"]]:
-    """Singular value decomposition ``(U, S, V)`` of ``a @ b.T``, without forming the product."""
+    """Computes the singular value decomposition ``(U, S, V)`` of ``a @ b.T``, without forming the product."""
     rank = a.shape[1]
     (q_a, r_a), (q_b, r_b) = jnp.linalg.qr(a), jnp.linalg.qr(b)
     u, s, vt = jnp.linalg.svd(jnp.matmul(r_a, r_b.T, precision="highest"), full_matrices=False)

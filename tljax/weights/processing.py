@@ -1,11 +1,11 @@
-"""Weight processing: folding and centring that leave the function of a model alone and its weights readable.
+"""Weight processing: folding and centring that keep a model's function and make its weights easier to read.
 
 TransformerLens's steps, each a pure function of parameters and applied only where it is exact
 (:func:`tljax.weights.steps.why_not`):
 
 - ``fold_ln``: a norm's gain and bias move into the matrices that read it, which are then centred along
-  ``d_model`` (a layer norm's output has no mean, so that part of them is never used). Not with layer norms
-  and experts or gated MLPs (but for ``gated_mlp_bias``): a gate and a router have no bias that could take the norm's.
+  ``d_model`` (a layer norm's output has no mean, so that part of them is never used). Not for layer norms with
+  experts or gated MLPs (except with ``gated_mlp_bias``): gates and routers have no bias that could take the norm's.
 - ``center_writing_weights``: whatever writes to the residual stream loses its mean along ``d_model``. Only
   when every reader is a layer norm, which subtracts that mean anyway; never with RMS norms, with ``final_rms`` or
   with norms on what attention and MLP put out.
@@ -37,7 +37,7 @@ from tljax.weights.steps import ProcessingOptions, Steps
 
 HEAD = ("ln_final", "unembed")
 _READERS = ("Q", "K", "V", "Q_down", "KV_down", "K_rot")
-"""What in an attention reads ln1: under latent attention the projections to the latents, whose norms are not folded."""
+"""Attention weights that read ln1; in latent attention, the projections to the latents, whose norms are not folded."""
 
 
 @functools.partial(typed, receiver=Steps.for_config)
@@ -69,13 +69,13 @@ def process_weights(
 
 @functools.partial(jax.jit, static_argnames=("steps", "dtype"))
 def process_stage(params: Params, steps: Steps, dtype: str | None = None) -> Params:
-    """Processes one stage on its own, which is what lets a checkpoint be processed while it streams in.
+    """Processes one stage of the parameters, so that a checkpoint can be processed while it streams in.
 
     Compiled once for the embedding, once for the head and once for all blocks of equal shape.
 
     Args:
         params: the embeddings, one block, or ``ln_final`` and ``unembed``.
-        steps: what to do.
+        steps: the steps to apply.
         dtype: dtype of the result; ``None`` keeps that of each parameter.
     """
     leaves = jax.tree_util.tree_leaves_with_path(params)
@@ -89,7 +89,7 @@ def process_stage(params: Params, steps: Steps, dtype: str | None = None) -> Par
 
 
 def _widest(*dtypes: jnp.dtype) -> str:
-    """What is computed in: float64 where the numbers are read or kept in it, otherwise float32."""
+    """Returns the dtype to compute in: float64 if any of ``dtypes`` is float64, otherwise float32."""
     return "float64" if "float64" in map(str, dtypes) else "float32"
 
 

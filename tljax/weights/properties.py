@@ -19,7 +19,7 @@ _HEADS_SECOND = ("W_Q", "W_K", "W_V", "W_Q_up", "W_K_up", "W_V_up")
 
 
 def public_shape(name: str, weight: jax.Array) -> jax.Array:
-    """A stored parameter in TransformerLens's layout: ``W_Q``, ``W_K``, ``W_V`` are ``[head, d_model, d_head]``."""
+    """Returns a stored parameter in TransformerLens's layout: ``W_Q``, ``W_K``, ``W_V`` ``[head, d_model, d_head]``."""
     return jnp.moveaxis(weight, 1, 0) if name in _HEADS_SECOND else weight
 
 
@@ -174,25 +174,25 @@ class WeightProperties:
 
     @property
     def QK(self) -> FactoredMatrix:
-        """What each head attends to: ``W_Q W_K^T``, ``[L, H, d_model, d_model]``; query side first.
+        """Query-key matrices ``W_Q W_K^T``, ``[L, H, d_model, d_model]``, query side first: what each head attends to.
 
-        Without biases, and with rotary positions as if query and key stood at one place.
+        Biases are left out, and rotary positions are taken as if query and key were at the same position.
         """
         return circuits.head_circuit(self, self.cfg, "QK")
 
     @property
     def OV(self) -> FactoredMatrix:
-        """What each head moves: ``W_V W_O``, ``[L, H, d_model, d_model]``; source side first."""
+        """Output-value matrices ``W_V W_O``, ``[L, H, d_model, d_model]``, source side first: what each head moves."""
         return circuits.head_circuit(self, self.cfg, "OV")
 
     @typed
     def all_composition_scores(self, mode: str) -> jax.Array:
-        """How strongly each head's output reaches what each later head reads (Elhage et al. 2021).
+        """Scores how strongly each head's output reaches the input of each later head (Elhage et al. 2021).
 
-        Meaningful on processed weights: biases and the gains of norms are not in it.
+        Use processed weights: the scores leave out biases and the gains of norms.
 
         Args:
-            mode: ``"Q"``, ``"K"`` or ``"V"``: through which input the later head reads.
+            mode: ``"Q"``, ``"K"`` or ``"V"``: the input through which the later head reads.
 
         Returns:
             ``[L, H, L, H]``, ``|OV · M| / (|OV| |M|)`` with ``M`` the later head's ``QK``, ``QK^T`` or ``OV``; 0 unless
@@ -206,13 +206,13 @@ class WeightProperties:
 
     @typed
     def accumulated_bias(self, layer: int, mlp_input: bool = False, include_mlp_biases: bool = True) -> jax.Array:
-        """What the biases of attention and MLPs have added to the residual stream at the input of a layer.
+        """Sums what the biases of attention and MLPs have added to the residual stream at the input of a layer.
 
         Args:
             layer: 0 (nothing) to ``n_layers`` (everything).
-            mlp_input: at the input of this layer's MLP instead, so with its ``b_O`` (not in parallel blocks, whose MLP
-                reads what attention reads).
-            include_mlp_biases: with the ``b_out`` of MLPs; an attention-only model has none.
+            mlp_input: sum up to the input of this layer's MLP, which adds the layer's ``b_O`` (not in parallel blocks,
+                whose MLP reads what attention reads).
+            include_mlp_biases: include the ``b_out`` of MLPs; an attention-only model has none.
 
         Returns:
             ``[d_model]``, times ``cfg.residual_multiplier``.
@@ -229,5 +229,5 @@ class WeightProperties:
         return sum(leaf.size for leaf in jax.tree.leaves(self.params))
 
     def all_head_labels(self) -> list[str]:
-        """``["L0H0", "L0H1", …]``."""
+        """Returns ``["L0H0", "L0H1", …]``."""
         return [f"L{layer}H{head}" for layer in range(self.cfg.n_layers) for head in range(self.cfg.n_heads)]

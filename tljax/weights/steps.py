@@ -1,4 +1,4 @@
-"""Which weight processing is exact for a config, why the rest is not, and what a model went through."""
+"""Steps of weight processing: which are exact for a config, why the others are not, and which were applied."""
 
 import dataclasses
 from typing import TypedDict
@@ -8,7 +8,7 @@ from tljax.errors import ConfigError
 
 
 class ProcessingOptions(TypedDict, total=False):
-    """Which weight processing is wanted, step by step in the order of application: see :meth:`Steps.for_config`."""
+    """The requested steps of weight processing, in the order of application: see :meth:`Steps.for_config`."""
 
     fold_ln: bool
     center_writing_weights: bool
@@ -18,7 +18,7 @@ class ProcessingOptions(TypedDict, total=False):
 
 
 STEPS = tuple(ProcessingOptions.__annotations__)
-"""Names of the steps, in that order."""
+"""Names of the steps, in the order of application."""
 
 
 def why_not(cfg: HookedTransformerConfig) -> dict[str, str]:
@@ -160,7 +160,7 @@ class Steps:
 
 
 def processing_report(cfg: HookedTransformerConfig) -> dict[str, str]:
-    """Says of every step whether the weights of ``cfg`` went through it, and if not, whether they could.
+    """Reports for each step whether it was applied to the weights of ``cfg`` and, if not, whether it could be.
 
     Returns:
         Step → ``"applied"``, ``"not applied"`` (it was not asked for), or ``"not exact here: ..."`` with the reason.
