@@ -1,4 +1,4 @@
-"""Activation patching, path patching, ablation and steering, as whole sweeps."""
+"""Sweeps for activation patching, path patching, ablation and steering."""
 
 from tljax.patching.ablation import ablation_sweep, mean_source, resample_source
 from tljax.patching.engine.report import SweepReport

@@ -1,4 +1,4 @@
-"""Ablation sweeps: knock out every site in turn, and see what it was worth."""
+"""Ablation sweeps: knock out every site in turn and measure the effect."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -40,24 +40,23 @@ def ablation_sweep(
     max_batch: int | Literal["auto"] = "auto",
     progress: bool | None = None,
 ) -> PatchingResult:
-    """Replaces each site's activation by zero, by a mean, or by that of another prompt, and measures.
+    """Replaces each site's activation by zero, a mean or another prompt's activation, and measures the metric.
 
-    A negative effect means that the metric was higher with the site in place: it was needed.
+    A negative effect means that the metric was higher with the site in place, so the site was needed.
 
     Args:
         model, metric, activation_name, layers, at, reduce, max_batch, progress: as in :func:`~tljax.patching.sweep`.
         prompt: the run that is ablated: text, a list of texts, or token ids ``[batch, pos]``.
         axes: as in :func:`~tljax.patching.sweep`; by default ``("head",)``.
         kind: ``"zero"``; ``"mean"``, the average over a reference set; ``"resample"``, the activation at the same
-            position of a prompt drawn from the reference set, another for each prompt.
-        reference: the reference set for means and resampling: a cache, or prompts to run. Means that keep positions
-            apart, and resampling, need prompts as long as ``prompt``; a mean over positions takes any length, and
-            leaves the padding of texts out.
-        over: what a mean is over: ``"batch"``, or ``("batch", "pos")``.
-        seed: of the draw.
+            position of a prompt drawn from the reference set, with a draw for each prompt that is ablated.
+        reference: the reference set for ``"mean"`` and ``"resample"``: a cache, or prompts to run. Its prompts must be
+            as long as ``prompt``, except for a mean over positions, which takes any length and leaves out padding.
+        over: the axes that ``"mean"`` averages over: ``"batch"``, or ``("batch", "pos")``.
+        seed: seed of the draw.
 
     Raises:
-        InputError: an unknown kind, a reference that is missing or does not fit.
+        InputError: an unknown ``kind``, or a reference that is missing or does not fit.
         CacheError: a reference cache that another model made.
     """
     if kind not in ("zero", "mean", "resample"):
@@ -79,7 +78,7 @@ def ablation_sweep(
 def _run_reference(
     model: HookedTransformer, reference: Any, activation_name: ActName, layers: Sequence[int] | int | None
 ) -> tuple[Mapping[str, jax.Array], Any]:
-    """A reference set's activations, and which of its tokens are not padding (``None``: all, or it is not known)."""
+    """Returns the reference set's activations and its token mask (``None`` if nothing is padded or it is unknown)."""
     if isinstance(reference, ActivationCache | Mapping):
         return reference, reference.token_mask if isinstance(reference, ActivationCache) else None
     names = list(named_points(model.cfg, activation_name, layers)[0])
@@ -90,15 +89,15 @@ def _run_reference(
 def mean_source(
     cache: Mapping[str, jax.Array], over: str | Sequence[str] = ("batch", "pos"), attention_mask: Any = None
 ) -> FromReference:
-    """A sweep's source: the mean of a reference set's activations.
+    """Returns a source for a sweep: the mean of a reference set's activations.
 
     Args:
         cache: activations by full name, ``[prompt, pos, ...]``.
-        over: ``"batch"`` keeps positions apart, ``("batch", "pos")`` does not.
+        over: ``"batch"`` for a mean at each position, ``("batch", "pos")`` for one mean over all positions.
         attention_mask: ``[prompt, pos]``, ``False`` at tokens to leave out, such as padding.
 
     Raises:
-        InputError: ``over`` is neither; when used, if the cache lacks the activation or its shape does not fit.
+        InputError: ``over`` is neither; or, in the sweep, the cache lacks the activation or its shape does not fit.
     """
     over = (over,) if isinstance(over, str) else tuple(over)
     if set(over) not in ({"batch"}, {"batch", "pos"}):
@@ -121,11 +120,11 @@ def mean_source(
 
 @typed
 def resample_source(cache: Mapping[str, jax.Array], seed: int = 0) -> FromReference:
-    """A sweep's source: activations of prompts drawn from a reference set, the same prompts at every site.
+    """Returns a source for a sweep: activations of prompts drawn from a reference set, the same prompts at every site.
 
     Args:
-        cache: activations by full name, ``[prompt, pos, ...]``, of prompts as long as the swept ones.
-        seed: of the draw; without replacement if there are enough prompts.
+        cache: activations by full name, ``[prompt, pos, ...]``, of prompts as long as the sweep's.
+        seed: seed of the draw, which is without replacement if there are enough prompts.
     """
 
     def resample(activation: jax.Array, hook: HookPoint) -> jax.Array:

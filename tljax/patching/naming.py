@@ -1,4 +1,4 @@
-"""What a sweep's activation name means: which points of which layers."""
+"""Resolves a sweep's activation name to hook points and their layers."""
 
 from collections.abc import Sequence
 
@@ -14,11 +14,11 @@ from tljax.hooks.points import HEAD, point_table, stage_of
 def named_points(
     cfg: HookedTransformerConfig, activation_name: ActName, layers: Sequence[int] | int | None
 ) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """Full names of the patched points, and their layers (0 for a point of the embedding).
+    """Returns the full names of the patched hook points, and their layers (0 for a point of the embedding).
 
     Raises:
-        InputError: a name with one layer in it beside ``layers=`` of others, a layer that does not exist or lacks the
-            point, a short name of several points, a point that no sweep patches.
+        InputError: the name includes a layer and ``layers`` gives others, a layer does not exist or lacks the point, a
+            short name fits several points, or the point is one that sweeps do not patch.
         UnknownHookError: no layer has such a point.
     """
     if not isinstance(activation_name, str | tuple):

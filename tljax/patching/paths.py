@@ -2,8 +2,8 @@
 
 A sender's new output reaches a receiver directly through the residual stream (and, unless they are frozen too, through
 the MLPs in between), while every attention layer in between keeps the base run's output (Wang et al. 2022,
-"Interpretability in the Wild"). What each receiver would then read is worked out first; then the base run is patched
-there, and everything after the receivers follows.
+"Interpretability in the Wild"). First, what each receiver would then read is computed; second, the base run is patched
+with it at the receivers, and everything after them is recomputed.
 """
 
 import dataclasses
@@ -66,19 +66,19 @@ def path_patch(
         corrupted, metric, reduce, max_batch, progress: as in :func:`~tljax.patching.sweep`.
         source: where the senders' new outputs come from: another prompt, a cache, or a hook (as in
             :func:`~tljax.patching.sweep`).
-        receivers: what the senders' change may reach: ``("q", 9, 6)`` the queries of head 6 of layer 9 (likewise
-            ``"k"`` and ``"v"``; ``("k", 9)`` those of all heads), ``("mlp", 9)`` the input of an MLP, or
-            ``"logits"`` alone. All are patched together.
-        sender: activation sent, one of ``"z"`` or ``"result"`` (head outputs), ``"mlp_out"``, ``"attn_out"``,
-            ``"embed"``, ``"pos_embed"``.
-        axes: as in :func:`~tljax.patching.sweep`, of the sender; by default ``("head",)``.
-        freeze_mlps: keep MLPs between sender and receiver as in the base run too, so that only the direct edge
-            counts; by default they recompute, as in the paper.
+        receivers: what the change may reach, all patched together: ``("q", 9, 6)`` for the queries of head 6 of layer 9
+            (``"k"`` and ``"v"`` for keys and values; ``("k", 9)`` for all heads), ``("mlp", 9)`` for the input of an
+            MLP; or ``"logits"``, given alone.
+        sender: the activation sent: ``"z"`` or ``"result"`` (head outputs), ``"mlp_out"``, ``"attn_out"``,
+            ``"embed"`` or ``"pos_embed"``.
+        axes: axes of the sender's activation, as in :func:`~tljax.patching.sweep`; by default ``("head",)``.
+        freeze_mlps: whether MLPs between sender and receiver keep the base run's output too, so that only the direct
+            edge counts; by default they are recomputed, as in the paper.
         layers, at: the senders to try, as in :func:`~tljax.patching.sweep`; ``at={"pos": -1}`` sends from the last
             position only.
 
     Returns:
-        The metric for each sender, ``["layer", *axes]``; senders that come after all receivers have the baseline.
+        The metric for each sender, ``["layer", *axes]``; for senders that come after all receivers, the baseline.
 
     Raises:
         InputError: a receiver that does not exist, a sender that is not added to the residual stream.
@@ -108,7 +108,7 @@ def path_patch(
 
 
 def refuse_paths(model: HookedTransformer) -> None:
-    """Raises InputError if the model carries hooks, or if there are no paths in it to follow."""
+    """Raises InputError if the model carries hooks or normalises its residual stream: paths cannot be followed then."""
     if model.cfg.use_normalization_of_residual:
         raise InputError(
             "Path patching follows what heads and MLPs add to the residual stream from layer to layer, and this model "
@@ -165,7 +165,7 @@ def _patch_receivers(
 
 
 def _joined(parts: Sequence[Measured]) -> Measured:
-    """Measurements of consecutive sites as one."""
+    """Joins the measurements of consecutive groups of sites."""
     values = {name: np.concatenate([part.values[name] for part in parts]) for name in parts[0].values}
     return dataclasses.replace(parts[0], values=values, report=join_reports([part.report for part in parts]))
 
@@ -179,11 +179,11 @@ def forked_streams(
     max_batch: int | Literal["auto"] = "auto",
     progress: bool | None = None,
 ) -> tuple[dict[int, np.ndarray], float]:
-    """What each sender's change makes of the residual stream entering some layers, nothing else responding.
+    """Computes the residual streams entering ``layers`` for each sender, with later attention frozen to the base run.
 
     Returns:
-        For each layer, ``[sender, batch, pos, d_model]`` (the number of layers stands for the final residual stream),
-        and the FLOPs spent.
+        For each layer, ``[sender, batch, pos, d_model]`` (layer ``n_layers`` is the final residual stream), and the
+        FLOPs spent.
     """
     edits = FrozenEdits(place(model.cfg, base, sites), base, freeze_mlps and not model.cfg.attn_only)
     rows = find_rows(model.cfg, base, sites, base.length)
@@ -198,7 +198,7 @@ def forked_streams(
 
 @dataclasses.dataclass(frozen=True)
 class FrozenEdits:
-    """A sender's edits, with the output of every later attention layer (and MLP) put back to the base run's."""
+    """A sender's edits, with later attention layers (and MLPs, if ``freeze_mlps``) frozen to the base run's outputs."""
 
     sender: GridEdits
     base: BaseRun
@@ -228,14 +228,14 @@ class FrozenEdits:
 
 
 def _read(model: HookedTransformer, base: BaseRun, receiver: Receiver, stream: np.ndarray) -> jax.Array:
-    """What a receiver reads of forked streams, ``[sender, batch, pos, ...]``."""
+    """Returns what a receiver reads of each sender's residual stream, ``[sender, batch, pos, ...]``."""
     if receiver.point in (ENTRY, "hook_mlp_in"):
         return jnp.asarray(stream)
     return read_heads(model, base, receiver.layer, receiver.point[-1], stream)
 
 
 def read_heads(model: HookedTransformer, base: BaseRun, layer: int, letter: str, stream: np.ndarray) -> jax.Array:
-    """Queries, keys or values of residual streams entering a layer.
+    """Computes queries, keys or values from residual streams entering a layer.
 
     Args:
         model, base: the model and its unpatched run.
@@ -256,7 +256,7 @@ def read_heads(model: HookedTransformer, base: BaseRun, layer: int, letter: str,
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _project(module: Any, letter: str, params: Any, stream: jax.Array, context: AttentionContext) -> jax.Array:
-    """Queries, keys or values of a residual stream ``[1, token, d_model]``."""
+    """Computes queries, keys or values from a residual stream ``[1, token, d_model]``."""
     with matmul_precision(module.cfg):
         return module.apply({"params": params}, stream, context, letter, method="read_heads")
 
@@ -264,7 +264,7 @@ def _project(module: Any, letter: str, params: Any, stream: jax.Array, context: 
 def _entering_mlp(
     model: HookedTransformer, base: BaseRun, sites: Sites, layer: int, stream: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The forked streams that the MLP of a layer reads, and the base run's: attention adds what it did there."""
+    """Returns the MLP's input for each sender and in the base run; attention is frozen but for this layer's senders."""
     read = np.asarray(base.activations[f"blocks.{layer}.hook_mlp_in"])[:, : base.length]
     if model.cfg.parallel_attn_mlp:
         return stream, read
@@ -277,7 +277,7 @@ def _entering_mlp(
 
 
 def _sent(model: HookedTransformer, base: BaseRun, sites: Sites, layer: int) -> np.ndarray:
-    """What senders inside one attention layer add to its output, ``[sender, batch, pos, d_model]``."""
+    """Computes what senders inside one attention layer add to its output, ``[sender, batch, pos, d_model]``."""
     axes, site = sites.row.axes, np.arange(len(sites))[:, None, None]
     difference = sites.values[layer][0] - base.activations[sites.full_name(layer)]
     inputs, operands = ["".join(_LETTERS[axis] for axis in axes)], [difference]
@@ -298,14 +298,14 @@ def _sent(model: HookedTransformer, base: BaseRun, sites: Sites, layer: int) -> 
 def added_by_attention(
     model: HookedTransformer, layer: int, point: str, heads: jax.Array, change: jax.Array
 ) -> jax.Array:
-    """How much more attention adds to the residual stream when its combined heads change.
+    """Computes the change in what attention adds to the residual stream when its combined heads change by ``change``.
 
     Args:
         model: the model.
         layer: the layer.
         point: ``"attn.hook_z"`` or ``"attn.hook_result"``.
-        heads: what stands there without the change, ``[batch, pos, head, d_head or d_model]``.
-        change: ``[change, batch, pos, d_model]``, of the combined heads.
+        heads: activation at the point without the change, ``[batch, pos, head, d_head or d_model]``.
+        change: changes of the combined heads, ``[change, batch, pos, d_model]``.
     """
     module, params = block_module(model.cfg, model.cfg.layer_kind(layer)), model.params["blocks"][layer]
     if not model.cfg.has_norms_after:
@@ -332,8 +332,8 @@ class ReceiverEdits:
     Attributes:
         tables: by layer and point, what the receivers read, ``[sender, batch, pos, ...]``.
         masks: by layer and point, which heads are receivers.
-        changed: by layer and point, where that differs from the base run, ``[sender, batch, pos]``.
-        every_token: those points that hold every packed token even where the block computes only some tokens' outputs.
+        changed: by layer and point, where ``tables`` differ from the base run, ``[sender, batch, pos]``.
+        every_token: points that hold every packed token even in a block that computes only some tokens' outputs.
         base: the base run.
     """
 
@@ -344,7 +344,7 @@ class ReceiverEdits:
     base: BaseRun
 
     def rows(self, cfg: HookedTransformerConfig, end: int) -> Rows:
-        """Senders and prompts whose receivers read something else than in the base run."""
+        """Returns the senders and prompts whose receivers read something else than in the base run."""
         shape = next(iter(self.changed.values())).shape[:2]
         first, entry = np.full(shape, self.base.length), np.full(shape, cfg.n_layers)
         for (layer, _), changed in self.changed.items():

@@ -1,4 +1,4 @@
-"""What a heat map of a result shows: which axes, in which panels, with which labels."""
+"""Chooses the axes, panels and labels of a result's heat map."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -24,7 +24,7 @@ _MEASURES = {
 
 
 def picture_of(result: "PatchingResult", of: str | None = None, facet: str | None = None) -> Picture:
-    """The picture of a result; the options are those of :func:`tljax.viz.heatmap`."""
+    """Returns the picture of a result; the options are those of :func:`tljax.viz.heatmap`."""
     of = of or ("values" if result.baseline is None else "effect")
     if of not in _MEASURES:
         raise InputError(f"of= is one of {', '.join(map(repr, _MEASURES))}; got {of!r}.")
@@ -53,7 +53,7 @@ def picture_of(result: "PatchingResult", of: str | None = None, facet: str | Non
 def _panels_first(
     result: "PatchingResult", array: np.ndarray, axes: list[str], facet: str | None
 ) -> tuple[np.ndarray, list[str], str | None]:
-    """The array as ``[panel, *the other axes]``, those axes, and the axis of the panels if there is one."""
+    """Returns the array as ``[panel, *other axes]``, the other axes, and the axis of the panels if there is one."""
     panel_axis = facet or next((axis for axis in axes if axis in ("metric", "patch_type")), None)
     if panel_axis is None and len(axes) > 2:
         panel_axis = axes[0]

@@ -1,4 +1,4 @@
-"""The receivers of path patching, as users write them."""
+"""Reads the receivers of path patching from the form in which users write them."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -15,12 +15,12 @@ _POINTS = {"q": "attn.hook_q", "k": "attn.hook_k", "v": "attn.hook_v", "mlp": "h
 
 @dataclasses.dataclass(frozen=True)
 class Receiver:
-    """One thing that reads the residual stream.
+    """A reader of the residual stream: queries, keys or values of heads, an MLP, or the logits.
 
     Attributes:
-        layer: its layer; the number of layers for the logits.
-        point: where what it reads is written, relative to its block.
-        head: which head; ``None`` means all.
+        layer: its layer; ``n_layers`` for the logits.
+        point: the hook point that is patched to change what it reads, named within its block.
+        head: the head; ``None`` means all heads.
     """
 
     layer: int
@@ -29,10 +29,10 @@ class Receiver:
 
 
 def read_receivers(cfg: HookedTransformerConfig, receivers: Sequence[tuple[Any, ...] | str] | str) -> list[Receiver]:
-    """Checks receivers.
+    """Checks receivers and converts them.
 
     Raises:
-        InputError: unknown kind, a layer or head that does not exist, ``"logits"`` among others, none at all.
+        InputError: an unknown kind, a layer or head that does not exist, ``"logits"`` among others, or no receiver.
     """
     if receivers == "logits" or list(receivers) == ["logits"]:
         return [Receiver(cfg.n_layers, ENTRY)]

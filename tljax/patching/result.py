@@ -1,4 +1,4 @@
-"""``PatchingResult``: what a sweep measured, as an array with named axes and the statistics that go with it."""
+"""``PatchingResult``: a sweep's metrics as an array with named axes, with statistics over prompts."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +19,7 @@ from tljax.viz.drawing import Drawable, Picture
 from tljax.viz.heatmap import heatmap
 
 _RUN_AXES = ("metric", "batch")
-"""The axes that do not tell sites apart; ``baseline`` and ``clean`` have these alone."""
+"""The axes that are not axes of sites; ``baseline`` and ``clean`` have no others."""
 
 
 @jax.tree_util.register_pytree_with_keys_class
@@ -27,9 +27,9 @@ _RUN_AXES = ("metric", "batch")
 class PatchingResult(Drawable):
     """The metric after patching each site, and statistics of it.
 
-    It is an array where one is wanted: ``np.asarray(result)``, ``jnp.mean(result)``, ``result[3]`` and ``result.shape``
-    are those of ``values``; a name gives one of several metrics, ``result["kl"]``. As a pytree its leaves are the three
-    arrays; ``report`` does not go through jax transformations.
+    It can be used as the array ``values``: ``np.asarray(result)``, ``jnp.mean(result)``, ``result[3]`` and
+    ``result.shape`` refer to it. ``result["kl"]`` is the result for one of several metrics. As a pytree its leaves are
+    ``values``, ``baseline`` and ``clean``; jax transformations drop ``report``.
 
     **Signs.** An effect is patched minus baseline, the baseline being the base run as it is. Denoising puts clean
     activations into a corrupted run: with a metric that is larger on the clean run, a positive effect restores. Noising
@@ -37,17 +37,17 @@ class PatchingResult(Drawable):
 
     Attributes:
         values: the metric, one axis for each of ``axis_names``.
-        axis_names: such as ``("layer", "pos")``. ``"metric"`` comes first where metrics were given by name,
-            ``"patch_type"`` before the layer where kinds of activation are compared, ``"batch"`` last where prompts are
-            kept apart; ``"row"`` stands for sites that were listed instead of spanned by axes.
-        baseline: the metric of the base run, unpatched, with the ``metric`` and ``batch`` axes of ``values`` alone.
+        axis_names: such as ``("layer", "pos")``. ``"metric"`` comes first if metrics were given by name,
+            ``"patch_type"`` before the layer if kinds of activation are compared, ``"batch"`` last if the metric was
+            kept for each prompt. ``"row"`` is the axis of sites that were listed in a table.
+        baseline: the metric of the unpatched base run, with only the ``metric`` and ``batch`` axes of ``values``.
         clean: the metric of the run that the patched-in values come from, shaped like ``baseline``.
         metric_names: one name for each metric.
         activation_name: what was patched.
         labels: for some axes, a text for each entry: tokens along ``pos``, kinds of activation along ``patch_type``.
             Labels of axes that ``values`` lacks are dropped.
-        rows: the listed sites, a pandas DataFrame of one row for each entry of the ``"row"`` axis.
-        report: the engine's account of the work: what it skipped and what it spent.
+        rows: the listed sites, a pandas DataFrame with one row for each entry of the ``"row"`` axis.
+        report: the sweep's :class:`~tljax.patching.SweepReport`: what was skipped and what was spent.
 
     Raises:
         InputError: names or arrays that do not fit ``values``.
@@ -104,12 +104,12 @@ class PatchingResult(Drawable):
 
     @property
     def reduced(self) -> bool:
-        """Whether prompts were averaged: there is no ``batch`` axis."""
+        """Whether the metric was averaged over prompts, so that there is no ``batch`` axis."""
         return "batch" not in self.axis_names
 
     @property
     def patch_type_names(self) -> tuple[str, ...] | None:
-        """Names along the ``patch_type`` axis, where there is one."""
+        """Names along the ``patch_type`` axis; ``None`` if there is none."""
         return tuple(self.labels["patch_type"]) if "patch_type" in self.labels else None
 
     @property
@@ -123,7 +123,7 @@ class PatchingResult(Drawable):
         return tables.site_frame(self)
 
     def __getitem__(self, index: Any) -> Any:
-        """One metric's result, by name; any other index reads ``values``."""
+        """Returns the result for the metric of this name; any other index is applied to ``values``."""
         if not isinstance(index, str):
             return self.values[index]
         if not self.has_metric_axis and index in self.metric_names:
@@ -134,7 +134,7 @@ class PatchingResult(Drawable):
         return self.select(metric=index)
 
     def select(self, **where: int | str) -> "PatchingResult":
-        """The part of the result at one entry of each named axis, which the axes lose.
+        """Returns the part of the result at one entry of each named axis; those axes are dropped.
 
         Args:
             **where: axis name → number of the entry, or its label: ``select(layer=3)``, ``select(patch_type="q")``.
@@ -159,14 +159,14 @@ class PatchingResult(Drawable):
         )  # fmt: skip
 
     def mean(self) -> jax.Array:
-        """The metric averaged over prompts (``values`` itself where they were averaged already)."""
+        """Returns the metric averaged over prompts (``values`` itself if it was averaged already)."""
         return self.values if self.reduced else self.values.mean(axis=-1)
 
     def stderr(self) -> jax.Array:
-        """Standard error of :meth:`mean`: the prompts' standard deviation (n - 1) over the root of their number.
+        """Returns the standard error of :meth:`mean`: the prompts' standard deviation (``ddof=1``) over ``sqrt(n)``.
 
         Raises:
-            InputError: prompts were averaged, or there is only one.
+            InputError: the metric was averaged over prompts, or there is only one prompt.
         """
         prompts = self._prompts("A standard error")
         if prompts < 2:
@@ -174,7 +174,7 @@ class PatchingResult(Drawable):
         return self.values.std(axis=-1, ddof=1) / prompts**0.5
 
     def effect(self) -> jax.Array:
-        """Patched minus baseline, shaped like ``values``: how far each patch moves the metric of each prompt.
+        """Returns patched minus baseline, shaped like ``values``: how far each patch moves the metric.
 
         Raises:
             InputError: the result has no baseline.
@@ -182,7 +182,7 @@ class PatchingResult(Drawable):
         return self.values - self._spread(self._baseline())
 
     def normalized(self, clean_baseline: Any = None) -> jax.Array:
-        """Effects on the scale where 0 is the base run and 1 the run that the patched-in values come from.
+        """Returns effects on the scale where 0 is the base run and 1 the run that the patched-in values come from.
 
         Denoising: 0 is as corrupted, 1 fully restored. Noising: 0 is as clean, 1 as broken as the corrupted run.
 
@@ -215,20 +215,20 @@ class PatchingResult(Drawable):
         statistic: str = "mean",
         of_effect: bool = False,
     ) -> tuple[jax.Array, jax.Array]:
-        """Percentile bootstrap interval over prompts, for each site.
+        """Computes a percentile bootstrap interval over prompts for each site.
 
         Args:
             confidence: share of resampled statistics inside the interval.
             n_resamples: how often the prompts are drawn with replacement; all sites see the same draws.
-            seed: of the draws.
+            seed: seed of the draws.
             statistic: ``"mean"`` or ``"median"`` of the prompts.
-            of_effect: the interval of :meth:`effect` instead of ``values``.
+            of_effect: whether the interval is of :meth:`effect` instead of ``values``.
 
         Returns:
             Lower and upper ends, shaped like :meth:`mean`.
 
         Raises:
-            InputError: prompts were averaged, or an argument is out of range.
+            InputError: the metric was averaged over prompts, or an argument is out of range.
         """
         if self._prompts("A bootstrap interval") < 2:
             raise InputError("A bootstrap interval needs at least two prompts; this sweep ran one.")
@@ -242,21 +242,21 @@ class PatchingResult(Drawable):
     def permutation_pvalue(
         self, *, n_permutations: int = 1000, seed: int = 0, alternative: str = "two-sided"
     ) -> jax.Array:
-        """p-value, for each site, that its mean effect over prompts is zero, by flipping the signs of prompts' effects.
+        """Tests for each site whether its mean effect over prompts is zero, by flipping the signs of prompts' effects.
 
-        Up to 12 prompts every pattern of signs is tried and the value is exact: ``n_permutations`` and ``seed`` do not
-        matter then, and the smallest possible p-value is two in ``2 ** prompts`` (one if one-sided).
+        With up to 12 prompts, all ``2 ** prompts`` sign patterns are tried and the p-value is exact: ``n_permutations``
+        and ``seed`` are unused, and the smallest possible p-value is ``2 / 2 ** prompts`` (half that if one-sided).
 
         Args:
-            n_permutations: random patterns drawn for more prompts.
-            seed: of the random patterns.
+            n_permutations: number of random sign patterns drawn if there are more prompts.
+            seed: seed of the random patterns.
             alternative: ``"two-sided"``, ``"greater"`` (the patch raises the metric) or ``"less"``.
 
         Returns:
             p-values shaped like :meth:`mean`; not corrected for the number of sites.
 
         Raises:
-            InputError: prompts were averaged, no baseline, or an argument is out of range.
+            InputError: the metric was averaged over prompts, no baseline, or an argument is out of range.
         """
         self._prompts("A permutation test")
         effects = np.asarray(self.effect(), np.float64)
@@ -267,13 +267,13 @@ class PatchingResult(Drawable):
     def top(
         self, k: int = 5, by: Literal["highest", "lowest", "size"] = "highest"
     ) -> list[tuple[tuple[int, ...], float]]:
-        """The sites whose patch raises the metric most: ``((layer, pos), effect)``, highest first.
+        """Returns the sites whose patches raise the metric most, as ``((layer, pos), effect)``, highest first.
 
         Effects are averaged over prompts. Sites without a value (NaN) are left out.
 
         Args:
-            k: how many.
-            by: ``"lowest"`` for those that lower it most (ablations), ``"size"`` for both.
+            k: number of sites.
+            by: ``"lowest"`` for the sites that lower it most (as in ablations), ``"size"`` for the largest changes.
 
         Raises:
             InputError: no baseline, or several metrics: take ``result["name"].top()``.
@@ -286,10 +286,10 @@ class PatchingResult(Drawable):
         return [(tuple(int(i) for i in site), value) for site, value in found if not np.isnan(value)]
 
     def to_dataframe(self) -> Any:
-        """A pandas DataFrame with one row for each metric, site and prompt.
+        """Returns a pandas DataFrame with one row for each metric, site and prompt.
 
-        Columns: ``metric``, the axes (or the columns of ``rows``), ``patch_type_name`` where there are patch types,
-        ``example`` (the prompt's number) where prompts were kept apart, and ``value``.
+        Columns: ``metric``, the axes (or the columns of ``rows``), ``patch_type_name`` if there are patch types,
+        ``example`` (the prompt's number) if the metric was kept for each prompt, and ``value``.
 
         Raises:
             ImportError: pandas is not installed.
@@ -297,7 +297,7 @@ class PatchingResult(Drawable):
         return tables.value_frame(self)
 
     def picture(self, of: str | None = None, facet: str | None = None) -> Picture:
-        """What :meth:`plot` draws."""
+        """Returns the picture that :meth:`plot` draws."""
         return picture_of(self, of, facet)
 
     def plot(self, **options: Any) -> Any:
@@ -320,7 +320,7 @@ class PatchingResult(Drawable):
         return tables.describe(self)
 
     def site_effect(self) -> np.ndarray:
-        """Effects averaged over prompts ``[*site_axes]``, of the only metric."""
+        """Returns effects averaged over prompts, ``[*site_axes]``, for a result with one metric."""
         if self.has_metric_axis:
             raise InputError(f"Effects on several metrics do not compare: choose one of {self.metric_names} by name.")
         effect = np.asarray(self.effect(), np.float32)
@@ -340,7 +340,7 @@ class PatchingResult(Drawable):
         return self.baseline
 
     def _spread(self, array: jax.Array) -> jax.Array:
-        """An array over prompts and metrics, as wide as ``values``."""
+        """Broadcasts an array that has only the ``metric`` and ``batch`` axes to the shape of ``values``."""
         shape = tuple(size if axis in _RUN_AXES else 1 for axis, size in self.sizes.items())
         return jnp.broadcast_to(array.astype(self.values.dtype).reshape(shape), self.shape)
 
@@ -403,7 +403,7 @@ class PatchingResult(Drawable):
 
 
 class _Same:
-    """A table as static data of a pytree: equal only to itself, since a DataFrame neither hashes nor compares."""
+    """A DataFrame as static data of a pytree: equal only to itself, since DataFrames cannot be hashed or compared."""
 
     def __init__(self, value: Any) -> None:
         self.value = value
@@ -424,7 +424,7 @@ def as_result(
     labels: Mapping[str, Sequence[str]] | None = None,
     rows: Any = None,
 ) -> PatchingResult:
-    """The result, with the sites in the shape of ``sizes``."""
+    """Builds a result, with the axis of sites reshaped to ``sizes``."""
     if reduce not in ("mean", "none"):
         raise InputError(f'reduce={reduce!r} is not one of "mean" and "none".')
     per_prompt = reduce == "none"

@@ -21,18 +21,18 @@ from tljax.text.batch import Batch
 from tljax.text.inputs import prepare, texts_in
 
 Values = Callable[[HookPointSpec], jax.Array]
-"""Gives the values of a hook point, ``[batch, padded_pos, ...]`` along every position axis."""
+"""Function from a hook point to its values ``[batch, padded_pos, ...]``, padded along every position axis."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """What a sweep writes.
+    """The values that a sweep writes.
 
     Attributes:
-        values: gives the values of a point.
-        tolerance: differences from the base run up to this share of the largest activation are rounding: a cache was
-            computed by other programs than the base run, so what the prompts share is equal only nearly.
-        final: final residual stream of the run the values come from, ``[batch, pos, d_model]``, where it is known.
+        values: function from a point to its values.
+        tolerance: differences from the base run up to this share of the largest activation count as rounding. (Other
+            programs may have computed a cache, so even a prefix that the prompts share is only nearly equal.)
+        final: final residual stream of the run the values come from, ``[batch, pos, d_model]``; ``None`` if unknown.
     """
 
     values: Values
@@ -46,7 +46,7 @@ class FromReference:
 
     Attributes:
         reference: the reference set's activations by full name.
-        hook: gives the values.
+        hook: function that returns the values.
     """
 
     reference: Mapping[str, jax.Array]
@@ -57,7 +57,7 @@ class FromReference:
 
 
 def read_source(model: HookedTransformer, base: BaseRun, source: Any, names: tuple[str, ...]) -> Source:
-    """Reads a sweep's source.
+    """Converts what was passed as a sweep's source.
 
     Args:
         model: the model.
@@ -66,7 +66,7 @@ def read_source(model: HookedTransformer, base: BaseRun, source: Any, names: tup
             run; a hook (an intervention such as ``Zero()``, or ``function(activation, hook)``), applied to the base
             run's activation; or a floating-point array, which stands for the activation or broadcasts to it, and may
             have a leading axis of layers; or a mapping from layer numbers to such arrays (:func:`array_at`).
-        names: points that will be asked for, in the order of their layers.
+        names: full names of the patched points, in the order of their layers.
 
     Raises:
         InputError: the source lacks a point, does not match the prompts' shape, or is none of these.
@@ -92,13 +92,13 @@ def read_source(model: HookedTransformer, base: BaseRun, source: Any, names: tup
 
 
 def rounding(cfg: HookedTransformerConfig) -> float:
-    """How far, as a share of the largest activation, the same activation may differ between two programs."""
+    """Returns how far two programs' results for one activation may differ, as a share of the largest activation."""
     epsilon = float(jnp.finfo(cfg.jnp_dtype).eps)
     return (32 if epsilon < 1e-5 else 2) * epsilon
 
 
 def cached(source: Any, name: str) -> jax.Array:
-    """An activation of a cache or mapping, with its batch axis."""
+    """Returns an activation of a cache or mapping, with a batch axis."""
     value = jnp.asarray(source[name])
     return value if getattr(source, "has_batch_dim", True) else value[None]
 
@@ -132,14 +132,14 @@ def _from_cache(base: BaseRun, source: Any) -> Values:
 
 
 def lined_up(base: BaseRun, value: Any, axes: Sequence[str], text: Any) -> Any:
-    """Values of prompts padded like ``text``, laid out as the base run's prompts are.
+    """Moves values of prompts padded like ``text`` to where the base run's padding has the same tokens.
 
     Args:
         base: the base run.
         value: ``[batch, pos, ...]``.
-        axes: its axes.
-        text: ``[batch, pos]`` (``[pos]`` for one prompt), ``False`` at padding; ``None`` where that is not known, and
-            the values are then taken for laid out already.
+        axes: names of its axes.
+        text: ``[batch, pos]`` (``[pos]`` for one prompt), ``False`` at padding; if ``None`` (unknown), the values are
+            returned as they are.
 
     Raises:
         InputError: a prompt has another length than the base run's.
@@ -201,7 +201,7 @@ def _from_hook(base: BaseRun, source: Callable[..., Any]) -> Values:
 
 
 def is_by_layer(source: Any) -> bool:
-    """Whether this is a mapping from layer numbers."""
+    """Whether ``source`` is a mapping from layer numbers."""
     numbers = isinstance(source, Mapping) and not isinstance(source, ActivationCache) and len(source)
     return bool(numbers) and all(isinstance(key, int | np.integer) and not isinstance(key, bool) for key in source)
 
@@ -209,25 +209,25 @@ def is_by_layer(source: Any) -> bool:
 def array_at(
     source: Any, spec: HookPointSpec, shape: tuple[int, ...], names: Sequence[str], n_layers: int
 ) -> jax.Array:
-    """What an array, or one for each layer, is at a point: the one rule for sweeps and steering.
+    """Picks a point's values from an array or a mapping by layer, by the rule that sweeps and steering share.
 
-    A leading axis is of layers if it has as many entries as there are layers to patch (entry ``i`` belongs to the
-    ``i``-th of them), or as the model has (entry ``i`` belongs to layer ``i``), and the rest fits the activation. What
-    also broadcasts to the activation could be either, unless the rest has fewer axes than one token has there: an
-    array ``[head, d_head]`` is of heads.
+    The leading axis of an array counts layers if it has one entry for each patched layer (entry ``i`` for the ``i``-th)
+    or for each layer of the model (entry ``i`` for layer ``i``), and the entries broadcast to the activation. If the
+    array as a whole broadcasts too, it is ambiguous, unless it has one entry or its entries have fewer axes than one
+    token's activation, as in ``[head, d_head]``: then it has no axis of layers.
 
     Args:
         source: an array, or a mapping from layer numbers to arrays.
         spec: the point.
-        shape: of its activation, ``[batch, pos, ...]``.
+        shape: shape of its activation, ``[batch, pos, ...]``.
         names: full names of the points to patch, in order.
-        n_layers: layers of the model.
+        n_layers: number of layers of the model.
 
     Returns:
-        What is meant for the point; whether it fits is not looked at.
+        The values for the point, not yet checked to fit it.
 
     Raises:
-        InputError: the layer is not there, or it could be meant in two ways.
+        InputError: there are no values for the layer, or the array is ambiguous.
     """
     layer = layer_of(spec.name)
     if isinstance(source, Mapping):
@@ -278,16 +278,16 @@ def _fits(array: jax.Array, shape: tuple[int, ...]) -> bool:
 
 
 def into_padding(base: BaseRun, spec: HookPointSpec, value: jax.Array) -> jax.Array:
-    """Values ``[batch, pos, ...]`` laid into the base run's padded length, whose padding stays as it is."""
+    """Writes values ``[batch, pos, ...]`` into the base run's padded activation, whose padding stays as it is."""
     whole = base.activations[spec.name]
     return whole.at[without_padding(base, spec)].set(value.astype(whole.dtype))
 
 
 def out_of_padding(base: BaseRun, spec: HookPointSpec) -> jax.Array:
-    """The base run's activation without padding, ``[batch, pos, ...]``."""
+    """Returns the base run's activation without padding, ``[batch, pos, ...]``."""
     return base.activations[spec.name][without_padding(base, spec)]
 
 
 def without_padding(base: BaseRun, spec: HookPointSpec) -> tuple[slice, ...]:
-    """The index that cuts a framed activation to the prompts' length."""
+    """Returns the index that cuts a padded activation to the prompts' length."""
     return tuple(slice(base.length) if axis in POSITION_AXES else slice(None) for axis in spec.axes)

@@ -11,16 +11,16 @@ Statistic = Literal["mean", "median"]
 Alternative = Literal["two-sided", "greater", "less"]
 
 MAX_EXACT = 12
-"""Up to this many prompts a permutation test goes through all ``2 ** prompts`` sign patterns."""
+"""Most prompts for which a permutation test tries all ``2 ** prompts`` sign patterns."""
 
 _ENTRIES = 4_000_000
-"""Numbers held at once (8 bytes each)."""
+"""Most numbers held in memory at once (8 bytes each)."""
 
 
 def bootstrap_interval(
     samples: np.ndarray, *, confidence: float, n_resamples: int, seed: int, statistic: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Percentile bootstrap interval of a statistic of the last axis.
+    """Computes a percentile bootstrap interval of a statistic over the last axis.
 
     Every site sees the same resamples of the prompts.
 
@@ -28,7 +28,7 @@ def bootstrap_interval(
         samples: ``[..., prompt]``.
         confidence: share of the resampled statistics that the interval holds, in (0, 1).
         n_resamples: how many times the prompts are drawn with replacement.
-        seed: of the draws.
+        seed: seed of the draws.
         statistic: ``"mean"`` or ``"median"``.
 
     Returns:
@@ -53,7 +53,7 @@ def bootstrap_interval(
 
 
 def _resampled(flat: np.ndarray, statistic: str, n_resamples: int, seed: int) -> np.ndarray:
-    """The statistic of each resample ``[resample, site]`` of ``flat`` ``[site, prompt]``."""
+    """Computes the statistic on resamples of ``flat`` ``[site, prompt]``, as ``[resample, site]``."""
     generator = np.random.default_rng(seed)
     sites, prompts = flat.shape
     at_once = max(1, _ENTRIES // (prompts * (sites if statistic == "median" else 1)))
@@ -71,16 +71,16 @@ def _resampled(flat: np.ndarray, statistic: str, n_resamples: int, seed: int) ->
 
 
 def sign_flip_pvalue(effects: np.ndarray, *, n_permutations: int, seed: int, alternative: str) -> np.ndarray:
-    """p-value that the mean effect is zero, by flipping the signs of prompts' effects.
+    """Tests whether the mean effect is zero, by flipping the signs of prompts' effects.
 
     If a patch does nothing on average, each prompt's effect is as likely as its negative; the p-value is the share of
-    sign patterns whose mean effect is at least as extreme as the observed one. Exact, over all patterns, for up to
-    :data:`MAX_EXACT` prompts; otherwise over random patterns, the observed one counted in.
+    sign patterns whose mean effect is at least as extreme as the observed one. With up to :data:`MAX_EXACT` prompts all
+    patterns are tried (an exact test); with more, random patterns and the observed one.
 
     Args:
         effects: ``[..., prompt]``.
         n_permutations: random patterns drawn when there are too many to try them all.
-        seed: of the random patterns.
+        seed: seed of the random patterns.
         alternative: ``"two-sided"``, or that the mean effect is ``"greater"`` or ``"less"`` than zero.
 
     Returns:
@@ -111,7 +111,7 @@ def sign_flip_pvalue(effects: np.ndarray, *, n_permutations: int, seed: int, alt
 
 
 def _count_extreme(signs: np.ndarray, flat: np.ndarray, alternative: str) -> np.ndarray:
-    """For each site of ``[site, prompt]``, how many patterns are as extreme as what was observed ``[site]``."""
+    """Counts for each site of ``flat`` ``[site, prompt]`` the patterns at least as extreme as the observed one."""
     null = signs @ flat.T / flat.shape[1]
     observed = flat.mean(axis=1)
     slack = 1e-6 * np.abs(flat).mean(axis=1)  # metrics are single precision: equal up to its rounding is a tie

@@ -35,17 +35,17 @@ def steering_sweep(
     max_batch: int | Literal["auto"] = "auto",
     progress: bool | None = None,
 ) -> PatchingResult:
-    """Adds a multiple of a vector to an activation, at each layer and each strength, and measures.
+    """Adds a multiple of a vector to an activation, at each layer and each strength, and measures the metric.
 
     Args:
         model, metric, activation_name, layers, at, reduce, max_batch, progress: as in :func:`~tljax.patching.sweep`;
             ``at={"pos": -1}`` steers the last position only.
         prompt: the run that is steered: text, a list of texts, or token ids ``[batch, pos]``.
-        vector: what is added: a vector ``[d_model]``, one for each layer ``[layer, d_model]`` (``[layer, head,
-            d_head]`` where the activation has heads) or a mapping from layer numbers to vectors, or else anything that
-            broadcasts to the activation; as a sweep takes arrays.
-        scales: what it is multiplied by.
-        axes: as in :func:`~tljax.patching.sweep`; by default ``()``, all of each layer at once.
+        vector: the vector added, ``[d_model]``; one for each layer, ``[layer, d_model]`` (``[layer, head, d_head]`` if
+            the activation has heads); a mapping from layer numbers to vectors; or anything else that broadcasts to the
+            activation, as for a sweep (:func:`~tljax.patching.sources.array_at`).
+        scales: the factors that ``vector`` is multiplied by.
+        axes: as in :func:`~tljax.patching.sweep`; by default ``()``, each layer's activation as a whole.
 
     Returns:
         The metric, ``["layer", "scale", *axes]`` (no layer axis at the embedding).

@@ -1,8 +1,8 @@
 """Sweeps: one kind of activation patched at every site of a grid, each measured as if it ran alone.
 
-A sweep does only what can change its answer. Layers below a patch are those of the base run, and so are positions
-before it and prefixes that clean and corrupted prompts share; the rest of all patched runs goes through the model
-together, packed without padding, and only what the metric reads is unembedded.
+A sweep computes only what can change its answer. Layers below a patch, positions before it and prefixes that clean and
+corrupted prompts share are taken from the base run. The rest of all patched runs goes through the model together,
+packed without padding, and only what the metric reads is unembedded.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ SITE_AXES = tuple(axis for axis in AXES if axis not in ("batch", "d_vocab"))
 
 
 class NoEffectWarning(UserWarning):
-    """No site of a sweep changes anything."""
+    """Warning that no site of a sweep changes anything."""
 
 
 @typed
@@ -52,13 +52,13 @@ def sweep(
     max_batch: int | Literal["auto"] = "auto",
     progress: bool | None = None,
 ) -> PatchingResult:
-    """Patches each site of an activation into a base run, one at a time, and measures.
+    """Patches each site of an activation into a base run, one at a time, and measures the metric.
 
     Args:
-        model: the model. With hooks that it carries, which may do anything, sites are run one by one.
+        model: the model. If it carries hooks, which may do anything, sites are run one by one.
         corrupted: the base run that is patched: text, a list of texts, or token ids ``[batch, pos]``. (For noising,
             pass the clean prompt here and the corrupted one as ``source``.)
-        source: what is written. A clean :class:`~tljax.ActivationCache` (or a dict of activations by full name); the
+        source: the values written. A clean :class:`~tljax.ActivationCache` (or a dict of activations by full name); the
             clean prompt itself; an array, for every layer or with a leading axis of layers
             (:func:`~tljax.patching.sources.array_at`), or a mapping from layer numbers to arrays; or a hook, which is
             given the base run's activation: ``tljax.Zero()`` ablates, ``tljax.Add(vector)`` steers,
@@ -68,23 +68,23 @@ def sweep(
         activation_name: short name, such as ``"resid_pre"``, ``"z"``, ``"mlp_out"``, ``"pattern"``, ``"mlp_post"`` or
             ``"embed"``, or a point's name within its block, ``"ln1.hook_scale"``; a name with a layer in it, such as
             ``"blocks.3.attn.hook_z"``, ``"z3"`` or ``("z", 3)``, means that layer alone.
-        axes: the axes, besides the layer, along which sites are told apart: by default ``("pos",)``; ``("head",)``,
-            ``("pos", "head")``, ``("head", "query_pos", "key_pos")`` …; ``()`` patches all of a layer at once. Along
-            the others a site is the whole axis.
+        axes: the axes, besides the layer, that have a site for each entry: by default ``("pos",)``; ``("head",)``,
+            ``("pos", "head")``, ``("head", "query_pos", "key_pos")`` …; ``()`` patches all of a layer at once. Each
+            site covers the whole of the other axes.
         layers: the layers to patch, or one; all by default.
-        at: entries to keep to, by axis: ``at={"pos": [-1]}``. Along an axis of ``axes`` these are the sites; along
-            another, the part that is patched. Positions count in each prompt's text, whatever its padding.
+        at: the only entries to patch, by axis: ``at={"pos": [-1]}``. For an axis of ``axes`` these are the sites; for
+            another axis, the part that each site covers. Positions count within each prompt's text, without padding.
         reduce: ``"mean"`` averages a metric over prompts, ``"none"`` keeps it for each prompt.
-        max_batch: most runs computed at once; ``"auto"`` goes by the free memory.
+        max_batch: most runs computed at once; ``"auto"`` chooses by the free memory.
         progress: whether to show a progress bar; by default one appears when a sweep takes more than a few seconds.
 
     Returns:
         The metric at each site, ``["layer", *axes]``, with its baseline.
 
     Raises:
-        InputError: an axis that the activation lacks, prompts of different lengths, a metric that reads what does not
-            exist.
-        CacheError: a cache that another model made; ``cache.as_if_from(model)`` is taken.
+        InputError: an axis that the activation lacks, prompts of different lengths, a metric that reads a position or
+            token that does not exist.
+        CacheError: a cache that another model made; ``cache.as_if_from(model)`` is accepted.
         UnknownHookError: an activation that the model does not have.
 
     Warns:
@@ -106,15 +106,15 @@ def sweep(
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-    """What is patched, and the base run.
+    """A sweep's base run, and the points it patches.
 
     Attributes:
         base: the unpatched run.
         tokens: token ids ``[batch, pos]``.
-        name: what the user named, as a text.
-        layers: layers with sites; one zero for a point of the embedding.
-        names: full name at each of the layers.
-        spec: the point's row in the table at the first of them.
+        name: the activation name that the user gave; the first of ``names`` if it was a tuple.
+        layers: the patched layers; ``(0,)`` for a point of the embedding.
+        names: full name of the point at each of ``layers``.
+        spec: the hook table's row for the first of ``names``.
     """
 
     base: BaseRun
@@ -125,7 +125,7 @@ class Setup:
     spec: HookPointSpec
 
     def spec_at(self, layer: int) -> HookPointSpec:
-        """The point's row in the table at a layer."""
+        """Returns the hook table's row for the point at a layer."""
         return dataclasses.replace(self.spec, name=self.names[self.layers.index(layer)])
 
 
@@ -136,7 +136,7 @@ def prepare_sweep(
     layers: Sequence[int] | int | None = None,
     extra: Sequence[str] = (),
 ) -> Setup:
-    """Checks what is to be patched and runs the base run, which also keeps the points named in ``extra``."""
+    """Resolves the points to patch and runs the base run, which also keeps the activations named in ``extra``."""
     if isinstance(corrupted, Mapping):
         raise InputError(
             "The prompts to patch come first and the cache that values are taken from second: "
@@ -154,13 +154,13 @@ def prepare_sweep(
 
 @dataclasses.dataclass(frozen=True)
 class SiteGrid:
-    """Sites in a grid, and how a result shows them.
+    """A grid of sites, with the axes and labels that its result has.
 
     Attributes:
-        sites: the sites, the last axis counting fastest.
-        names: the grid's axes.
-        sizes: entries along each.
-        labels: texts for them.
+        sites: the sites, the last axis varying fastest.
+        names: names of the grid's axes.
+        sizes: number of entries along each axis.
+        labels: for some axes, a text for each entry.
     """
 
     sites: Sites
@@ -179,11 +179,11 @@ def site_grid(
     tolerance: float = 0.0,
     variants: Mapping[str, Sequence[str]] | None = None,
 ) -> SiteGrid:
-    """A site for each combination of a layer, a variant of the values and an entry of each axis.
+    """Makes a site for each combination of a layer, a variant of the values and an entry of each axis.
 
     Args:
-        model, setup: the model, and what is patched.
-        values: gives what is written at a point, ``[variant, batch, pos, ...]``.
+        model, setup: the model and the prepared sweep.
+        values: function from a point to the values written there, ``[variant, batch, pos, ...]``.
         axes, at: as in :func:`sweep`.
         tolerance: as in :class:`~tljax.patching.engine.sites.Sites`.
         variants: name and labels of the axis of variants, if there are several.
@@ -210,9 +210,9 @@ def site_grid(
 def choose_entries(
     spec: HookPointSpec, base: BaseRun, axes: Sequence[str], at: Mapping[str, Any]
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Entries of each axis along which sites are told apart, and masks of the others that are patched in part.
+    """Returns the entries of each axis in ``axes``, and a mask of entries for each other axis that is patched in part.
 
-    Positions of padded prompts are an entry for each prompt: ``[entry, batch]``, and masks ``[batch, position]``.
+    If prompts are padded, entries of a position axis are ``[entry, batch]`` and masks of one ``[batch, position]``.
     """
     sizes = dict(zip(spec.axes, spec.shape(base.batch, base.length), strict=True))
 
@@ -257,16 +257,16 @@ def choose_entries(
 
 
 def places_in_text(base: BaseRun, numbers: np.ndarray) -> np.ndarray:
-    """Where positions of each prompt's text stand, ``[entry, batch]``; -1 where a prompt has no such position."""
+    """Converts positions in each prompt's text to padded ones, ``[entry, batch]``; -1 where a prompt has none."""
     assert base.text is not None
     places, there = positions.find(base.text, numbers)
     return np.where(there, places, -1).T
 
 
 def _entries_in_text(axis: str, index: Any, base: BaseRun, name: str) -> np.ndarray:
-    """The same as :func:`_entries` for positions of padded prompts, ``[entry, batch]``.
+    """Returns what :func:`_entries` does, for positions of padded prompts, ``[entry, batch]``.
 
-    A slice may reach past the end of a shorter prompt, which is then left alone there.
+    A slice may reach past the end of a shorter prompt, which is not patched there (its entries are -1).
     """
     assert base.text is not None
     if isinstance(index, slice):
@@ -284,7 +284,7 @@ def _entries_in_text(axis: str, index: Any, base: BaseRun, name: str) -> np.ndar
 
 
 def places_of(base: BaseRun, numbers: np.ndarray) -> np.ndarray:
-    """Where positions ``[batch, entry]`` of each prompt's own stand."""
+    """Converts positions ``[batch, entry]`` in each prompt's text to positions of the padded prompts."""
     assert base.text is not None
     return positions.find(base.text, numbers)[0]
 
@@ -315,7 +315,7 @@ def _entries(axis: str, index: Any, size: int, name: str) -> np.ndarray:
 
 
 def site_labels(model: HookedTransformer, setup: Setup, entries: Mapping[str, np.ndarray]) -> dict[str, list[str]]:
-    """Texts for the entries of some axes: layers, and tokens where there is one prompt and a tokenizer."""
+    """Returns labels for the entries of some axes: layers, and tokens if there is one prompt and a tokenizer."""
     labels = {"layer": [f"L{number}" for number in entries["layer"]]}
     if model.tokenizer is not None and len(setup.tokens) == 1:
         tokens = model.to_str_tokens(setup.tokens[0])

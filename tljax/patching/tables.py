@@ -1,4 +1,4 @@
-"""A patching result in words and as tables."""
+"""Text and tables that describe a patching result."""
 
 import itertools
 from typing import Any
@@ -9,7 +9,7 @@ from jax.core import Tracer
 
 
 def describe(result: Any) -> str:
-    """A result in a line: axes, baseline, the site that moves the metric most, what the sweep cost."""
+    """Describes a result in one line: axes, baseline, the site that moves the metric most, and the report."""
     axes = " × ".join(f"{axis} {size}" for axis, size in result.sizes.items()) or "one site"
     parts = [f"{result.activation_name}: {axes}" if result.activation_name else axes]
     if result.has_metric_axis:
@@ -35,7 +35,7 @@ def _in_numbers(result: Any) -> list[str]:
 
 
 def entry_name(result: Any, axis: str, number: int) -> str:
-    """An entry of an axis in words, with its label where that says more than its number: ``pos 9 ' Mary'``."""
+    """Names an entry of an axis, with its label if that says more than its number: ``pos 9 ' Mary'``."""
     texts = result.metric_names if axis == "metric" else result.labels.get(axis)
     if texts is None or texts[number].lstrip("LH") == str(number):
         return f"{axis} {number}"
@@ -43,7 +43,7 @@ def entry_name(result: Any, axis: str, number: int) -> str:
 
 
 def site_frame(result: Any) -> Any:
-    """The sites as a DataFrame: one row a site, in the order of ``values``; one column an axis."""
+    """Returns the sites as a DataFrame: one row a site, in the order of ``values``; one column an axis."""
     if result.rows is not None:
         return result.rows
     sites = itertools.product(*(range(result.sizes[axis]) for axis in result.site_axes))
@@ -51,7 +51,7 @@ def site_frame(result: Any) -> Any:
 
 
 def value_frame(result: Any) -> Any:
-    """A DataFrame of one row for each metric, site and prompt."""
+    """Returns a DataFrame with one row for each metric, site and prompt."""
     shape = result.shape
     entries = dict(zip(result.axis_names, np.indices(shape).reshape(len(shape), -1), strict=True))
     metric = entries.get("metric", np.zeros(result.values.size, int))

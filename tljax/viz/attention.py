@@ -18,9 +18,9 @@ _SCALE = Scale(0.0, 1.0)
 def attention_patterns(
     tokens: Tokens, attention: Any, *, head_names: Sequence[str] | None = None, title: str | None = None
 ) -> Html:
-    """All heads small, one of them large; moving over a token shows where the head looks from there.
+    """Shows all heads small and one of them large; hovering over a token shows what the head attends to from there.
 
-    Values are rounded to thousandths. The colours always run from 0 to 1, so that heads compare.
+    Values are rounded to thousandths. The colours always run from 0 to 1, so that heads can be compared.
 
     Args:
         tokens: the prompt's tokens as strings, ``model.to_str_tokens(prompt)``, or as ids.
@@ -52,7 +52,7 @@ def attention_figure(
     title: str | None = None,
     path: str | os.PathLike[str] | None = None,
 ) -> Any:
-    """All heads as panels of a matplotlib figure: queries down, keys across, colours from 0 to 1.
+    """Draws all heads as panels of a matplotlib figure: queries down, keys across, colours from 0 to 1.
 
     Args:
         tokens, attention, head_names, title: as for :func:`attention_patterns`.
@@ -77,7 +77,7 @@ def attention_figure(
 
 
 def _checked(tokens: Any, attention: Any, head_names: Sequence[str] | None) -> tuple[list[str], np.ndarray, list[str]]:
-    """The tokens, the attention ``[head, query, key]`` and the names of the heads."""
+    """Returns the checked tokens, attention ``[head, query, key]`` and names of the heads."""
     texts, array = checked_tokens(tokens), checked_array(attention, "attention")
     if array.ndim == 4:
         one_prompt(len(array), "attention")

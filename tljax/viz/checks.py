@@ -1,4 +1,4 @@
-"""What the pictures take, checked: tokens, arrays without a batch axis, names."""
+"""Checks of what pictures take: tokens, arrays without a batch axis, names."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +13,7 @@ Tokens = Sequence[str] | Sequence[int] | np.ndarray | jax.Array
 
 
 def checked_tokens(tokens: Any) -> list[str]:
-    """The tokens of one prompt as strings, ids as their numbers; one prompt in a list is taken out of it."""
+    """Returns the tokens of one prompt as strings, with ids as numbers; a list of one prompt is unwrapped."""
     if isinstance(tokens, str):
         raise InputError(
             f"tokens is one string, {tokens[:30]!r}. Give a list of strings, one a token: model.to_str_tokens(prompt)."
@@ -32,7 +32,7 @@ def _entries(tokens: Any) -> list[Any]:
 
 
 def shown_token(token: Any, name: str) -> str:
-    """A token as it is shown: its text, or its id where there is no tokenizer to make text of it."""
+    """Returns a token as it is shown: its text, or the number of a token id."""
     if isinstance(token, int | np.integer) and not isinstance(token, bool):
         return str(token)
     if isinstance(token, str):
@@ -44,7 +44,7 @@ def shown_token(token: Any, name: str) -> str:
 
 
 def checked_array(values: Any, name: str) -> np.ndarray:
-    """Finite numbers as float32."""
+    """Returns values as float32, all finite."""
     try:
         array = np.asarray(values, np.float32)
     except (TypeError, ValueError) as error:
@@ -60,7 +60,7 @@ def checked_array(values: Any, name: str) -> np.ndarray:
 
 
 def one_prompt(size: int, name: str) -> None:
-    """Refuses a batch axis of more than one."""
+    """Raises InputError for a batch axis of more than one."""
     if size != 1:
         raise InputError(
             f"{name} has a leading batch axis of {size}; a picture shows one prompt. Pick one first: {name}[0]."
@@ -68,14 +68,14 @@ def one_prompt(size: int, name: str) -> None:
 
 
 def between_zero_and_one(array: np.ndarray, name: str, fix: str) -> np.ndarray:
-    """The values, which rounding may have pushed out a little, inside the bounds."""
+    """Clips values to 0 to 1; raises InputError if they are outside by more than rounding."""
     if array.min() < -0.01 or array.max() > 1.01:
         raise InputError(f"{name} is between 0 and 1; got values from {array.min():.3g} to {array.max():.3g}. {fix}")
     return array.clip(0, 1)
 
 
 def checked_names(names: Sequence[str] | None, size: int, argument: str, what: str) -> list[str]:
-    """The names given, one for each of ``size``, or ``head 0``, ``head 1``, ..."""
+    """Returns the names given, one for each of ``size``, or by default ``head 0``, ``head 1``, ..."""
     if names is None:
         return [f"{what} {number}" for number in range(size)]
     if isinstance(names, str) or len(names) != size:

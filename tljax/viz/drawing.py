@@ -1,4 +1,4 @@
-"""Matrices as a matplotlib figure: what heat maps and attention share."""
+"""Draws matrices as a matplotlib figure, for heat maps and attention."""
 
 import abc
 import dataclasses
@@ -23,20 +23,20 @@ _WIDEST_INCHES = 24.0
 _NARROWEST_LABEL_INCHES = 0.17
 _SQUARE_PANEL_INCHES = 4.0
 _WHOLE: dict[str, Any] = {"bbox_inches": "tight", "pad_inches": 0.1}
-"""How figures are saved: as large as what is in them, labels that stand out included."""
+"""How figures are saved: as large as their content, including labels that stick out."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-    """What is drawn: matrices that share both axes.
+    """The content of a figure: matrices that share both axes.
 
     Attributes:
         panels: the matrices, of one shape.
-        panel_titles: a title for each.
-        x_labels, y_labels: one for each column and row; numbers where there are none.
-        title, x_title, y_title, colour_title: texts.
+        panel_titles: a title for each panel.
+        x_labels, y_labels: a label for each column and row; ``None`` for numbers.
+        title, x_title, y_title, colour_title: titles of the figure, its axes and its colour scale.
         one_scale: whether panels share colours; otherwise each has a colour bar.
-        scale: the colours; by default red, white and blue around zero, as far as the values go.
+        scale: the colours; by default red, white and blue centred on zero, up to the largest absolute value.
         square: cells are as high as wide.
     """
 
@@ -54,22 +54,22 @@ class Picture:
 
 
 class Drawable(abc.ABC):
-    """What :func:`tljax.viz.heatmap` draws besides matrices: a result that knows its own axes and labels."""
+    """Base of results that :func:`tljax.viz.heatmap` can draw, which know their own axes and labels."""
 
     @abc.abstractmethod
     def picture(self, of: str | None = None, facet: str | None = None) -> Picture:
-        """What is drawn: ``of`` says which of its measures, ``facet`` which axis becomes panels."""
+        """Returns the picture to draw; ``of`` chooses one of its measures, ``facet`` the axis that becomes panels."""
 
 
 def draw(picture: Picture) -> Any:
-    """The matplotlib figure of a picture."""
+    """Draws a picture as a matplotlib figure."""
     count = len(picture.panels)
     rows, columns = picture.panels[0].shape
     cell_width, cell_height = _cell_size(rows, columns, count, picture.square)
     across = _panels_across(count, columns * cell_width + 0.8, picture.square)
     down = math.ceil(count / across)
     width, height = across * (columns * cell_width + 0.5) + 1.7, down * (rows * cell_height + 0.6) + 1.3
-    if picture.square:  # the other kind gives up cells for its labels
+    if picture.square:  # other figures take the space for labels from their cells
         width, height = width + _label_inches(picture.y_labels), height + _label_inches(picture.x_labels) - 0.5
     figure = new_figure(max(4.5, width), max(2.6, height))
     grid = figure.subplots(down, across, squeeze=False).ravel()
@@ -97,7 +97,7 @@ def draw(picture: Picture) -> Any:
 
 
 def new_figure(width: float, height: float) -> Any:
-    """An empty figure in inches that belongs to no window and that a notebook shows."""
+    """Returns an empty figure, sized in inches, that belongs to no window and that a notebook shows."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -116,7 +116,7 @@ def show_matrix(axes: Any, matrix: np.ndarray, scale: Scale, aspect: str = "auto
 
 
 def colour_bar(figure: Any, image: Any, axes: Any, title: str) -> None:
-    """A colour bar beside the axes, about as wide in tall figures as in others."""
+    """Draws a colour bar beside the axes, about as wide in tall figures as in others."""
     figure.colorbar(image, ax=axes, label=title, aspect=max(20, 4 * figure.get_figheight()), pad=0.01)
 
 
@@ -130,21 +130,21 @@ def save_figure(figure: Any, path: str | os.PathLike[str] | None) -> None:
 
 
 def plain(label: str, longest: int = _LONGEST_LABEL) -> str:
-    """A label as matplotlib should show it: control characters spelt out, no mathematics, not too long."""
+    """Prepares a label for matplotlib: control characters escaped, ``$`` not as mathematics, long labels cut."""
     text = spelt(label)
     text = text if len(text) <= longest else text[: longest - 1] + "…"
     return text.replace("$", r"\$")
 
 
 def _as_png(figure: Any) -> bytes:
-    """The figure as the bytes of a PNG file."""
+    """Returns the figure as the bytes of a PNG file."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", **_WHOLE)
     return buffer.getvalue()
 
 
 def _scales(picture: Picture) -> list[Scale]:
-    """The colours of each panel."""
+    """Returns the colour scale of each panel."""
     if picture.scale is not None:
         return [picture.scale] * len(picture.panels)
     limits = [_limit(panel) for panel in picture.panels]
@@ -158,7 +158,7 @@ def _limit(panel: np.ndarray) -> float:
 
 
 def _cell_size(rows: int, columns: int, panels: int, square: bool) -> tuple[float, float]:
-    """Width and height of a cell in inches."""
+    """Returns the width and height of a cell in inches."""
     if square and panels > 1:
         side = min(0.28, _SQUARE_PANEL_INCHES / max(rows, columns))
         return side, side
@@ -182,7 +182,7 @@ def _label_inches(labels: Sequence[str] | None) -> float:
 
 
 def _label(set_ticks: Any, labels: Sequence[str] | None, size: int, cell: float, shown: bool, **style: Any) -> None:
-    """Ticks with labels, or numbers; only every so many where cells are too small for all of them."""
+    """Sets ticks with labels or numbers, skipping some where cells are too small for all of them."""
     step = math.ceil(_NARROWEST_LABEL_INCHES / cell)
     ticks = range(0, size, step)
     if not shown or labels == ("",):

@@ -38,8 +38,8 @@ def heatmap(
         of: for a result: ``"effect"`` (the default where the baseline is known), ``"values"`` or ``"normalized"``.
         facet: for a result with three axes: the one whose entries get a panel each; by default the first.
         x_labels, y_labels: one label for each column and row, such as the prompt's tokens.
-        title, x_title, y_title, colour_title: texts.
-        signed: ``False`` colours from white at zero to blue, for what has no sign: norms, probabilities, scores.
+        title, x_title, y_title, colour_title: titles of the figure, its axes and its colour scale.
+        signed: ``False`` colours from white at zero to blue, for values without a sign: norms, probabilities, scores.
         path: where to save the picture (its ending chooses the format).
 
     Returns:
@@ -80,7 +80,7 @@ def _of_matrix(values: Any, of: str | None, facet: str | None) -> Picture:
 
 
 def text_heatmap(values: Any, x_labels: Sequence[str], y_labels: Sequence[str]) -> str:
-    """The same matrix as a table of numbers for a terminal, with its largest entry marked ``*``."""
+    """Formats a matrix as a table of numbers for a terminal, with the entry largest in size marked ``*``."""
     matrix = np.asarray(values, dtype=np.float32)
     cells = [[f"{value:+.2f}" for value in row] for row in matrix]
     row, column = np.unravel_index(np.argmax(np.abs(matrix)), matrix.shape)

@@ -1,4 +1,4 @@
-"""Pictures as HTML: how tokens are written, what escapes them, and the object a notebook shows."""
+"""Pictures as HTML: the object that a notebook shows, its templates, and how tokens are written in it."""
 
 import dataclasses
 import functools
@@ -12,10 +12,10 @@ from tljax.safetensors_files import replace_file
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Html:
-    """A picture as HTML: the last line of a notebook cell shows it.
+    """A picture as HTML, which a notebook shows when it ends a cell.
 
     Attributes:
-        html: the picture, to be placed inside a page; styles and script included, nothing is fetched.
+        html: the picture, to be placed inside a page; it includes its styles and script and fetches nothing.
         title: the title of the page that :meth:`save` writes.
     """
 
@@ -32,7 +32,7 @@ class Html:
         with replace_file(Path(path)) as stream:
             stream.write(page.encode())
 
-    def __html__(self) -> str:  # the name by which templates know what is escaped already
+    def __html__(self) -> str:  # templates do not escape what this method returns
         return self.html
 
     def __repr__(self) -> str:
@@ -40,14 +40,14 @@ class Html:
 
 
 def render(template: str, *, title: str | None, kind: str, data: Mapping[str, Any], **values: Any) -> Html:
-    """A template filled in; every text in it is escaped here, by jinja.
+    """Fills in a template; jinja escapes every text in it.
 
     Args:
         template: its name in ``templates/``.
         title: a heading, if any.
-        kind: what the picture is, the page's title where there is no heading.
-        data: what the script reads, as JSON.
-        values: what else the template names.
+        kind: the kind of picture, which is the page's title if there is no heading.
+        data: the data that the script reads, as JSON.
+        values: the template's other variables.
     """
     heading = None if title is None else spelt(title)
     html = _environment().get_template(template).render(title=heading, data=data, **values)
@@ -55,12 +55,12 @@ def render(template: str, *, title: str | None, kind: str, data: Mapping[str, An
 
 
 def spelt(text: str) -> str:
-    """A text with its control characters (invisible ones, halves of surrogate pairs) written as escapes."""
+    """Writes the control characters of a text (invisible ones, halves of surrogate pairs) as escapes."""
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
 def token_label(token: str) -> str:
-    """A token by itself: spaces at its ends as ``·``, newlines as ``↵``.
+    """Writes a token by itself: spaces at its ends as ``·``, newlines as ``↵``.
 
     >>> token_label(" John"), token_label("\\n\\n"), token_label("\\t")
     ('·John', '↵↵', '\\\\t')
@@ -71,12 +71,12 @@ def token_label(token: str) -> str:
 
 
 def running_token(token: str) -> str:
-    """A token as part of its text: spaces as they are, a line break after ``↵``."""
+    """Writes a token as part of its text: spaces as they are, a line break after ``↵``."""
     return spelt_lines(token, "↵\n") or "∅"
 
 
 def spelt_lines(token: str, newline: str) -> str:
-    """:func:`spelt`, with ``newline`` in the place of newlines."""
+    """Applies :func:`spelt` to a token, with ``newline`` in place of its newlines."""
     return newline.join(spelt(line) for line in token.split("\n"))
 
 

@@ -1,4 +1,4 @@
-"""The logit lens as a table: what each layer would say at each position."""
+"""The logit lens as a table: the next token that each layer predicts at each position."""
 
 import os
 from collections.abc import Sequence
@@ -35,9 +35,9 @@ def logit_lens_table(
     colour_title: str = "probability",
     title: str | None = None,
 ) -> Html:
-    """A row for each layer (the last at the bottom), a column for each position, in each cell the likeliest next token.
+    """Shows the likeliest next token at each layer (row, the last at the bottom) and each position (column).
 
-    Moving over a cell lists its ``k`` tokens. Probabilities are rounded to four places.
+    Hovering over a cell lists its ``k`` tokens. Probabilities are rounded to four places.
 
     Args:
         top_tokens: the likeliest tokens as strings or ids, ``[layer, pos, k]``.
@@ -46,7 +46,7 @@ def logit_lens_table(
         tokens: the prompt's tokens as strings or ids.
         colour_values: values ``[layer, pos]`` to colour by, such as the entropy in nats; by default the probability
             of the likeliest token, on a scale from 0 to 1.
-        colour_title: what they are.
+        colour_title: title of the colour scale.
         title: a heading.
 
     A leading batch axis of one is dropped from arrays and tokens.
@@ -81,7 +81,7 @@ def logit_lens_figure(
     title: str | None = None,
     path: str | os.PathLike[str] | None = None,
 ) -> Any:
-    """The table of :func:`logit_lens_table` as a matplotlib figure; long prompts go on below.
+    """Draws the table of :func:`logit_lens_table` as a matplotlib figure; long prompts are wrapped.
 
     Args:
         top_tokens, probabilities, labels, tokens, colour_values, colour_title, title: as for that function.
@@ -125,7 +125,7 @@ def _short(token: str) -> str:
 
 
 def _colours(chances: np.ndarray, colour_values: Any) -> tuple[np.ndarray, Scale]:
-    """What cells are coloured by, ``[layer, pos]``, and the scale."""
+    """Returns the values that colour the cells, ``[layer, pos]``, and the scale."""
     if colour_values is None:
         return chances[:, :, 0], Scale(0.0, 1.0)
     values = checked_array(colour_values, "colour_values")
@@ -145,7 +145,7 @@ def _as_shown(words: np.ndarray) -> np.ndarray:
 def _checked(
     top_tokens: Any, probabilities: Any, labels: Sequence[str], tokens: Any
 ) -> tuple[np.ndarray, np.ndarray, list[str], list[str]]:
-    """The tokens and probabilities ``[layer, pos, k]``, likeliest first, the labels and the prompt."""
+    """Returns the checked tokens and probabilities ``[layer, pos, k]``, likeliest first, the labels and the prompt."""
     texts = checked_tokens(tokens)
     chances, words = checked_array(probabilities, "probabilities"), np.asarray(top_tokens, dtype=object)
     if chances.ndim == 4:

@@ -1,4 +1,4 @@
-"""From values to colours, the same in pages and in figures."""
+"""Colour scales, the same in pages and in figures."""
 
 import dataclasses
 import functools
@@ -14,10 +14,10 @@ _LEVELS = 100
 
 @dataclasses.dataclass(frozen=True)
 class Scale:
-    """Values from ``low`` to ``high`` as the colours of one of matplotlib's colour maps.
+    """A colour scale: values from ``low`` to ``high`` in one of matplotlib's colour maps.
 
     Attributes:
-        low, high: the values of the first and the last colour; what lies outside takes those.
+        low, high: the values of the first and the last colour, which values outside get too.
         colours: ``"Blues"`` (pale to dark) or ``"RdBu"`` (red, white, blue).
     """
 
@@ -26,21 +26,21 @@ class Scale:
     colours: str = SEQUENTIAL
 
     def levels(self, values: np.ndarray) -> np.ndarray:
-        """For each value the index of its colour in :meth:`palette`."""
+        """Returns the index of each value's colour in :meth:`palette`."""
         share = (np.asarray(values, np.float64) - self.low) / (self.high - self.low)
         return np.round(np.clip(share, 0, 1) * _LEVELS).astype(int)
 
     def palette(self) -> tuple[tuple[str, str], ...]:
-        """``(background, text colour)`` of each level, as ``#rrggbb``."""
+        """Returns ``(background, text colour)`` of each level, as ``#rrggbb``."""
         return _palette(self.colours)
 
     def paints(self, values: np.ndarray) -> list[tuple[str, str]]:
-        """``(background, text colour)`` of each value of a vector."""
+        """Returns ``(background, text colour)`` of each value of a vector."""
         return [self.palette()[level] for level in self.levels(values)]
 
 
 def scale_of(values: np.ndarray, min_value: float | None = None, max_value: float | None = None) -> Scale:
-    """Red and blue around zero if anything is negative, otherwise blue from zero.
+    """Returns a scale of red and blue around zero if any value is negative, otherwise of blue from zero.
 
     Args:
         values: finite values.
@@ -69,7 +69,7 @@ def _palette(colours: str) -> tuple[tuple[str, str], ...]:
 
 
 def _ink(background: np.ndarray) -> str:
-    """Black or white, whichever contrasts more; the luminance is that of WCAG 2."""
+    """Returns black or white, whichever contrasts more; the luminance is that of WCAG 2."""
     linear = np.where(background <= 0.04045, background / 12.92, ((background + 0.055) / 1.055) ** 2.4)
     luminance = float(linear @ np.array([0.2126, 0.7152, 0.0722]))
     return "#ffffff" if 1.05 / (luminance + 0.05) > (luminance + 0.05) / 0.05 else "#000000"

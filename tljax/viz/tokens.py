@@ -25,10 +25,10 @@ def colored_tokens(
     min_value: float | None = None,
     max_value: float | None = None,
 ) -> Html:
-    """The text with a colour behind each token: blue from zero, or red and blue around zero if any value is negative.
+    """Colours the text behind each token: blue from zero, or red and blue around zero if any value is negative.
 
-    Moving over a token shows its value, to four digits. Of several features one is shown at a time; each has its own
-    colour scale unless both ends are given.
+    Hovering over a token shows its value, to four digits. One feature is shown at a time; each has its own colour scale
+    unless both ends are given.
 
     Args:
         tokens: the prompt's tokens as strings, ``model.to_str_tokens(prompt)``, or as ids.
@@ -72,7 +72,7 @@ def colored_tokens_figure(
     max_value: float | None = None,
     path: str | os.PathLike[str] | None = None,
 ) -> Any:
-    """The picture of :func:`colored_tokens` as a matplotlib figure, several features one below the other.
+    """Draws the picture of :func:`colored_tokens` as a matplotlib figure, with features one below the other.
 
     Args:
         tokens, values, names, title, min_value, max_value: as for :func:`colored_tokens`.
@@ -101,7 +101,7 @@ def colored_tokens_figure(
 
 
 def _checked(tokens: Any, values: Any, names: Sequence[str] | None) -> tuple[list[str], np.ndarray, list[str]]:
-    """The tokens, the values ``[feature, pos]`` and the names of the features."""
+    """Returns the checked tokens, values ``[feature, pos]`` and names of the features."""
     texts, array = checked_tokens(tokens), checked_array(values, "values")
     shape, count = array.shape, len(texts)
     if array.ndim == 3 or (array.ndim == 2 and shape[1] == count != shape[0]):
@@ -117,7 +117,7 @@ def _checked(tokens: Any, values: Any, names: Sequence[str] | None) -> tuple[lis
 
 
 def _lines(words: list[str]) -> tuple[list[tuple[int, int, str]], int]:
-    """``(line, first letter, text)`` of each word in lines of equally wide letters, and how many lines there are."""
+    """Returns ``(line, first letter, text)`` of each word in lines of equally wide letters, and the number of lines."""
     places, line, column = [], 0, 0
     for word in words:
         text = word.replace("\n", "")
@@ -129,7 +129,7 @@ def _lines(words: list[str]) -> tuple[list[tuple[int, int, str]], int]:
 
 
 def _write(axes: Any, places: list[tuple[int, int, str]], lines: int, column: np.ndarray, scale: Scale) -> None:
-    """One feature: a coloured box with its text for each token, and a colour bar."""
+    """Draws one feature: a coloured box with its text for each token, and a colour bar."""
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
     from matplotlib.patches import Rectangle

@@ -1,1 +1,1 @@
-"""What runs a sweep: the unpatched run, the sites, their packing, the compiled blocks, the account of the cost."""
+"""The engine that runs a sweep: the base run, the sites, their packing, the compiled blocks and the report."""

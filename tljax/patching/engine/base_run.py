@@ -1,7 +1,7 @@
-"""The unpatched run a sweep starts from: every layer's residual stream, keys and values, and what is to be patched.
+"""The unpatched run a sweep starts from: every layer's residual stream, keys and values, and the patched activations.
 
-Prompts are padded on the right, masked, to one of a few standard lengths, so that prompts of different lengths share
-the programs.
+Prompts are padded on the right to one of a few standard lengths, and the padding is masked, so that prompts of
+different lengths share compiled programs.
 """
 
 import dataclasses
@@ -25,13 +25,12 @@ class BaseRun:
     """One unpatched run.
 
     Attributes:
-        activations: by full name, ``[batch, padded_pos, ...]`` along every position axis.
-        final: residual stream that is unembedded, ``[batch, padded_pos, d_model]``.
+        activations: activations by full name, ``[batch, padded_pos, ...]``, padded along every position axis.
+        final: final residual stream, ``[batch, padded_pos, d_model]``.
         tokens: token ids, ``[batch, padded_pos]``.
-        context: positions and mask, ``[batch, padded_pos]``, and the embeddings of positions where blocks read them.
+        context: positions and mask, ``[batch, padded_pos]``, and the position embeddings if blocks read them.
         length: the prompts' length; positions from there on are padding.
-        text: ``[batch, length]``, ``False`` at the prompts' own padding; ``None`` where there is none, or it is not
-            known.
+        text: ``[batch, length]``, ``False`` at the prompts' own padding; ``None`` if there is none or it is unknown.
     """
 
     activations: dict[str, jax.Array]
@@ -43,7 +42,7 @@ class BaseRun:
 
     @property
     def n_positions(self) -> int:
-        """Tokens of the longest prompt."""
+        """Number of tokens of the longest prompt."""
         return self.length if self.text is None else int(self.text.sum(axis=1).max())
 
     @property
@@ -55,16 +54,16 @@ class BaseRun:
         return self.final.shape[1]
 
     def residual(self, layer: int) -> jax.Array:
-        """The residual stream entering a layer, or leaving the last one, ``[batch, padded_pos, d_model]``."""
+        """Returns the residual stream entering a layer, or leaving the last one, ``[batch, padded_pos, d_model]``."""
         return self.activations.get(f"blocks.{layer}.{ENTRY}", self.final)
 
 
 def run_base(model: HookedTransformer, prepared: ModelInput, names: Sequence[str]) -> BaseRun:
-    """Runs the model on framed prompts, keeping what a sweep needs.
+    """Runs the model on padded prompts, keeping what a sweep needs.
 
     Args:
-        model: the model. Hooks that it carries apply; prompts are then not padded, because a hook may count positions
-            from the end.
+        model: the model. Hooks that it carries apply; if it has any, prompts are not padded, because a hook may count
+            positions from the end.
         prepared: the prompts, token ids ``[batch, pos]``.
         names: full names to keep besides residual streams, keys and values.
     """

@@ -1,4 +1,4 @@
-"""What a sweep writes into packed runs: interventions that take a table's rows at some tokens of some rows."""
+"""The interventions that write a sweep's values into packed batches."""
 
 import dataclasses
 from collections.abc import Hashable, Mapping, Sequence
@@ -14,12 +14,12 @@ from tljax.patching.engine.packing import BatchLayout, Rows
 
 
 class TakeRows(Intervention):
-    """Replaces an activation by rows of a table where every factor of a mask is true.
+    """Intervention that replaces an activation by entries of a table where all ``factors`` are true.
 
     Args:
-        table: ``[..., *entry]``, values to take: the leading axes are counted through as one.
-        index: ``[token]``, or ``[row]`` for attention patterns: which entry stands there.
-        factors: boolean arrays that broadcast to the activation.
+        table: values to take, ``[..., *entry]``; the leading axes are indexed as one flattened axis.
+        index: ``[token]``, or ``[row]`` for attention patterns: the entry to write there.
+        factors: boolean arrays that broadcast to the activation; the mask is their conjunction.
         query_pos: for patterns, the query positions of the table that the activation holds; ``None`` means all.
     """
 
@@ -51,50 +51,50 @@ class TakeRows(Intervention):
 
 @runtime_checkable
 class Edits(Protocol):
-    """A source of interventions for the packed batches of a sweep."""
+    """Protocol of objects that give the interventions for a sweep's packed batches."""
 
     @property
     def signature(self) -> Hashable:
-        """What decides the structure of the interventions, equal for edits that share programs."""
+        """Key that determines the structure of the interventions; equal for edits that share programs."""
         ...
 
     def slots(self, layer: int, layout: BatchLayout, queries: np.ndarray | None) -> dict[str, tuple[TakeRows, ...]]:
-        """Interventions at one block, by relative name; their names, number and shapes are those of every layer.
+        """Returns the interventions at one block, by relative name; names, number and shapes are equal at all layers.
 
         Args:
-            layer: which block.
+            layer: the block.
             layout: the packed batch.
             queries: positions whose output the block computes; ``None`` means all.
         """
         ...
 
     def final(self, rows: Rows, pos: int | None) -> tuple[np.ndarray, np.ndarray]:
-        """What rows that change only the final residual stream have there.
+        """Returns the values of rows that change only the final residual stream.
 
         Args:
-            rows: such rows.
+            rows: the rows.
             pos: the one position wanted, or ``None`` for every position, padding too.
 
         Returns:
-            Values ``[row, pos, d_model]`` and where they apply, ``[row, pos, d_model or 1]``.
+            Values ``[row, pos, d_model]`` and a mask of where they apply, ``[row, pos, d_model or 1]``.
         """
         ...
 
 
 @dataclasses.dataclass(frozen=True)
 class GridEdits:
-    """Edits of a grid of sites: one point, patched at chosen entries of its axes, a site at one layer.
+    """Edits of a grid of sites that patch one point, each at one layer and at chosen entries of the point's axes.
 
     Attributes:
-        spec: the point, named relative to its block, whose axes are addressed.
+        spec: the hook table's row for the point, named relative to its block.
         tables: for each layer with sites, values ``[variant, batch, padded_pos, ...]`` (for patterns ``[variant, batch,
             head, padded_pos, padded_pos]``).
-        layer: ``[site]``, block each site acts in; the number of layers for the final residual stream.
-        variant: ``[site]``, which variant of the values it takes.
-        chosen: for each axis along which sites are told apart, the entry of each site ``[site]``, or for each prompt
-            ``[site, batch]``, -1 where it has none.
-        allowed: for each axis along which part of the entries is patched, a mask of its entries ``[entry]``, or for
-            each prompt ``[batch, entry]``.
+        layer: ``[site]``, the block each site patches; ``n_layers`` for the final residual stream.
+        variant: ``[site]``, which variant of the values each site takes.
+        chosen: for each axis with one entry a site, that entry, ``[site]``; or ``[site, batch]`` if it differs between
+            prompts, -1 where a prompt has none.
+        allowed: for each other axis that is patched in part, a mask of its entries, ``[entry]``; or ``[batch, entry]``
+            if it differs between prompts.
     """
 
     spec: HookPointSpec
@@ -173,7 +173,7 @@ class GridEdits:
 
 @runtime_checkable
 class Chooses(Protocol):
-    """Something that tells sites apart along some axes and restricts others."""
+    """Protocol of objects with the ``chosen`` and ``allowed`` entries of sites, as in :class:`GridEdits`."""
 
     @property
     def chosen(self) -> Mapping[str, np.ndarray]: ...
@@ -183,7 +183,7 @@ class Chooses(Protocol):
 
 
 def picks(sites: Chooses, axis: str, site: np.ndarray, entry: np.ndarray, prompt: np.ndarray | int = 0) -> np.ndarray:
-    """Whether each site patches an entry of an axis in a prompt, all broadcast together."""
+    """Whether each site patches an entry of an axis in a prompt; ``site``, ``entry`` and ``prompt`` broadcast."""
     shape = np.broadcast_shapes(site.shape, entry.shape, np.shape(prompt))
     if axis in sites.chosen:
         chosen = sites.chosen[axis]
@@ -195,7 +195,7 @@ def picks(sites: Chooses, axis: str, site: np.ndarray, entry: np.ndarray, prompt
 
 
 def expand(mask: np.ndarray, axes: Sequence[int], rank: int) -> np.ndarray:
-    """``mask``, whose dimensions are the given axes of an activation, with size one along the others."""
+    """Reshapes ``mask``, whose dimensions are the given axes of an activation, to have size one along the others."""
     shape = [1] * rank
     for axis, size in zip(axes, mask.shape, strict=True):
         shape[axis] = size

@@ -35,12 +35,12 @@ from tljax.sizes import next_packed_size
 from tljax.text.padding import pad_axis
 
 _OVERHEAD = 90
-"""Cost of running a block once besides its tokens, in tokens."""
+"""Fixed cost of running a block once, in tokens."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Reach:
-    """Which positions of a run matter.
+    """The positions of a run that the metric depends on.
 
     Attributes:
         end: one past the last position that the metric reads (or that such a position attends to).
@@ -52,7 +52,7 @@ class Reach:
 
 
 def reach_of(cfg: HookedTransformerConfig, length: int, positions: tuple[int, ...] | None) -> Reach:
-    """What a metric that reads these positions (``None``: all) needs of prompts of this length."""
+    """Returns the reach of a metric that reads ``positions`` (``None``: all) of prompts of ``length`` tokens."""
     only = positions[0] if positions is not None and len(positions) == 1 else None
     if cfg.attention_dir != "causal" or positions is None:
         return Reach(length, only)
@@ -73,8 +73,8 @@ class Engine:
     Args:
         model: the model; hooks it carries are not applied.
         base: the unpatched run.
-        reach: positions that matter.
-        limits: sizes of packed batches.
+        reach: positions that the metric depends on.
+        limits: largest sizes of packed batches.
         advance: called after each block with the work done since the last call, in runs.
     """
 
@@ -92,7 +92,7 @@ class Engine:
         self._first = 0
 
     def run(self, rows: Rows, edits: Edits, first: int, n_sites: int) -> np.ndarray:
-        """The final residual stream of some sites.
+        """Computes the final residual streams of some sites.
 
         Args:
             rows: rows whose change reaches the metric; every other prompt of a site ends as in the base run.
@@ -121,12 +121,12 @@ class Engine:
         return finals
 
     def streams(self, rows: Rows, edits: Edits, n_sites: int, layers: Sequence[int]) -> dict[int, np.ndarray]:
-        """The residual stream of each site entering some layers (or leaving the last one), every position.
+        """Computes the residual stream of each site entering some layers (or leaving the last one), at every position.
 
         Args:
             rows, edits, n_sites: as in :meth:`run`, the first site being 0. Rows whose change enters the stream at one
                 of ``layers`` itself are left to :func:`enter`.
-            layers: which; the number of layers means the final residual stream.
+            layers: the layers; ``n_layers`` means the final residual stream.
 
         Returns:
             For each layer, ``[site, batch, pos, d_model]``.
@@ -147,7 +147,7 @@ class Engine:
         return plan_batches(rows, self.reach.end, (top, self._narrow(only)), self.limits, programs)
 
     def _narrow(self, only: int | None) -> int | None:
-        """The block that computes one token a row only."""
+        """Returns the block that computes only one token a row; ``None`` if there is none."""
         return None if only is None else self.cfg.n_layers - 1
 
     def _collect(self, layout: BatchLayout, stream: np.ndarray, finals: np.ndarray, only: int | None) -> None:
@@ -165,9 +165,9 @@ class Engine:
         """Runs a packed batch up to block ``top``.
 
         Yields:
-            After each block, the next layer's number, where the tokens are, and the residual stream entering there
-            ``[1, token, d_model]``; after the last block, with ``only``, that of each row's one position
-            ``[1, row, d_model]``.
+            After each block, the number of the next layer, the layout of the tokens, and the residual stream entering
+            that layer, ``[1, token, d_model]``. With ``only``, the stream after the model's last block has one position
+            a row, ``[1, row, d_model]``.
         """
         stream, entered = None, 0
         for layer in range(packed.layer, top):
@@ -212,7 +212,7 @@ class Engine:
         return run_stage(stage, (stream, context_of_layer(cfg, context, layer)), traced=False)[0]
 
     def _indices(self, layout: BatchLayout, queries: np.ndarray | None) -> dict[str, Any]:
-        """Positions, mask and layout of a packed batch, on the device; ``queries`` are those with an output."""
+        """Puts positions, mask and layout of a packed batch on the device; ``queries`` as in :meth:`Edits.slots`."""
         base, rows = self.base.context, np.arange(layout.n_rows, dtype=np.int32)
         whole = queries is None
         packing = {
@@ -236,23 +236,23 @@ class Engine:
 
 @functools.lru_cache(maxsize=256)
 def _programs(computation: HookedTransformerConfig, batch: int, padded_length: int, signature: Hashable) -> Programs:
-    """The sizes of packed batches run so far, where all else that decides a program is this.
+    """Returns the sizes of packed batches run so far with these arguments, which determine the rest of a program.
 
-    Kept for the whole process because jax's programs are, and jax has no public way to ask which there are. It decides
-    how packed batches are padded, so what compiles, and no result but for rounding; what is forgotten is planned anew.
+    They are kept for the whole process because jax keeps its programs so, and has no public way to list them. They only
+    decide how packed batches are padded: what compiles, and results up to rounding. Evicted entries are planned anew.
     """
     return Programs(functools.partial(_run_cost, computation, padded_length))
 
 
 def _run_cost(cfg: HookedTransformerConfig, padded_length: int, run: BlockRun) -> float:
-    """What running a block costs, in FLOPs; starting it and reading its weights counts as some tokens."""
+    """Returns the cost of running a block, in FLOPs; starting it and reading its weights count as some tokens."""
     tokens, rows = run.tokens + _OVERHEAD, run.rows
     queries, columns = (rows, 1) if run.narrow else (tokens, padded_length)
     return float(block_flops(cfg, tokens, queries, rows, columns, padded_length))
 
 
 def enter(streams: np.ndarray, rows: Rows, edits: Edits, only: int | None, first: int = 0) -> None:
-    """Writes changes of the residual stream into ``streams``, where they enter above the last block that ran.
+    """Writes into ``streams`` the changes that enter the residual stream above the last block that ran.
 
     Args:
         streams: ``[site, batch, pos, d_model]``, with position ``only`` alone if that is not ``None``.
@@ -266,9 +266,9 @@ def enter(streams: np.ndarray, rows: Rows, edits: Edits, only: int | None, first
 
 
 def _fit(stream: jax.Array | None, n_tokens: int, like: jax.Array) -> jax.Array:
-    """A stream ``[1, token, d_model]`` cut or padded to ``n_tokens``, zeros if there is none yet.
+    """Cuts or pads a stream ``[1, token, d_model]`` to ``n_tokens``; returns zeros if there is none yet.
 
-    It goes from one standard size to the next: a program for each neighbour, not for each pair.
+    It resizes from one standard size to the next, so that programs exist for neighbouring sizes, not for all pairs.
     """
     if stream is None:
         return jax.device_put(np.zeros((1, n_tokens, like.shape[-1]), like.dtype))
@@ -280,7 +280,7 @@ def _fit(stream: jax.Array | None, n_tokens: int, like: jax.Array) -> jax.Array:
 
 @jax.jit
 def _taken(base: jax.Array, source: Any) -> jax.Array:
-    """``[batch, padded_pos, d_model]`` of the base run, at the places of packed tokens, ``[1, token, d_model]``."""
+    """Gathers packed tokens ``[1, token, d_model]`` from the base run's ``[batch, padded_pos, d_model]``."""
     return base.reshape(-1, base.shape[-1])[source][None]
 
 

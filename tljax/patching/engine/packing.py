@@ -1,9 +1,9 @@
 """Plans a sweep: which patched runs go through the blocks together, and in what shapes.
 
-A row is one patched prompt of one site. It has nothing to compute below its layer nor before its first changed
-position. Rows are sorted by layer and cut into packed batches that fit in memory: their suffixes end to end, without
-padding between them. A batch starts with the rows of its lowest layer and takes in the others as it reaches theirs, so
-each block runs once for all of them. Its arrays grow in a few steps only, because every shape is a program to compile.
+A row is one patched prompt of one site. It has nothing to compute below its layer or before its first changed position.
+Rows are sorted by layer and cut into packed batches that fit in memory, with the rows' suffixes end to end and no
+padding between them. A batch starts with the rows of its lowest layer and adds the others when it reaches their layers,
+so each block runs once for all of them. Its arrays grow in few steps, because every shape is a program to compile.
 """
 
 import dataclasses
@@ -16,20 +16,20 @@ import numpy as np
 from tljax.sizes import packed_size
 
 _WORTH_COMPILING = 0.05, 0.5e9
-"""What a new program has to save: this share of a plan's cost, and as many FLOPs."""
+"""The least that a new program has to save: this share of a plan's cost, and this many FLOPs."""
 
 _MOST_PLANS = 64
-"""Plans that are remembered, so that a sweep run again compiles nothing."""
+"""Number of plans remembered, so that repeating a sweep compiles nothing."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """Rows of a sweep, one entry each.
+    """Rows of a sweep; each attribute has one entry for each row.
 
     Attributes:
         site: number of the site.
         prompt: which prompt of the batch.
-        layer: block that the row's change enters at; the number of layers for a change of the final residual stream.
+        layer: block that the row's change enters at; ``n_layers`` for a change of the final residual stream.
         start: first position that changes.
     """
 
@@ -42,7 +42,7 @@ class Rows:
         return len(self.site)
 
     def take(self, index: np.ndarray | slice) -> "Rows":
-        """The rows with these numbers."""
+        """Returns the rows with these numbers."""
         return Rows(self.site[index], self.prompt[index], self.layer[index], self.start[index])
 
 
@@ -74,7 +74,7 @@ class PackedBatch:
     sizes: tuple[tuple[int, int], ...]
 
     def size(self, layer: int) -> tuple[int, int]:
-        """Tokens and rows of the arrays at a layer."""
+        """Returns the number of tokens and of rows of the arrays at a layer."""
         return self.sizes[layer - self.layer]
 
 
@@ -102,11 +102,11 @@ def plan_batches(
     """Cuts rows into packed batches and chooses their sizes.
 
     Args:
-        rows: what is to run, each at a layer below the block to stop before.
+        rows: the rows to run, each entering below the block to stop before.
         end: one past the last position that matters.
-        layers: the block to stop before, and the block that computes one token a row only, if any.
-        limits: bounds.
-        programs: what exists already, to use again and to add to.
+        layers: the block to stop before, and the block that computes only one token a row, if any.
+        limits: largest sizes of a packed batch.
+        programs: the programs that exist, which are used again and added to.
     """
     if not len(rows):
         return []
@@ -122,10 +122,10 @@ def plan_batches(
 
 @dataclasses.dataclass
 class Programs:
-    """The sizes for which programs exist. A new one is added only where it saves much of a plan's cost.
+    """The sizes for which programs exist. A new size is added only if it saves enough of a plan's cost.
 
     Attributes:
-        cost: what running a block at a size costs, in FLOPs.
+        cost: function from a size to the cost of running a block, in FLOPs.
         sizes: sizes run so far.
     """
 
@@ -145,7 +145,7 @@ class Programs:
         return chosen
 
     def _cheapest(self, runs: Sequence[BlockRun]) -> list[BlockRun]:
-        """Existing sizes and the new ones that are worth it, chosen one by one."""
+        """Returns a size for each run: an existing one, or a new one while adding it saves enough."""
         known = sorted(self.sizes)
         sizes = [*known, *_candidates(runs)]
         costs = np.asarray([[self.cost(size) if size.holds(run) else np.inf for run in runs] for size in sizes])
@@ -165,7 +165,7 @@ class Programs:
 
 
 def _candidates(runs: Sequence[BlockRun]) -> list[BlockRun]:
-    """Standard sizes that fit some runs."""
+    """Returns standard sizes that fit some of the runs."""
     sizes = []
     for narrow in (False, True):
         kind = [run for run in runs if run.narrow == narrow]
@@ -175,7 +175,7 @@ def _candidates(runs: Sequence[BlockRun]) -> list[BlockRun]:
 
 
 def _balanced_order(layer: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """Rows by layer, long and short ones alternating, so that packed batches hold about as many rows each."""
+    """Orders rows by layer, alternating long and short ones so that packed batches hold about equally many rows."""
     by_length = np.lexsort((lengths, layer))
     order = []
     for rows in np.split(by_length, np.flatnonzero(np.diff(layer[by_length])) + 1):
@@ -197,7 +197,7 @@ def _cut(lengths: np.ndarray, limits: BatchLimits) -> list[slice]:
 
 
 def _needed(rows: Rows, end: int, top: int, narrow: int | None) -> list[BlockRun]:
-    """The block runs of a packed batch from its lowest layer to ``top``."""
+    """Returns the block runs of a packed batch from its lowest layer to ``top``."""
     layers = range(int(rows.layer[0]), top)
     n_rows = np.searchsorted(rows.layer, layers, side="right")
     tokens = np.cumsum(end - rows.start)[n_rows - 1]
@@ -210,14 +210,13 @@ class BatchLayout:
 
     Attributes:
         rows: the rows that have entered.
-        n_rows: rows of the arrays, padding included.
+        n_rows: number of rows of the arrays, padding included.
         row: ``[token]``, the row each packed token belongs to (the last row for padding).
         pos: ``[token]``, its position.
         is_real: ``[token]``, ``False`` at padding.
-        source: ``[token]``, the base token at that place, ``prompt * padded_length + pos``.
+        source: ``[token]``, the base run's token at the same prompt and position, ``prompt * padded_length + pos``.
         prompt: ``[row]``, the prompt of each row.
-        key_source: ``[row, padded_pos]``: see :class:`~tljax.modules.packing.Packing`.
-        query_source: ``[row, padded_pos]``: likewise.
+        key_source, query_source: ``[row, padded_pos]``, as in :class:`~tljax.modules.packing.Packing`.
         last: ``[row]``, the packed token at the position that is read.
     """
 
@@ -234,12 +233,12 @@ class BatchLayout:
 
     @property
     def n_tokens(self) -> int:
-        """Tokens of the arrays, padding included."""
+        """Number of tokens of the arrays, padding included."""
         return len(self.row)
 
 
 def lay_out(packed: PackedBatch, layer: int, padded_length: int, end: int, read: int) -> BatchLayout:
-    """Works out where the tokens of a packed batch go at a layer.
+    """Computes the index arrays of a packed batch at a layer.
 
     Args:
         packed: the packed batch.

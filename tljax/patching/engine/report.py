@@ -1,4 +1,4 @@
-"""What a sweep cost, and what it would have cost done naively."""
+"""The FLOPs that a sweep spent, and what it would have spent naively."""
 
 import dataclasses
 import functools
@@ -10,12 +10,12 @@ from tljax.modules.stages import block_weights
 
 @dataclasses.dataclass(frozen=True)
 class SweepReport:
-    """An account of a sweep.
+    """Report of what a sweep did and spent.
 
     Attributes:
         sites: number of sites.
         skipped: sites whose patch changes nothing that the metric reads, so that nothing was run for them.
-        reductions: what was left out, in words.
+        reductions: the kinds of work left out, in words.
         metric: how the metric was evaluated.
         flops: floating-point operations spent, base runs included.
         floor_flops: the least an exact sweep of these sites can spend in blocks: for each patched prompt, the tokens
@@ -42,7 +42,7 @@ class SweepReport:
 
 
 def join_reports(reports: Sequence[SweepReport]) -> SweepReport:
-    """The account of several sweeps together."""
+    """Joins the reports of several sweeps into one."""
     reductions = dict.fromkeys(reduction for report in reports for reduction in report.reductions)
     return SweepReport(
         sum(report.sites for report in reports),
@@ -62,19 +62,19 @@ def block_flops_per_token(cfg: HookedTransformerConfig) -> int:
 
 @functools.lru_cache(maxsize=256)
 def _flops_per_token(cfg: HookedTransformerConfig) -> tuple[int, int]:
-    """Of what later tokens read of it, and of all else: the mean over layers."""
+    """Returns FLOPs for what later tokens read of a token (keys and values), and for the rest; means over layers."""
     blocks, layers = [block_weights(cfg, kind) for kind in cfg.layer_kinds], max(cfg.n_layers, 1)
     return 2 * sum(b.read_later for b in blocks) // layers, 2 * sum(b.others for b in blocks) // layers
 
 
 def block_flops(cfg: HookedTransformerConfig, tokens: int, queries: int, rows: int, query_pos: int, keys: int) -> int:
-    """FLOPs of one block.
+    """Returns the FLOPs of one block.
 
     Args:
         cfg: the model's config.
         tokens: tokens whose keys and values are computed.
         queries: tokens whose output is computed.
-        rows, query_pos, keys: shape of the attention scores besides heads.
+        rows, query_pos, keys: shape of the attention scores of one head.
     """
     scores = 2 * cfg.n_heads * (cfg.d_head + cfg.value_width) * rows * query_pos * keys
     read_later, others = _flops_per_token(cfg)

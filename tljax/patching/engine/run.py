@@ -1,4 +1,4 @@
-"""Runs any set of patched runs and evaluates metrics on them, with an account of what it cost."""
+"""Runs sets of patched runs, evaluates metrics on them and reports the cost."""
 
 import dataclasses
 import functools
@@ -33,10 +33,10 @@ class Measured:
 
     Attributes:
         values: for each metric, ``[site]`` or ``[site, batch]``.
-        baseline: for each metric, of the unpatched run, ``[]`` or ``[batch]``.
-        clean: likewise of the run that values come from, where it is known.
+        baseline: for each metric, its value on the unpatched run, ``[]`` or ``[batch]``.
+        clean: the same on the run that values come from; ``None`` if that is unknown.
         several: whether metrics were given by name.
-        report: the account of the work.
+        report: what the sweep did and spent.
     """
 
     values: dict[str, np.ndarray]
@@ -77,13 +77,13 @@ def measure_edits(
     max_batch: int | Literal["auto"] = "auto",
     progress: bool | None = None,
 ) -> Measured:
-    """Measures every set of edits.
+    """Measures every site of some edits.
 
     Args:
         model, base: the model and its unpatched run.
-        n_sites: how many there are.
-        rows_before: gives the prompts that differ from the base run before a position.
-        edits: what they change; sites themselves are run one by one, with the hooks the model carries.
+        n_sites: number of sites.
+        rows_before: function from a position to the rows that differ from the base run before it.
+        edits: what the rows change. If these are :class:`Sites`, each runs alone, with the hooks the model carries.
         metric: one metric, or several by name.
         clean_final: final residual stream of the run that values come from, ``[batch, pos, d_model]``.
         max_batch, progress: as in :func:`sweep`.
@@ -113,7 +113,7 @@ def measure_edits(
 
 
 def _measure(metric: Any, model: HookedTransformer, base: BaseRun, final: np.ndarray) -> Measure:
-    """A metric made ready, whose positions count in the text of each prompt."""
+    """Prepares a metric, with its positions counted in each prompt's text."""
     if base.text is None:
         return Measure(metric, model.cfg.computation, model.params, final)
     counted = metric.in_text(base.text) if isinstance(metric, InText) else metric
@@ -123,7 +123,7 @@ def _measure(metric: Any, model: HookedTransformer, base: BaseRun, final: np.nda
 
 
 def _measure_all(measure: Measure, finals: np.ndarray) -> jax.Array:
-    """Measures runs of which every position is at hand, whatever the metric reads of them."""
+    """Measures runs given at every position, so that the metric may read any."""
     try:
         return measure(finals)
     except PositionNotKept:  # it read what it had not read of the base run, and expects any position from now on
@@ -164,7 +164,7 @@ def _run(
 
 
 def batch_limits(cfg: HookedTransformerConfig, base: BaseRun, max_batch: int | Literal["auto"]) -> BatchLimits:
-    """How much may run at once: by ``max_batch``, and by the free memory."""
+    """Returns how much may run at once, by ``max_batch`` and the free memory."""
     if max_batch != "auto" and (not isinstance(max_batch, int) or max_batch < 1):
         raise InputError(f'max_batch={max_batch!r} must be a positive number or "auto".')
     device = next(iter(base.final.devices()))

@@ -19,7 +19,7 @@ from tljax.patching.engine.sites import Sites
 
 
 class SiteBySite:
-    """Runs every site alone, with the hooks that the model carries; at the patched point they come first.
+    """Runs every site alone, with the hooks that the model carries; at the patched point they run before the patch.
 
     Args:
         model, base, reach, advance: as in :class:`~tljax.patching.engine.engine.Engine`.
@@ -61,7 +61,7 @@ class SiteBySite:
 
 
 def _patch(model: HookedTransformer, sites: Sites, site: int) -> HookEntry:
-    """The hook that patches one site in a run of whole prompts."""
+    """Returns the hook that patches one site in a run of whole prompts."""
     layer = int(sites.layer[site])
     values = sites.values[layer][sites.variant[site]]
     mask, prompts = np.ones((1,) * values.ndim, bool), np.arange(values.shape[0])[:, None]

@@ -1,4 +1,4 @@
-"""The sites of a sweep: what is patched where, which prompts that changes from which position on, and how it is run."""
+"""The sites of a sweep, the rows that they change, and the edits that patch them."""
 
 import dataclasses
 import functools
@@ -20,16 +20,16 @@ class Sites:
     """Sites that patch one kind of activation, each at one layer.
 
     Attributes:
-        row: the point's row in the table, at any of its layers.
+        row: the hook table's row for the point, at any of its layers.
         layer: ``[site]``; zeros for a point of the embedding.
-        values: for each layer, what is written, ``[variant, batch, padded_pos, ...]`` (patterns: ``[variant, batch,
+        values: for each layer, the values written, ``[variant, batch, padded_pos, ...]`` (patterns: ``[variant, batch,
             head, padded_pos, padded_pos]``).
-        variant: ``[site]``, which of its layer's values a site writes.
-        chosen: for each axis along which sites are told apart, the entry of each site ``[site]``, or for each prompt
-            ``[site, batch]``, -1 where it has none.
-        allowed: for each other axis of which only a part is patched, a mask of its entries ``[entry]``, or for each
-            prompt ``[batch, entry]``.
-        tolerance: differences up to this share of the largest activation are rounding, not a change.
+        variant: ``[site]``, which variant of its layer's values each site writes.
+        chosen: for each axis with one entry a site, that entry, ``[site]``; or ``[site, batch]`` if it differs between
+            prompts, -1 where a prompt has none.
+        allowed: for each other axis that is patched in part, a mask of its entries, ``[entry]``; or ``[batch, entry]``
+            if it differs between prompts.
+        tolerance: differences up to this share of the largest activation count as rounding, not as a change.
     """
 
     row: HookPointSpec
@@ -44,7 +44,7 @@ class Sites:
         return len(self.layer)
 
     def take(self, index: np.ndarray) -> "Sites":
-        """The sites with these numbers."""
+        """Returns the sites with these numbers."""
         layer = self.layer[index]
         return dataclasses.replace(
             self,
@@ -55,7 +55,7 @@ class Sites:
         )
 
     def full_name(self, layer: int) -> str:
-        """The point's full name at a layer."""
+        """Returns the point's full name at a layer."""
         return self.point if self.is_embedding else f"blocks.{layer}.{self.point}"
 
     @property
@@ -74,17 +74,17 @@ class Sites:
 
     @property
     def enter_stream(self) -> bool:
-        """Whether a change reaches the metric through one block's residual stream, so that packed batches carry it out.
+        """Whether a change acts at one layer only, so that packed batches can run it.
 
-        The position embeddings of a shortformer do not: queries and keys of every layer read them.
+        A change of a shortformer's position embeddings does not: queries and keys of every layer read them.
         """
         return not self.is_embedding or self.row.adds_to is not None
 
 
 def find_rows(cfg: HookedTransformerConfig, base: BaseRun, sites: Sites, end: int) -> Rows:
-    """The patched prompts that differ from the base run before ``end``, and from where on.
+    """Finds the patched prompts that differ from the base run before ``end``, and their first changed positions.
 
-    Decided on the values themselves, so a prefix that clean and corrupted prompts share costs nothing.
+    The values themselves are compared, so a prefix that clean and corrupted prompts share costs nothing.
     """
     first = np.full((len(sites), base.batch), base.length)
     for layer, values in sites.values.items():
@@ -98,7 +98,7 @@ def find_rows(cfg: HookedTransformerConfig, base: BaseRun, sites: Sites, end: in
 
 
 def _changed(base: BaseRun, sites: Sites, layer: int, values: jax.Array) -> tuple[np.ndarray, list[str]]:
-    """Where the values differ, ``[variant, batch, *axes]``, and those axes: the position, then those sites name."""
+    """Returns where values differ, ``[variant, batch, *axes]``, and ``axes``: position, then others that sites use."""
     spec = sites.row
     position = "query_pos" if "query_pos" in spec.axes else "pos"
     named = [axis for axis in spec.axes if axis in sites.chosen or axis in sites.allowed]
@@ -111,7 +111,7 @@ def _changed(base: BaseRun, sites: Sites, layer: int, values: jax.Array) -> tupl
 
 @functools.partial(jax.jit, static_argnums=3)
 def _differs(values: jax.Array, old: jax.Array, tolerance: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-    """Whether ``[variant, ...]`` differs from ``[...]``, by the given axes of the latter, in their order."""
+    """Returns where ``values`` ``[variant, ...]`` differ from ``old`` ``[...]``, reduced to ``[variant, *axes]``."""
     scale = jnp.where(jnp.isfinite(old), jnp.abs(old), 0).max().astype(jnp.float32)
     far = jnp.abs(values.astype(jnp.float32) - old[None].astype(jnp.float32)) > tolerance * scale
     changed = (values != old[None]) & (far | ~jnp.isfinite(values) | ~jnp.isfinite(old[None]))
@@ -123,7 +123,7 @@ def _differs(values: jax.Array, old: jax.Array, tolerance: jax.Array, axes: tupl
 
 
 def _first_position(changed: np.ndarray, axes: Sequence[str], sites: Sites, at: np.ndarray) -> np.ndarray:
-    """First changed position of each of the sites numbered ``at``, for each prompt; the length where there is none."""
+    """Returns the first changed position of the sites ``at``, ``[site, batch]``; the length where nothing changes."""
     length = changed.shape[2]
     for number, axis in enumerate(axes, start=2):
         if axis in sites.allowed:
@@ -143,12 +143,12 @@ def _first_position(changed: np.ndarray, axes: Sequence[str], sites: Sites, at: 
 
 
 def _by_prompt(chosen: np.ndarray) -> np.ndarray:
-    """Entries of sites ``[site, batch or 1]``."""
+    """Returns entries of sites as ``[site, batch or 1]``."""
     return chosen[:, None] if chosen.ndim == 1 else chosen
 
 
 def place(cfg: HookedTransformerConfig, base: BaseRun, sites: Sites) -> GridEdits:
-    """The edits that carry the sites out: at the point itself, or where its change enters the residual stream."""
+    """Returns the edits that patch the sites, at the point itself or where its change enters the residual stream."""
     above, entry = sites.enters_above, point_table(cfg)[f"blocks.0.{ENTRY}"].named(ENTRY)
     if not (above or sites.is_embedding):
         spec, tables = sites.row.named(sites.point), dict(sites.values)
@@ -163,7 +163,7 @@ def place(cfg: HookedTransformerConfig, base: BaseRun, sites: Sites) -> GridEdit
 
 
 def grid(sizes: Mapping[str, Sequence[int] | np.ndarray]) -> dict[str, np.ndarray]:
-    """Entries of every combination, flattened: one array for each axis, the last axis fastest.
+    """Returns the entries of all combinations, flattened: one array for each axis, the last axis varying fastest.
 
     >>> {axis: list(map(int, entries)) for axis, entries in grid({"pos": [0, 3], "head": [0, 1]}).items()}
     {'pos': [0, 0, 3, 3], 'head': [0, 1, 0, 1]}

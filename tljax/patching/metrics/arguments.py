@@ -18,7 +18,7 @@ from tljax.text.positions import read_mask
 
 
 def token_ids(value: Any, owner: str) -> Any:
-    """Token ids as int32, on the host."""
+    """Checks token ids and converts them to int32 on the host (tracers stay tracers)."""
     if isinstance(value, Tracer) and jnp.issubdtype(value.dtype, jnp.integer):
         return value.astype(jnp.int32)
     array = np.asarray(value)
@@ -45,7 +45,7 @@ def position(pos: Any, owner: str) -> Any:
 
 
 def places_in_text(pos: Any, attention_mask: Any, owner: str) -> Any:
-    """Where positions of the text stand in the array, one for each prompt ``[batch]``."""
+    """Converts positions in each prompt's text to positions in the padded array, ``[batch]``."""
     mask = read_mask(mask_in(attention_mask))
     if mask.ndim != 2 or (not isinstance(pos, int) and len(pos) != len(mask)):
         raise InputError(
@@ -66,13 +66,13 @@ def mask_in(attention_mask: Any) -> Any:
 
 
 def moves(pos: Any, attention_mask: Any, owner: str) -> bool:
-    """Whether a position of the text stands elsewhere in the array, in any prompt, than it would without padding."""
+    """Whether padding moves a position of the text to another one in the array, in any prompt."""
     places = np.asarray(places_in_text(pos, attention_mask, owner))
     return bool((places != np.asarray(pos) % np.shape(mask_in(attention_mask))[1]).any())
 
 
 def sizes(logits: Any, owner: str) -> tuple[int, int]:
-    """Number of prompts and of tokens in the vocabulary."""
+    """Returns the number of prompts and the size of the vocabulary."""
     if logits.ndim != 3:
         raise InputError(
             f"{owner} got logits of {logits.ndim} axes; it takes [batch, pos, d_vocab], as model(tokens) gives them."
@@ -81,7 +81,7 @@ def sizes(logits: Any, owner: str) -> tuple[int, int]:
 
 
 def each_prompt(ids: Any, batch: int, d_vocab: int, owner: str) -> Any:
-    """Token ids as ``[batch, k]``."""
+    """Checks token ids and returns them as ``[batch, k]``."""
     if not isinstance(ids, Tracer):
         check_indices(ids, d_vocab, "token")
         if np.size(ids) and int(np.min(ids)) < 0:
@@ -97,7 +97,7 @@ def each_prompt(ids: Any, batch: int, d_vocab: int, owner: str) -> Any:
 
 
 def check_pos(logits: Any, pos: Any, owner: str) -> None:
-    """Refuses positions that do not exist; lazy logits do so themselves."""
+    """Raises InputError if a position does not exist; lazy logits check that themselves."""
     if not isinstance(pos, int) and len(pos) != len(logits):
         raise InputError(
             f"{owner} got {len(pos)} positions for {len(logits)} prompts: give one for all, or one for each."
@@ -107,13 +107,13 @@ def check_pos(logits: Any, pos: Any, owner: str) -> None:
 
 
 def wide(array: Any) -> jax.Array:
-    """An array of floats of at least 32 bits."""
+    """Converts an array to floats of at least 32 bits."""
     array = jnp.asarray(array)
     return array.astype(widened(array.dtype) if jnp.issubdtype(array.dtype, jnp.floating) else jnp.float32)
 
 
 def picked_logits(logits: Any, ids: Any, pos: Any, owner: str) -> jax.Array:
-    """The logits of ``ids`` at ``pos``, averaged over a prompt's tokens ``[batch]``."""
+    """Returns the logits of ``ids`` at ``pos``, averaged over the ids of each prompt, ``[batch]``."""
     batch, d_vocab = sizes(logits, owner)
     ids = each_prompt(ids, batch, d_vocab, owner)
     check_pos(logits, pos, owner)
@@ -123,7 +123,7 @@ def picked_logits(logits: Any, ids: Any, pos: Any, owner: str) -> jax.Array:
 
 
 def rows_at(logits: Any, pos: Any, owner: str) -> jax.Array:
-    """All logits at ``pos`` ``[batch, d_vocab]``."""
+    """Returns all logits at ``pos``, ``[batch, d_vocab]``."""
     batch, _ = sizes(logits, owner)
     check_pos(logits, pos, owner)
     if isinstance(pos, int):
@@ -142,21 +142,21 @@ def _at_known_positions(picked: jax.Array, logits: Any, pos: Any) -> jax.Array:
 
 
 def _where_known(picked: jax.Array, numbers: Any, low: int, high: int) -> jax.Array:
-    """NaN where a number under trace, which could not be checked, is of nothing: JAX takes the nearest entry."""
+    """Puts NaN where a traced index, which could not be checked, is out of range: JAX would clamp it."""
     if not isinstance(numbers, Tracer):
         return picked
     return jnp.where(jnp.broadcast_to((numbers >= low) & (numbers < high), picked.shape), picked, jnp.nan)
 
 
 def mask_of(mask: Any, shape: tuple[int, ...]) -> jax.Array:
-    """An attention mask as booleans ``[batch, pos]``."""
+    """Checks an attention mask and returns it as booleans ``[batch, pos]``."""
     if mask.shape != shape:
         raise InputError(f"The attention mask has shape {tuple(mask.shape)}; these prompts need {shape}.")
     return jnp.asarray(read_mask(mask))
 
 
 def mean_where(values: jax.Array, counted: jax.Array | None) -> jax.Array:
-    """Mean over the positions that count ``[batch]``."""
+    """Returns the mean over the positions that count, ``[batch]``."""
     if counted is None:
         return values.mean(axis=-1)
     return jnp.where(counted, values, 0).sum(axis=-1) / counted.sum(axis=-1).astype(values.dtype)

@@ -18,7 +18,7 @@ from tljax.typing import Params
 
 How = Literal["compiled", "replayed", "batched", "plain"]
 _Handed = Literal["views", "rows", "array"]
-"""What a metric gets: logits whose rows are lazy too, logits that give rows as arrays, or a plain array."""
+"""The form of logits a metric gets: lazy with lazy rows, lazy with rows that are arrays, or a plain array."""
 
 _T = TypeVar("_T")
 _UNTRACEABLE = (
@@ -30,7 +30,7 @@ _UNTRACEABLE = (
 
 
 class Measure:
-    """A metric, made ready for many runs of the same prompts.
+    """A metric, prepared to be evaluated on many runs of the same prompts.
 
     The metric is tried once on the unpatched run, which shows what it reads. Then
 
@@ -49,8 +49,8 @@ class Measure:
 
     Attributes:
         baseline: the metric of the unpatched run, a number or ``[batch]``.
-        how: which of the four ways it is.
-        positions: the positions that the metric reads, sorted; ``None`` if it may be any.
+        how: how it is evaluated, one of the ways above.
+        positions: the positions that the metric reads, sorted; ``None`` if it may read any.
 
     Raises:
         InputError: the metric returns something else, or reads a token or a position that does not exist.
@@ -99,7 +99,7 @@ class Measure:
             text: ``[batch, pos]``, ``False`` at padding.
 
         Raises:
-            InputError: it does.
+            InputError: the metric names such a position.
         """
         for read in self._reads.known.values():
             prompts, places = read.prompts, read.positions
@@ -126,8 +126,8 @@ class Measure:
             The metric of each run, ``[run]`` or ``[run, batch]``.
 
         Raises:
-            PositionNotKept: the metric reads others than ``kept``, or for these runs reads others than ``positions``,
-                which is ``None`` from then on: call again with all positions.
+            PositionNotKept: the metric reads positions other than ``kept``; or, on these runs, other than
+                ``positions``, which is then set to ``None``: call again with all positions.
         """
         finals = np.asarray(finals)
         if kept is None and self.positions is not None and len(self.positions) == 1:
@@ -159,7 +159,7 @@ class Measure:
         return self._elements > FEW or self._reads.whole_rows
 
     def _chunk_sizes(self, finals: np.ndarray) -> tuple[int, int]:
-        """How many runs are measured at once: many, and few for what is left over."""
+        """Returns two numbers of runs to measure at once: a large one, and a small one for the remainder."""
         gathered = sum(read.positions.size for read in self._reads.known.values())
         numbers = self._elements + finals.shape[3] * (self._batch * finals.shape[2] + gathered)
         affordable = max(1, self.budget // (numbers * self._base.itemsize))
@@ -168,13 +168,13 @@ class Measure:
         return min(many, affordable), min(few, affordable)
 
     def _evaluate(self, residual: Any, handed: _Handed, reads: Reads | None = None, **kwargs: Any) -> jax.Array:
-        """The metric of one run."""
+        """Evaluates the metric on one run."""
         kwargs = {"length": self._length, **kwargs}
         logits = LazyLogits(self.cfg, self.params, residual, reads=reads, views=handed == "views", **kwargs)
         return _evaluate(self.metric, logits, handed)
 
     def _try(self, run: Callable[[_Handed, Reads], _T]) -> tuple[_T, _Handed, Reads]:
-        """Runs with the laziest logits that the metric can take; what it raises on a plain array is its own error."""
+        """Calls ``run`` with the laziest logits the metric accepts; an error on a plain array is the metric's own."""
         ways: tuple[_Handed, ...] = ("views", "rows", "array")
         for handed in ways:
             reads = Reads()
@@ -188,7 +188,7 @@ class Measure:
         raise AssertionError
 
     def _try_compiled(self) -> bool:
-        """Traces the metric; whether that can be done."""
+        """Traces the metric. Returns whether that is possible."""
         base = jax.ShapeDtypeStruct(self._base.shape, self._base.dtype)
         stack = jax.ShapeDtypeStruct((1, *self._base.shape), self._base.dtype)
         try:
@@ -205,7 +205,7 @@ class Measure:
         return True
 
     def _choose(self) -> How:
-        """How a Python function is evaluated."""
+        """Chooses how a Python function is evaluated."""
         if not self._reads_rows and not self._reads.jitted:
             return "replayed"
         if self._follow():
@@ -213,16 +213,16 @@ class Measure:
         return "plain" if self._reads_rows else "replayed"
 
     def _follow(self) -> bool:
-        """Finds what the metric reads of any run, whatever its logits are; whether it can be traced."""
+        """Finds what the metric reads of any run, whatever its logits are. Returns whether it can be traced."""
         jitted = self._reads.jitted
-        with jax.disable_jit(jitted):  # so that what it compiles itself is seen
+        with jax.disable_jit(jitted):  # so that reads in functions that the metric compiles are seen
             seen = self._reads_under_trace() or (self._reads_of_base() if jitted else None)
         if seen is not None:
             self._reads = seen
         return (self._reads_under_trace() if jitted else seen) is not None
 
     def _reads_under_trace(self) -> Reads | None:
-        """What the metric reads while logits are tracers, so whatever they are; ``None`` if it cannot be traced."""
+        """Returns what the metric reads of traced logits, so of any logits; ``None`` if it cannot be traced."""
         stack = np.broadcast_to(self._base, (min(self._chunk_sizes(self._base[None])), *self._base.shape))
         reads = None
         # eval_shape makes tracers of the metric's own arrays too, vmap only of what depends on the logits
@@ -236,13 +236,13 @@ class Measure:
         return reads
 
     def _reads_of_base(self) -> Reads:
-        """What a metric reads of the unpatched run that compiles a part of itself, and cannot be traced as a whole."""
+        """Returns what a metric reads of the unpatched run, if it compiles a part of itself and is untraceable."""
         reads = Reads()
         try:
             self._evaluate(self._base, self._handed, reads)
         except Exception:
             reads.anywhere = True
-        # in compiled code, a read of another position than before shows only where one was kept
+        # inside compiled code, a read of a position not read before is noticed only if a single one was kept
         reads.anywhere |= reads.positions is not None and len(reads.positions) > 1
         return reads
 
@@ -273,7 +273,7 @@ class Measure:
             raise PositionNotKept(f"The metric read positions {read}, and {self.positions} of the base run.")
 
     def _values(self, chunk: np.ndarray, kept: int | None) -> dict[Any, Any]:
-        """What the metric read of the unpatched run, for each run of a chunk."""
+        """Computes, for each run of a chunk, the logits that the metric read of the unpatched run."""
         offset = 0 if kept is None else kept
         rows = {key: chunk[:, read.prompts, read.positions - offset] for key, read in self._reads.known.items()}
         return {key: unembed(self.cfg, self.params, rows[key], read.tokens) for key, read in self._reads.known.items()}
@@ -299,10 +299,10 @@ def _evaluate(metric: Callable[[Any], Any], logits: LazyLogits, handed: _Handed)
 
 
 def _as_numbers(value: Any, batch: int) -> jax.Array:
-    """What a metric returned, as floats.
+    """Converts what a metric returned to floats.
 
     Raises:
-        InputError: it is neither a number nor one number a prompt.
+        InputError: ``value`` is neither a number nor one number a prompt.
     """
     wanted = "A metric returns one number, or one for each prompt [batch]"
     if value is None or isinstance(value, list | tuple | dict | str):
@@ -330,7 +330,7 @@ def _measure(
     params: Params,
     finals: Any,
 ) -> jax.Array:
-    """The metric of each run ``[run, ...]``."""
+    """Evaluates the metric on each run ``[run, ...]``."""
 
     def one(residual: Any) -> jax.Array:
         logits = LazyLogits(cfg, params, residual, length=length, kept=kept, views=handed == "views", trusted=True)

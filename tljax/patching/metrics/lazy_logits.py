@@ -1,4 +1,4 @@
-"""Logits that are computed where they are read: an index costs its own rows and columns of the unembedding."""
+"""Logits that are computed where they are read: an index costs only its rows and columns of the unembedding."""
 
 import dataclasses
 import math
@@ -24,11 +24,11 @@ _METHODS_OF_CONCRETE_ARRAYS = ("tolist", "block_until_ready")
 class LazyLogits(NDArrayOperatorsMixin):
     """Logits ``[batch, pos, d_vocab_out]`` that are computed where they are read.
 
-    Indexing follows NumPy and unembeds only what it names: ``logits[0, -1, paris]`` is one dot product. Leading
-    indices alone (``logits[:, -1]``) give another lazy view, so ``logits[0][-1][paris]`` costs the same. Whatever else
-    an array can do (``jnp`` functions, arithmetic, methods, ``np.asarray``) computes the viewed part first. Indices
-    out of range are errors, where a JAX array would clamp them. A pytree: it may be an argument of a jitted function,
-    and stays lazy there.
+    Indexing follows NumPy and unembeds only what is indexed: ``logits[0, -1, paris]`` is one dot product. Leading
+    indices alone (``logits[:, -1]``) give another lazy view, so ``logits[0][-1][paris]`` costs the same. Any other use
+    as an array (``jnp`` functions, arithmetic, methods, ``np.asarray``) first computes the viewed part. Indices out of
+    range raise an error, where a JAX array would clamp them. Lazy logits are a pytree: they may be an argument of a
+    jitted function, and stay lazy there.
 
     Args:
         cfg: the model's config.
@@ -36,12 +36,12 @@ class LazyLogits(NDArrayOperatorsMixin):
         residual: final residual stream ``[batch, pos, d_model]``; ``[batch, 1, d_model]`` with ``kept``.
         length: number of positions the logits stand for; needed with ``kept``.
         kept: the only position that ``residual`` holds.
-        known: values of reads that need no computing, by ``Read.key``.
-        reads: told what is read.
+        known: values of reads that are computed already, by ``Read.key``.
+        reads: records what is read.
         views: whether leading indices give lazy views, rather than arrays.
-        trusted: whether a position that is not known while tracing may be taken for ``kept``.
-        rows: of a view, the prompt and the position of each of its rows.
-        named: of a view, whether its positions were named by numbers, rather than by slices alone.
+        trusted: whether a traced position is assumed to be ``kept``.
+        rows: for a view, the prompt and the position of each of its rows.
+        named: for a view, whether its positions were given as numbers, rather than by slices alone.
     """
 
     cfg: HookedTransformerConfig
@@ -93,7 +93,7 @@ class LazyLogits(NDArrayOperatorsMixin):
         return array.copy() if copy else array
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **options: Any) -> Any:
-        """Operators and NumPy's functions, by ``jax.numpy`` where it has one of that name."""
+        """Applies operators and NumPy's functions, with the ``jax.numpy`` function of the same name if there is one."""
         function = getattr(jnp, ufunc.__name__, None)
         if method == "__call__" and function is not None and not options:
             return function(*(jnp.asarray(each) if isinstance(each, LazyLogits) else each for each in inputs))
@@ -133,14 +133,14 @@ class LazyLogits(NDArrayOperatorsMixin):
         return view.__jax_array__()[..., *parts[at:]]
 
     def _name_of(self, axis: int) -> str:
-        """What an axis is of."""
+        """Returns what the entries of an axis are: a prompt, a position or a token."""
         if axis == self.ndim - 1 or self.rows is None:
             return ("prompt", "position")[axis] if axis < self.ndim - 1 else "token"
         positions = self.rows[1]
         return "position" if isinstance(positions, Tracer) or np.diff(positions, axis=axis).any() else "prompt"
 
     def _rows_at(self, along: Sequence[Any], shape: tuple[int, ...]) -> tuple[Any, Any]:
-        """The prompts and positions of rows of this view that are named along its axes; of its only row, in a shape."""
+        """Returns prompts and positions of the rows at indices ``along``, or of the only row broadcast to ``shape``."""
         if self.rows is None:
             return along[0], along[1]
         library: Any = jnp if any(isinstance(part, Tracer) for part in (*self.rows, *along)) else np
@@ -150,7 +150,7 @@ class LazyLogits(NDArrayOperatorsMixin):
         return prompts, positions
 
     def _picked(self, read: Read) -> Any:
-        """One logit of each row; of many, whole rows are computed once each."""
+        """Returns one logit of each row; if these are many, each whole row is computed once."""
         if read.key is None or read.tokens.size <= FEW:
             return self._values(read)
         n_positions = int(read.positions.max()) + 1
@@ -167,7 +167,7 @@ class LazyLogits(NDArrayOperatorsMixin):
         return unembed(self.cfg, params, self._residual_at(read.prompts, read.positions), read.tokens)
 
     def _residual_at(self, prompts: Any, positions: Any) -> Any:
-        """Rows of the residual stream, NaN where a tracer names one that was not kept."""
+        """Returns rows of the residual stream, NaN where a traced position was not kept."""
         traced = isinstance(positions, Tracer)
         if self.kept is not None:
             if traced and not self.trusted:
@@ -196,7 +196,7 @@ class LazyLogits(NDArrayOperatorsMixin):
 
 
 def _parts(index: Sequence[Any], shape: tuple[int, ...]) -> list[Any]:
-    """An index with one slice, array or tracer of numbers for each axis, and ``None`` for each new axis."""
+    """Expands an index to one slice, array or tracer of numbers for each axis, and ``None`` for each new axis."""
     parts = [_component(part) for part in index]
     named = sum(_axes_of(part) for part in parts)
     ellipses = [n for n, part in enumerate(parts) if part is Ellipsis]
@@ -244,10 +244,10 @@ def _component(part: Any) -> Any:
 
 
 def _follow(parts: Sequence[Any], shape: Sequence[int]) -> list[Any]:
-    """Where, along each axis, the elements lie that an index names ``[*result]``.
+    """Returns, for each axis, the coordinates ``[*result]`` of the elements that an index selects.
 
-    NumPy follows the index itself, through arrays of coordinates that take no memory of their own. Numbers are followed
-    as if they counted from 0, and looked up afterwards, so that they may be tracers.
+    NumPy itself applies the index, to broadcast arrays of coordinates, which take no memory. Arrays of numbers in the
+    index are replaced by 0, 1, 2 … for this, and looked up afterwards, so that they may be tracers.
     """
     axes = [part for part in parts if part is not None]
     if len(axes) == len(parts) and not any(isinstance(part, slice) or part.ndim for part in parts):
@@ -264,7 +264,7 @@ def _follow(parts: Sequence[Any], shape: Sequence[int]) -> list[Any]:
 
 
 def _from_zero(numbers: Any, size: int) -> Any:
-    """Indices that count from the start; those that do not exist, which only tracers may hold, are clamped."""
+    """Makes negative indices count from the start; clamps indices out of range, which only tracers may hold."""
     if isinstance(numbers, Tracer):
         return jnp.clip(jnp.where(numbers < 0, numbers + size, numbers), 0, size - 1).astype(jnp.int32)
     return (numbers % size).astype(np.int32)

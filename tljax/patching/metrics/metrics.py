@@ -49,20 +49,20 @@ class InText(Protocol):
     """A metric that can count its positions in padded prompts."""
 
     def in_text(self, attention_mask: Any) -> Any:
-        """The same metric, for logits of prompts with this padding."""
+        """Returns the same metric for logits of prompts with this padding."""
         ...
 
 
 class DeclaredMetric:
-    """A frozen dataclass whose fields are leaves, all but a position given as a number, which is structure."""
+    """Base of metrics: frozen dataclasses whose fields are pytree leaves, except a ``pos`` that is an int or None."""
 
     _is_placed: bool = False
-    """Whether its positions are places in the array that were counted in a text, or logits were read at such."""
+    """Whether :meth:`in_text` has already converted ``pos`` from positions in the text to positions in the array."""
 
     def in_text(self, attention_mask: Any) -> Any:
-        """The same metric with positions counted in the text of padded prompts: -1 is the last token of each.
+        """Returns the same metric with ``pos`` counted in the text of padded prompts: -1 is the last token of each.
 
-        A sweep does so by itself, where it knows the padding.
+        A sweep calls this itself if it knows the padding.
 
         Args:
             attention_mask: ``[batch, pos]``, 0 at padding; or the :class:`~tljax.Batch` that was run.
@@ -77,11 +77,11 @@ class DeclaredMetric:
         return placed._with(_is_placed=True)
 
     def of_one_position(self) -> Any:
-        """The same metric for logits of its position alone, ``[batch, 1, d_vocab]``; ``None`` if it reads several."""
+        """Returns the metric for logits of its only position, ``[batch, 1, d_vocab]``; ``None`` if it reads several."""
         return None if getattr(self, "pos", None) is None else self._with(pos=0)
 
     def _with(self, **values: Any) -> Any:
-        """A copy with other values of fields, which are not checked again."""
+        """Returns a copy with other values of fields, which are not checked again."""
         metric = copy.copy(self)
         for name, value in values.items():
             metric._set(name, value)
@@ -114,7 +114,7 @@ class DeclaredMetric:
 
 
 def _knows_padding(metric: Any) -> bool:
-    """Whether a metric, called on padded logits, counts in the text; of a user's own that is not known."""
+    """Whether a metric called on padded logits counts positions in the text; assumed of a user's own metric."""
     if not isinstance(metric, DeclaredMetric):
         return True
     return metric._is_placed or getattr(metric, "attention_mask", None) is not None
@@ -128,8 +128,8 @@ class LogitDiff(DeclaredMetric):
     Args:
         answer: token id, one for each prompt ``[batch]``, or several for each ``[batch, k]``, which are averaged.
         wrong: the same for the wrong answer.
-        pos: the position read, or one for each prompt ``[batch]``. A sweep counts it in each prompt's text; of logits
-            alone it is a place in the array, and :meth:`in_text` counts it in the text.
+        pos: the position read, or one for each prompt ``[batch]``. A sweep counts it in each prompt's text. Called on
+            logits directly, the metric indexes the array with it; :meth:`in_text` makes it count in the text.
 
     >>> logits = jnp.arange(24.0).reshape(2, 3, 4)
     >>> LogitDiff(answer=[3, 2], wrong=0)(logits)
@@ -198,11 +198,11 @@ class KL(DeclaredMetric):
     """How far the run's next-token distribution is from a reference run's: ``KL(base || run)``, in nats.
 
     Args:
-        base: logits or log-probabilities of the reference run, ``[batch, pos, d_vocab]``, of which only what is read
-            is kept, as log-probabilities; or of the read position alone, ``[batch, d_vocab]``.
+        base: logits or log-probabilities of the reference run, ``[batch, pos, d_vocab]``, or of position ``pos`` alone,
+            ``[batch, d_vocab]``. Only the positions compared are kept, as log-probabilities.
         pos: the position compared, one for each prompt ``[batch]``, or ``None`` for the mean over positions.
         attention_mask: ``[batch, pos]``, 0 at padding (or a ``Batch``): ``pos`` then counts in each prompt's text, and
-            with ``pos=None`` padding does not count. For padded prompts it has to be given.
+            with ``pos=None`` padding does not count. Give it if prompts are padded.
 
     >>> logits = jnp.arange(24.0).reshape(2, 3, 4)
     >>> KL(logits)(logits)
@@ -265,7 +265,7 @@ class Loss(DeclaredMetric):
     Args:
         tokens: the run's tokens ``[batch, pos]``, or the ``Batch`` that was run; position ``p`` is scored on predicting
             token ``p + 1``. Pairs whose next token is -100 do not count.
-        attention_mask: ``[batch, pos]``, 0 at padding; pairs that touch padding do not count. A sweep knows it.
+        attention_mask: ``[batch, pos]``, 0 at padding; pairs that touch padding do not count. A sweep fills it in.
     """
 
     tokens: Any
@@ -300,13 +300,13 @@ class Loss(DeclaredMetric):
 @jax.tree_util.register_pytree_with_keys_class
 @dataclasses.dataclass(frozen=True, eq=False)
 class Normalized(DeclaredMetric):
-    """A metric on the scale where the corrupted run has 0 and the clean run 1.
+    """A metric rescaled so that the corrupted run has 0 and the clean run 1.
 
-    Denoising: 0 is a patch that does nothing, 1 one that restores all of the behaviour. Noising: 1 is a patch that
-    does nothing, 0 one that destroys it.
+    Denoising: a patch that does nothing has 0, one that restores all of the behaviour 1. Noising: a patch that does
+    nothing has 1, one that destroys the behaviour 0.
 
     Args:
-        metric: any metric; a pytree, if this is to be one.
+        metric: any metric; a pytree, if the normalised metric is to be one.
         clean: the metric of the clean run, one number or one for each prompt ``[batch]``; or the run's logits.
         corrupted: the same of the corrupted run.
 

@@ -1,4 +1,4 @@
-"""What a metric reads of the logits, and the part of the unembedding that answers a read."""
+"""Records of what a metric reads of the logits, and the unembedding of just that."""
 
 import dataclasses
 import functools
@@ -16,7 +16,7 @@ from tljax.numerics import matmul_precision
 from tljax.typing import Params
 
 FEW = 4096
-"""Logits above which a read is one of many: whole rows are computed."""
+"""Most logits of a read that are computed singly; for more, whole rows are computed."""
 
 _REMEDIES = {
     "position": "Positions count from 0, and -1 is the last: compare model.to_str_tokens(prompt).",
@@ -26,11 +26,11 @@ _REMEDIES = {
 
 
 class PositionNotKept(TljaxError, IndexError):
-    """A metric read a position whose residual stream was not kept."""
+    """Error of a metric that reads a position whose residual stream was not kept."""
 
 
 def check_indices(indices: Any, size: int, what: str) -> None:
-    """Raises InputError if an index is out of range, which JAX would clamp without a word.
+    """Raises InputError if an index is out of range, which JAX would clamp silently.
 
     Args:
         indices: a number or an array of them; tracers are let through.
@@ -53,9 +53,9 @@ class Read:
     """One read of the logits: some rows whole, or one token of each.
 
     Attributes:
-        prompts, positions: where the rows are, arrays of one shape ``[*read]``.
-        tokens: the token read of each ``[*read]``, or ``None`` for all of them.
-        named: whether the positions were named by numbers, rather than by slices alone.
+        prompts, positions: prompt and position of each row, arrays of one shape ``[*read]``.
+        tokens: the token read of each row ``[*read]``, or ``None`` for all tokens.
+        named: whether the positions were given as numbers, rather than by slices alone.
     """
 
     prompts: Any
@@ -65,7 +65,7 @@ class Read:
 
     @functools.cached_property
     def key(self) -> Any:
-        """A hashable name of what is read; ``None`` if an index is a tracer."""
+        """A hashable key of what is read; ``None`` if an index is a tracer."""
         parts = (self.prompts, self.positions, *(() if self.tokens is None else (self.tokens,)))
         if any(isinstance(part, Tracer) for part in parts):
             return None
@@ -74,12 +74,12 @@ class Read:
 
 @dataclasses.dataclass(eq=False)
 class Reads:
-    """What a metric read of a :class:`LazyLogits`.
+    """Record of what a metric read of a :class:`LazyLogits`.
 
     Attributes:
         known: each distinct read whose indices were known, by its key.
-        anywhere: something was read whose position is not known, so it may have been any.
-        jitted: the logits went into a compiled function, which reads them unseen.
+        anywhere: whether a read had an unknown position, which may be any.
+        jitted: whether the logits were passed to a compiled function, whose reads are not seen.
     """
 
     known: dict[Any, Read] = dataclasses.field(default_factory=dict)
@@ -89,7 +89,7 @@ class Reads:
 
     @property
     def positions(self) -> tuple[int, ...] | None:
-        """The positions read, sorted; ``None`` if it may have been any."""
+        """The positions read, sorted; ``None`` if any may have been read."""
         if self.anywhere:
             return None
         return tuple(sorted(self._elsewhere.union(*(read.positions.ravel().tolist() for read in self.known.values()))))
@@ -100,11 +100,11 @@ class Reads:
         return any(read.tokens is None for read in self.known.values())
 
     def elements(self, d_vocab: int) -> int:
-        """How many logits were read."""
+        """Returns the number of logits read."""
         return sum(read.positions.size * (d_vocab if read.tokens is None else 1) for read in self.known.values())
 
     def record(self, read: Read) -> None:
-        """Notes a read."""
+        """Records a read."""
         if read.key is not None:
             self.known[read.key] = read
         elif isinstance(read.positions, Tracer):
@@ -115,13 +115,13 @@ class Reads:
 
 @functools.partial(jax.jit, static_argnums=0)
 def unembed(cfg: HookedTransformerConfig, params: Params, rows: Any, tokens: Any = None) -> jax.Array:
-    """Final norm and unembedding. Other shapes compile another program, other tokens never.
+    """Applies the final norm and the unembedding. Other shapes compile another program; other tokens do not.
 
     Args:
         cfg: the model's config.
         params: ``ln_final`` and ``unembed``.
         rows: final residual stream ``[..., d_model]``.
-        tokens: the token wanted of each row, of a shape that broadcasts with ``[...]``; all of them if ``None``.
+        tokens: the token wanted of each row, in a shape that broadcasts with ``[...]``; ``None`` means all tokens.
 
     Returns:
         Logits, ``[..., d_vocab_out]`` or ``[...]``.

@@ -34,7 +34,7 @@ def get_act_patch_direct_path(
     component: Component = "q",
     verbose: bool = True,
 ) -> jax.Array:
-    """Patches the direct edge from one head to every later head, each alone, exactly.
+    """Patches the direct edges from one head to every later head, one edge at a time, exactly.
 
     The receiving head's queries (keys, values) read the residual stream with the source head's clean output in place
     of its corrupted one; everything else the head reads, and every other head, is as in the corrupted run.
@@ -43,11 +43,11 @@ def get_act_patch_direct_path(
         model: the model.
         corrupted_tokens: the run that is patched.
         clean_cache: holds ``z`` of the source's layer.
-        corrupted_cache: as in TransformerLens; not needed, the corrupted run is run anyway.
+        corrupted_cache: not used, because the corrupted prompts are run anyway; an argument as in TransformerLens.
         patching_metric: takes logits ``[batch, pos, d_vocab]``, returns one number.
         src_layer, src_head: the sending head.
-        component: what receives: ``"q"``, ``"k"`` or ``"v"``.
-        verbose: show a progress bar on long sweeps.
+        component: the input of the receiving head: ``"q"``, ``"k"`` or ``"v"``.
+        verbose: whether to show a progress bar on long sweeps.
 
     Returns:
         ``[layer, head]`` (``[layer, kv_head]`` for keys and values), zero up to the source's layer.
@@ -73,11 +73,11 @@ def get_act_patch_direct_path_all_sources(
     component: Component = "q",
     verbose: bool = True,
 ) -> jax.Array:
-    """:func:`get_act_patch_direct_path` from every head.
+    """Patches the direct edges from every head to every later head, one edge at a time.
 
     Args:
-        model, corrupted_tokens, clean_cache, corrupted_cache, patching_metric, component, verbose: likewise, with ``z``
-            of every layer in the clean cache.
+        model, corrupted_tokens, clean_cache, corrupted_cache, patching_metric, component, verbose: as in
+            :func:`get_act_patch_direct_path`; the clean cache holds ``z`` of every layer.
 
     Returns:
         ``[source layer, source head, layer, head]``.
@@ -103,7 +103,7 @@ def _direct_paths(
     component: str,
     verbose: bool,
 ) -> np.ndarray:
-    """``[sender, layer, head]``."""
+    """Returns the metric of each edge, ``[sender, layer, head]``; zero where there is no edge."""
     cfg = model.cfg
     if component not in ("q", "k", "v"):
         raise InputError(f'component={component!r} is not one of "q", "k" and "v".')
@@ -137,7 +137,7 @@ def _direct_paths(
 
 
 def _sent(model: HookedTransformer, setup: Setup, cache: Any, senders: Sequence[tuple[int, int]]) -> np.ndarray:
-    """What each sender adds to the stream beyond the corrupted run, ``[sender, batch, padded_pos, d_model]``."""
+    """Computes what senders add to the stream beyond the corrupted run, ``[sender, batch, padded_pos, d_model]``."""
     read = read_source(model, setup.base, cache, setup.names)
     added = {}
     for layer, name in zip(setup.layers, setup.names, strict=True):
@@ -149,7 +149,7 @@ def _sent(model: HookedTransformer, setup: Setup, cache: Any, senders: Sequence[
 
 
 def _received(model: HookedTransformer, base: BaseRun, layer: int, component: str, sent: np.ndarray) -> jax.Array:
-    """Queries, keys or values with each sender's change, ``[sender, batch, padded_pos, head, d_head]``."""
+    """Computes queries, keys or values with each sender's change, ``[sender, batch, padded_pos, head, d_head]``."""
     streams = np.asarray(base.residual(layer))[None] + sent
     heads = read_heads(model, base, layer, component, streams[:, :, : base.length])
     spec_name = f"blocks.{layer}.attn.hook_{component}"

@@ -40,7 +40,7 @@ from tljax.text.padding import pad_axis
 def _patch_function(
     name: str, activation: str, setter: PatchSetter, axes: tuple[str, ...], what: str
 ) -> Callable[..., Any]:
-    """A function ``get_act_patch_<name>`` that patches one kind of activation."""
+    """Makes a function ``get_act_patch_<name>`` that patches one kind of activation."""
 
     def get_act_patch(
         model: HookedTransformer,
@@ -119,12 +119,12 @@ def get_act_patch_attn_head_all_pos_every(
 ) -> Any:
     """Patches each head's output, queries, keys, values and pattern at all positions: ``[patch_type, layer, head]``.
 
-    Where there are fewer key and value heads than heads, the rest of their grids is 0 in an array, and NaN in a
-    :class:`~tljax.patching.PatchingResult`, where no site counts as one without effect.
+    If there are fewer key/value heads than query heads, the missing sites are 0 in an array, and NaN in a
+    :class:`~tljax.patching.PatchingResult`, so that they do not count as sites without effect.
 
     Args:
         model, corrupted_tokens, clean_cache, metric: as in :func:`generic_activation_patch`.
-        **kwargs: to each sweep: ``reduce``, ``baseline``, ``index_df``, ``max_batch``, ``progress``.
+        **kwargs: passed to each sweep: ``reduce``, ``baseline``, ``index_df``, ``max_batch``, ``progress``.
     """
     functions = {
         "out": get_act_patch_attn_head_out_all_pos,
@@ -143,7 +143,7 @@ def get_act_patch_attn_head_by_pos_every(
 
     Args:
         model, corrupted_tokens, clean_cache, metric, **kwargs: as in :func:`get_act_patch_attn_head_all_pos_every`,
-            which says what stands where there are fewer key and value heads.
+            which also says what the result holds if there are fewer key/value heads.
 
     Returns:
         ``[patch_type, layer, pos, head]``; a pattern's position is that of the query.
@@ -183,7 +183,7 @@ def _every(
     arguments: tuple[HookedTransformer, Any, Any, Metrics],
     options: Mapping[str, Any],
 ) -> Any:
-    """Sweeps of several kinds along a leading axis ``patch_type``, grids of fewer heads filled up."""
+    """Stacks several sweeps along a leading axis ``patch_type``, filling up the grids of fewer heads."""
     if options.get("return_index_df"):
         raise InputError(
             "return_index_df goes with one kind of activation; for several pass baseline=True and take the result's "

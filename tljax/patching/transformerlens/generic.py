@@ -37,17 +37,17 @@ MaxBatch = int | Literal["auto"]
 
 
 def make_df_from_ranges(column_max_ranges: Sequence[int], column_names: Sequence[str]) -> Any:
-    """A DataFrame of all combinations of indices below some maxima, the last column fastest.
+    """Returns a DataFrame of all combinations of indices below some maxima, the last column varying fastest.
 
     Args:
         column_max_ranges: one past the last index of each column.
-        column_names: their names.
+        column_names: names of the columns.
 
     Returns:
-        A pandas DataFrame, such as ``index_df=`` of :func:`generic_activation_patch` takes.
+        A pandas DataFrame, which can be ``index_df`` of :func:`generic_activation_patch`.
 
     Raises:
-        InputError: not as many ranges as names.
+        InputError: the numbers of ranges and names differ.
         ImportError: pandas is not installed.
 
     Example:
@@ -76,7 +76,7 @@ def generic_activation_patch(
     max_batch: MaxBatch = "auto",
     progress: bool | None = None,
 ) -> Any:
-    """Patches an activation in one run for each row of an index, and measures.
+    """Patches an activation in one run for each row of an index, and measures the metric.
 
     Args:
         model: the model.
@@ -84,18 +84,18 @@ def generic_activation_patch(
         clean_cache: the cache of the run that values come from (or anything that :func:`~tljax.patching.sweep` takes
             as its source).
         patching_metric: a function of logits ``[batch, pos, d_vocab]``, or several by name.
-        patch_setter: one of this module's, or a function ``(corrupted_activation, index, clean_activation) ->
-            activation`` that returns the patched activation ``[batch, pos, ...]``; ``index`` is a row of the index, as
-            a list.
+        patch_setter: one of tljax's setters, or a function ``(corrupted_activation, index, clean_activation)`` that
+            returns the patched activation ``[batch, pos, ...]``; ``index`` is a row of the index, as a list.
         activation_name: short name, such as ``"resid_pre"``, ``"z"`` or ``"pattern"``.
         index_axis_names: axes whose combinations are the index, ``"layer"`` among them: ``pos``, ``head``
             (``head_index``), ``query_pos`` (``dest_pos``), ``key_pos`` (``src_pos``), ``neuron``, ``d_model``,
             ``d_head``.
-        index_df: or the index itself: a DataFrame with a ``layer`` column, one row for each run.
-        return_index_df: return the index too, ``(result, index_df)``.
+        index_df: the index itself, instead of ``index_axis_names``: a DataFrame with one row for each run and a
+            ``layer`` column.
+        return_index_df: whether to return the index too, ``(result, index_df)``.
         reduce: ``"scalar"``: the metric returns one number. ``"mean"`` and ``"none"``: it returns one for each prompt
             ``[batch]``, which are averaged or kept.
-        baseline: return a :class:`~tljax.patching.PatchingResult`, which compares with the unpatched run.
+        baseline: whether to return a :class:`~tljax.patching.PatchingResult`, which holds the unpatched run's metric.
         max_batch, progress: as in :func:`~tljax.patching.sweep`.
 
     Returns:
@@ -127,7 +127,7 @@ def generic_activation_patch(
 
 
 def is_plain(metric: Any, reduce: str, baseline: bool) -> bool:
-    """Whether a result is an array."""
+    """Whether the result is an array rather than a ``PatchingResult``."""
     return not (reduce == "none" or baseline or isinstance(metric, Mapping))
 
 
@@ -179,7 +179,7 @@ def _measure(
     metric: Metrics,
     options: Mapping[str, Any],
 ) -> Measured:
-    """Metrics of the sites, each with the values that the setter gives it."""
+    """Measures the sites, each patched with the values that the setter gives."""
     setup, index, layer, read = planned.setup, planned.index, planned.layer, planned.read
     axes = axes_of(setter, setup.spec)
     if axes is not None:
@@ -198,7 +198,7 @@ def _measure(
 
 
 def _clean_activations(setup: Setup, clean_cache: Any, read: Source) -> Callable[[HookPointSpec], jax.Array]:
-    """Gives clean activations as a user's setter takes them: of a cache just as they are, of any length."""
+    """Returns the function that gives a user's setter its clean activations; those of a cache may be of any length."""
 
     def clean(spec: HookPointSpec) -> jax.Array:
         if isinstance(clean_cache, Mapping) and spec.name in clean_cache:

@@ -1,6 +1,6 @@
 """Patch setters: functions ``(corrupted_activation, index, clean_activation)`` that return the patched activation.
 
-Those of TransformerLens, by name, and what turns a user's own into values that a sweep writes.
+TransformerLens's setters, by name, and the conversion of a user's own setter to the values that a sweep writes.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -88,10 +88,10 @@ _KNOWN: tuple[tuple[PatchSetter, tuple[str, ...], tuple[str, ...]], ...] = (
 
 
 def axes_of(setter: PatchSetter, spec: HookPointSpec) -> tuple[str, ...] | None:
-    """Axes that a known setter's index has after the layer; ``None`` for any other function.
+    """Returns the axes that a known setter's index has after the layer; ``None`` for any other function.
 
     Raises:
-        InputError: it is no function, or the point's activations are not of the setter's kind.
+        InputError: ``setter`` is not a function, or the point lacks the axes that it needs.
     """
     if not callable(setter):
         raise InputError(
@@ -111,7 +111,7 @@ def axes_of(setter: PatchSetter, spec: HookPointSpec) -> tuple[str, ...] | None:
 def set_values(
     setter: PatchSetter, corrupted: jax.Array, index: Sequence[Any], clean: jax.Array, name: str
 ) -> np.ndarray:
-    """The patched activation, as a setter gives it.
+    """Calls a setter and returns the patched activation.
 
     Raises:
         InputError: the setter assigned in place, or returned something else than an activation of this shape.
@@ -154,9 +154,9 @@ def custom_sites(
     clean: Callable[[HookPointSpec], jax.Array],
     tolerance: float,
 ) -> Iterator[tuple[np.ndarray, Sites]]:
-    """Sites that write what a setter returns, in groups whose values fit in memory together.
+    """Makes sites that write what a setter returns, in groups whose values fit in memory together.
 
-    The values of a site are a whole activation, so a sweep finds from them which positions of which prompts change.
+    The values of a site are a whole activation; a sweep finds the positions and prompts that change by comparing them.
 
     Args:
         setter: the setter.
@@ -164,7 +164,7 @@ def custom_sites(
         specs: the patched point at each layer.
         layer: ``[site]``, each site's layer.
         index: the index of each site, as the setter takes it.
-        clean: gives the clean activation of a point, as the setter takes it.
+        clean: function from a point to its clean activation, as the setter takes it.
         tolerance: as in :class:`~tljax.patching.engine.sites.Sites`.
 
     Yields:
@@ -186,7 +186,7 @@ def custom_sites(
 
 
 def _groups(layer: np.ndarray, site_bytes: int) -> Iterator[tuple[np.ndarray, int]]:
-    """Sites to hold at once, and the number of values for each layer: the same in all groups, so programs are too."""
+    """Yields the sites to hold at once, and the number of values a layer: equal in all groups, which share programs."""
     layers, counts = np.unique(layer, return_counts=True)
     size = min(power_of_two(int(counts.max())), power_of_two_within(how_many(site_bytes)))
     together = how_many(size * site_bytes)

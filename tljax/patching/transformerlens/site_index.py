@@ -21,14 +21,14 @@ AXIS_NAMES = ("layer", *SITE_AXES, *(alias for alias, axis in AXIS_ALIASES.items
 
 @dataclasses.dataclass(frozen=True)
 class SiteIndex:
-    """Sites, one a row.
+    """The index of a sweep, with one row for each site.
 
     Attributes:
         names: names of the columns, as given.
         rows: the rows, as a setter takes them.
         axes: axes of the result.
-        sizes: their sizes.
-        listed: the table the sites were listed in, if they were.
+        sizes: sizes of the axes.
+        listed: the DataFrame that listed the sites; ``None`` if named axes span them.
     """
 
     names: tuple[str, ...]
@@ -43,10 +43,10 @@ class SiteIndex:
         return self.listed if self.listed is not None else data_frame(self.rows, self.names)
 
     def whole_numbers(self, number: int, size: int, what: str, counted: bool = True) -> np.ndarray:
-        """A column that counts entries of an axis; negative ones are ``counted`` from the end, or left so.
+        """Returns a column of indices along an axis; negative ones are made to count from the start if ``counted``.
 
         Raises:
-            InputError: it holds something else than numbers of that axis.
+            InputError: the column holds something other than indices of that axis.
         """
         column = [row[number] for row in self.rows]
         for row, entry in enumerate(column):
@@ -59,22 +59,22 @@ class SiteIndex:
 
 
 def layers_of(index: SiteIndex, n_layers: int) -> np.ndarray | None:
-    """The layer of each row, if the index has one."""
+    """Returns the layer of each row; ``None`` if the index has no layer column."""
     if "layer" not in index.names:
         return None
     return index.whole_numbers(index.names.index("layer"), n_layers, "the model")
 
 
 def data_frame(rows: Sequence[Sequence[Any]], names: Sequence[str]) -> Any:
-    """A pandas DataFrame of some rows."""
+    """Returns a pandas DataFrame of some rows."""
     return tables.load_pandas().DataFrame(list(rows), columns=list(names))
 
 
 def listed_index(index_df: Any) -> SiteIndex:
-    """The sites of a table, whose result has one entry for each of its rows.
+    """Returns the sites listed in a DataFrame; the result has one entry for each row.
 
     Raises:
-        InputError: it is no table, or an empty one.
+        InputError: ``index_df`` is not a DataFrame, or has no rows.
     """
     if not hasattr(index_df, "columns"):
         raise InputError(
@@ -94,10 +94,10 @@ def _as_python(entry: Any) -> Any:
 
 
 def spanned_index(names: Sequence[str], setup: Setup) -> SiteIndex:
-    """The sites of all combinations of the entries of some axes, the last axis fastest.
+    """Returns the sites of all combinations of the entries of some axes, the last axis varying fastest.
 
     Raises:
-        InputError: an axis that does not exist, or twice.
+        InputError: an axis does not exist or is named twice.
     """
     if isinstance(names, str):
         raise InputError(f"index_axis_names is a sequence of names: ({names!r},) instead of {names!r}.")
@@ -111,7 +111,7 @@ def spanned_index(names: Sequence[str], setup: Setup) -> SiteIndex:
 
 
 def axis_name(name: str) -> str:
-    """tljax's name of an axis."""
+    """Returns tljax's name of an axis."""
     return AXIS_ALIASES.get(name, name)
 
 
@@ -125,10 +125,10 @@ def _entries(name: str, setup: Setup) -> Sequence[int]:
 
 
 def site_layers(setup: Setup, activation_name: str, index: SiteIndex, cfg: HookedTransformerConfig) -> np.ndarray:
-    """The layer of each site.
+    """Returns the layer of each site.
 
     Raises:
-        InputError: the index has no layer, or one where the activation is already that of one place.
+        InputError: the index has no layer, or has one although the activation is that of one layer or the embedding.
     """
     if layer_in(activation_name) is not None or layer_of(setup.names[0]) is None:
         if "layer" in index.names:
@@ -147,9 +147,9 @@ def site_layers(setup: Setup, activation_name: str, index: SiteIndex, cfg: Hooke
 
 
 def site_entries(index: SiteIndex, axes: Sequence[str], setup: Setup, setter: str) -> dict[str, np.ndarray]:
-    """For a known setter, the entry of each site along each of the setter's axes, of padded prompts one for each.
+    """Returns the entry of each site along each axis of a known setter; one for each prompt if prompts are padded.
 
-    Columns named like those axes are found by name, in any order; in a table, other names count by their place.
+    Columns named like the axes are matched by name, in any order; columns of a DataFrame with other names, by order.
 
     Raises:
         InputError: the index does not fit the setter, or names an entry that does not exist.
