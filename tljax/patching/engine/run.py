@@ -158,8 +158,13 @@ def _run(
             count = min(group, n_sites - first)
             part = rows.take(np.flatnonzero((rows.site >= first) & (rows.site < first + count)))
             finals = run(part, first=first, n_sites=count)
+            live = np.unique(part.site) - first
+            finals = finals[live] if len(live) < count else finals
             for name, measure in measures.items():
-                values[name].append(np.asarray(measure(finals, reach.only)))
+                # The metric of a site without effect is that of the base run.
+                measured = np.repeat(np.asarray(measure.baseline)[None], count, axis=0)
+                measured[live] = np.asarray(measure(finals, reach.only))
+                values[name].append(measured)
     return {name: np.concatenate(parts) for name, parts in values.items()}, rows, engine
 
 
@@ -189,10 +194,10 @@ def _report(
 ) -> SweepReport:
     skipped = n_sites - len(np.unique(rows.site))
     reductions = []
-    by_pages = isinstance(engine, Engine)
-    if by_pages and len(rows) and int(rows.layer.max()) > 0:
+    by_batches = isinstance(engine, Engine)
+    if by_batches and len(rows) and int(rows.layer.max()) > 0:
         reductions.append("layer skip")
-    if by_pages and cfg.attention_dir == "causal" and len(rows) and int(rows.start.max()) > 0:
+    if by_batches and cfg.attention_dir == "causal" and len(rows) and int(rows.start.max()) > 0:
         reductions.append("causal suffix")
     if skipped:
         reductions.append("sites without effect skipped")
@@ -200,7 +205,7 @@ def _report(
         reductions.append("one position unembedded")
     full = forward_flops(cfg, base.batch, base.length)
     unembedding = sum(measure.flops for measure in measures.values())
-    spent = engine.spent.flops + blocks_flops(cfg, base.batch, base.padded_length) + n_sites * unembedding
+    spent = engine.spent.flops + blocks_flops(cfg, base.batch, base.padded_length) + (n_sites - skipped) * unembedding
     how = ", ".join(dict.fromkeys(measure.how for measure in measures.values()))
     return SweepReport(
         n_sites, skipped, tuple(reductions), how, float(spent), engine.spent.floor, float(n_sites * full)
