@@ -81,8 +81,8 @@ class HookedTransformerConfig(SaysWhatInstead):
         router_jitter: under ``"sparsemixer"``, scores within twice this share of the largest are close.
         routed_scaling_factor: multiplies the weights of chosen experts.
         expert_groups: number of equal groups of experts; a token's experts come from its best
-            ``expert_groups_per_token`` groups (DeepSeek). A group's score is that of its best expert, or under ``"sigmoid"`` the sum of its best
-            two. ``None``: no groups.
+            ``expert_groups_per_token`` groups (DeepSeek). A group's score is that of its best expert, or under
+            ``"sigmoid"`` the sum of its best two. ``None``: no groups.
         d_shared_expert: width of one more expert, which every token goes through; ``None``: there is none.
         gate_shared_expert: multiplies the shared expert's output by the sigmoid of one more projection (Qwen 2).
         expert_biases: experts and router have biases (gpt-oss).

@@ -15,7 +15,7 @@ from tljax.hooks.point import POSITION_AXES
 from tljax.numerics import widened
 
 AttentionInput = Literal["shared", "per_head", "split"]
-"""How ln1 is called: once, once with a head axis (``hook_attn_in``), or for each of q, k and v (``hook_q_input`` …)."""
+"""Ways of calling ln1: once, once with a head axis (``hook_attn_in``), or for each of q, k, v (``hook_q_input`` …)."""
 
 AXES = (
     "batch", "pos", "query_pos", "key_pos", "head", "d_head", "all_heads", "latent", "d_model", "neuron", "d_vocab",
@@ -90,7 +90,7 @@ class HookPointSpec:
     asks_for: AttentionInput = "shared"
 
     def shape(self, batch: int = 1, pos: int = 1) -> tuple[int, ...]:
-        """Shape of the activation for ``batch`` prompts of ``pos`` tokens."""
+        """Returns the shape of the activation for ``batch`` prompts of ``pos`` tokens."""
         known = {"batch": batch, **dict.fromkeys(POSITION_AXES, pos), **dict(self.sizes)}
         return tuple(known[axis] for axis in self.axes)
 

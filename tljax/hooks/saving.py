@@ -84,8 +84,8 @@ def load_interventions(
         model: the model that they must have been saved for; ``None`` checks nothing.
 
     Raises:
-        CheckpointError: the file is missing, damaged, or of another kind; its interventions were saved for a model other
-            than ``model``, or it does not say for which.
+        CheckpointError: the file is missing, damaged, or of another kind; its interventions were saved for a model
+            other than ``model``, or it does not say for which.
     """
     arrays, header = read_own(
         path,

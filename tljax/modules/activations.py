@@ -29,7 +29,7 @@ def quick_gelu(x: jax.Array) -> jax.Array:
 
 
 def relu2(x: jax.Array) -> jax.Array:
-    """Squared ReLU."""
+    """Computes the squared ReLU."""
     return jnp.square(jax.nn.relu(x))
 
 

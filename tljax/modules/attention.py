@@ -160,7 +160,7 @@ class Attention(nn.Module):
 
 
 def _score(q: jax.Array, k: jax.Array, layout: str) -> jax.Array:
-    """Dot products ``[batch, head, query_pos, key_pos]``; each key head serves a run of consecutive query heads.
+    """Computes dot products ``[batch, head, query_pos, key_pos]``; a key head serves consecutive query heads.
 
     ``layout`` names the axes of ``k``: b batch, s key position, k key head, e dimension of a head.
     """
@@ -172,7 +172,7 @@ def _score(q: jax.Array, k: jax.Array, layout: str) -> jax.Array:
 
 
 def _weigh(pattern: jax.Array, v: jax.Array, layout: str) -> jax.Array:
-    """Pattern-weighted values ``[batch, query_pos, head, d_value]``; ``layout`` names the axes of ``v``."""
+    """Computes pattern-weighted values ``[batch, query_pos, head, d_value]``; ``layout`` names the axes of ``v``."""
     batch, heads, queries, keys = pattern.shape
     kv_heads = v.shape[layout.index("k")]
     grouped = pattern.reshape(batch, kv_heads, heads // kv_heads, queries, keys)

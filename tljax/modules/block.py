@@ -37,7 +37,7 @@ class TransformerBlock(nn.Module):
             self.ln2_post = make_norm(cfg, norm_kind(cfg, "ln2_post"))
 
     def __call__(self, resid_pre: jax.Array, context: AttentionContext) -> jax.Array:
-        """Returns the residual stream ``[batch, pos, d_model]`` after the block, of tokens ``context.computed`` keeps."""
+        """Returns the residual stream ``[batch, pos, d_model]`` after the block, of tokens that are computed."""
         resid_pre = hook(self, "hook_resid_pre", resid_pre)
         query, key, value = self._attention_inputs(resid_pre, context)
         attn_out = self.attention_output(self.attn(context.computed(query), key, value, context))

@@ -66,7 +66,7 @@ class XIELU(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """An array of any shape to the same shape."""
+        """Maps an array of any shape to the same shape."""
         alpha_p, alpha_n = (
             parameter(self, name, initializers.constant(math.log(math.expm1(start))), "one").reshape([1] * x.ndim)
             for name, start in (("alpha_p", 0.8), ("alpha_n", 0.3))

@@ -48,7 +48,7 @@ def attention_factor(cfg: HookedTransformerConfig, kind: LayerKind = USUAL) -> f
 
 
 def _by_parts(cfg: HookedTransformerConfig, frequencies: np.ndarray) -> np.ndarray:
-    """Llama-3 scaling ("NTK by parts").
+    """Applies Llama-3 scaling ("NTK by parts").
 
     Wavelengths longer than ``original / low`` are slowed by ``factor``, those shorter than ``original / high`` are
     kept, and the ones between are interpolated.
@@ -62,7 +62,7 @@ def _by_parts(cfg: HookedTransformerConfig, frequencies: np.ndarray) -> np.ndarr
 
 
 def _yarn(cfg: HookedTransformerConfig, periods: np.ndarray) -> np.ndarray:
-    """YaRN (Peng et al. 2023): like :func:`_by_parts`, but the ramp between kept and slowed is linear in the pair.
+    """Applies YaRN (Peng et al. 2023): like :func:`_by_parts`, but the ramp from kept to slowed is linear in the pair.
 
     A pair is kept if it turns at least ``yarn_beta_fast`` times within the original context and slowed by
     ``yarn_factor`` if at most ``yarn_beta_slow`` times.

@@ -167,7 +167,7 @@ def _prompt(
 
 
 def _role(tokenizer: Tokenizer, index: int, token: int, doubled: bool) -> str:
-    """``"BOS"``, ``"EOS"`` or ``""``; one id that is both is BOS at the start and EOS after it."""
+    """Returns ``"BOS"``, ``"EOS"`` or ``""``; one id that is both is BOS at the start and EOS after it."""
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     if token == bos and (bos != eos or index == 0 or (index == 1 and doubled)):
         return "BOS"
