@@ -86,7 +86,7 @@ _ROOMS = (
     "viz",
     "weights",
 )
-"""Public packages; what ``import tljax`` does not need of them is imported when it is asked for."""
+"""Public packages. Those that ``import tljax`` does not load are imported on first access."""
 
 
 def __getattr__(name: str) -> Any:

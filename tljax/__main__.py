@@ -31,7 +31,7 @@ space as they stand in running text."""
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Returns the command-line parser."""
     result = argparse.ArgumentParser(
         "python -m tljax",
         description=DESCRIPTION,

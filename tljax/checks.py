@@ -1,8 +1,8 @@
-"""What an argument may be, said once: flags, whole numbers, choices, and numbers of things that must exist.
+"""Checks of arguments: flags, whole numbers, choices, and indices of things that must exist.
 
-:func:`typed` checks a function's simple arguments by their annotations, :func:`check_fields` a dataclass's fields. What
-else a number must be (at least one, an entry of an axis) takes one of the other functions. Values under trace pass:
-there is nothing to look at, and what they lead to must be NaN where they mean nothing (:func:`take`).
+:func:`typed` checks a function's simple arguments against their annotations, :func:`check_fields` a dataclass's fields.
+The other functions check bounds and indices. A traced value has no number to check: functions that need one refuse it,
+and :func:`take` gives NaN for an index out of range.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ _NAMES: dict[Any, str] = {
 
 
 class _ItsOwn:
-    """Stands in a signature for a default that is decided further on."""
+    """Placeholder in a signature for a default value that is decided later."""
 
     def __repr__(self) -> str:
         return "..."
@@ -44,20 +44,20 @@ def typed(
     error: type[TljaxError] = InputError,
     receiver: Callable[..., Any] | None = None,
 ) -> Callable[_P, _R]:
-    """Makes a function check the names of its arguments, and those that are flags, numbers, texts or choices of them.
+    """Makes a function check its arguments: their names, and values that are flags, numbers, strings or choices.
 
-    Without it ``truncate="no"`` would be true, and ``reduce="non"`` whatever the code takes for the other case. Any
-    other annotation, one in quotes too, is left to the function. A bundle, ``**options: Unpack[SomeTypedDict]``, counts
-    as the arguments that it holds: they are checked, and ``help`` and completion show them.
+    Without it ``truncate="no"`` would count as true, and ``reduce="non"`` as whichever case the code tests last.
+    Arguments with any other annotation, or one in quotes, are left to the function. The keys of
+    ``**options: Unpack[SomeTypedDict]`` count as arguments: they are checked, and ``help`` and completion show them.
 
     Args:
         function: the function.
-        error: what it then raises for a value, saying what would fit.
-        receiver: the function that a bundle is passed on to: the signature shows the defaults that it has there.
+        error: class of the error for a value that does not fit; its message says what would.
+        receiver: the function that ``**options`` are passed on to; the signature shows its default values.
 
     Raises:
-        ArgumentError: when called with a name that there is none of (says the nearest), or with a value by position
-            that goes by name.
+        ArgumentError: when called with an unknown name (the message gives the nearest one), or with a keyword-only
+            argument by position.
     """
     parameters: dict[str, inspect.Parameter] = {}
 
@@ -84,7 +84,7 @@ def typed(
 
 
 def _signature(function: Callable[..., Any], receiver: Callable[..., Any] | None) -> inspect.Signature:
-    """The signature, with a bundle of options as the arguments that it holds."""
+    """Returns the signature, with ``**options: Unpack[...]`` replaced by one keyword argument for each key."""
     signature, parameters = inspect.signature(function), []
     received = {} if receiver is None else inspect.signature(receiver).parameters
     for one in signature.parameters.values():
@@ -100,7 +100,7 @@ def _signature(function: Callable[..., Any], receiver: Callable[..., Any] | None
 def _misnamed(
     function: Callable[..., Any], parameters: Mapping[str, inspect.Parameter], name: str | None
 ) -> ArgumentError:
-    """The error for an argument that there is none of; ``None``: for one by position that goes by name."""
+    """Returns the error for an unknown argument ``name``; with ``None``, for a keyword-only one given by position."""
     owner = function.__qualname__.removesuffix(".__init__").rpartition(".")[2]
     known = [each for number, each in enumerate(parameters) if number or each not in ("self", "cls", "cache")]
     if name is not None:
@@ -116,7 +116,7 @@ def _check(value: Any, parameter: inspect.Parameter, error: type[TljaxError]) ->
 
 
 def check_type(value: Any, annotation: Any, name: str, error: type[TljaxError] = InputError) -> None:
-    """Raises an error if a value does not fit an annotation that speaks of flags, numbers, texts and choices alone."""
+    """Raises an error if a value does not fit an annotation made of flags, numbers, strings and choices."""
     if fits(value, annotation) is False:
         options = [option for option in _choices(annotation) if isinstance(option, str)]
         raise error(f"{name}={value!r} is not {_expected(annotation)}.{nearest(str(value), options)}")
@@ -129,7 +129,7 @@ def check_fields(instance: Any, error: type[TljaxError] = InputError) -> None:
 
 
 def fits(value: Any, annotation: Any) -> bool | None:
-    """Whether a value is of the type, or ``None`` where the annotation says more than this module looks at."""
+    """Returns whether a value fits an annotation, or ``None`` for an annotation that this module does not check."""
     origin = get_origin(annotation)
     if origin in (Union, types.UnionType):
         found = [fits(value, one) for one in get_args(annotation)]
@@ -151,7 +151,7 @@ def fits(value: Any, annotation: Any) -> bool | None:
 
 
 def _is_sequence(value: Any, entry: Any) -> bool | None:
-    """Whether this is a list of values of a type; what is neither a list nor one value alone is not looked at."""
+    """Returns whether this is a list of values that fit ``entry``; ``None`` if not checked, as for JAX arrays."""
     if fits(None, entry) is None:
         return None
     if isinstance(value, list | tuple | range) or (isinstance(value, np.ndarray) and value.ndim):
@@ -162,7 +162,7 @@ def _is_sequence(value: Any, entry: Any) -> bool | None:
 
 
 def _is_number(value: Any, kind: type) -> bool:
-    """Whether this is one value of a kind: a Python one, numpy's or jax's; a whole number counts as a float."""
+    """Whether this is one value of type ``kind``, from Python, NumPy or JAX; a whole number counts as a float."""
     if isinstance(value, bool | int | float):
         if isinstance(value, bool) or kind is bool:
             return isinstance(value, bool) and kind is bool
@@ -195,7 +195,7 @@ def _choices(annotation: Any) -> list[Any]:
 def whole(
     value: Any, name: str, at_least: int | None = None, at_most: int | None = None, error: type[TljaxError] = InputError
 ) -> int:
-    """A whole number within bounds, as a Python one.
+    """Returns a whole number as a Python int, after checking its bounds.
 
     >>> whole(np.int64(3), "count", at_least=1)
     3
@@ -215,7 +215,7 @@ def whole(
 
 
 def entry(value: Any, size: int, name: str, things: str, error: type[TljaxError] = InputError) -> int:
-    """The number of one of ``size`` things, a negative one counted from the end.
+    """Returns an index below ``size`` as a Python int; a negative one counts from the end.
 
     >>> entry(-1, 4, "head", "heads")
     3
@@ -233,7 +233,7 @@ def entry(value: Any, size: int, name: str, things: str, error: type[TljaxError]
 
 
 def layers(given: Any, n_layers: int, name: str = "layers", error: type[TljaxError] = InputError) -> tuple[int, ...]:
-    """The numbers of layers, ``None`` meaning all, negative ones counted from the end; at least one."""
+    """Returns layer numbers, at least one; ``None`` means all layers, and negative numbers count from the end."""
     if given is None:
         return tuple(range(n_layers))
     if not isinstance(given, list | tuple | range) and not (isinstance(given, np.ndarray | jax.Array) and given.ndim):
@@ -250,9 +250,9 @@ def fits_int32(ids: np.ndarray) -> bool:
 
 
 def take(array: jax.Array, ids: Any, axis: int = 0) -> jax.Array:
-    """Entries of an axis by number, NaN (-1 of integers) for a number that does not exist; negative ones do not.
+    """Returns entries of an axis by index; an index that is negative or out of range gives NaN (-1 for integers).
 
-    Under trace a number cannot be refused, and JAX would take the nearest entry without a word.
+    A traced index cannot be refused, and JAX would silently take the nearest entry.
 
     >>> take(jnp.asarray([10.0, 20.0]), jnp.asarray([1, 2, -1]))
     Array([20., nan, nan], dtype=float32)
@@ -264,10 +264,10 @@ def take(array: jax.Array, ids: Any, axis: int = 0) -> jax.Array:
 
 
 def missing(dtype: Any) -> float | int:
-    """What stands where nothing exists: NaN, or -1 among integers, which is the number of nothing."""
+    """Returns the fill value for entries that do not exist: NaN, or -1 for integer dtypes."""
     return math.nan if jnp.issubdtype(dtype, jnp.inexact) else -1
 
 
 def is_traced(*values: Any) -> bool:
-    """Whether anything in these trees stands for an array inside a caller's ``jit``, ``grad`` or ``vmap``."""
+    """Whether any leaf of these pytrees is traced by a caller's ``jit``, ``grad`` or ``vmap``."""
     return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(values))

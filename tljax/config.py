@@ -1,4 +1,4 @@
-"""``HookedTransformerConfig``: what a decoder is made of, with TransformerLens's field names."""
+"""``HookedTransformerConfig``: the config of a decoder-only transformer, with TransformerLens's field names."""
 
 import dataclasses
 import functools
@@ -19,12 +19,12 @@ BOOKKEEPING = (
     "original_architecture", "use_attn_result", "use_split_qkv_input", "use_attn_in", "use_hook_mlp_in",
     "use_hook_tokens",
 )  # fmt: skip
-"""Fields that no compiled program depends on: what a model is called, how it was made, what a full cache holds."""
+"""Fields that no compiled program depends on: names, initialisation, special tokens, contents of a full cache."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LayerKind:
-    """What may differ between the layers of a model in what they compute; layers of one kind share their programs.
+    """Kind of a layer: the ways in which layers of one model may differ. Layers of one kind share compiled programs.
 
     Attributes:
         local: attention sees only the last ``window_size`` keys.
@@ -38,7 +38,7 @@ class LayerKind:
 
 
 USUAL = LayerKind()
-"""Global attention that rotates, and an MLP."""
+"""The most common kind: global attention with rotation, and an MLP."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,11 +55,11 @@ class HookedTransformerConfig(SaysWhatInstead):
         d_head: width of one attention head.
         n_heads: query heads; ``-1`` means ``d_model // d_head``.
         n_key_value_heads: key/value heads for grouped or multi-query attention; ``None`` means ``n_heads``.
-        d_value: width of the values of a head, where not that of its queries and keys; ``None`` means ``d_head``.
-        kv_lora_rank: keys and values come from a latent of this width (multi-head latent attention, DeepSeek 2): there
-            are no ``W_K`` and ``W_V`` but their factors. The last ``rotary_dim`` dimensions of a head rotate
-            (DeepSeek's ``qk_rope_head_dim``), and those of a key are the same in all heads. ``None``: no latent.
-        q_lora_rank: queries come from a latent of their own, of this width; ``None``: they do not.
+        d_value: width of a head's values, if not that of its queries and keys; ``None`` means ``d_head``.
+        kv_lora_rank: keys and values come from a latent of this width (multi-head latent attention, DeepSeek 2);
+            ``W_K`` and ``W_V`` are replaced by their factors. The last ``rotary_dim`` dimensions of a head rotate
+            (DeepSeek's ``qk_rope_head_dim``); in keys they are the same for all heads. ``None``: no latent.
+        q_lora_rank: width of a separate latent that queries come from; ``None``: no latent.
         latent_norm_eps: ``eps`` of the latents' RMS norms.
         d_mlp: width of the MLP; ``None`` means ``4 * d_model``.
         d_vocab: number of token ids; ``-1`` means "take it from the tokenizer".
@@ -68,34 +68,34 @@ class HookedTransformerConfig(SaysWhatInstead):
         gated_mlp: ``act(x W_gate) * (x W_in)`` instead of ``act(x W_in)``; ``b_in`` is added to the product.
         gated_mlp_bias: both branches have biases of their own, added before the product (Granite code):
             ``act(x W_gate + b_gate) * (x W_in + b_in)``.
-        num_experts: number of experts of a mixture, in place of the MLP; ``None``: no mixture.
-        experts_per_token: how many of them each token is sent to.
+        num_experts: number of experts in a mixture that replaces the MLP; ``None``: no mixture.
+        experts_per_token: how many experts each token is sent to.
         d_expert: width of one expert; ``None`` means ``d_mlp``.
-        moe_layers: for each layer, whether it has experts; ``None`` means all do. The others have an MLP.
-        router: how experts are chosen and weighed, from the router's scores. ``"softmax"``: a softmax over all experts,
-            of which the largest are taken (Mixtral); ``"chosen_softmax"``: the largest scores are taken, then a softmax
-            over them (Granite); ``"sparsemixer"``: two experts, one after the other, each weighed against those whose
-            score is close (Phi-3.5-MoE); ``"sigmoid"``: a sigmoid of each, to which a learned bias is added for the
-            choice alone (DeepSeek 3).
+        moe_layers: for each layer, whether it has experts rather than an MLP; ``None`` means all do.
+        router: how the router's scores give a choice of experts and their weights. ``"softmax"``: a softmax over all
+            experts, then the largest (Mixtral); ``"chosen_softmax"``: the largest scores, then a softmax over them
+            (Granite); ``"sparsemixer"``: two experts, one after the other, each weighed by a softmax over the experts
+            whose score is close (Phi-3.5-MoE); ``"sigmoid"``: a sigmoid of each score, plus a learned bias that
+            affects only the choice (DeepSeek 3).
         norm_topk_prob: under ``"softmax"`` and ``"sigmoid"``, the chosen experts' weights are divided by their sum.
         router_jitter: under ``"sparsemixer"``, scores within twice this share of the largest are close.
         routed_scaling_factor: multiplies the weights of chosen experts.
-        expert_groups: experts are chosen within the ``expert_groups_per_token`` best of so many equal groups
-            (DeepSeek); ``None``: among all. A group is as good as its best expert, under ``"sigmoid"`` as the sum of
-            its best two.
-        d_shared_expert: width of an expert that every token goes through besides; ``None``: there is none.
-        gate_shared_expert: its output is multiplied by the sigmoid of one more projection of the token (Qwen 2).
+        expert_groups: number of equal groups of experts; a token's experts come from its best
+            ``expert_groups_per_token`` groups (DeepSeek). A group's score is that of its best expert, or under
+            ``"sigmoid"`` the sum of its best two. ``None``: no groups.
+        d_shared_expert: width of one more expert, which every token goes through; ``None``: there is none.
+        gate_shared_expert: multiplies the shared expert's output by the sigmoid of one more projection (Qwen 2).
         expert_biases: experts and router have biases (gpt-oss).
-        swiglu_limit: in a gated expert the activation's input is cut above this, the linear branch to plus and minus
-            it, and one is added to the linear branch (gpt-oss).
+        swiglu_limit: in a gated expert, upper limit of the activation's input, and limit of the linear branch on both
+            sides; one is then added to the linear branch (gpt-oss).
         attn_only: blocks without an MLP.
         parallel_attn_mlp: attention and MLP both read ``resid_pre`` (GPT-NeoX).
         normalization_type: ``"LN"``, ``"RMS"``, their folded forms ``"LNPre"``, ``"RMSPre"``, or ``None``.
         final_rms: the final norm is an RMS norm even when the others are layer norms.
-        use_normalization_before_and_after: norms on what attention and MLP put out too, before it is added to the
-            residual stream (Gemma 2); they are not folded.
-        use_normalization_after_only: such norms instead of those before (OLMo 2): attention and MLP read the residual
-            stream as it is. They are ``ln1_post`` and ``ln2_post``; TransformerLens calls them ``ln1`` and ``ln2``.
+        use_normalization_before_and_after: the outputs of attention and MLP are normalised too, before they are added
+            to the residual stream (Gemma 2); these norms are not folded.
+        use_normalization_after_only: only the outputs of attention and MLP are normalised (OLMo 2), not their inputs.
+            The norms are ``ln1_post`` and ``ln2_post``; TransformerLens calls them ``ln1`` and ``ln2``.
         use_normalization_of_residual: the norms are on the residual stream itself, after each addition (GPT-1):
             ``resid_mid = ln1(resid_pre + attn_out)``, ``resid_post = ln2(resid_mid + mlp_out)``. Attention and MLP read
             the stream as it is, and there is no final norm.
@@ -106,19 +106,19 @@ class HookedTransformerConfig(SaysWhatInstead):
         logits_multiplier: multiplies the logits, after ``unembed.hook_out`` and before any soft cap.
         eps: added to the mean square inside the root of every norm.
         positional_embedding_type: ``"standard"`` (learned, added to the residual stream), ``"shortformer"`` (learned,
-            added after ``ln1`` to what queries and keys are made of, in every layer, never to the residual stream),
+            added after ``ln1`` to the input of queries and keys, in every layer, never to the residual stream),
             ``"rotary"``, ``"alibi"`` or ``"none"``.
         alibi_bias_max: under ``"alibi"``, the last of ``H`` heads has slope ``2 ** -alibi_bias_max``.
-        alibi_rounded: ALiBi as in Falcon-RW: what is added to the scores is ``slope * key``, both and their product
-            rounded to bfloat16, over ``attn_scale``.
-        d_embed: width of the token embedding and of what is unembedded, where projections lie between them and the
-            residual stream (OPT-350m): ``embed.W_proj`` and ``unembed.W_proj``; ``None``: there are none.
+        alibi_rounded: ALiBi as in Falcon-RW: adds ``slope * key`` to the scores, with both factors and the product
+            rounded to bfloat16 and the product divided by ``attn_scale``.
+        d_embed: width of token embedding and unembedding, if projections ``embed.W_proj`` and ``unembed.W_proj``
+            connect them to the residual stream (OPT-350m); ``None``: no projections.
         post_embedding_ln: a layer norm on the token embedding, before ``hook_embed`` (Bloom); not folded.
         rotary_dim: leading dimensions of a head that rotate; ``None`` means all of ``d_head``.
         rotary_base: base of the rotary frequencies.
         rotary_scaling_factor: linear position scaling (positions are divided by it).
-        rotary_base_local: base in layers of local attention; ``None`` means ``rotary_base``. Position scaling then does
-            not apply there (Gemma 3).
+        rotary_base_local: base in layers of local attention, to which position scaling then does not apply (Gemma 3);
+            ``None`` means ``rotary_base``.
         rotary_layers: for each layer, whether it rotates at all; ``None`` means all do (in SmolLM3 some do not).
         rotary_adjacent_pairs: rotate dimensions ``(0,1),(2,3),…`` (GPT-J) instead of first half with second half.
         use_NTK_by_parts_rope: Llama-3 frequency scaling, with the four ``NTK_*`` fields below it.
@@ -128,13 +128,13 @@ class HookedTransformerConfig(SaysWhatInstead):
             the short ones for a text of up to ``longrope_original_max_position_embeddings`` tokens, the long ones for
             all of a longer text; ``longrope_attention_factor`` multiplies cosines and sines of both. ``None``: no long
             rope.
-        use_dynamic_ntk_rope: frequencies would change once a text passed ``train_seq_length`` tokens, which ``n_ctx``
-            may not; ``dynamic_ntk_factor`` is kept for export.
+        use_dynamic_ntk_rope: frequencies change in texts of more than ``train_seq_length`` tokens. ``n_ctx`` may not
+            exceed that, so they never change here; ``dynamic_ntk_factor`` is kept for export.
         use_qk_norm: a norm over queries and keys, before rotation (Qwen 3).
         qk_norm_type: ``"RMS"`` or ``"LN"``.
         qk_norm_span: ``"shared"``: over each head, one weight for all heads; ``"per_head"``: over each head, a weight
             for each (Cohere); ``"joint"``: over all heads together (OLMo 2).
-        qk_norm_after_rotary: that norm comes after rotation (HunYuan).
+        qk_norm_after_rotary: the norm of queries and keys comes after rotation (HunYuan).
         clip_qkv: queries, keys and values are clipped to ``[-clip_qkv, clip_qkv]`` after ``hook_q``, ``hook_k``,
             ``hook_v`` and their norm, before rotation (OLMo, MPT); ``None``: not at all.
         use_attention_sinks: each head has a learned score that takes attention and gives no value (gpt-oss).
@@ -154,11 +154,11 @@ class HookedTransformerConfig(SaysWhatInstead):
         init_mode, initializer_range, seed, init_weights: how ``HookedTransformer(cfg)`` draws its parameters.
         tokenizer_name: a tokenizer to load with the model.
         default_prepend_bos: whether text gets a BOS token unless a call says otherwise.
-        eos_token_ids: tokens that end a generated text, as a checkpoint's generation_config.json or config.json says;
-            ``None``: the tokenizer's EOS does. One id may be given as a number. Ids outside the vocabulary are kept and
-            never met.
-        bos_token_id, pad_token_id: what the same file says of them, or ``None``. ``pad_token_id`` stands after the end
-            of a generated text; text itself goes by the tokenizer's tokens.
+        eos_token_ids: tokens that end a generated text, from a checkpoint's generation_config.json or config.json;
+            ``None`` means the tokenizer's EOS. One id may be given as a number. Ids outside the vocabulary are kept
+            and have no effect.
+        bos_token_id, pad_token_id: the ids in the same file, or ``None``. ``pad_token_id`` fills generated texts after
+            their end; encoding text uses the tokenizer's own tokens.
         tokenizer_prepends_bos: whether the tokenizer adds BOS by itself (set when a tokenizer is attached).
         weight_processing: which steps of weight processing the parameters went through.
         model_name, original_architecture: where the parameters came from.
@@ -311,7 +311,7 @@ class HookedTransformerConfig(SaysWhatInstead):
 
     @property
     def has_norms_after(self) -> bool:
-        """Whether what attention and MLP put out goes through a norm."""
+        """Whether the outputs of attention and MLP go through a norm."""
         return self.use_normalization_before_and_after or self.use_normalization_after_only
 
     @property
@@ -345,7 +345,7 @@ class HookedTransformerConfig(SaysWhatInstead):
         return sum(block_weights(self, kind).stored for kind in self.layer_kinds)
 
     def layer_kind(self, layer: int) -> LayerKind:
-        """What a layer computes, as far as layers of this model differ."""
+        """Returns the kind of a layer: what distinguishes it from other layers of this model."""
         local = self.use_local_attn and self.attn_types is not None and self.attn_types[layer] == "local"
         rotates = self.rotary_layers is None or self.rotary_layers[layer]
         experts = self.num_experts is not None and (self.moe_layers is None or self.moe_layers[layer])
@@ -411,7 +411,7 @@ class HookedTransformerConfig(SaysWhatInstead):
 
     @classmethod
     def refuse_unknown(cls, fields: Iterable[str]) -> None:
-        """Raises ConfigError if a name is no field of a config."""
+        """Raises ConfigError if a name is not a config field."""
         names = [field.name for field in dataclasses.fields(cls)]
         unknown = [f"{key!r} is not a config field.{nearest(key, names)}" for key in fields if key not in names]
         if unknown:
@@ -420,5 +420,5 @@ class HookedTransformerConfig(SaysWhatInstead):
 
 @functools.lru_cache(maxsize=256)
 def _one_of_equals(cfg: HookedTransformerConfig) -> HookedTransformerConfig:
-    """The first config that equals this one: the same object is found in caches without comparing its fields."""
+    """Returns the first config that equals this one, so that caches find it by identity, without comparing fields."""
     return cfg

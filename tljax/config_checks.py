@@ -1,4 +1,4 @@
-"""What must hold of a config: which values a field may take, and which fields go together."""
+"""Validation of a config: the values that each field may take, and the fields that go together."""
 
 import dataclasses
 import math
@@ -37,25 +37,25 @@ INIT_MODES = (
 )  # fmt: skip
 PRECISIONS = ("highest", "high", "default")
 _NO_SIZES = ("seed", "bos_token_id", "pad_token_id")
-"""Whole numbers that may be zero."""
+"""Integer fields that are not sizes, and so may be zero."""
 _SAID_ELSEWHERE = (
     "normalization_type", "positional_embedding_type", "attention_dir", "init_mode", "matmul_precision", "qk_norm_type",
     "qk_norm_span", "router", "act_fn", "dtype", "eos_token_ids",
 )  # fmt: skip
-"""Fields whose values are listed here, or brought into one form by the config."""
+"""Fields that are not checked by type: those with a list of choices here, or converted by the config."""
 _POSITIVE = (
     "eps", "latent_norm_eps", "alibi_bias_max", "embedding_multiplier", "residual_multiplier", "logits_multiplier",
     "routed_scaling_factor", "rotary_base", "rotary_base_local", "rotary_scaling_factor", "NTK_by_parts_factor",
     "NTK_by_parts_low_freq_factor", "NTK_by_parts_high_freq_factor", "attn_scale", "clip_qkv", "swiglu_limit",
 )  # fmt: skip
-"""Numbers that nothing else makes sense for than above zero; ``None`` where a field is not used."""
+"""Fields that must be above zero; some may be ``None``, for not used."""
 
 
 def checked_sizes(cfg: "HookedTransformerConfig") -> dict[str, int]:
-    """The sizes that are given, as Python's own integers.
+    """Returns the sizes that are set, as Python ints.
 
     Raises:
-        ConfigError: one is no integer, or too small.
+        ConfigError: a size is not an integer, or too small.
     """
     sizes = {}
     whole = [field.name for field in dataclasses.fields(cfg) if field.type in (int, int | None)]
@@ -71,10 +71,10 @@ def checked_sizes(cfg: "HookedTransformerConfig") -> dict[str, int]:
 
 
 def checked_fields(cfg: "HookedTransformerConfig") -> dict[str, Any]:
-    """The values of fields that are flags, numbers or texts, as Python's own types.
+    """Returns the fields that are flags, numbers or strings, as Python's own types.
 
     Raises:
-        ConfigError: one is of another type, so that ``parallel_attn_mlp="false"`` would be true, or not finite.
+        ConfigError: a field has the wrong type (``parallel_attn_mlp="false"`` would count as true), or is not finite.
     """
     plain = {}
     for field in dataclasses.fields(cfg):

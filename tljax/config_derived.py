@@ -1,4 +1,4 @@
-"""What the fields of a config are where they are not given: they follow from others."""
+"""Config fields that follow from others when they are not set."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -15,13 +15,13 @@ DERIVED: dict[str, Any] = {
     "d_mlp": None, "d_expert": None, "d_vocab_out": -1, "rotary_dim": None, "attn_scale": -1.0,
     "initializer_range": -1.0,
 }  # fmt: skip
-"""Fields that follow from others, and what says that they are not given."""
+"""Fields that follow from others, each with the value that marks it as not set."""
 FITTED_TO_ROTARY_DIM = ("longrope_short_factor", "longrope_long_factor", "kv_lora_rank", "q_lora_rank")
-"""Fields that go with one ``rotary_dim``."""
+"""Fields that are valid for one ``rotary_dim`` only."""
 
 
 def derived_fields(cfg: "HookedTransformerConfig") -> dict[str, Any]:
-    """Returns the fields that follow from others, and sequences and the dtype in the form that a config holds.
+    """Returns the fields that follow from others, with sequences as tuples and the dtype by its canonical name.
 
     Raises:
         ConfigError: the heads have no size, or do not divide ``d_model``.
@@ -51,7 +51,7 @@ def derived_fields(cfg: "HookedTransformerConfig") -> dict[str, Any]:
 
 
 def _heads(cfg: "HookedTransformerConfig") -> dict[str, int]:
-    """Size and number of heads, each of which the other gives."""
+    """Returns ``d_head`` and ``n_heads``; either follows from the other."""
     if cfg.d_head == -1 and cfg.n_heads == -1:
         raise ConfigError("Give d_head or n_heads: neither was set, so the heads have no size.")
     for name, other in (("d_head", "n_heads"), ("n_heads", "d_head")):

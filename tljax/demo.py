@@ -1,4 +1,4 @@
-"""The demo behind ``python -m tljax``: open a model up on a pair of prompts and say what was found."""
+"""The demo behind ``python -m tljax``: activation patching on a pair of prompts, and a report of the findings."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ ANSWER, WRONG = " Mary", " John"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Findings:
-    """What the demo measured.
+    """Results of the demo.
 
     Attributes:
         model: one line about the model.
@@ -57,7 +57,7 @@ class Findings:
     induction: list[tuple[int, int, float]]
 
     def to_json(self) -> dict[str, Any]:
-        """The findings as plain values."""
+        """Returns the findings as plain values."""
         fields = dataclasses.asdict(self)
         return fields | {"residual": self.residual.tolist(), "heads": self.heads.tolist()}
 
@@ -138,7 +138,7 @@ def _induction_heads(model: HookedTransformer) -> list[tuple[int, int, float]]:
 
 
 def residual_story(findings: Findings) -> list[str]:
-    """Where the answer's information sits, layer by layer, in words: one sentence for each run of layers."""
+    """Returns one sentence for each run of layers: at which position the answer's information is."""
     peaks = findings.residual.argmax(axis=1)
     sentences, start = [], 0
     for layer in range(1, len(peaks) + 1):
@@ -156,7 +156,7 @@ def residual_story(findings: Findings) -> list[str]:
 
 
 def head_story(findings: Findings) -> list[str]:
-    """The heads that carry the answer, in words."""
+    """Returns one sentence for each head that carries the answer."""
     tokens = findings.clean_tokens
     return [
         f"L{layer}H{head} {'carries' if effect > 0 else 'works against'} {abs(effect):.0%} of it; from the last token "
@@ -166,7 +166,7 @@ def head_story(findings: Findings) -> list[str]:
 
 
 def induction_story(findings: Findings) -> str:
-    """The induction heads, in words."""
+    """Returns a sentence that lists the induction heads."""
     if not findings.induction:
         return "No head attends to what followed an earlier copy of the token (no score above 0.3)."
     heads = ", ".join(f"L{layer}H{head} ({score:.2f})" for layer, head, score in findings.induction)
@@ -174,7 +174,7 @@ def induction_story(findings: Findings) -> str:
 
 
 def position_labels(findings: Findings) -> list[str]:
-    """One label a position: the token, and both tokens where the prompts differ."""
+    """Returns one label per position: the token, or both tokens where the prompts differ."""
     pairs = zip(findings.clean_tokens, findings.corrupted_tokens, strict=True)
     return [clean if clean == corrupted else f"{clean}/{corrupted.strip()}" for clean, corrupted in pairs]
 
@@ -184,7 +184,7 @@ def _layer_labels(findings: Findings) -> list[str]:
 
 
 def report(findings: Findings) -> Iterator[str]:
-    """The findings as lines of text."""
+    """Yields the findings as lines of text."""
     yield findings.model
     yield ""
     for name in ("clean", "corrupted"):

@@ -1,6 +1,6 @@
-"""What TransformerLens and torch call by names that are not here, and what to write instead.
+"""Names of TransformerLens and torch that tljax lacks, and what to write instead.
 
-One table, which docs/from_transformerlens.md agrees with: an attribute that is missing says what takes its place.
+The error for a missing attribute quotes these tables; docs/from_transformerlens.md agrees with them.
 """
 
 from collections.abc import Mapping
@@ -159,17 +159,17 @@ UTILS = {
     "warn_if_mps": "there is nothing to warn of",
 }
 ALL = {"model": MODEL, "cache": CACHE, "f": MATRIX, "cfg": CONFIG, "hook": POINT, "tljax": PACKAGE, "utils": UTILS}
-"""Every table by what its names are asked of."""
+"""The tables, by the object whose missing attributes they list."""
 
 
 def missing(owner: str, name: str, instead: Mapping[str, str], known: list[str]) -> MissingAttributeError:
-    """The error for a name that is not there: what to write instead, or the nearest that is.
+    """Returns the error for a missing attribute: it says what to write instead, or the nearest name.
 
     Args:
-        owner: what was asked, for the message.
-        name: the name.
-        instead: a table of this module.
-        known: the names that are there.
+        owner: the object that lacks the attribute, for the message.
+        name: the missing name.
+        instead: one of this module's tables.
+        known: the names that the object has.
     """
     if name in instead:
         text = f"{owner} has no {name}: {instead[name]}."
@@ -179,13 +179,13 @@ def missing(owner: str, name: str, instead: Mapping[str, str], known: list[str])
 
 
 class SaysWhatInstead:
-    """A class whose missing attributes say what to write instead; ``hasattr`` and ``getattr`` defaults work."""
+    """Base class whose missing attributes say what to write instead; ``hasattr`` and ``getattr`` defaults work."""
 
     _instead: ClassVar[Mapping[str, str]] = {}
 
     def __getattr__(self, name: str) -> Any:
         if any(name in vars(cls) for cls in type(self).__mro__):
             return object.__getattribute__(self, name)  # a property that raised AttributeError: let it say why
-        if name.startswith("_"):  # protocols of Python and of numpy, asked for at every turn
+        if name.startswith("_"):  # protocols of Python and NumPy, looked up often
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         raise missing(type(self).__name__, name, self._instead, dir(self))

@@ -42,7 +42,7 @@ class InputError(TljaxError, ValueError):
 
 
 class ArgumentError(InputError, TypeError):
-    """A call names an argument that the function does not have, or gives by position what goes by name."""
+    """A call names an unknown argument, or gives a keyword-only argument by position."""
 
 
 class AmbiguousHookError(UnknownHookError, InputError):
@@ -62,7 +62,7 @@ class UnsupportedModelError(TljaxError, ValueError):
 
 
 class GenerationError(TljaxError, ArithmeticError):
-    """A text cannot go on: what its next token would be chosen from is no number, or the choice cannot be fed back."""
+    """Generation cannot go on: the next token has no usable logits, or the chosen token cannot be fed back."""
 
 
 class CacheError(TljaxError, ValueError):
@@ -70,7 +70,7 @@ class CacheError(TljaxError, ValueError):
 
 
 class MissingAttributeError(TljaxError, AttributeError):
-    """A name of TransformerLens or torch that is not there: the message says what is."""
+    """An attribute that does not exist, perhaps of TransformerLens or torch; the message says what to write instead."""
 
 
 class FrozenModelError(TljaxError, AttributeError):

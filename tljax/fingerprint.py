@@ -1,9 +1,9 @@
-"""Which model an activation, a lens or a file belongs to: what it computes, what its weights went through, a sample.
+"""Fingerprints, which say to which model an activation, a lens or a file belongs.
 
-The sample is a few numbers of every parameter, read once for each set of parameters (2 ms at the shape of gpt2-small).
-It is compared up to rounding, so that a model is itself in bfloat16, on another device, and processed elsewhere; one
-step of fine-tuning makes it another. A change to a few entries only (one token's row, one neuron) may go unseen. While
-parameters are traced there is no sample, and the configs alone are compared.
+A fingerprint holds the config, with the weight processing, and a sample: a few numbers of every parameter, read once
+for each set of parameters (2 ms at the shape of gpt2-small). Samples are compared up to rounding, so a model equals
+itself in bfloat16, on another device, or processed elsewhere, but not after one step of fine-tuning. A change to a few
+entries only (one token's row, one neuron) may go unseen. For traced parameters only the configs are compared.
 """
 
 import base64
@@ -25,25 +25,25 @@ if TYPE_CHECKING:
     from tljax.model.hooked_transformer import HookedTransformer
 
 NOT_THE_FUNCTION = frozenset({*BOOKKEEPING, "dtype", "matmul_precision"})
-"""Fields of the config that leave what the model computes as it is, but for rounding."""
+"""Config fields that do not change what the model computes, except for rounding."""
 
 FORM = {"config": dict, "weights": (None, {"values": str, "rounding": float})}
-"""A fingerprint in a file's header, as :func:`tljax.schema.mismatch` takes it."""
+"""Schema of a fingerprint in a file's header, for :func:`tljax.schema.mismatch`."""
 
 _NOT_THE_STREAM = ("d_vocab", "d_vocab_out", "logits_multiplier", "output_logits_soft_cap")
 _COUNT = 16
-"""Numbers read of each parameter."""
+"""Numbers sampled from each parameter."""
 _NOISE = 1e-5
-"""Differences up to this share of a parameter's size are those of two machines that processed it."""
+"""Difference, as a share of a parameter's size, that processing on two machines may cause."""
 _KIN = 0.4
-"""Mean correlation of two models' parameters from which on one is a fine-tuned form of the other; unrelated ones: 0."""
+"""Mean correlation of parameters from which one model may be fine-tuned from the other; unrelated models have 0."""
 _MOST_LAYERS = 100_000
 _MOST_KEPT = 8
 
 
 @dataclasses.dataclass(frozen=True)
 class WeightSample:
-    """A few numbers of every parameter.
+    """Sample of a model's weights: a few numbers of every parameter.
 
     Attributes:
         values: float32 in little-endian bytes, ``[parameter, 16]``.
@@ -59,7 +59,7 @@ class WeightSample:
         return np.frombuffer(self.values, "<f4").reshape(-1, _COUNT).astype(np.float64)
 
     def is_of_the_same(self, other: "WeightSample") -> bool:
-        """Whether both are of the same weights, up to rounding."""
+        """Whether both samples are of the same weights, up to rounding."""
         if self == other:
             return True
         if len(self.values) != len(other.values):
@@ -73,7 +73,7 @@ class WeightSample:
         return bool((near | (one == two) | (np.isnan(one) & np.isnan(two))).all())
 
     def is_kin_of(self, other: "WeightSample") -> bool:
-        """Whether one may be a fine-tuned form of the other: parameters go together, on average."""
+        """Whether one model may be fine-tuned from the other: their parameters correlate on average."""
         if len(self.values) != len(other.values):
             return False
         one, two = (array - array.mean(axis=1, keepdims=True) for array in (self.array, other.array))
@@ -86,32 +86,32 @@ class WeightSample:
 
 @dataclasses.dataclass(frozen=True)
 class Fingerprint:
-    """What tells models apart.
+    """Fingerprint of a model.
 
     Attributes:
-        cfg: the config; of its fields count those that the function depends on, and the processing.
-        weights: a sample of the parameters; ``None`` where they are not known.
+        cfg: the config; only fields that change what is computed, and the weight processing, are compared.
+        weights: a sample of the parameters; ``None`` if their values are not known.
     """
 
     cfg: HookedTransformerConfig
     weights: WeightSample | None = None
 
     def differences(self, other: "Fingerprint") -> tuple[str, ...]:
-        """How another model differs, one phrase for each way; empty for the same model, as far as is known."""
+        """Returns one phrase for each way in which another model differs; empty if no difference is known."""
         found = () if self.cfg is other.cfg else _differences(self.cfg, other.cfg, False)
         if found or self.weights is None or other.weights is None or self.weights.is_of_the_same(other.weights):
             return found
         return ("the weights are other numbers",)
 
     def differences_of_stream(self, other: "Fingerprint") -> tuple[str, ...]:
-        """The same for the residual stream alone: folded norms leave it as it is, and fine-tuning leaves it kindred."""
+        """Returns the differences that matter to the residual stream: neither folded norms nor fine-tuning count."""
         found = _differences(self.cfg, other.cfg, True)
         if found or self.weights is None or other.weights is None or self.weights.is_kin_of(other.weights):
             return found
         return ("the weights have nothing in common",)
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain values for JSON, of the form :data:`FORM`."""
+        """Returns the fingerprint as JSON values that match :data:`FORM`."""
         sample = self.weights
         values = None if sample is None else base64.b64encode(sample.values).decode()
         return {
@@ -121,10 +121,10 @@ class Fingerprint:
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> "Fingerprint":
-        """Reads :meth:`to_dict`.
+        """Reads what :meth:`to_dict` returned.
 
         Raises:
-            ValueError: what was stored is no fingerprint.
+            ValueError: this is not a fingerprint.
         """
         sample = stored["weights"]
         if sample is not None:
@@ -136,10 +136,10 @@ class Fingerprint:
 
 
 def stored_config(fields: Mapping[str, Any]) -> HookedTransformerConfig:
-    """A config from one of tljax's own files.
+    """Returns a config that was read from one of tljax's own files.
 
     Raises:
-        ValueError: the fields describe no model.
+        ValueError: the fields do not describe a model.
     """
     for name, value in fields.items():
         for one in value if isinstance(value, list) else (value,):
@@ -156,7 +156,7 @@ def stored_config(fields: Mapping[str, Any]) -> HookedTransformerConfig:
 
 
 def fingerprint_of(model: "HookedTransformer") -> Fingerprint:
-    """The fingerprint of a model; its hooks do not count."""
+    """Returns the fingerprint of a model; hooks do not change it."""
     return Fingerprint(model.cfg, sample_of(model.params))
 
 
@@ -186,13 +186,13 @@ def _differences(there: HookedTransformerConfig, here: HookedTransformerConfig, 
 
 
 _kept: dict[tuple[int, ...], tuple[list["weakref.ref[Any]"], WeightSample]] = {}
-"""Samples of the latest few sets of arrays, by identity: jax's arrays never change, so no result depends on it."""
+"""Cache of samples for the latest few sets of arrays, by identity; safe because JAX arrays never change."""
 
 
 def sample_of(params: Params) -> WeightSample | None:
-    """A sample of parameters; ``None`` where they are traced, deleted or on other hosts.
+    """Returns a sample of parameters; ``None`` if they are traced, deleted or on other hosts.
 
-    It is kept for the latest few sets of parameters, as long as these live.
+    Samples of the latest few sets of parameters are cached for as long as the arrays live.
     """
     leaves = jax.tree.leaves(
         {name: part for name, part in params.items() if name != "pos_embed"}
@@ -223,7 +223,7 @@ def _is_known(leaf: Any) -> bool:
 
 
 def _some(leaf: Any) -> Any:
-    """Numbers of a parameter at scattered places, ``[16]``; only they are read."""
+    """Returns entries of a parameter at scattered indices, ``[16]``, without reading the others."""
     if not leaf.size:
         return np.zeros(_COUNT, np.float32)
     if not leaf.shape:  # a learned number

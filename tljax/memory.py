@@ -1,4 +1,4 @@
-"""How much memory a thing may take."""
+"""Memory budgets."""
 
 import os
 from typing import Any
@@ -6,24 +6,24 @@ from typing import Any
 import jax
 
 WORKING_BYTES = 256 * 2**20
-"""What results in between may take at once, where more would not make the work faster."""
+"""Bytes that intermediate results may take at once where larger chunks would not be faster."""
 
 LARGE_SHARE = 1 / 4
-"""The share of the free memory above which a user is warned, and what is only there for speed is not made."""
+"""The share of free memory above which a user is warned, and copies that serve only speed are not made."""
 
 BATCH_SHARE = 1 / 8
-"""The share of the free memory that each kind of array of a batch may take: what runs on them needs several more."""
+"""The share of free memory that each kind of array of a batch may take; running the batch needs several more."""
 
 _UNKNOWN = 4 * 2**30
 
 
 def how_many(size: int) -> int:
-    """How many things of ``size`` bytes to work on at once: as many as fit into ``WORKING_BYTES``, at least one."""
+    """Returns how many items of ``size`` bytes fit into ``WORKING_BYTES``, at least one."""
     return max(1, WORKING_BYTES // size)
 
 
 def batch_budget(device: Any = None) -> int:
-    """Bytes that each kind of array of a batch may take on a device."""
+    """Returns the bytes that each kind of array of a batch may take on a device."""
     return int((free_bytes(device) or _UNKNOWN) * BATCH_SHARE)
 
 
@@ -33,7 +33,7 @@ def is_large(size: int, free: int) -> bool:
 
 
 def free_bytes(device: Any = None) -> int | None:
-    """Free memory of a device, or of this machine for the CPU; ``None`` when it cannot be told."""
+    """Returns the free bytes of a device, or of this machine for the CPU; ``None`` if they are not known."""
     device = jax.devices()[0] if device is None else device
     if device.platform == "cpu":
         try:

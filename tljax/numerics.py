@@ -1,4 +1,4 @@
-"""Dtypes by name, and in what precision things are computed: sums in float32 at least, products as the config says."""
+"""Dtype names, and the precision of arithmetic: sums in float32 or wider, matrix products as the config says."""
 
 import contextlib
 from typing import TYPE_CHECKING, Any
@@ -36,7 +36,7 @@ def canonical_dtype(dtype: Any) -> str:
 
 
 def available_dtype(dtype: Any) -> str:
-    """:func:`canonical_dtype`, refusing float64 while jax would silently make it float32."""
+    """Returns :func:`canonical_dtype`, but refuses float64 while JAX would silently make it float32."""
     name = canonical_dtype(dtype)
     if name == "float64" and not jax.config.read("jax_enable_x64"):
         raise ConfigError("dtype float64 needs jax.config.update('jax_enable_x64', True) first.")
@@ -44,10 +44,10 @@ def available_dtype(dtype: Any) -> str:
 
 
 def widened(dtype: jnp.dtype) -> jnp.dtype:
-    """The dtype norms and softmax compute in: float32 for narrower types."""
+    """Returns the dtype that norms and softmax compute in: float32 for narrower types."""
     return jnp.dtype(jnp.float32) if dtype.itemsize < 4 else dtype
 
 
 def matmul_precision(cfg: "HookedTransformerConfig") -> contextlib.AbstractContextManager[None]:
-    """A ``with`` block whose matrix products have the config's precision, whatever jax's default is on the device."""
+    """Returns a context manager that sets the config's precision for matrix products, whatever JAX's default is."""
     return jax.default_matmul_precision(cfg.matmul_precision)

@@ -1,4 +1,4 @@
-"""The progress bar of work that may take long."""
+"""A progress bar for long work."""
 
 import warnings
 from types import TracebackType
@@ -9,7 +9,7 @@ with warnings.catch_warnings():
 
 
 class Progress:
-    """Shows how much is done.
+    """Progress bar.
 
     Args:
         total: how many units of work there are.
@@ -24,7 +24,7 @@ class Progress:
         self._done = 0.0
 
     def advance(self, work: float) -> None:
-        """Counts work done, in units (parts of one too)."""
+        """Adds ``work`` units, or a fraction of one, to the work done."""
         self._done += work
         if (whole := int(self._done + 1e-6) - self._bar.n) > 0:
             self._bar.update(whole)

@@ -1,7 +1,7 @@
-"""Safetensors files, written one tensor at a time and whole or not at all; tljax's own say what they hold.
+"""Safetensors files, written atomically and one tensor at a time.
 
-tljax's own carry checksums in their header, of each tensor and of the header itself (the seal): what was changed after
-it was written is not read. CRC-32 takes 0.35 s a gigabyte. Files written before there were checksums have none.
+The header of tljax's own files says what they hold, with checksums of each tensor and of the header itself (the seal):
+a file that was changed later is refused. CRC-32 takes 0.35 s a gigabyte. Files from before checksums have none.
 """
 
 import contextlib
@@ -26,12 +26,12 @@ _NAMES = {
     "int8": "I8", "int16": "I16", "int32": "I32", "int64": "I64",
     "uint8": "U8", "uint16": "U16", "uint32": "U32", "uint64": "U64",
 }  # fmt: skip
-"""numpy's name of a dtype → that of the format."""
+"""NumPy's name of a dtype → safetensors' name."""
 
 _CHECKSUMS, _SEAL = "checksums", "seal"
 
 _OF_A_CHECKPOINT = {"format": "pt"}
-"""What transformers insists on."""
+"""Metadata that transformers requires."""
 
 
 @contextlib.contextmanager
@@ -58,17 +58,17 @@ def write_safetensors(
     *,
     sealed: bool = False,
 ) -> str | None:
-    """Writes a safetensors file; no second copy of all its tensors is made.
+    """Writes a safetensors file, one tensor at a time.
 
     Args:
         path: the file; replaced atomically.
         headers: dtype and shape of every tensor, in file order.
-        tensor: called once for each name, when its turn to be written comes.
-        metadata: plain strings for the file's header; by default what a checkpoint's has.
+        tensor: returns a tensor by name; called once for each, just before it is written.
+        metadata: strings for the file's header; by default those of a checkpoint.
         sealed: whether to put checksums into the header.
 
     Returns:
-        The seal, which tells this content from any other, or ``None``.
+        The seal, a checksum that identifies the contents, or ``None`` if not ``sealed``.
     """
     description: dict[str, Any] = {"__metadata__": dict(metadata)}
     checksums = dict.fromkeys(headers, "0" * 8)
@@ -104,19 +104,19 @@ def _header_bytes(description: Mapping[str, Any]) -> bytes:
 
 
 def checksum(array: np.ndarray) -> str:
-    """The checksum of a contiguous array's bytes."""
+    """Returns the checksum of a contiguous array's bytes."""
     return f"{zlib.crc32(array.reshape(-1).view(np.uint8).data):08x}"
 
 
 def seal_of(description: Mapping[str, Any]) -> str:
-    """The checksum of a header, or of any JSON, whatever the order of its keys; a seal in it does not count."""
+    """Returns the checksum of a header or any JSON object; the order of its keys and a seal in it do not count."""
     metadata = {key: value for key, value in description.get("__metadata__", {}).items() if key != _SEAL}
     counted = {**description, "__metadata__": metadata}
     return f"{zlib.crc32(json.dumps(counted, sort_keys=True).encode()):08x}"
 
 
 def read_seal(path: Path) -> tuple[dict[str, str], str] | None:
-    """Reads the checksums by tensor, and the seal, of a file that safetensors opens; ``None`` where it has none.
+    """Reads the checksums by tensor, and the seal, of a safetensors file; ``None`` if it has none.
 
     Raises:
         ValueError: the header is not the one that was written.
@@ -132,10 +132,10 @@ def read_seal(path: Path) -> tuple[dict[str, str], str] | None:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """JSON as Python values.
+    """Parses JSON.
 
     Raises:
-        ValueError: it is none, or it is nested too deeply.
+        ValueError: this is not JSON, or it is nested too deeply.
     """
     try:
         return json.loads(text)
@@ -147,14 +147,14 @@ def write_own(path: str | os.PathLike[str], form: str, arrays: Mapping[str, Any]
     """Writes a file of tljax's own.
 
     Args:
-        path: the file; replaced atomically, folders made.
+        path: the file; replaced atomically, with missing folders made.
         form: what the file holds, as its header says.
-        arrays: name to array, of JAX or numpy.
-        **header: values for JSON.
+        arrays: JAX or NumPy arrays by name.
+        **header: more entries of the header, as JSON values.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    widest_first = sorted(arrays, key=lambda name: -arrays[name].dtype.itemsize)  # so that each starts at its multiple
+    widest_first = sorted(arrays, key=lambda name: -arrays[name].dtype.itemsize)  # keeps each aligned
     write_safetensors(
         path,
         {name: (np.dtype(arrays[name].dtype), np.shape(arrays[name])) for name in widest_first},
@@ -172,18 +172,18 @@ def read_own(
     error: type[TljaxError] = CheckpointError,
     fields: Mapping[str, Any] | None = None,
 ) -> tuple[dict[str, jax.Array], dict[str, Any]]:
-    """Reads what :func:`write_own` wrote: arrays and header. One array at a time is in memory twice.
+    """Reads arrays and header that :func:`write_own` wrote; one array at a time is in memory twice.
 
     Args:
         path: the file.
-        form: what it must hold.
+        form: the ``form`` it must have been written with.
         what: the same in words, for the error.
         remedy: a sentence for the error of a damaged file.
         error: the class of the errors.
-        fields: what the header must hold, as :func:`tljax.schema.mismatch` takes it; ``None`` checks nothing.
+        fields: schema of the header, for :func:`tljax.schema.mismatch`; ``None`` checks nothing.
 
     Raises:
-        CheckpointError: or the class given: the file is missing, damaged, or holds something else.
+        CheckpointError: (or ``error``) the file is missing, damaged, or holds something else.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -208,7 +208,7 @@ def read_own(
 def own_errors(
     path: str | os.PathLike[str], remedy: str, error: type[TljaxError], *others: type[Exception]
 ) -> Iterator[None]:
-    """Turns what goes wrong while one of tljax's own files is understood into an error that names the file."""
+    """Turns errors from parsing one of tljax's own files into an error that names the file."""
     try:
         yield
     except error:

@@ -1,4 +1,4 @@
-"""What a piece of JSON must look like, written as an example of it."""
+"""Schemas of JSON values, written as examples of them."""
 
 import math
 from collections.abc import Mapping
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def mismatch(value: Any, spec: Any, where: str = "it") -> str | None:
-    """Returns what is wrong with a value of JSON, or ``None`` if it is as ``spec`` says.
+    """Returns what is wrong with a JSON value, or ``None`` if it matches ``spec``.
 
     Args:
         value: what was read.
@@ -14,7 +14,7 @@ def mismatch(value: Any, spec: Any, where: str = "it") -> str | None:
             of that type; ``dict`` for any object; ``None`` for null; a set for one of its members; a tuple of specs for
             any of them; ``[spec]`` for a list; ``{str: spec}`` for an object of any keys; ``{"key": spec, …}`` for one
             of exactly these keys, where ``"key?"`` may be absent.
-        where: what to call the value.
+        where: name of the value in the message.
 
     >>> mismatch({"layers": [0, 2.5]}, {"layers": [int]}, "lens")
     "lens['layers'][1] is 2.5, expected int"

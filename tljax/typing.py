@@ -18,7 +18,7 @@ DeviceLike = str | jax.Device | jax.sharding.Sharding | None
 
 
 class PromptOptions(TypedDict, total=False):
-    """How a prompt is read."""
+    """Options for reading a prompt."""
 
     prepend_bos: bool | None
     padding_side: PaddingSide | None
@@ -26,7 +26,7 @@ class PromptOptions(TypedDict, total=False):
 
 
 class InputOptions(PromptOptions, total=False):
-    """How an input of the model is read: documented at :meth:`tljax.HookedTransformer.__call__`."""
+    """Options for reading an input of the model, documented at :meth:`tljax.HookedTransformer.__call__`."""
 
     start_at_layer: int | None
     tokens: Any

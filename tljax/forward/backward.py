@@ -24,7 +24,7 @@ def with_gradients(
         shapes: shape of the activation at each point to differentiate at.
 
     Returns:
-        The loss, the cache, and the gradient at each point (of what the model went on with there, after its hooks), in
+        The loss, the cache, and the gradient at each point (with respect to the activation after its hooks), in
         backward order.
     """
 

@@ -1,7 +1,7 @@
 """The forward driver: embedding, blocks, unembedding, each one compiled program (:mod:`tljax.forward.stages`).
 
-The loop over layers is Python's, and can start and stop anywhere. Under a user's own trace (``jit``, ``grad``,
-``vmap``) the same code is traced into theirs.
+The loop over layers runs in Python, and can start and stop anywhere. Under a user's own ``jit``, ``grad`` or ``vmap``
+the same code becomes part of their trace.
 """
 
 import dataclasses
@@ -42,7 +42,7 @@ POSITIONS = "hook_pos_embed"
 
 @functools.lru_cache(maxsize=1024)
 def _group_names(names: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
-    """Full names by stage, as names relative to it."""
+    """Groups full names by stage, as names relative to it."""
     groups: dict[str, list[str]] = {}
     for name in names:
         stage, relative = stage_of(name)
@@ -61,7 +61,7 @@ def _group_entries(hooks: HookDictionary) -> dict[str, dict[str, list[HookEntry]
 def _hooked_rows(
     cfg: HookedTransformerConfig, stage: str, hooked: Collection[str], captured: Sequence[str]
 ) -> tuple[list[HookPointSpec], frozenset[str]]:
-    """The rows of a stage's hooked points as they are in this run, and the names of those that fire several times."""
+    """Returns a stage's hooked points as they are in this run, and the names of those that fire several times."""
     if not hooked:
         return [], frozenset()
     if stage in (EMBEDDING, HEAD):
@@ -125,7 +125,7 @@ def run_forward(
 
 @functools.partial(jax.jit, static_argnums=0)
 def embed_positions(module: EmbeddingStage, params: Params, stream: jax.Array, context: AttentionContext) -> jax.Array:
-    """Position embeddings ``[batch, pos, d_model]`` of a residual stream that a shortformer's run starts at."""
+    """Returns position embeddings ``[batch, pos, d_model]`` for a shortformer run that starts at a residual stream."""
     alone = dataclasses.replace(context, past=None, pasts=None, window=None)
     embedded: Any = module.apply({"params": {"pos_embed": params}}, stream[..., 0], alone, method="embed_positions")
     return embedded
@@ -171,7 +171,7 @@ def _part(tree: Params, *keys: str) -> Params:
 
 
 def _in_text(slot: HookSlot, context: AttentionContext) -> HookSlot:
-    """A slot that knows which part of which text its activation holds, as far as its hooks need that."""
+    """Returns the slot with the run's window, and with the text's padding mask if its interventions need it."""
     counts = any(isinstance(function, Intervention) and function.counts_positions
                  for function in (*slot.forward, *slot.backward))  # fmt: skip
     text = context.text if counts else None
@@ -181,7 +181,7 @@ def _in_text(slot: HookSlot, context: AttentionContext) -> HookSlot:
 
 
 def context_of_layer(cfg: HookedTransformerConfig, context: AttentionContext, layer: int) -> AttentionContext:
-    """The context with what is this layer's own, as data: layers still share one executable."""
+    """Returns the context with this layer's own past and divisor, as data, so that layers share one executable."""
     if context.pasts is not None or context.window is not None or context.text is not None:
         past = None if context.pasts is None else context.pasts[layer]
         context = dataclasses.replace(context, past=past, pasts=None, window=None, text=None)

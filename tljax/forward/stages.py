@@ -26,10 +26,10 @@ class Stage:
     Attributes:
         module: the Linen module.
         variables: what the module reads: its parameters, and other layouts of some of them.
-        prefix: what its points' full names start with.
+        prefix: the start of its points' full names.
         captured: points to record, by relative name, in firing order.
         slots: hooks by relative name, in firing order.
-        repeated: those of the hooked points that fire several times.
+        repeated: hooked points that fire several times.
         entry: the point that fires first, on the stage's input; ``None`` if there is none.
         exit: the point whose value is the stage's output; ``None`` if there is none.
     """
@@ -67,7 +67,7 @@ def run_stage(stage: Stage, inputs: tuple[Any, ...], traced: bool) -> tuple[Any,
     Args:
         stage: what to run.
         inputs: arguments of its module; the first is the activation that flows through.
-        traced: whether a caller's trace is under way.
+        traced: whether the run is part of a caller's trace.
 
     Returns:
         The stage's output, and the captured activations by relative name.
@@ -86,7 +86,7 @@ def run_stage(stage: Stage, inputs: tuple[Any, ...], traced: bool) -> tuple[Any,
 
 
 def _run_with_python_hooks(stage: Stage, hooked: Sequence[str], inputs: tuple[Any, ...]) -> tuple[Any, dict[str, Any]]:
-    """Runs a stage some of whose hooks are plain Python functions, which get concrete arrays and may do anything.
+    """Runs a stage that has plain Python hooks, which get concrete arrays and may do anything.
 
     The compiled stage records each such point; the function is called on the value; only if it returned a new one does
     the stage run again with that value put in place, so reading costs nothing and writing costs one more block. Hooks
@@ -125,9 +125,9 @@ def _run_with_python_hooks(stage: Stage, hooked: Sequence[str], inputs: tuple[An
 
 
 def _split_at_python(relative: str, slot: HookSlot) -> tuple[HookSlot, HookSlot]:
-    """The part of a slot before its first Python function, to compile, and the rest, to call.
+    """Splits a slot before its first Python function: a part to compile, and the rest to call.
 
-    The compiled part is told the block-relative name where only interventions are in it, as in ``make_slot``.
+    The compiled part gets the block-relative name if it holds only interventions, as in ``make_slot``.
     """
     first = next(n for n, function in enumerate(slot.forward) if not is_compiled(function))
     compiled = (*slot.forward[:first], *slot.backward)

@@ -1,4 +1,4 @@
-"""Hook points by name, and what may happen at them."""
+"""Hook points, hooks and interventions."""
 
 from tljax.hooks.dictionary import HookDictionary, UnusedHooksWarning
 from tljax.hooks.intervention import Intervention

@@ -108,7 +108,7 @@ class HookDictionary:
     def check(self, table: Mapping[str, HookPointSpec], batch: int, pos: int, text: Any = None) -> None:
         """Checks every intervention's indices and value shapes against the shapes of this run.
 
-        ``text`` is the mask of its padding ``[batch, pos]``, where that is known.
+        ``text`` is the run's padding mask ``[batch, pos]``, ``True`` at text, if it is known.
 
         Raises:
             InterventionError: an index is out of range, or a value does not fit.
@@ -142,8 +142,8 @@ def _pair(item: Any) -> tuple[Any, Callable[..., Any]]:
 def make_slot(relative: str, spec: HookPointSpec, full_name: str, entries: Sequence[HookEntry]) -> HookSlot:
     """Builds the slot of one point for one run.
 
-    Interventions are told only the block-relative name, so that moving one to another layer recompiles nothing; any
-    other callable is told the full name.
+    Interventions get only the block-relative name, so that moving one to another layer recompiles nothing; any other
+    callable gets the full name.
     """
     anonymous = all(isinstance(entry.function, Intervention) for entry in entries)
     point = HookPoint(relative if anonymous else full_name, spec.axes, below=spec.below)

@@ -1,4 +1,4 @@
-"""The base of interventions: where a change applies, and how operands line up with the activation."""
+"""Base class of interventions: selects the entries to change and aligns operands with the activation."""
 
 import functools
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,7 +18,7 @@ from tljax.text import positions
 
 
 class Intervention:
-    """Base class: where the change applies, and how operands line up with the activation.
+    """Base class of interventions: selects the entries to change and aligns operands with the activation.
 
     Args:
         mask: boolean array that broadcasts to the activation; only ``True`` entries change.
@@ -34,7 +34,7 @@ class Intervention:
 
     arrays: ClassVar[tuple[str, ...]] = ()
     apart: ClassVar[tuple[str, ...]] = ()
-    """Those of ``arrays`` whose axes are not the activation's."""
+    """The ``arrays`` whose axes are not those of the activation."""
     settings: ClassVar[tuple[str, ...]] = ()
     at: tuple[Selector, ...]
     mask: Any
@@ -65,7 +65,7 @@ class Intervention:
 
     @classmethod
     def stored(cls, fields: Mapping[str, Any], at: Sequence[Selector]) -> "Intervention":
-        """An intervention from its parts (arrays, settings and mask by name), unchecked."""
+        """Builds an intervention from its parts (arrays, settings and mask by name), unchecked."""
         self = object.__new__(cls)
         for name, value in fields.items():
             self._set(name, value)
@@ -101,7 +101,7 @@ class Intervention:
         return self._refused(changed, hook)
 
     def _refused(self, changed: jax.Array, hook: HookPoint) -> jax.Array:
-        """NaN everywhere (-1 in integers) if a number under trace is of no entry: there it cannot be an error."""
+        """Returns NaN everywhere (-1 for integers) if a traced index is out of range, which cannot raise an error."""
         sizes = hook.whole(changed.shape)
         for number, selector in self._axis_numbers(hook.axes).items():
             if (exist := selector.exist(sizes[number])) is not None:
@@ -109,7 +109,7 @@ class Intervention:
         return changed
 
     def transform(self, value: jax.Array, hook: HookPoint) -> jax.Array:
-        """The change, applied everywhere; the base class then confines it to the selected entries."""
+        """Returns the activation with all entries changed; the base class keeps the change at selected entries only."""
         raise NotImplementedError
 
     def _axis_numbers(self, axes: tuple[str, ...]) -> dict[int, Selector]:
@@ -143,7 +143,7 @@ class Intervention:
             )
 
     def where(self, value: jax.Array, hook: HookPoint) -> jax.Array | None:
-        """Boolean array that broadcasts to ``value``: the entries that change; ``None`` means all of them."""
+        """Returns a boolean array that broadcasts to ``value``, ``True`` at entries that change; ``None`` means all."""
         chosen, sizes = None, hook.whole(value.shape)
         for number, selector in self._axis_numbers(hook.axes).items():
             shape = [1] * value.ndim
@@ -163,16 +163,16 @@ class Intervention:
 
     @property
     def counts_positions(self) -> bool:
-        """Whether it makes a difference to the intervention where padding is."""
+        """Whether the intervention depends on where padding is."""
         return any(selector.counts_in_text for selector in self.at)
 
     def _prompts(self, hook: HookPoint, batch: int) -> jax.Array | None:
-        """Which prompts are addressed ``[batch]``; ``None``: all."""
+        """Returns a mask ``[batch]`` of the prompts addressed; ``None`` means all."""
         selector = next((s for s in self.at if s.axis == "batch"), None)
         return None if selector is None else selector.mask(batch)
 
     def _lacking(self, value: jax.Array, hook: HookPoint) -> jax.Array | None:
-        """Prompts that lack a position asked for, ``[batch, 1, ...]``: what they would get is no number."""
+        """Returns a mask ``[batch, 1, ...]`` of prompts that lack a selected position, or ``None`` if none can."""
         if hook.text is None:
             return None
         found = [found for s in self.at if (found := s.lacking(hook.text)) is not None]
@@ -184,14 +184,14 @@ class Intervention:
         return lacking.reshape(-1, *(1,) * (value.ndim - 1))
 
     def aligned(self, operand: Any, value: jax.Array, hook: HookPoint) -> jax.Array:
-        """Lines ``operand`` up with ``value``: returns an array that broadcasts to it.
+        """Returns ``operand`` in a shape that broadcasts to ``value``.
 
-        ``operand`` may broadcast to the whole activation (entries are read where they are selected); or to it without
-        the axes that are addressed by a single number; or hold one entry for each number of a list
+        ``operand`` may broadcast to the whole activation (entries are read where they are selected), or to the
+        activation without the axes addressed by a single number, or have one entry for each number of a list
         (``pos=[3, 5]`` with two rows).
 
         Raises:
-            InterventionError: it does none of these, or could be meant in two ways.
+            InterventionError: its shape fits none of these, or could be meant in two ways.
         """
         operand, sizes = jnp.asarray(operand).astype(value.dtype), hook.whole(value.shape)
         selectors = self._axis_numbers(hook.axes)
@@ -224,7 +224,7 @@ class Intervention:
         selectors: Mapping[int, Selector],
         text: Any,
     ) -> jax.Array | None:
-        """``operand`` scattered to the entries of the one axis addressed by a list, or ``None`` if it does not fit."""
+        """Scatters ``operand`` to the entries of the one axis addressed by a list; ``None`` if it does not fit."""
         listed = [(n, s) for n, s in selectors.items() if s.kind == "numbers"]
         if len(listed) != 1:
             return None
@@ -246,7 +246,7 @@ class Intervention:
     def _refuse_reordered(
         self, aligned: jax.Array, sizes: Sequence[int], hook: HookPoint, selectors: Mapping[int, Selector]
     ) -> None:
-        """A list that names every entry out of order could mean the operand's order or the activation's."""
+        """Raises InterventionError if a list names all entries out of order: the operand's order is then ambiguous."""
         for number, selector in selectors.items():
             size = sizes[number]
             if selector.kind == "numbers" and selector.size == size == aligned.shape[number] > 1:
@@ -259,7 +259,7 @@ class Intervention:
 
 
 def _entries_in_text(operand: jax.Array, axis: int, selector: Selector, text: jax.Array) -> jax.Array:
-    """Entries ``[batch, ..., n, ...]`` along an axis, one for each of ``n`` positions, put where those stand."""
+    """Puts entries ``[batch, ..., n, ...]``, one for each of ``n`` positions, where each prompt has these positions."""
     places, _ = positions.find(text, jnp.asarray(selector.payload).astype(jnp.int32))
     entry = (places[:, None, :] == jnp.arange(text.shape[-1])[None, :, None]).argmax(axis=-1)  # [batch, pos]
     shape = [1] * operand.ndim
@@ -301,10 +301,10 @@ def _static_payload(kind: str, static: Any) -> Any:
 
 
 def number_leaf(value: Any, what: str = "An intervention") -> Any:
-    """A float leaf: host scalars become numpy, so that a new number is the same kind of argument as the last.
+    """Returns a value as a float leaf; Python scalars become NumPy, so that a new number reuses the compiled program.
 
     Raises:
-        InterventionError: the value is no number and no array of numbers; ``what`` names whose it is.
+        InterventionError: the value is not a number or an array of numbers; the message names its owner, ``what``.
     """
     if isinstance(value, jax.Array):
         return value

@@ -130,9 +130,9 @@ class Mean(Intervention):
 class _Subspace(Intervention):
     """Splits the last axis into a subspace and its complement.
 
-    The subspace does not depend on how long its directions are, and a direction of zeros adds nothing to it. Directions
-    that are nearly parallel span what they say: known ones (not traced) are replaced by an orthonormal basis of their
-    span, worked out in double precision, where single precision would lose one of them.
+    The lengths of the directions do not matter, and a direction of zeros adds nothing. Nearly parallel directions keep
+    their full span: unless traced, they are replaced by an orthonormal basis of it, computed in double precision, where
+    single precision would lose one of them.
     """
 
     arrays = apart = ("directions",)
@@ -198,7 +198,7 @@ class Noise(Intervention):
 
 
 def _halves(seed: Any) -> Any:
-    """A seed's upper and lower 16 bits as float32, ``[2]``."""
+    """Returns a seed's upper and lower 16 bits as float32, ``[2]``."""
     array = seed if isinstance(seed, jax.Array) else np.asarray(seed)
     whole = array.ndim == 0 and (jnp.issubdtype(array.dtype, jnp.integer))
     if not whole or not (isinstance(array, Tracer) or 0 <= int(array) < 2**32):
@@ -209,7 +209,7 @@ def _halves(seed: Any) -> Any:
 
 
 def _from_halves(seed: Any) -> jax.Array:
-    """The seed; one that an older file holds is a single float."""
+    """Returns the seed from its two halves, or from the single float of an older file."""
     whole = jnp.asarray(seed).astype(jnp.uint32)
     return whole if whole.ndim == 0 else (whole[0] << np.uint32(16)) | whole[1]
 

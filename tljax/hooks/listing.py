@@ -1,4 +1,4 @@
-"""``model.hook_points()``: the hook table, shown."""
+"""``HookPointList``: the result of ``model.hook_points()``, which prints as a table."""
 
 from collections.abc import Iterable
 
@@ -19,7 +19,7 @@ class HookPointList(tuple[HookPointSpec, ...]):
         return self
 
     def shape_text(self, point: HookPointSpec) -> str:
-        """``[batch, pos, 64]``, with numbers where they are known."""
+        """Returns the shape as text, such as ``[batch, pos, 64]``, with numbers where they are known."""
         sizes = dict(point.sizes) | {
             "batch": self.batch,
             "pos": self.pos,
@@ -29,7 +29,7 @@ class HookPointList(tuple[HookPointSpec, ...]):
         return "[" + ", ".join(str(sizes.get(axis) or axis) for axis in point.axes) + "]"
 
     def rows(self) -> list[tuple[str, str, str, str]]:
-        """``(name, axes, shape, meaning)`` of each point."""
+        """Returns ``(name, axes, shape, meaning)`` of each point."""
         return [
             (
                 p.name,
@@ -55,7 +55,7 @@ class HookPointList(tuple[HookPointSpec, ...]):
         return f"<table><tr><th>name</th><th>axes</th><th>shape</th><th>meaning</th></tr>{cells}</table>"
 
     def to_markdown(self) -> str:
-        """The same table in Markdown."""
+        """Returns the table in Markdown."""
         lines = ["| name | shape | meaning |", "|---|---|---|"]
         return (
             "\n".join(lines + [f"| `{name}` | {shape} | {meaning} |" for name, _, shape, meaning in self.rows()]) + "\n"

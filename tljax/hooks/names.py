@@ -46,7 +46,7 @@ def get_act_name(name: str, layer: int | str | None = None, layer_type: str | No
 
 @functools.lru_cache(maxsize=1)
 def _every_kind() -> HookTable:
-    """The points of a model with parts of every kind, its second layer a mixture: for names given without a model."""
+    """Returns the points of a model with every kind of part (experts in layer 1), to read names without a model."""
     plain = HookedTransformerConfig(d_model=4, d_head=4, n_layers=1, n_ctx=1, d_vocab=1, act_fn="solu_ln")
     other = plain.replace(
         n_layers=2, act_fn="silu", gated_mlp=True, positional_embedding_type="rotary", rotary_dim=2, q_lora_rank=1,
@@ -56,7 +56,7 @@ def _every_kind() -> HookTable:
 
 
 def _read(name: str, layer: Any = None, layer_type: str | None = None) -> tuple[str, Any, str]:
-    """A name without the layer and the part of the block that are written in it or beside it; those two."""
+    """Splits a name into the name itself, its layer or ``None``, and the part of the block, or an empty string."""
     if layer is None and (full := re.fullmatch(r"blocks\.(-?\d+)\.(.+)", name)):
         return full[2], int(full[1]), ""
     short = "." not in name and not name.startswith("hook_")
@@ -66,10 +66,10 @@ def _read(name: str, layer: Any = None, layer_type: str | None = None) -> tuple[
 
 
 def _spelled(name: Any) -> tuple[str, Any, str]:
-    """The same of any spelling.
+    """Splits any spelling of a hook name as :func:`_read` does.
 
     Raises:
-        UnknownHookError: it is none.
+        UnknownHookError: this is not a hook name.
     """
     if isinstance(name, HookPoint | HookPointSpec):
         name = name.name
@@ -83,19 +83,19 @@ def _spelled(name: Any) -> tuple[str, Any, str]:
 
 
 def layer_in(name: Any) -> int | None:
-    """The layer that is written in a spelling: in ``"k6"``, ``("z", -1)`` or ``"blocks.3.hook_resid_pre"``."""
+    """Returns the layer written in a name such as ``"k6"``, ``("z", -1)`` or ``"blocks.3.hook_resid_pre"``, if any."""
     return _spelled(name)[1]
 
 
 def find(name: Any, table: HookTable, n_layers: int, layers: Iterable[int] | None = None) -> dict[int | None, str]:
-    """The points that a spelling stands for, by their layers; ``None`` is the layer of a point outside the blocks.
+    """Returns the hook points that a name stands for, by layer; a point outside the blocks has layer ``None``.
 
     Args:
-        name: any spelling. One without a layer, such as ``"z"`` or ``"ln1.hook_scale"``, stands for a point of each
-            layer that has it.
+        name: any spelling. A name without a layer, such as ``"z"`` or ``"ln1.hook_scale"``, stands for that point in
+            every layer that has it.
         table: the model's points.
         n_layers: number of layers.
-        layers: where to look for a spelling without a layer; everywhere by default.
+        layers: layers to look in for a name without a layer; all by default.
 
     Raises:
         AmbiguousHookError: it could mean several points of a layer; lists them.

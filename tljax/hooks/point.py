@@ -1,4 +1,4 @@
-"""One hook point: what a callable is told about it, and the one line that opens it inside a Flax module."""
+"""Hook points: ``HookPoint``, which hook functions receive, and ``hook``, which opens one inside a Flax module."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -28,7 +28,7 @@ class LayerIndex(int):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Window:
-    """Which part of a longer text an activation holds, as in generation: interventions address the whole text.
+    """Part of a longer text that an activation holds, as in generation; interventions address the whole text.
 
     Attributes:
         start: position of the activation's first token, an int32 scalar.
@@ -41,16 +41,16 @@ class Window:
 
 @dataclasses.dataclass(frozen=True)
 class HookPoint(SaysWhatInstead):
-    """What a hook function is told about the activation it receives.
+    """Description of an activation, which a hook function receives along with it.
 
     Attributes:
-        name: full name, such as ``"blocks.3.attn.hook_z"``. Interventions compiled into a block are told only
+        name: full name, such as ``"blocks.3.attn.hook_z"``. Interventions compiled into a block get only
             ``"attn.hook_z"``: a block does not know its index, so that layers share one executable.
         axes: one axis name for each dimension, such as ``("batch", "pos", "head", "d_head")``; empty when unknown.
         window: the part of the text that the activation holds; ``None`` means all of it.
-        below: where the activation holds numbers of things (experts), how many things there are.
-        text: ``[batch, pos]``, ``False`` at padding, of the whole text; ``None`` where nothing is padded, or it is not
-            known. Interventions count positions with it.
+        below: if the activation holds indices (token ids, experts), how many values they can take.
+        text: mask ``[batch, pos]`` of the whole text, ``False`` at padding, by which interventions count positions;
+            ``None`` if nothing is padded or it is not known.
     """
 
     name: str
@@ -68,7 +68,7 @@ class HookPoint(SaysWhatInstead):
         return LayerIndex(index) if first == "blocks" and index.isdigit() else None
 
     def whole(self, shape: Sequence[int]) -> tuple[int, ...]:
-        """The shape that an activation of this shape would have for the whole text."""
+        """Returns the shape that an activation of ``shape`` would have for the whole text."""
         if self.window is None:
             return tuple(shape)
         return tuple(
@@ -76,7 +76,7 @@ class HookPoint(SaysWhatInstead):
         )
 
     def part(self, array: jax.Array, shape: Sequence[int]) -> jax.Array:
-        """What an array for the whole text (or one that broadcasts to it) is at an activation of this shape."""
+        """Slices an array for the whole text (or one that broadcasts to it) to the part that ``shape`` holds."""
         if self.window is None:
             return array
         for number, axis in enumerate(self.axes):
@@ -94,7 +94,7 @@ def is_compiled(function: Callable[..., Any]) -> bool:
 @jax.tree_util.register_pytree_node_class
 @dataclasses.dataclass(frozen=True)
 class HookSlot:
-    """Everything one hook point holds during one run: callables, and whether its value was asked for.
+    """State of one hook point during one run: its callables, and whether its value is recorded.
 
     A pytree whose leaves are the arrays inside compiled callables. Plain Python callables are part of its structure.
     """
@@ -132,7 +132,7 @@ class HookSlot:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Static:
-    """A Python callable inside a treedef: equal to itself alone."""
+    """A Python callable inside a treedef, equal only to itself."""
 
     function: Callable[..., Any]
 
@@ -144,7 +144,7 @@ class _Static:
 
 
 def leaked_tracer(name: str) -> HookError:
-    """The error for a hook that used a value which outlived its trace."""
+    """Returns the error for a hook that used a value which outlived its trace."""
     return HookError(
         f"The hook at {name} used a value that an earlier compiled run left behind (a leaked tracer). Inside "
         "jax.jit, grad and vmap, and inside a Partial, a hook must not store activations in outside variables: "
@@ -161,11 +161,11 @@ _TORCH_SPELLINGS = {
     "unsqueeze": "write act[None], or jnp.expand_dims(act, axis)",
     "float": "write act.astype(jnp.float32)",
 }
-"""What to write instead of methods that torch's tensors have and arrays lack."""
+"""Replacements for methods that torch's tensors have and JAX's arrays lack."""
 
 
 def call_hook(function: Callable[..., Any], value: Any, point: HookPoint) -> Any:
-    """Calls one hook and returns what the model goes on with.
+    """Calls one hook and returns the value that the model continues with.
 
     Raises:
         HookError: the hook assigned in place, returned another shape or kind, or used a value that outlived its trace.
@@ -215,9 +215,9 @@ def check_result(result: Any, value: Any, point: HookPoint) -> Any:
 
 
 def check_numbers(numbers: Any, name: str, below: int | None) -> None:
-    """Raises HookError if a value for a point that holds numbers of things has one that no thing has.
+    """Raises HookError if an index (of a token, of an expert) is not a whole number from 0 to ``below - 1``.
 
-    Under trace there is nothing to look at: what such a number leads to is then NaN.
+    Traced values are not checked: an index out of range then leads to NaN.
     """
     if below is None or isinstance(numbers, Tracer):
         return
@@ -255,8 +255,8 @@ def attach_backward(value: Any, functions: tuple[Callable[..., Any], ...], point
 def hook(module: nn.Module, name: str, value: Any) -> Any:
     """Opens a hook point inside a Flax module: ``x = hook(self, "hook_z", x)``.
 
-    Applies what the run's hooks hold for this name under the module's path, then records the value if it was asked
-    for: hooks first, then the cache, so the cache shows what the model went on with. Does nothing otherwise.
+    Applies the run's hooks for this name under the module's path, then records the value if the run caches it, so the
+    cache shows the value that the model continues with. Does nothing if the run does not name the point.
 
     Args:
         module: the Linen module being called (``self``).
@@ -264,7 +264,7 @@ def hook(module: nn.Module, name: str, value: Any) -> Any:
         value: the activation.
 
     Returns:
-        The activation to go on with.
+        The activation to continue with.
     """
     slot = module.get_variable(HOOKS, name)
     if slot is None:
@@ -283,7 +283,7 @@ def is_hooked(module: nn.Module, *names: str) -> bool:
 def apply_with_slots(
     module: nn.Module, variables: Mapping[str, Any], slots: Mapping[str, HookSlot], *args: Any
 ) -> tuple[Any, dict[str, Any]]:
-    """Applies a Linen module with hook slots given by dotted path, and returns its output and what was captured."""
+    """Applies a Linen module with hook slots given by dotted path, and returns its output and the captured values."""
     collection: dict[str, Any] = {}
     for name, slot in slots.items():
         *path, last = name.split(".")

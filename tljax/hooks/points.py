@@ -1,7 +1,6 @@
-"""The table of hook points: for a config, every point in firing order, and all that the rest of the library asks of it.
+"""The table of hook points: every point of a config in firing order, with its names, axes, sizes and dtype.
 
-Names and their spellings, shapes and dtypes, validation, ``model.hook_points()``, what a sweep does with a point, and
-the documentation all read this one table.
+Name resolution, validation, ``model.hook_points()``, sweeps and the documentation all read this one table.
 """
 
 import dataclasses
@@ -16,7 +15,7 @@ from tljax.hooks.point import POSITION_AXES
 from tljax.numerics import widened
 
 AttentionInput = Literal["shared", "per_head", "split"]
-"""How ln1 is called: once, once with a head axis (``hook_attn_in``), or for q, k and v apart (``hook_q_input`` …)."""
+"""Ways of calling ln1: once, once with a head axis (``hook_attn_in``), or for each of q, k, v (``hook_q_input`` …)."""
 
 AXES = (
     "batch", "pos", "query_pos", "key_pos", "head", "d_head", "all_heads", "latent", "d_model", "neuron", "d_vocab",
@@ -39,7 +38,7 @@ _CHOICES = ("batch", "pos", "choice")
 
 
 def stage_of(name: str) -> tuple[str, str]:
-    """The stage that a point or parameter belongs to and its name there.
+    """Returns the stage that a point or parameter belongs to, and its name within that stage.
 
     >>> [stage_of(name) for name in ("hook_embed", "blocks.3.attn.hook_z", "unembed.W_U")]
     [('embedding', 'hook_embed'), ('blocks.3.', 'attn.hook_z'), ('head', 'unembed.W_U')]
@@ -51,7 +50,7 @@ def stage_of(name: str) -> tuple[str, str]:
 
 
 def layer_of(name: str) -> int | None:
-    """The layer of a point inside a block, else ``None``."""
+    """Returns the layer of a point inside a block, else ``None``."""
     return int(name.split(".", 2)[1]) if name.startswith("blocks.") else None
 
 
@@ -66,14 +65,14 @@ class HookPointSpec:
         dtype: of the activation.
         optional: exists only in runs that name it (or whose config switches it on).
         sizes: axis sizes fixed by the config; ``batch`` and the position axes come from the input.
-        below: where the activation holds numbers of things, how many things there are.
-        aliases: other names within its stage, ``"attn.q.hook_out"``, and other short names, ``"query"``. What comes
-            after ``hook_`` is a short name without being listed.
-        adds_to: the point that the activation, through at most a linear map and a norm after it, is a term of.
+        below: if the activation holds indices, how many values they can take.
+        aliases: other names within its stage, ``"attn.q.hook_out"``, and other short names, ``"query"``. The part
+            after ``hook_`` is always a short name and is not listed.
+        adds_to: the point whose activation has this one as a summand, after at most a linear map and a norm.
         every_token: computed for every token even in a run that computes only some tokens' outputs.
-        read_by: of what lies between the residual stream and the heads, which of them read it, ``"qkv"``: where these
-            read apart it fires once for each, with an axis of heads.
-        asks_for: how a run that names the point calls ln1.
+        read_by: for a point between the residual stream and the heads, which of ``"qkv"`` read it. If these have
+            separate inputs, the point fires once for each, with a head axis.
+        asks_for: how ln1 is called in a run that names the point.
     """
 
     name: str
@@ -91,7 +90,7 @@ class HookPointSpec:
     asks_for: AttentionInput = "shared"
 
     def shape(self, batch: int = 1, pos: int = 1) -> tuple[int, ...]:
-        """Shape of the activation for ``batch`` prompts of ``pos`` tokens."""
+        """Returns the shape of the activation for ``batch`` prompts of ``pos`` tokens."""
         known = {"batch": batch, **dict.fromkeys(POSITION_AXES, pos), **dict(self.sizes)}
         return tuple(known[axis] for axis in self.axes)
 
@@ -111,11 +110,11 @@ class HookPointSpec:
 
 @dataclasses.dataclass(frozen=True)
 class Spellings:
-    """What the ways of naming a point within its stage could mean.
+    """Ways of naming the points of one stage.
 
     Attributes:
-        exact: names and aliases.
-        others: ends of names from a dot on, and short names: the points that have them.
+        exact: the point for each name or alias.
+        others: the points for each short name, and for each end of a name after a dot.
     """
 
     exact: dict[str, str]
@@ -123,7 +122,7 @@ class Spellings:
 
     @classmethod
     def of(cls, rows: Sequence[HookPointSpec]) -> "Spellings":
-        """The spellings of a stage's points, named relative to it."""
+        """Returns the spellings of a stage's points, named relative to it."""
         exact: dict[str, str] = {}
         others: dict[str, tuple[str, ...]] = {}
         for row in rows:
@@ -134,7 +133,7 @@ class Spellings:
         return cls(exact | {row.name: row.name for row in rows}, others)
 
     def meanings(self, spelling: str, part: str = "") -> tuple[str, ...]:
-        """The points that a spelling could mean, of all or of one part, ``"ln1"``."""
+        """Returns the points that a spelling could mean, all or only those of one part such as ``"ln1"``."""
         own = (self.exact[spelling],) if spelling in self.exact else ()
         others = self.others.get(spelling, ())
         if not part:
@@ -147,7 +146,7 @@ class HookTable(dict[str, HookPointSpec]):
 
     @functools.cached_property
     def spellings(self) -> dict[str, Spellings]:
-        """How the points of each stage may be called there."""
+        """Ways of naming the points of each stage."""
         stages: dict[str, list[HookPointSpec]] = {EMBEDDING: [], HEAD: []}
         for name, row in self.items():
             stage, relative = stage_of(name)
@@ -164,7 +163,7 @@ def _rows(
     latent: int = 0,
     **columns: Any,
 ) -> functools.partial[HookPointSpec]:
-    """What makes rows of a config with these sizes and columns."""
+    """Returns a constructor of table rows with the config's sizes and these columns."""
     head = cfg.n_heads if head is None else head
     sizes = (
         ("d_model", cfg.d_model),
@@ -183,7 +182,7 @@ def _rows(
 
 @functools.lru_cache(maxsize=256)
 def embedding_points(cfg: HookedTransformerConfig) -> tuple[HookPointSpec, ...]:
-    """Points of the embedding stage."""
+    """Returns the points of the embedding stage."""
     row, integers = _rows(cfg), np.dtype(np.int32)
     points = [
         row("hook_tokens", ("batch", "pos"), "token ids going in", optional=not cfg.use_hook_tokens, dtype=integers,
@@ -203,7 +202,7 @@ def embedding_points(cfg: HookedTransformerConfig) -> tuple[HookPointSpec, ...]:
 def block_points(
     cfg: HookedTransformerConfig, kind: LayerKind, attention_input: AttentionInput = "shared"
 ) -> tuple[HookPointSpec, ...]:
-    """Points of a block of a kind (:meth:`~tljax.config.HookedTransformerConfig.layer_kind`), named relative to it."""
+    """Returns the points of a block of a kind (:class:`~tljax.config.LayerKind`), named relative to it."""
     row = _rows(cfg)
     after_attention = EXIT if cfg.attn_only or cfg.parallel_attn_mlp else "hook_resid_mid"
     return (
@@ -376,7 +375,7 @@ def _experts_points(cfg: HookedTransformerConfig) -> Iterator[HookPointSpec]:
 
 @functools.lru_cache(maxsize=256)
 def head_points(cfg: HookedTransformerConfig) -> tuple[HookPointSpec, ...]:
-    """Points of the final norm and the unembedding."""
+    """Returns the points of the final norm and the unembedding."""
     row = _rows(cfg)
     norm = _norm_points(row, "ln_final") if cfg.has_final_norm else ()
     return (
@@ -387,14 +386,14 @@ def head_points(cfg: HookedTransformerConfig) -> tuple[HookPointSpec, ...]:
 
 
 def attention_input(rows: Iterable[HookPointSpec], names: Iterable[str]) -> AttentionInput:
-    """How a block calls ln1 in a run that names some of its points: ``rows`` are the block's."""
+    """Returns how a block calls ln1 in a run that names some of its points; ``rows`` are the block's points."""
     asked = {row.asks_for for row in rows if row.name in names}
     return "split" if "split" in asked else "per_head" if "per_head" in asked else "shared"
 
 
 @functools.lru_cache(maxsize=256)
 def point_table(cfg: HookedTransformerConfig) -> HookTable:
-    """Every hook point of a model, by full name, in firing order."""
+    """Returns every hook point of a model, by full name, in firing order."""
     points = [*embedding_points(cfg)]
     for layer, kind in enumerate(cfg.layer_kinds):
         in_full_cache = [point.name for point in block_points(cfg, kind) if not point.optional]

@@ -84,8 +84,8 @@ def load_interventions(
         model: the model that they must have been saved for; ``None`` checks nothing.
 
     Raises:
-        CheckpointError: the file is missing, damaged, or something else; they were saved for another model than
-            ``model``, or the file does not say for which.
+        CheckpointError: the file is missing, damaged, or of another kind; its interventions were saved for a model
+            other than ``model``, or it does not say for which.
     """
     arrays, header = read_own(
         path,
@@ -148,7 +148,7 @@ def _describe(intervention: Any, prefix: str, arrays: dict[str, np.ndarray]) -> 
 
 
 def _read_hook(item: dict[str, Any], unread: dict[str, Any]) -> tuple[str, Intervention]:
-    """A hook from its description; takes the arrays that it reads out of ``unread``."""
+    """Rebuilds a hook from its description, and removes its arrays from ``unread``."""
     if problem := mismatch(item, {"name": str, "intervention": dict}, "a hook"):
         raise ValueError(problem)
     return item["name"], _rebuild(item["intervention"], unread)
@@ -177,7 +177,7 @@ def _rebuild(described: Any, unread: dict[str, Any], depth: int = 0) -> Interven
 
 
 def _array(name: str, unread: dict[str, Any], whole: bool = False, ndim: int | None = None) -> Any:
-    """An array that is read once: floating-point numbers, ``whole`` ones or of ``ndim`` axes where asked for."""
+    """Removes an array from ``unread`` and checks it: floats, or booleans unless ``whole``; ``ndim`` axes if given."""
     if name not in unread:
         raise ValueError(f"it lacks the array {name!r}")
     array = unread.pop(name)

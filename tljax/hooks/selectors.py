@@ -1,4 +1,4 @@
-"""Which entries of one axis an intervention addresses."""
+"""``Selector``: the entries of one axis that an intervention addresses."""
 
 from typing import Any, Literal
 
@@ -23,14 +23,14 @@ AXIS_ALIASES = {
 
 
 SPANS = ("prompt", "new")
-"""Parts of a text by name: where generation started from, and what it added. Outside generation all is prompt."""
+"""Named parts of a text: the prompt, and the tokens that generation adds. Outside generation all is prompt."""
 
 
 class Selector:
-    """Which entries of one axis: a number, several numbers, a boolean mask, a slice, or a part of the text by name.
+    """Selected entries of one axis: a number, several numbers, a boolean mask, a slice, or a named part of the text.
 
-    Positions count in each prompt's text where the run knows its padding (:mod:`tljax.text.positions`). A part of the
-    text by name, and in generation the places that stand for it (kind ``"places"``), are of the array.
+    Positions count in each prompt's text if the run knows its padding (:mod:`tljax.text.positions`). A named part of
+    the text, and the mask that replaces it in generation (kind ``"places"``), refer to the array, padding included.
 
     Numbers and masks are stored as float32 leaves (exact up to 2**24), so that ``jax.grad`` accepts an intervention
     as its argument: integer leaves would make it refuse the whole pytree.
@@ -76,7 +76,7 @@ class Selector:
 
     @classmethod
     def stored(cls, axis: str, kind: Any, payload: Any) -> "Selector":
-        """A selector from its parts, unchecked."""
+        """Builds a selector from its parts, unchecked."""
         self = object.__new__(cls)
         self.axis, self.kind, self.payload = axis, kind, payload
         return self
@@ -87,13 +87,13 @@ class Selector:
         return self.payload.shape[0]
 
     def signature(self) -> Any:
-        """What is static about the selector: it belongs to the structure of compiled programs."""
+        """Returns the static part of the selector, which belongs to the structure of compiled programs."""
         static = (self.payload.start, self.payload.stop, self.payload.step) if self.kind == "slice" else None
         return (self.axis, self.kind, self.payload if self.kind == "span" else static)
 
     @property
     def is_static(self) -> bool:
-        """Whether the selection belongs to the structure, not to the leaves."""
+        """Whether the selection is part of the pytree's structure, not of its leaves."""
         return self.kind in ("slice", "span")
 
     def check(self, size: int, name: str) -> None:
@@ -120,7 +120,7 @@ class Selector:
 
     @property
     def counts_in_text(self) -> bool:
-        """Whether padding matters to what is selected."""
+        """Whether the selection depends on padding."""
         return self.axis in POSITION_AXES and self.kind not in ("span", "places")
 
     @property
@@ -136,13 +136,13 @@ class Selector:
             raise InterventionError(f"{self.axis}={wrong[1]} at {name}: {positions.no_such_position(*wrong)}")
 
     def lacking(self, text: jax.Array) -> jax.Array | None:
-        """Which prompts lack a position named by number ``[batch]``; ``None`` where none is."""
+        """Returns a mask ``[batch]`` of prompts that lack a position named by number; ``None`` if none is so named."""
         if not (self.counts_in_text and self.is_numbered):
             return None
         return ~positions.find(text, jnp.atleast_1d(self._whole_numbers))[1].all(axis=-1)
 
     def text_mask(self, text: jax.Array) -> jax.Array:
-        """Boolean ``[batch, pos]``: the selected entries of padded prompts."""
+        """Returns the selected entries of padded prompts, boolean ``[batch, pos]``."""
         match self.kind:
             case "slice":
                 return positions.chosen(text, self.payload)
@@ -156,7 +156,7 @@ class Selector:
         return jnp.asarray(self.payload).astype(jnp.int32)
 
     def exist(self, size: int) -> jax.Array | None:
-        """Whether all numbers are entries of the axis, where :meth:`check` could not look at them: a scalar."""
+        """Returns whether all traced numbers are in range, a scalar; ``None`` if there are no traced numbers."""
         if self.kind not in ("number", "numbers") or not isinstance(self.payload, Tracer):
             return None
         return self._inside(size).all()
@@ -166,11 +166,11 @@ class Selector:
         return (numbers >= -size) & (numbers < size)
 
     def numbers(self, size: int) -> jax.Array:
-        """The numbers as int32, negative ones counted from the end; ``size`` for one that does not exist."""
+        """Returns the numbers as int32, negative ones counted from the end; ``size`` for one out of range."""
         return jnp.where(self._inside(size), self._whole_numbers % jnp.int32(size), jnp.int32(size))
 
     def mask(self, size: int) -> jax.Array:
-        """Boolean ``[size]``: the selected entries."""
+        """Returns the selected entries, boolean ``[size]``."""
         if self.kind in ("mask", "places"):
             return jnp.asarray(self.payload) != 0
         if self.kind == "span":

@@ -1,4 +1,4 @@
-"""Spans of directions, whatever their lengths and however close to each other they are."""
+"""Spans of directions of any lengths, accurate even for nearly parallel ones."""
 
 from typing import Any
 
@@ -10,11 +10,11 @@ from jax.core import Tracer
 RANK_TOLERANCE = 4
 """Unit rows are dependent where a singular value is below this times their number times the dtype's epsilon."""
 _WELL_APART = 0.1
-"""The smallest singular value, over the largest, from which on single precision is as good as double."""
+"""Ratio of smallest to largest singular value from which single precision is as good as double."""
 
 
 def unit_rows(directions: jax.Array) -> jax.Array:
-    """Rows ``[k, d]`` of length one; those of zeros stay. Gradients pass as for a span, which lengths do not change."""
+    """Scales rows ``[k, d]`` to length one (zeros stay). Gradients treat lengths as constants: a span ignores them."""
     fixed = jax.lax.stop_gradient(directions)
     largest = jnp.abs(fixed).max(axis=1, keepdims=True)  # first, as squares of 1e20 overflow
     largest = jnp.where(largest > 0, largest, 1)
@@ -23,9 +23,9 @@ def unit_rows(directions: jax.Array) -> jax.Array:
 
 
 def well_conditioned(directions: Any) -> Any:
-    """Known directions ``[k, d]``, or where they are nearly dependent an orthonormal basis of their span, ``[k, d]``.
+    """Returns directions ``[k, d]``, or if they are nearly dependent an orthonormal basis of their span, ``[k, d]``.
 
-    Rows that the basis does not need are zeros. What is traced, single, or no such matrix comes back as it is.
+    Rows that the basis does not need are zeros. Traced or single directions, and other arrays, are returned unchanged.
     """
     if isinstance(directions, Tracer) or np.ndim(directions) != 2 or len(directions) < 2:
         return directions

@@ -14,12 +14,12 @@ def solu(x: jax.Array) -> jax.Array:
 
 
 def gelu_tanh(x: jax.Array) -> jax.Array:
-    """The tanh approximation of GELU, which GPT-2 uses."""
+    """Computes the tanh approximation of GELU, which GPT-2 uses."""
     return jax.nn.gelu(x, approximate=True)
 
 
 def gelu_exact(x: jax.Array) -> jax.Array:
-    """GELU by the error function."""
+    """Computes GELU with the error function."""
     return jax.nn.gelu(x, approximate=False)
 
 
@@ -29,7 +29,7 @@ def quick_gelu(x: jax.Array) -> jax.Array:
 
 
 def relu2(x: jax.Array) -> jax.Array:
-    """Squared ReLU."""
+    """Computes the squared ReLU."""
     return jnp.square(jax.nn.relu(x))
 
 

@@ -20,7 +20,7 @@ from tljax.modules.scores import alibi_bias, softmax, visible
 
 KEYS_READ, VALUES_READ = "read_k", "read_v"
 KEYS_AND_VALUES = (f"attn.{KEYS_READ}", f"attn.{VALUES_READ}")
-"""Names, in a block, under which a run can record the keys and values that are read: normalised, clipped, rotated."""
+"""Names, in a block, under which a run can record keys and values as attention reads them: after norm and rotation."""
 
 
 class Attention(nn.Module):
@@ -28,11 +28,11 @@ class Attention(nn.Module):
 
     Attributes:
         cfg: the model's config.
-        kind: as :meth:`~tljax.config.HookedTransformerConfig.layer_kind` gives it.
+        kind: the layer's kind (:meth:`~tljax.config.HookedTransformerConfig.layer_kind`).
     """
 
     read_later: ClassVar[tuple[str, ...]] = ("W_K", "W_V")
-    """Matrices that make what later tokens read of a token: they are needed even where its own output is not."""
+    """Matrices that make a token's keys and values: later tokens read these even if its own output is not needed."""
 
     rotates_last: ClassVar[bool] = False
     """Whether the last dimensions of a head rotate, not the leading ones."""
@@ -53,7 +53,7 @@ class Attention(nn.Module):
 
     @property
     def value_axis(self) -> str:
-        """The axis of a head's values."""
+        """Name of the axis of a head's values."""
         return "d_head" if self.cfg.d_value is None else "d_value"
 
     def set_up_readers(self) -> None:
@@ -63,7 +63,7 @@ class Attention(nn.Module):
         self.projection_v = self.make_projection("V", "n_kv", self.value_axis)
 
     def make_projection(self, letter: str, heads: str, width: str) -> tuple[jax.Array, jax.Array]:
-        """Weight ``[d_model, head, width]`` and bias ``[head, width]``, of axes by these names."""
+        """Makes a weight ``[d_model, heads, width]`` and a bias ``[heads, width]``, with axes of these names."""
         inward = initializers.weight(self.cfg, "d_model", f"n_heads {width}")
         weight = parameter(self, f"W_{letter}", inward, f"d_model {heads} {width}")
         return weight, parameter(self, f"b_{letter}", initializers.zeros, f"{heads} {width}")
@@ -73,7 +73,7 @@ class Attention(nn.Module):
     ) -> jax.Array:
         """Returns the attention output ``[batch, pos, d_model]``.
 
-        The inputs are ``[batch, pos, d_model]``, or ``[batch, pos, head, d_model]`` where heads read apart; the query
+        The inputs are ``[batch, pos, d_model]``, or ``[batch, pos, head, d_model]`` if separate by head; the query
         input and the output hold only the tokens that :meth:`AttentionContext.computed` keeps.
         """
         q, k, v = self._prepare(*self.read_all(query_input, key_input, value_input), context)
@@ -93,13 +93,13 @@ class Attention(nn.Module):
     def read_all(
         self, query_input: jax.Array, key_input: jax.Array, value_input: jax.Array
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Queries, keys and values, each :meth:`read` from its input and hooked."""
+        """Returns queries, keys and values, each :meth:`read` from its input and passed through its hook point."""
         q = hook(self, "hook_q", self.read(query_input, "q"))
         k = hook(self, "hook_k", self.read(key_input, "k"))
         return q, k, hook(self, "hook_v", self.read(value_input, "v"))
 
     def read(self, normalized: jax.Array, letter: str) -> jax.Array:
-        """Queries, keys or values ``[batch, pos, head, d_head]`` of a normalised input, before any rotation."""
+        """Computes queries, keys or values ``[batch, pos, head, d_head]`` of a normalised input, before rotation."""
         weight, bias = getattr(self, f"projection_{letter}")
         if normalized.ndim == 4:
             return jnp.einsum("bphd,dhe->bphe", normalized, weight) + bias[None, None]
@@ -109,7 +109,7 @@ class Attention(nn.Module):
     def _prepare(
         self, q: jax.Array, k: jax.Array, v: jax.Array, context: AttentionContext
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Queries, keys and values as the scores read them: normalised, clipped, rotated."""
+        """Applies norm, clip and rotation to queries, keys and values."""
         cfg = self.cfg
         if cfg.use_qk_norm and not cfg.qk_norm_after_rotary:
             q, k = self._normalize(q, k)
@@ -160,9 +160,9 @@ class Attention(nn.Module):
 
 
 def _score(q: jax.Array, k: jax.Array, layout: str) -> jax.Array:
-    """Dot products ``[batch, head, query_pos, key_pos]``; each key head serves a run of consecutive query heads.
+    """Computes dot products ``[batch, head, query_pos, key_pos]``; a key head serves consecutive query heads.
 
-    ``layout`` names the axes of ``k``: b batch, s key position, k key head, e within a head.
+    ``layout`` names the axes of ``k``: b batch, s key position, k key head, e dimension of a head.
     """
     batch, length, heads, width = q.shape
     kv_heads = k.shape[layout.index("k")]
@@ -172,7 +172,7 @@ def _score(q: jax.Array, k: jax.Array, layout: str) -> jax.Array:
 
 
 def _weigh(pattern: jax.Array, v: jax.Array, layout: str) -> jax.Array:
-    """Pattern-weighted values ``[batch, query_pos, head, d_value]``; ``layout`` names the axes of ``v``."""
+    """Computes pattern-weighted values ``[batch, query_pos, head, d_value]``; ``layout`` names the axes of ``v``."""
     batch, heads, queries, keys = pattern.shape
     kv_heads = v.shape[layout.index("k")]
     grouped = pattern.reshape(batch, kv_heads, heads // kv_heads, queries, keys)

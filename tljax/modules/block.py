@@ -37,7 +37,7 @@ class TransformerBlock(nn.Module):
             self.ln2_post = make_norm(cfg, norm_kind(cfg, "ln2_post"))
 
     def __call__(self, resid_pre: jax.Array, context: AttentionContext) -> jax.Array:
-        """``[batch, pos, d_model]`` residual stream in, and out (of the tokens that ``context.computed`` keeps)."""
+        """Returns the residual stream ``[batch, pos, d_model]`` after the block, of tokens that are computed."""
         resid_pre = hook(self, "hook_resid_pre", resid_pre)
         query, key, value = self._attention_inputs(resid_pre, context)
         attn_out = self.attention_output(self.attn(context.computed(query), key, value, context))
@@ -51,19 +51,19 @@ class TransformerBlock(nn.Module):
         return hook(self, "hook_resid_post", self._after(self.ln2, resid_mid + self._mlp_out(resid_mid)))
 
     def read_heads(self, resid_pre: jax.Array, context: AttentionContext, letter: str) -> jax.Array:
-        """Queries, keys or values (``letter`` ``"q"``, ``"k"`` or ``"v"``) of a residual stream entering the block."""
+        """Computes queries, keys or values (``letter`` ``"q"``, ``"k"``, ``"v"``) of the stream entering the block."""
         return self.attn.read(self._read_by(letter, self._before(self.ln1, resid_pre), context), letter)
 
     def attention_output(self, combined: jax.Array) -> jax.Array:
-        """What is added to the residual stream, of attention's combined heads ``[..., d_model]``."""
+        """Returns what attention's combined heads ``[..., d_model]`` add to the residual stream."""
         return scaled(self.ln1_post(combined), self.cfg.residual_multiplier)
 
     def _before(self, norm: nn.Module, resid: jax.Array) -> jax.Array:
-        """What attention or MLP reads of the residual stream."""
+        """Returns the input of attention or MLP: the residual stream after ``norm``, if the norms come before."""
         return resid if self.cfg.use_normalization_of_residual else norm(resid)
 
     def _after(self, norm: nn.Module, resid: jax.Array) -> jax.Array:
-        """The residual stream once attention or MLP was added to it."""
+        """Returns the residual stream after an addition, after ``norm`` if the model normalises the stream itself."""
         return norm(resid) if self.cfg.use_normalization_of_residual else resid
 
     def _mlp_out(self, resid: jax.Array) -> jax.Array:
@@ -71,7 +71,7 @@ class TransformerBlock(nn.Module):
         return hook(self, "hook_mlp_out", scaled(mlp_out, self.cfg.residual_multiplier))
 
     def _read_by(self, letter: str, normalized: jax.Array, context: AttentionContext) -> jax.Array:
-        """What queries, keys or values are made of: under ``shortformer``, the first two of positions besides."""
+        """Returns the input of queries, keys or values; under ``shortformer``, queries and keys get positions added."""
         if letter == "v" or self.cfg.positional_embedding_type != "shortformer":
             return normalized
         assert context.pos_embed is not None, "a shortformer block runs with the embeddings of its positions"
@@ -81,7 +81,7 @@ class TransformerBlock(nn.Module):
     def _attention_inputs(
         self, resid_pre: jax.Array, context: AttentionContext
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Normalised query, key and value inputs: one shared array unless a hook point needs them apart."""
+        """Returns normalised query, key and value inputs: one shared array unless a hook point needs separate ones."""
         cfg = self.cfg
         attn_in = resid_pre
         if is_hooked(self, "hook_attn_in"):
@@ -113,5 +113,5 @@ def make_mlp(cfg: HookedTransformerConfig, kind: LayerKind) -> MLP | MoE:
 
 
 def _per_head(x: jax.Array, heads: int) -> jax.Array:
-    """``[batch, pos, d_model]`` copied to ``[batch, pos, head, d_model]``."""
+    """Copies ``[batch, pos, d_model]`` to ``[batch, pos, head, d_model]``."""
     return jnp.broadcast_to(x[:, :, None, :], (*x.shape[:2], heads, x.shape[2]))

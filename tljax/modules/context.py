@@ -1,4 +1,4 @@
-"""What attention needs to know of a run besides the residual stream."""
+"""``AttentionContext``: the data of a run that attention needs besides the residual stream."""
 
 import dataclasses
 
@@ -15,19 +15,19 @@ from tljax.text.inputs import ModelInput
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class AttentionContext:
-    """What attention needs to know of the run besides the residual stream.
+    """Data of a run that attention needs besides the residual stream.
 
     Attributes:
         positions: ``[batch, pos]`` position of each token; ``None`` means 0, 1, 2, …
         token_mask: ``[batch, pos]`` boolean, ``False`` at padding; ``None`` means no padding.
-        score_divisor: scalar that divides the scores besides ``attn_scale`` (a layer's own); ``None`` means one.
+        score_divisor: the layer's own divisor of the scores, a scalar on top of ``attn_scale``; ``None`` means one.
         past: keys and values of earlier tokens; the run then holds only what follows them.
-        pasts: those of every layer, before :func:`~tljax.forward.forward.context_of_layer` picks one.
+        pasts: the ``past`` of every layer, before :func:`~tljax.forward.forward.context_of_layer` picks one.
         window: which part of a longer text the run holds, for interventions.
-        lengths: ``[1, token]``, tokens in the text of each token of a packed run, where ``positions`` do not show them.
+        lengths: ``[1, token]``, length of the text of each token in a packed run, if ``positions`` do not show it.
         pos_embed: ``[batch or 1, pos or more, d_model]``, position embeddings that queries and keys read (shortformer).
-        text: ``[batch, pos]``, ``False`` at padding, of the whole text (with a window, its whole room), for
-            interventions that count positions; ``None`` where nothing is padded or it is not known.
+        text: mask ``[batch, pos]`` of the whole text (with a window, of its whole capacity), ``False`` at padding, for
+            interventions that count positions; ``None`` if nothing is padded or it is not known.
         packing: how rows are laid out in a packed run (``[row, pos]`` is then the shape of ``token_mask``).
     """
 
@@ -44,17 +44,17 @@ class AttentionContext:
 
     @classmethod
     def of(cls, given: ModelInput) -> "AttentionContext":
-        """What a checked input says of its positions and padding."""
+        """Makes the context of a checked input, from its positions and padding."""
         return cls(given.positions, given.token_mask, text=given.text)
 
     def positions_for(self, length: int) -> jax.Array:
-        """Positions ``[batch or 1, pos]``."""
+        """Returns positions ``[batch or 1, pos]``."""
         return jnp.arange(length, dtype=jnp.int32)[None] if self.positions is None else self.positions
 
     def lengths_for(self, positions: jax.Array) -> jax.Array:
-        """Tokens in the text of each token, ``[batch or 1, pos or 1]``, padding and what follows not counted."""
+        """Returns the length of each token's text, ``[batch or 1, pos or 1]``, without padding and tokens to come."""
         return positions.max(axis=-1, keepdims=True) + 1 if self.lengths is None else self.lengths
 
     def computed(self, x: jax.Array) -> jax.Array:
-        """The tokens ``[batch, pos, ...]`` whose output is wanted: all of them unless a packed run says otherwise."""
+        """Returns the tokens ``[batch, pos, ...]`` whose output is needed: all, unless a packed run selects some."""
         return x if self.packing is None or self.packing.computed is None else x[:, self.packing.computed]

@@ -16,7 +16,7 @@ from tljax.modules.products import product
 
 
 def _width(cfg: HookedTransformerConfig) -> str:
-    """The axis of what is embedded and unembedded."""
+    """Returns the name of the axis of token embedding and unembedding."""
     return "d_model" if cfg.d_embed is None else "d_embed"
 
 
@@ -39,7 +39,7 @@ class Embed(nn.Module):
         self.ln = make_norm(cfg, "LN" if cfg.post_embedding_ln else None)
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
-        """``[batch, pos]`` token ids to ``[batch, pos, d_model]``."""
+        """Maps token ids ``[batch, pos]`` to ``[batch, pos, d_model]``."""
         rows = scaled(take(self.W_E, tokens), self.cfg.embedding_multiplier)
         return self.ln(rows if self.cfg.d_embed is None else rows @ self.W_proj)
 
@@ -51,7 +51,7 @@ class PosEmbed(nn.Module):
 
     @nn.compact
     def __call__(self, tokens: jax.Array, context: AttentionContext) -> jax.Array:
-        """``[batch, pos]`` to ``[batch, pos, d_model]``."""
+        """Maps ``[batch, pos]`` to ``[batch, pos, d_model]``."""
         cfg = self.cfg
         initializer = initializers.weight(cfg, "n_ctx", "d_model", embedding=True)
         rows = parameter(self, "W_pos", initializer, "n_ctx d_model")
@@ -73,7 +73,7 @@ class EmbeddingStage(nn.Module):
             self.pos_embed = PosEmbed(self.cfg)
 
     def __call__(self, tokens: jax.Array, context: AttentionContext) -> jax.Array:
-        """``[batch, pos]`` to ``[batch, pos, d_model]``."""
+        """Maps ``[batch, pos]`` to ``[batch, pos, d_model]``."""
         tokens = hook(self, "hook_tokens", jnp.asarray(tokens))
         residual = hook(self, "hook_embed", self.embed(tokens))
         if self.cfg.learns_positions:
@@ -82,7 +82,7 @@ class EmbeddingStage(nn.Module):
         return residual
 
     def embed_positions(self, tokens: jax.Array, context: AttentionContext) -> jax.Array:
-        """Position embeddings alone, ``[batch, pos]`` of anything to ``[batch, pos, d_model]``."""
+        """Returns position embeddings alone, ``[batch, pos, d_model]``, for ``[batch, pos]`` of any values."""
         return self.pos_embed(tokens, context)
 
 
@@ -93,7 +93,7 @@ class Unembed(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """``[batch, pos, d_model]`` to ``[batch, pos, d_vocab_out]``."""
+        """Maps ``[batch, pos, d_model]`` to ``[batch, pos, d_vocab_out]``."""
         cfg, width = self.cfg, _width(self.cfg)
         initializer = initializers.weight(cfg, width, "d_vocab_out", embedding=True)
         weight = parameter(self, "W_U", initializer, f"{width} d_vocab_out")
@@ -105,7 +105,7 @@ class Unembed(nn.Module):
 
 
 def final_norm(cfg: HookedTransformerConfig) -> nn.Module:
-    """The norm before the unembedding."""
+    """Returns the norm before the unembedding."""
     return make_norm(cfg, norm_kind(cfg, "ln_final"))
 
 
@@ -119,10 +119,10 @@ class HeadStage(nn.Module):
         self.unembed = Unembed(self.cfg)
 
     def __call__(self, residual: jax.Array) -> jax.Array:
-        """``[batch, pos, d_model]`` to ``[batch, pos, d_vocab_out]``."""
+        """Maps ``[batch, pos, d_model]`` to ``[batch, pos, d_vocab_out]``."""
         return finish_logits(self.cfg, self.unembed(self.ln_final(residual)))
 
 
 def finish_logits(cfg: HookedTransformerConfig, logits: jax.Array) -> jax.Array:
-    """What follows the unembedding: multiplier and soft cap."""
+    """Applies multiplier and soft cap to the output of the unembedding."""
     return soft_cap(scaled(logits, cfg.logits_multiplier), cfg.output_logits_soft_cap)

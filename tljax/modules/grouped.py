@@ -1,7 +1,7 @@
-"""Rows that are each multiplied by the matrix of their own group: what a mixture of experts consists of.
+"""Grouped matrix products, as in a mixture of experts: each row is multiplied by the matrix of its own group.
 
-A row costs what its own group's matrix costs, whatever the number of groups, and no group has a capacity to overflow:
-rows are cut into tiles of one group each. (``jax.lax.ragged_dot`` would say the same, but outside TPUs jax 0.10 lowers
+A row costs one product whatever the number of groups, and no group has a capacity to overflow:
+rows are cut into tiles of one group each. (``jax.lax.ragged_dot`` does the same, but outside TPUs jax 0.10 lowers
 it to a product of every row with every matrix, and it has no ``vmap`` over rows alone.)
 """
 
@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 Times = Callable[[jax.Array, jax.Array, jax.Array | None], jax.Array]
-"""Rows ``[row, in]`` by the one of matrices ``[group, in, out]`` that is their group's, plus its bias ``[out]``."""
+"""Multiplies rows ``[row, in]`` by their group's of the matrices ``[group, in, out]``, and adds its bias ``[out]``."""
 
 _TALLEST = 128
 
@@ -19,15 +19,15 @@ _TALLEST = 128
 def grouped(
     compute: Callable[[jax.Array, Times], jax.Array], rows: jax.Array, group: jax.Array, n_groups: int
 ) -> jax.Array:
-    """Applies a function of single rows that multiplies them by matrices of their group.
+    """Applies a row-wise function that multiplies rows by the matrices of their group.
 
-    A static number of tiles is gone through one after another; those without rows are skipped.
+    Runs a static number of tiles one after another, and skips those without rows.
 
     Args:
         compute: takes rows ``[row, in]`` of one group and :data:`Times`, and returns ``[row, out]``; there may be rows
             of zeros among them.
         rows: ``[row, in]``.
-        group: ``[row]`` int32, the group of each.
+        group: ``[row]`` int32, the group of each row.
         n_groups: number of groups.
 
     Returns:
@@ -71,6 +71,6 @@ def grouped(
 
 
 def tile_height(n_rows: int, n_groups: int) -> int:
-    """Rows of a tile: as many as a group of the mean size needs, and one row where most groups are empty."""
+    """Returns the rows of a tile: enough for a group of mean size, and one if most groups are empty."""
     mean = n_rows // n_groups
     return min(_TALLEST, 1 << mean.bit_length()) if mean else 1

@@ -1,4 +1,4 @@
-"""How fresh parameters are drawn: TransformerLens's init modes, on stored layouts (contracted axis first)."""
+"""Initializers of parameters: TransformerLens's init modes, on stored layouts (contracted axis first)."""
 
 import math
 
@@ -36,4 +36,4 @@ def constant(value: float) -> Initializer:
 
 
 zeros, ones = constant(0.0), constant(1.0)
-"""Initializers of biases, and of what norms multiply by."""
+"""Initializers of biases and of norm weights."""

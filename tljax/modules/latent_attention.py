@@ -13,16 +13,16 @@ from tljax.modules.parameters import parameter
 
 
 class LatentAttention(Attention):
-    """Multi-head latent attention: from queries, keys and values on it is :class:`Attention`.
+    """Multi-head latent attention: :class:`Attention` whose queries, keys and values come from latents.
 
-    ``W_KV_down`` takes the residual stream to a latent, which is normalised; ``W_K_up`` and ``W_V_up`` make every
-    head's values of it, and its keys but for their last ``rotary_dim`` dimensions. Those, which alone rotate, are
-    ``W_K_rot``'s and the same in all heads. Queries go through a latent of their own (``W_Q_down``, ``W_Q_up``), or
-    with ``q_lora_rank=None`` straight through ``W_Q``.
+    ``W_KV_down`` projects the residual stream to a latent, which is normalised. From it ``W_V_up`` makes every head's
+    values, and ``W_K_up`` its keys except their last ``rotary_dim`` dimensions. These alone rotate; ``W_K_rot`` makes
+    them, the same for all heads. Queries go through a latent of their own (``W_Q_down``, ``W_Q_up``), or with
+    ``q_lora_rank=None`` straight through ``W_Q``.
 
-    ``hook_q_latent`` and ``hook_kv_latent`` are the latents as the up-projections read them: normalised, the norm's
-    weight included. Where keys and values read apart (``hook_k_input``, ``hook_v_input``) each has its latent: the
-    point then fires twice, first for the keys, and a run records the values'.
+    ``hook_q_latent`` and ``hook_kv_latent`` are the latents as the up-projections read them, after the norm and its
+    weight. If keys and values have separate inputs (``hook_k_input``, ``hook_v_input``), each has its own latent: the
+    point then fires twice, first for the keys, and a run records the values' latent.
 
     Generation keeps the keys and values of every head, not the latent.
     """
@@ -64,7 +64,7 @@ class LatentAttention(Attention):
         return self._keys(normalized, latent) if letter == "k" else _up(latent, self.W_V_up)
 
     def _kv_latent(self, normalized: jax.Array) -> jax.Array:
-        """``[batch, pos, kv_lora_rank]``, with a head axis before the last where heads read apart."""
+        """Returns the latent ``[batch, pos, kv_lora_rank]``, with a head axis before the last if the input has one."""
         return hook(self, "hook_kv_latent", self.kv_latent_norm(_down(normalized, *self.down_kv)))
 
     def _keys(self, normalized: jax.Array, latent: jax.Array) -> jax.Array:
@@ -75,21 +75,21 @@ class LatentAttention(Attention):
         return jnp.concatenate([own, rotating], axis=-1)
 
     def _make_down(self, name: str, width: str) -> tuple[jax.Array, jax.Array]:
-        """Weight ``[d_model, width]`` and bias ``[width]``, of an axis by this name."""
+        """Makes a weight ``[d_model, width]`` and a bias ``[width]``, with an axis of this name."""
         weight = parameter(self, f"W_{name}", initializers.weight(self.cfg, "d_model", width), f"d_model {width}")
         return weight, parameter(self, f"b_{name}", initializers.zeros, width)
 
     def _make_up(self, name: str, rank: str, width: str) -> jax.Array:
-        """Weight ``[rank, head, width]``, of axes by these names."""
+        """Makes a weight ``[rank, head, width]``, with axes of these names."""
         outward = initializers.weight(self.cfg, rank, f"n_heads {width}")
         return parameter(self, name, outward, f"{rank} n_heads {width}")
 
 
 def _down(x: jax.Array, weight: jax.Array, bias: jax.Array) -> jax.Array:
-    """``[batch, pos, width]`` of a residual stream, ``[batch, pos, head, width]`` where heads read apart."""
+    """Projects a residual stream to ``[batch, pos, width]``, or ``[batch, pos, head, width]`` if it has a head axis."""
     return jnp.einsum("...d,dr->...r", x, weight) + bias.reshape((1,) * (x.ndim - 1) + bias.shape)
 
 
 def _up(latent: jax.Array, weight: jax.Array) -> jax.Array:
-    """``[batch, pos, head, width]`` of a latent, which has a head axis where heads read apart."""
+    """Projects a latent, with or without a head axis, to ``[batch, pos, head, width]``."""
     return jnp.einsum("bphr,rhe->bphe" if latent.ndim == 4 else "bpr,rhe->bphe", latent, weight)

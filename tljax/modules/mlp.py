@@ -22,7 +22,7 @@ class MLP(nn.Module):
 
     cfg: HookedTransformerConfig
     width: str = "d_mlp"
-    """The axis of its neurons."""
+    """Name of the axis of neurons."""
 
     def setup(self) -> None:
         cfg, width = self.cfg, self.width
@@ -40,7 +40,7 @@ class MLP(nn.Module):
         self.act = XIELU(cfg) if cfg.act_fn == "xielu" else activation(cfg.act_fn or "")
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """``[batch, pos, d_model]`` to the same shape."""
+        """Maps ``[batch, pos, d_model]`` to the same shape."""
         x = hook(self, "hook_in", x)
         post = hook(self, "hook_post", self._gated(x) if self.cfg.gated_mlp else self._plain(x))
         return product(self, "W_out", post, self.W_out) + self.b_out[None, None]
@@ -66,7 +66,7 @@ class XIELU(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """An array of any shape to the same shape."""
+        """Maps an array of any shape to the same shape."""
         alpha_p, alpha_n = (
             parameter(self, name, initializers.constant(math.log(math.expm1(start))), "one").reshape([1] * x.ndim)
             for name, start in (("alpha_p", 0.8), ("alpha_n", 0.3))

@@ -18,10 +18,10 @@ Projection = tuple[jax.Array, jax.Array | None]
 
 
 class Experts(nn.Module):
-    """The experts: gated or plain MLPs, of which each token goes through a few.
+    """The experts of a mixture: gated or plain MLPs. Each token goes through a few of them.
 
-    Products go by expert (:func:`~tljax.modules.grouped.grouped`); only where a point between them is hooked are they
-    done one by one, and put back in the order of the tokens.
+    Tokens are grouped by expert (:func:`~tljax.modules.grouped.grouped`) for the whole MLP, or if a hook point inside
+    it is hooked for each product, whose result is put back in the order of the tokens.
     """
 
     cfg: HookedTransformerConfig
@@ -38,11 +38,11 @@ class Experts(nn.Module):
             setattr(self, f"projection_{name}", (weight, bias))
 
     def __call__(self, x: jax.Array, indices: jax.Array) -> jax.Array:
-        """Each chosen expert's output ``[batch, pos, choice, d_model]``.
+        """Returns each chosen expert's output ``[batch, pos, choice, d_model]``.
 
         Args:
             x: ``[batch, pos, d_model]``.
-            indices: ``[batch, pos, choice]`` int32, the experts.
+            indices: ``[batch, pos, choice]`` int32, the chosen experts.
         """
         assert self.cfg.num_experts is not None
         shape, n_experts = indices.shape, self.cfg.num_experts
@@ -70,7 +70,7 @@ class Experts(nn.Module):
         return times(inner, *self.projection_out)
 
     def _act(self, pre: jax.Array, linear: jax.Array | None = None) -> jax.Array:
-        """Neurons of what goes into the activation, times the linear branch of a gated expert."""
+        """Applies the activation, and in a gated expert multiplies by the linear branch."""
         cfg = self.cfg
         assert cfg.act_fn is not None
         act = activation(cfg.act_fn)
@@ -82,11 +82,11 @@ class Experts(nn.Module):
 
 
 class MoE(nn.Module):
-    """Sends each token through the experts its router chooses, and adds up what they put out, weighed.
+    """Mixture of experts: the weighted sum of the outputs of the experts that the router chooses for each token.
 
-    Points that decide what happens: the scores ``hook_router_scores``; the weights of all experts
-    ``hook_expert_weights``, from which those of the chosen ones are taken; and the choice ``hook_expert_indices``.
-    Where the weights say which experts are chosen they come first, otherwise the choice does (``cfg.router``).
+    Three hook points decide the result: ``hook_router_scores``; ``hook_expert_weights``, the weights of all experts,
+    from which those of the chosen ones are taken; and ``hook_expert_indices``, the choice. The weights come first if
+    they decide the choice, otherwise the choice comes first (``cfg.router``).
     """
 
     cfg: HookedTransformerConfig
@@ -107,7 +107,7 @@ class MoE(nn.Module):
                 self.W_shared_gate = parameter(self, "W_shared_gate", gate, "d_model one")
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """``[batch, pos, d_model]`` to the same shape."""
+        """Maps ``[batch, pos, d_model]`` to the same shape."""
         x = hook(self, "hook_in", x)
         indices, weights = self._route(x)
         out = (self.experts(x, indices) * weights.astype(x.dtype)[..., None]).sum(axis=2)
@@ -120,7 +120,7 @@ class MoE(nn.Module):
         return out + shared
 
     def _route(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The chosen experts ``[batch, pos, choice]`` int32, and their weights."""
+        """Returns the chosen experts ``[batch, pos, choice]`` int32, and their weights."""
         cfg, wide = self.cfg, widened(x.dtype)
         precise = wide if cfg.router == "sigmoid" or cfg.expert_biases else x.dtype
         scores = jnp.einsum("bpd,de->bpe", x.astype(precise), self.W_router.astype(precise))
@@ -152,7 +152,7 @@ class MoE(nn.Module):
 
 
 def in_best_groups(cfg: HookedTransformerConfig, scores: jax.Array) -> jax.Array:
-    """Scores ``[batch, pos, expert]`` with ``-inf`` outside the best groups (DeepSeek-AI 2024, DeepSeek-V2 and V3)."""
+    """Sets scores ``[batch, pos, expert]`` to ``-inf`` outside the best groups (DeepSeek-AI 2024, DeepSeek-V2, V3)."""
     if cfg.expert_groups is None or cfg.expert_groups_per_token is None:
         return scores
     in_groups = scores.reshape(*scores.shape[:2], cfg.expert_groups, -1)
@@ -164,7 +164,7 @@ def in_best_groups(cfg: HookedTransformerConfig, scores: jax.Array) -> jax.Array
 
 
 def _weights_of_chosen(cfg: HookedTransformerConfig, scores: jax.Array, indices: jax.Array) -> jax.Array:
-    """Weights of experts that were chosen first, ``[batch, pos, expert]``: zero for the others."""
+    """Returns weights ``[batch, pos, expert]`` for routers that choose experts first; zero for experts not chosen."""
     if cfg.router == "sparsemixer":
         return _sparsemixer(cfg, scores, indices)
     chosen = jax.nn.one_hot(indices, scores.shape[-1], dtype=jnp.bool_).any(axis=2)
@@ -172,9 +172,9 @@ def _weights_of_chosen(cfg: HookedTransformerConfig, scores: jax.Array, indices:
 
 
 def _sparsemixer(cfg: HookedTransformerConfig, scores: jax.Array, indices: jax.Array) -> jax.Array:
-    """Each of two experts against those whose score is close, the second without the first.
+    """Weighs each of two experts by a softmax over the experts whose score is close, the second without the first.
 
-    As SparseMixer weighs experts outside training (Liu et al. 2024, GRIN: GRadient-INformed MoE).
+    This is how SparseMixer weighs experts outside training (Liu et al. 2024, GRIN: GRadient-INformed MoE).
     """
     left, weights = scores, jnp.zeros_like(scores)
     for choice in range(indices.shape[-1]):

@@ -15,7 +15,7 @@ from tljax.numerics import widened
 
 
 def norm_gain(cfg: HookedTransformerConfig, params: Mapping[str, Any]) -> jax.Array | None:
-    """What a norm multiplies by, from its parameters; ``None`` where it has none (folded, or without affine part)."""
+    """Returns a norm's multiplier from its parameters; ``None`` if it has none (folded, or without affine part)."""
     weight = params.get("w")
     return 1 + weight if weight is not None and cfg.rmsnorm_uses_offset else weight
 
@@ -31,7 +31,7 @@ class Norm(nn.Module):
     Attributes:
         cfg: the model's config.
         kind: one of the four.
-        axes: those of its parameters; the last is the one that is normalised.
+        axes: the axes of its parameters; the last one is normalised.
         eps: added to the mean square; ``None``: ``cfg.eps``.
     """
 
@@ -66,19 +66,19 @@ def _along_last(parameter: jax.Array, x: jax.Array) -> jax.Array:
 
 
 class NoNorm(nn.Module):
-    """Stands where a model has no normalisation."""
+    """Identity, in place of a norm that a model does not have."""
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return x
 
 
 def norm_kind(cfg: HookedTransformerConfig, name: str) -> str | None:
-    """The kind of a norm around attention or MLP, or before the unembedding; ``None`` where a model has none there.
+    """Returns the kind of a norm around attention or MLP, or before the unembedding; ``None`` if the model lacks it.
 
     Args:
         cfg: the model's config.
-        name: ``"ln1"`` or ``"ln2"``: what attention or MLP reads through, or a norm of the residual stream itself;
-            ``"ln1_post"`` or ``"ln2_post"``: a norm of what they put out, never folded; ``"ln_final"``: RMS under
+        name: ``"ln1"`` or ``"ln2"``: the norm of the input of attention or MLP, or of the residual stream itself;
+            ``"ln1_post"`` or ``"ln2_post"``: the norm of their output, never folded; ``"ln_final"``: RMS under
             ``final_rms`` whatever the others are.
     """
     kind = cfg.normalization_type

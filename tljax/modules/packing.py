@@ -15,16 +15,16 @@ import jax.numpy as jnp
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Packing:
-    """Where the tokens of a packed run belong.
+    """Layout of a packed run: where its tokens belong.
 
     Attributes:
         past_k, past_v: ``[prompt, pos, kv_head, d_head]``, the base run's (rotated) keys and its values.
-        key_source: ``[row, pos]``, what stands at each position of a row: a packed token's number, or the number of
-            packed tokens plus the place of a base token in ``past_k``.
-        query_source: ``[row, query]``, number of each query among the computed ones; anything where a row has none.
+        key_source: ``[row, pos]``, the token at each position of a row: a packed token's index, or the number of packed
+            tokens plus the index of a base token in ``past_k``, flattened.
+        query_source: ``[row, query]``, index of each query among the computed ones; arbitrary where a row has none.
         query_pos: ``[query]``, position of each query column.
-        slot: ``[computed query]``, its place in ``[row, query]``, flattened.
-        computed: ``[computed query]``, the packed tokens whose output is wanted; ``None`` means all of them.
+        slot: ``[computed query]``, its index in ``[row, query]``, flattened.
+        computed: ``[computed query]``, the packed tokens whose output is needed; ``None`` means all of them.
     """
 
     past_k: jax.Array
@@ -36,11 +36,11 @@ class Packing:
     computed: jax.Array | None = None
 
     def lay_out_queries(self, q: jax.Array) -> jax.Array:
-        """``[1, computed query, head, d_head]`` to ``[row, query, head, d_head]``."""
+        """Maps ``[1, computed query, head, d_head]`` to ``[row, query, head, d_head]``."""
         return q[0][self.query_source]
 
     def lay_out_keys(self, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """``[1, token, kv_head, d_head]`` each to ``[row, pos, kv_head, d_head]``."""
+        """Maps keys and values ``[1, token, kv_head, d_head]`` to ``[row, pos, kv_head, d_head]``."""
         return self._with_past(k, self.past_k), self._with_past(v, self.past_v)
 
     def _with_past(self, new: jax.Array, past: jax.Array) -> jax.Array:
@@ -48,5 +48,5 @@ class Packing:
         return tokens[self.key_source]
 
     def pack(self, z: jax.Array) -> jax.Array:
-        """``[row, query, head, d_head]`` to ``[1, computed query, head, d_head]``."""
+        """Maps ``[row, query, head, d_head]`` to ``[1, computed query, head, d_head]``."""
         return z.reshape(-1, *z.shape[2:])[self.slot][None]

@@ -1,4 +1,4 @@
-"""Parameters, which declare their axes where they are made: shapes, counts and placement follow from those."""
+"""Parameters with named axes, from which their shapes, counts and placement follow."""
 
 from collections.abc import Callable
 from typing import Any
@@ -45,7 +45,7 @@ def axis_sizes(cfg: HookedTransformerConfig) -> dict[str, int]:
 
 
 def stored_dtype(name: str, dtype: jnp.dtype) -> jnp.dtype:
-    """The dtype a parameter is kept in: the model's, but what decides between experts is not rounded."""
+    """Returns the dtype a parameter is stored in: the model's, or at least float32 for the bias of expert choice."""
     return widened(dtype) if name == "b_choice" else dtype
 
 

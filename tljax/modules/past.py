@@ -1,4 +1,4 @@
-"""Keys and values of the tokens before a run, so that a text can go on without running its beginning again."""
+"""Keys and values of the tokens before a run, so that a text continues without running its beginning again."""
 
 import dataclasses
 
@@ -6,16 +6,16 @@ import jax
 import jax.numpy as jnp
 
 PAST = ("past_k", "past_v")
-"""Names, inside attention, under which a run records the keys and values that include its own."""
+"""Names, inside attention, under which a run records past keys and values together with its own."""
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Past:
-    """What one attention layer knows of earlier tokens.
+    """Keys and values of earlier tokens in one attention layer.
 
-    The token at position ``p`` of the text stands in slot ``p % slot``: a layer that sees only a window of the text
-    needs no more slots than the window has positions, and later tokens take the place of those that left it.
+    The token at position ``p`` of the text is in slot ``p % n_slots``: a layer that sees only a window of the text
+    needs no more slots than the window has positions, and later tokens overwrite those that left it.
 
     Attributes:
         k, v: ``[batch, kv_head, slot, d_head]``, (rotated) keys and values: the layout that attention over a few
@@ -31,17 +31,17 @@ class Past:
     start: jax.Array
 
     def extend(self, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Keys and values with the run's own, ``[batch, pos, kv_head, d_head]``, written into their slots."""
+        """Returns all keys and values, with the run's own, ``[batch, pos, kv_head, d_head]``, in their slots."""
         slot = self.start % self.k.shape[2]
         where = (jnp.zeros_like(slot), jnp.zeros_like(slot), slot, jnp.zeros_like(slot))
         k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
         return jax.lax.dynamic_update_slice(self.k, k, where), jax.lax.dynamic_update_slice(self.v, v, where)
 
     def keys_seen(self, n_tokens: int) -> tuple[jax.Array, jax.Array]:
-        """What stands in each slot once the run's ``n_tokens`` are written.
+        """Returns the contents of each slot once the run's ``n_tokens`` are written.
 
         Returns:
-            Its position ``[slot]``, negative where there is none, and whether it may be seen ``[batch, slot]``.
+            The position in each slot ``[slot]``, negative if empty, and whether it may be seen ``[batch, slot]``.
         """
         position = slot_positions(self.start + n_tokens - 1, self.k.shape[2])
         written = position >= 0
@@ -49,5 +49,5 @@ class Past:
 
 
 def slot_positions(last: jax.Array, n_slots: int) -> jax.Array:
-    """The position that stands in each slot once ``last`` is the last one written, negative where there is none."""
+    """Returns the position in each slot once ``last`` is the last one written; negative for an empty slot."""
     return last - (last - jnp.arange(n_slots)) % n_slots

@@ -10,7 +10,7 @@ from tljax.config import USUAL, HookedTransformerConfig, LayerKind
 
 
 def inverse_frequencies(cfg: HookedTransformerConfig, kind: LayerKind = USUAL, is_long: bool = False) -> np.ndarray:
-    """Angle per position of each rotated pair, float32 ``[rotary_dim / 2]``.
+    """Returns the angle per position of each rotated pair, float32 ``[rotary_dim / 2]``.
 
     Args:
         cfg: the rotary fields of the model.
@@ -41,14 +41,14 @@ def is_scaled(cfg: HookedTransformerConfig, kind: LayerKind) -> bool:
 
 
 def attention_factor(cfg: HookedTransformerConfig, kind: LayerKind = USUAL) -> float:
-    """What cosines and sines are multiplied by: stretching makes attention flatter, and this sharpens it again."""
+    """Returns the factor of cosines and sines: stretching flattens attention, and the factor sharpens it again."""
     if not is_scaled(cfg, kind):
         return 1.0
     return cfg.yarn_attention_factor if cfg.use_yarn_rope else cfg.longrope_attention_factor
 
 
 def _by_parts(cfg: HookedTransformerConfig, frequencies: np.ndarray) -> np.ndarray:
-    """Llama-3 scaling ("NTK by parts").
+    """Applies Llama-3 scaling ("NTK by parts").
 
     Wavelengths longer than ``original / low`` are slowed by ``factor``, those shorter than ``original / high`` are
     kept, and the ones between are interpolated.
@@ -62,7 +62,7 @@ def _by_parts(cfg: HookedTransformerConfig, frequencies: np.ndarray) -> np.ndarr
 
 
 def _yarn(cfg: HookedTransformerConfig, periods: np.ndarray) -> np.ndarray:
-    """YaRN (Peng et al. 2023): like :func:`_by_parts`, but the ramp between kept and slowed is linear in the pair.
+    """Applies YaRN (Peng et al. 2023): like :func:`_by_parts`, but the ramp from kept to slowed is linear in the pair.
 
     A pair is kept if it turns at least ``yarn_beta_fast`` times within the original context and slowed by
     ``yarn_factor`` if at most ``yarn_beta_slow`` times.
@@ -79,7 +79,7 @@ def _yarn(cfg: HookedTransformerConfig, periods: np.ndarray) -> np.ndarray:
 
 
 def _pair_that_turns(cfg: HookedTransformerConfig, times: float) -> float:
-    """Which pair turns that often within the original context; a fraction where it falls between two."""
+    """Returns the pair that turns ``times`` times within the original context; a fraction if between two pairs."""
     assert cfg.rotary_dim is not None
     wavelength = cfg.yarn_original_max_position_embeddings / times
     return cfg.rotary_dim / 2 * math.log(wavelength / (2 * math.pi)) / math.log(cfg.rotary_base)
@@ -93,10 +93,10 @@ def rotate(
     Args:
         x: queries or keys ``[batch, pos, head, d_head]``.
         positions: ``[batch or 1, pos]``.
-        lengths: tokens in each one's text, ``[batch or 1, pos or 1]``: long rope goes by them.
+        lengths: length of each token's text, ``[batch or 1, pos or 1]``, which long rope depends on.
         cfg: the rotary fields of the model.
         kind: the layer's (:meth:`~tljax.config.HookedTransformerConfig.layer_kind`); some layers do not rotate.
-        last: the last dimensions rotate, not the leading ones.
+        last: whether the last dimensions rotate instead of the leading ones.
 
     Returns:
         The rotated array, same shape.
@@ -126,7 +126,7 @@ def rotate(
 def _cos_and_sin(
     positions: jax.Array, lengths: jax.Array, cfg: HookedTransformerConfig, kind: LayerKind
 ) -> tuple[jax.Array, jax.Array]:
-    """Cosines and sines of each token's angles, float32 ``[batch or 1, pos, rotary_dim / 2]``."""
+    """Returns cosines and sines of each token's angles, float32 ``[batch or 1, pos, rotary_dim / 2]``."""
     frequencies = jnp.asarray(inverse_frequencies(cfg, kind))[None, None, :]
     if cfg.uses_longrope and is_scaled(cfg, kind):
         is_long = (lengths > cfg.longrope_original_max_position_embeddings)[..., None]

@@ -16,7 +16,7 @@ def visible(
     key_pos: jax.Array,
     token_mask: jax.Array | None,
 ) -> jax.Array | None:
-    """Which keys each query may attend to, boolean ``[batch or 1, 1, query_pos, key_pos]``; ``None`` means all."""
+    """Returns which keys a query may attend to, boolean ``[batch or 1, 1, query_pos, key_pos]``; ``None`` means all."""
     query, key = query_pos[:, None], key_pos[None, :]
     mask = None
     if cfg.attention_dir == "causal":
@@ -34,7 +34,7 @@ def visible(
 
 
 def alibi_slopes(n_heads: int, bias_max: float = 8.0) -> tuple[float, ...]:
-    """Slope of each head's linear bias (Press et al. 2022, ALiBi).
+    """Returns the slope of each head's linear bias (Press et al. 2022, ALiBi).
 
     For a power of two heads, ``2 ** (-bias_max * h / n_heads)`` with ``h`` from 1; for another number, those of the
     next lower power of two and then every second one of twice that power.
@@ -48,10 +48,10 @@ def alibi_slopes(n_heads: int, bias_max: float = 8.0) -> tuple[float, ...]:
 def alibi_bias(
     cfg: HookedTransformerConfig, query_pos: jax.Array, key_pos: jax.Array, token_mask: jax.Array | None
 ) -> jax.Array:
-    """What ALiBi adds to the scores, ``slope * (key - query)``, ``[batch or 1, head, query_pos, key_pos]``.
+    """Returns the ALiBi bias of the scores, ``slope * (key - query)``, ``[batch or 1, head, query_pos, key_pos]``.
 
-    Under ``alibi_rounded`` it is the same for every query, and counts keys from the first that is no padding: rounded,
-    it depends on more than the distance.
+    Under ``alibi_rounded`` it is the same for every query and counts keys from the first that is not padding, because
+    rounding makes it depend on more than the distance.
     """
     dtype = widened(cfg.jnp_dtype)
     slopes = jnp.asarray(alibi_slopes(cfg.n_heads, cfg.alibi_bias_max), dtype)
@@ -69,7 +69,7 @@ def _as_bfloat16(x: jax.Array) -> jax.Array:
 
 
 def softmax(scores: jax.Array, sinks: jax.Array | None = None) -> jax.Array:
-    """Softmax over keys in float32; a row with every key masked is all zeros, and its gradient is zero, not NaN.
+    """Computes softmax over keys in float32; a row with every key masked is all zeros, with zero gradient, not NaN.
 
     Args:
         scores: ``[batch, head, query_pos, key_pos]``.

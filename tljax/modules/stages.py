@@ -1,4 +1,4 @@
-"""What a model is made of: an embedding, a stack of blocks, a head. Their parameters, drawn or only described."""
+"""The stages of a model (embedding, blocks, head), and their parameters: initial values, axes and counts."""
 
 import dataclasses
 import functools
@@ -22,22 +22,22 @@ from tljax.typing import Params
 
 @functools.lru_cache(maxsize=256)
 def _module(make: Callable[..., Any], computation: HookedTransformerConfig, *static: Any) -> Any:
-    """One object for all equal modules, which is what compiled programs are found by."""
+    """Returns one object for all equal modules, by which compiled programs are cached."""
     return make(computation, *static)
 
 
 def block_module(cfg: HookedTransformerConfig, kind: LayerKind) -> TransformerBlock:
-    """The block of a config; one object for all layers of a kind, and for all models that compute the same."""
+    """Returns a config's block: one object for all layers of a kind, and for all models that compute the same."""
     return _module(TransformerBlock, cfg.computation, kind)
 
 
 def embedding_module(cfg: HookedTransformerConfig) -> EmbeddingStage:
-    """The embedding stage of a config."""
+    """Returns the embedding stage of a config."""
     return _module(EmbeddingStage, cfg.computation)
 
 
 def head_module(cfg: HookedTransformerConfig) -> HeadStage:
-    """The final norm and unembedding of a config."""
+    """Returns the final norm and unembedding of a config."""
     return _module(HeadStage, cfg.computation)
 
 
@@ -64,7 +64,7 @@ def init_params(cfg: HookedTransformerConfig, seed: int = 0) -> Params:
 
 
 def _one_token(stage: Any) -> tuple[Any, ...]:
-    """The least that a stage runs on."""
+    """Returns inputs of one token, the smallest that a stage runs on."""
     cfg = stage.cfg
     if isinstance(stage, EmbeddingStage):
         return np.zeros((1, 1), np.int32), AttentionContext()
@@ -92,7 +92,7 @@ def stage_axes(make: Callable[..., Any], cfg: HookedTransformerConfig, *static: 
     Args:
         make: the stage: ``EmbeddingStage``, ``HeadStage``, or ``TransformerBlock``.
         cfg: the model's config; neither its dtype nor the size of its vocabulary matters.
-        *static: what ``make`` takes besides; for a block its kind.
+        *static: further arguments of ``make``; for a block its kind.
 
     Returns:
         Axes by path within the stage, such as ``"attn.W_Q"``.
@@ -102,7 +102,7 @@ def stage_axes(make: Callable[..., Any], cfg: HookedTransformerConfig, *static: 
 
 @functools.lru_cache(maxsize=256)
 def _alike(cfg: HookedTransformerConfig) -> HookedTransformerConfig:
-    """One config for all whose parameters have the same axes."""
+    """Returns one config for all whose parameters have the same axes."""
     return dataclasses.replace(cfg.computation, dtype="float32", d_vocab=1, d_vocab_out=1)
 
 
@@ -120,12 +120,12 @@ def _axes(make: Callable[..., Any], cfg: HookedTransformerConfig, *static: Any) 
 
 @dataclasses.dataclass(frozen=True)
 class BlockWeights:
-    """How many weights the matrices of a block have.
+    """Numbers of weights in the matrices of a block.
 
     Attributes:
         stored: all of them.
-        read_later: those that make what later tokens read of a token.
-        others: what a token goes through besides for an output of its own: of experts, those it is sent to.
+        read_later: those that make a token's keys and values, which later tokens read.
+        others: the others that a token's own output needs; of the experts, only those it is sent to.
     """
 
     stored: int

@@ -1,4 +1,4 @@
-"""Text in and out: tokenizers, tokens, generation."""
+"""Text and tokens: tokenizers, token ids, batches and padding."""
 
 from tljax.text.tokenizer import Tokenizer as Tokenizer
 from tljax.text.tokenizer import wrap_tokenizer as wrap_tokenizer

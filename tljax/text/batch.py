@@ -23,11 +23,11 @@ _OWN_MASK = "To hide tokens inside a prompt, pass plain tokens and attention_mas
 class Batch:
     """Prompts of any lengths, padded on one side; made by ``model.to_batch`` or :meth:`from_mask`.
 
-    Goes wherever prompts go (forward, loss, caches, sweeps), and each prompt then gets the answers that it gets alone.
-    A pytree: its arrays may be traced, the side is static.
+    Accepted wherever prompts are (forward, loss, caches, sweeps); each prompt gets the same results as when run alone.
+    A pytree: its arrays may be traced, ``padding_side`` is static.
 
     Attributes:
-        tokens: ids ``[batch, pos]``, int32; what stands at padding is never read.
+        tokens: ids ``[batch, pos]``, int32; those at padding are never read.
         mask: ``[batch, pos]``, ``True`` at text.
         positions: ``[batch, pos]``, int32, counted from each prompt's first token.
         padding_side: where shorter prompts are filled, ``"left"`` or ``"right"``.
@@ -44,13 +44,13 @@ class Batch:
 
         Args:
             tokens: ids ``[batch, pos]``, or ``[pos]`` for one prompt.
-            attention_mask: the same shape, 1 at text and 0 at padding. Each row's ones must stand together, and all
+            attention_mask: the same shape, 1 at text and 0 at padding. Each row's ones must be contiguous, and all
                 padding on one side.
-            padding_side: that side; ``None`` reads it off the mask (right where nothing is padded), which a traced mask
-                does not allow.
+            padding_side: that side; ``None`` reads it from the mask (right if nothing is padded), which must then not
+                be traced.
 
         Raises:
-            InputError: other shapes, a row without text, a gap inside a prompt, or padding on both sides.
+            InputError: shapes differ, or there is a row without text, a gap inside a prompt, or padding on both sides.
 
         >>> Batch.from_mask([[5, 6, 7], [0, 0, 8]], [[1, 1, 1], [0, 0, 1]])
         Batch(2 prompts of 1 to 3 tokens, padded left)
@@ -90,7 +90,7 @@ class Batch:
             rows: ids of each prompt, at least one.
             padding_side: where to fill.
             padding: the id to fill with.
-            width: positions of the batch, at least as many as the longest row has tokens; by default as many.
+            width: padded length, at least that of the longest row, which is the default.
 
         Raises:
             InputError: no rows, a row without tokens, or one longer than ``width``.
@@ -119,7 +119,7 @@ class Batch:
 
     @property
     def lengths(self) -> jax.Array:
-        """Tokens in each prompt, ``[batch]``, int32."""
+        """Number of tokens in each prompt, ``[batch]``, int32."""
         return self.mask.sum(axis=-1, dtype=jnp.int32)
 
     @property
@@ -131,7 +131,7 @@ class Batch:
         return self.tokens.shape[0]
 
     def row(self, index: int) -> jax.Array:
-        """Tokens of one prompt without padding, ``[n]``.
+        """Returns the tokens of one prompt without padding, ``[n]``.
 
         Raises:
             InputError: no such prompt, or the batch is traced (its lengths are then unknown).
@@ -143,10 +143,10 @@ class Batch:
         return self.tokens[index][np.flatnonzero(np.asarray(self.mask[index]))]
 
     def check(self) -> None:
-        """Checks that the parts belong together; of traced parts only shapes.
+        """Checks that tokens, mask and positions are consistent; only shapes if they are traced.
 
         Raises:
-            InputError: they do not.
+            InputError: they are not.
         """
         shapes = {name: np.shape(getattr(self, name)) for name in ("tokens", "mask", "positions")}
         if len(set(shapes.values())) > 1 or len(self.shape) != 2 or np.ndim(self.tokens) != 2:

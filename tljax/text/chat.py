@@ -10,7 +10,7 @@ Messages = Sequence[Mapping[str, Any]]
 
 
 def conversations(input: Any) -> list[Messages] | None:
-    """The conversations in an input, messages or a list of lists of messages; ``None`` if it is something else."""
+    """Returns the conversations in an input (messages, or a list of lists of messages); ``None`` for other inputs."""
     if not isinstance(input, list | tuple) or not input:
         return None
     if isinstance(input[0], Mapping):
@@ -35,15 +35,14 @@ def chat_row(
     Args:
         tokenizer: the tokenizer, with a chat template.
         messages: ``[{"role": "user", "content": "…"}, …]``.
-        prepend_bos: ``None`` leaves the start as the template has it; ``True`` makes sure of one BOS, ``False`` of
-            none.
-        add_generation_prompt: whether what introduces the assistant's answer follows; ``None`` means unless the last
-            message is the assistant's.
+        prepend_bos: ``None`` leaves the start as the template has it; ``True`` ensures one BOS, ``False`` none.
+        add_generation_prompt: whether to append the tokens that introduce the assistant's answer; ``None`` means unless
+            the last message is the assistant's.
         **options: variables of the template, such as ``tools`` or ``enable_thinking``.
 
     Raises:
-        InputError: what is not messages.
-        TokenizerError: a tokenizer without a template, or a template that refuses the messages.
+        InputError: ``messages`` are not messages.
+        TokenizerError: the tokenizer has no template, or its template refuses the messages.
     """
     _check_messages(messages)
     if getattr(tokenizer.hf, "chat_template", None) is None:

@@ -17,7 +17,7 @@ from tljax.text.tokens import get_attention_mask, to_tokens
 from tljax.typing import PaddingSide
 
 LayerBounds = tuple[int | None, int | None]
-"""The first layer to run and the one to stop before; ``None``: from the input, to the output."""
+"""The first layer to run and the layer to stop before; ``None`` means from the input, or to the output."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +29,7 @@ class ModelInput:
         tokens: token ids, if known (the loss needs them).
         positions: ``[batch, pos]`` position of each token; ``None`` means 0, 1, 2, …
         token_mask: ``[batch, pos]``, ``False`` at keys that attention must not see; ``None`` means it may see all.
-        text: ``[batch, pos]``, ``False`` at padding, or ``None``: what the loss counts, and positions count in.
+        text: ``[batch, pos]``, ``False`` at padding, which the loss and positions leave out; ``None`` means no padding.
     """
 
     value: jax.Array | np.ndarray
@@ -45,7 +45,7 @@ class ModelInput:
 
 
 def texts_in(prompts: Any) -> list[Any] | None:
-    """The texts, if that is what the prompts are: a string, or a list with one among its entries."""
+    """Returns the texts of prompts that are a string, or a list with a string in it; ``None`` for other prompts."""
     if isinstance(prompts, str):
         return [prompts]
     return list(prompts) if isinstance(prompts, list | tuple) and any(isinstance(p, str) for p in prompts) else None
@@ -112,7 +112,7 @@ def prepare(
 
 
 def _check_bos(tokenizer: Tokenizer | None, input: Any) -> None:
-    """Refuses ``prepend_bos=True`` for tokens that have none: only texts get one."""
+    """Refuses ``prepend_bos=True`` for token ids that do not start with BOS: only texts get one."""
     tokens = input.tokens if isinstance(input, Batch) else input
     if is_traced(tokens) or texts_in(tokens) is not None or tokenizer is None or tokenizer.bos_token_id is None:
         return
@@ -128,7 +128,7 @@ def _check_bos(tokenizer: Tokenizer | None, input: Any) -> None:
 
 
 def _placed(mask: jax.Array | None) -> tuple[jax.Array | None, jax.Array | None]:
-    """Positions that count from the first visible token, and the mask itself."""
+    """Returns positions counted from the first visible token, and the mask itself."""
     return (None, None) if mask is None else (count_positions(mask), mask)
 
 
@@ -187,7 +187,7 @@ def check_tokens(cfg: HookedTransformerConfig, tokens: Any) -> Any:
 
 
 def check_ids(cfg: HookedTransformerConfig, ids: Any, where: str = "") -> Any:
-    """Returns integers ``[..., pos]`` as int32; ``where`` says for the error what their positions are of.
+    """Returns token ids ``[..., pos]`` as int32; ``where`` is added to the position in the error.
 
     Raises:
         InputError: one of them is outside the vocabulary.

@@ -1,4 +1,4 @@
-"""The text methods of a model: each asks the tokenizer, with the model's own defaults."""
+"""The text methods of a model, which call the tokenizer with the model's defaults."""
 
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def token_labels(model: "TextMethods", ids: Any) -> list[str]:
-    """One string for each of ``ids``, ``[n]``, to show: its text, or without a tokenizer the id."""
+    """Returns a label for each of ``ids`` ``[n]``: its text, or the id if there is no tokenizer."""
     numbers = np.asarray(ids).tolist()
     readable = model._tokenizer is not None and model._tokenizer.hf is not None
     return cast(list[str], model.to_str_tokens(numbers)) if readable else [str(number) for number in numbers]
@@ -77,16 +77,15 @@ class TextMethods:
 
         Args:
             messages: ``[{"role": "user", "content": "…"}, …]``, or a list of such lists.
-            add_generation_prompt: whether what introduces the answer follows; ``None`` means unless the last message
-                is the assistant's.
-            prepend_bos: ``None`` leaves the start as the template has it; ``True`` makes sure of one BOS, ``False`` of
-                none.
+            add_generation_prompt: whether to append the tokens that introduce the answer; ``None`` means unless the
+                last message is the assistant's.
+            prepend_bos: ``None`` leaves the start as the template has it; ``True`` ensures one BOS, ``False`` none.
             padding_side: where shorter conversations are padded.
             **options: variables of the template.
 
         Raises:
-            TokenizerError: no tokenizer, one without a chat template, or a template that refuses the messages.
-            InputError: what is not messages, or longer than the model's context.
+            TokenizerError: there is no tokenizer or no chat template, or the template refuses the messages.
+            InputError: ``messages`` are not messages, or longer than the model's context.
         """
         tokenizer = self._text()
         several = conversations(messages) or [messages]
@@ -164,14 +163,14 @@ class TextMethods:
     def tokens_report(
         self, prompt: Any, prepend_bos: bool | None = None, padding_side: PaddingSide | None = None
     ) -> TokensReport:
-        """Shows the tokens of a prompt and who added what: print it.
+        """Returns a report, to print, of a prompt's tokens and of who added the special ones.
 
         Args:
             prompt: whatever :meth:`to_batch` takes.
-            prepend_bos, padding_side: as there.
+            prepend_bos, padding_side: as in :meth:`to_batch`.
 
         Returns:
-            One row a prompt, with ids, strings, the source of BOS and EOS, and padding.
+            One entry per prompt, with ids, strings, the source of BOS and EOS, and padding.
         """
         tokenizer, chats, texts = self._text(), conversations(prompt), texts_in(prompt)
         batch = self._to_batch(prompt, prepend_bos, padding_side, warn=False)
@@ -188,7 +187,7 @@ class TextMethods:
     def to_str_tokens(
         self, input: Any, prepend_bos: bool | None = None, padding_side: PaddingSide | None = None
     ) -> list[str] | list[list[str]]:
-        """Shows each token of a text, of ids, or of a list of texts as its own string."""
+        """Returns each token of a text, of ids, or of a list of texts as its own string."""
         return text.to_str_tokens(
             self._text(),
             input,
@@ -199,11 +198,11 @@ class TextMethods:
         )
 
     def to_single_token(self, string: str) -> int:
-        """Id of a text that is exactly one token; an error shows the pieces otherwise."""
+        """Returns the id of a text that is exactly one token; otherwise raises an error that shows its tokens."""
         return text.to_single_token(self._text(), string)
 
     def to_single_str_token(self, int_token: int) -> str:
-        """Text of one id."""
+        """Returns the text of one id."""
         return text.to_single_str_token(self._text(), int_token, d_vocab=self.cfg.d_vocab)
 
     @typed
@@ -215,7 +214,7 @@ class TextMethods:
         prepend_bos: bool | None = None,
         padding_side: PaddingSide | None = None,
     ) -> int:
-        """Position of a token's ``"first"`` or ``"last"`` occurrence in a prompt."""
+        """Returns the position of a token's ``"first"`` or ``"last"`` occurrence in a prompt."""
         return text.get_token_position(
             self._text(),
             single_token,

@@ -1,6 +1,6 @@
 """Padding: rows of different lengths as one array, and which of its entries are text.
 
-What a position means in such an array is said by :mod:`tljax.text.positions`.
+:mod:`tljax.text.positions` counts positions in such an array.
 """
 
 from collections.abc import Sequence
@@ -18,16 +18,16 @@ from tljax.typing import PaddingSide
 def pad_rows(
     rows: Sequence[Any], side: PaddingSide = "right", fill: int = 0, width: int | None = None
 ) -> tuple[Int[np.ndarray, "row width"], Bool[np.ndarray, "row width"]]:
-    """Puts rows of ids into one array.
+    """Pads rows of ids to one array.
 
     Args:
         rows: ids ``[n]``, at least one row.
         side: where shorter rows are filled.
-        fill: what with.
-        width: entries of a row, at least as many as the longest has; by default as many.
+        fill: the id to fill with.
+        width: padded length, at least that of the longest row, which is the default.
 
     Returns:
-        The ids, int32, and which of them are the rows' own.
+        The ids, int32, and a mask that is ``True`` at the rows' own.
 
     Raises:
         InputError: an id does not fit int32.
@@ -48,7 +48,7 @@ def pad_rows(
 
 
 def pad_axis(array: Any, size: int, axis: int = 1, fill: Any = 0) -> Any:
-    """An array with ``fill`` after its last entry along an axis, up to ``size`` entries; NumPy for NumPy."""
+    """Pads an array with ``fill`` at the end of an axis, up to ``size`` entries; a NumPy array stays NumPy."""
     after = size - array.shape[axis]
     if not after:
         return array
@@ -60,16 +60,16 @@ def pad_axis(array: Any, size: int, axis: int = 1, fill: Any = 0) -> Any:
 def move_left(
     ids: Int[np.ndarray, "row pos"], mask: Bool[np.ndarray, "row pos"]
 ) -> tuple[Int[np.ndarray, "row pos"], Bool[np.ndarray, "row pos"]]:
-    """Rows, and the mask of their text, with all of each row's padding moved to the left."""
+    """Returns rows and their text mask with all of each row's padding moved to the left."""
     order = np.argsort(mask, axis=1, kind="stable")
     return np.take_along_axis(ids, order, axis=1), np.take_along_axis(mask, order, axis=1)
 
 
 def check_int32(ids: Any) -> None:
-    """Refuses ids that would become others as int32.
+    """Refuses ids that do not fit int32; traced ids are not checked.
 
     Raises:
-        InputError: one of them, as far as they are known, is not below ``2**31``.
+        InputError: an id is not below ``2**31``.
     """
     if not is_traced(ids) and not fits_int32(known := np.asarray(ids)):
         wrong = known[(known >= 2**31) | (known < -(2**31))].flat[0]

@@ -1,11 +1,11 @@
-"""What a position means in padded text: it counts the prompt's own tokens, wherever its mask is known.
+"""Positions in padded text, counted over each prompt's own tokens if its padding mask is known.
 
-Position 0 is the first token of *each* prompt and -1 its last, whichever side the padding is on; a slice and a mask of
-positions are of each prompt's text too. Everything that takes positions comes here to learn which entry of an array
-``[batch, pos, ...]`` a position is. Where no mask is known, a position counts in the array.
+Position 0 is the first token of *each* prompt and -1 its last, whichever side the padding is on; slices and masks of
+positions refer to each prompt's text too. All code that takes positions uses this module to find a position's entry in
+an array ``[batch, pos, ...]``. Without a mask, a position is an index into the array.
 
-Masks are ``[batch, pos]`` or ``[pos]``, ``True`` at text. NumPy masks give NumPy, others go under ``jax.jit`` too: the
-numbers are then unknown, and what stands for a position that a prompt lacks is NaN.
+Masks are ``[batch, pos]`` or ``[pos]``, ``True`` at text. NumPy masks give NumPy results. JAX masks may be traced:
+their values are then unknown, and a position that a prompt lacks gives NaN.
 """
 
 import dataclasses
@@ -21,12 +21,11 @@ from tljax.errors import InputError
 
 
 def read_mask(mask: Any, name: str = "attention_mask") -> Any:
-    """An attention mask as booleans, NumPy for what is known.
+    """Returns an attention mask as booleans, in NumPy unless it is traced.
 
     Raises:
-        InputError: under trace, where its values are not known, it is not of booleans or whole numbers (of which 1 is
-            text); else it holds anything but 0 and 1, such as the offsets (0 and a large negative number) that are
-            added to attention scores.
+        InputError: the mask holds anything but 0 and 1, such as the additive form (0 and a large negative number); or
+            it is traced, so that its values are not known, and neither boolean nor integer (where 1 is text).
     """
     if isinstance(mask, Tracer):
         if jnp.issubdtype(mask.dtype, jnp.bool_):
@@ -58,7 +57,7 @@ def read_mask(mask: Any, name: str = "attention_mask") -> Any:
 
 
 def looks_like_mask(numbers: Any, size: int) -> bool:
-    """Whether numbers are as many zeros and ones as an axis has entries, as a mask would be that is not boolean."""
+    """Whether ``numbers`` are ``size`` zeros and ones, and so may be a mask that should be boolean."""
     if isinstance(numbers, Tracer):
         return False
     array = np.asarray(numbers)
@@ -66,34 +65,34 @@ def looks_like_mask(numbers: Any, size: int) -> bool:
 
 
 def is_known(mask: Any) -> bool:
-    """Whether there is a mask whose values are known and which has padding."""
+    """Whether there is a mask that is not traced and has padding."""
     return mask is not None and not isinstance(mask, Tracer) and not bool(np.asarray(mask).all())
 
 
 def may_pad(mask: Any) -> bool:
-    """Whether positions have to be counted with the mask: padding is there, or that is not known."""
+    """Whether positions must be counted with the mask: there is padding, or the mask is traced."""
     return isinstance(mask, Tracer) or is_known(mask)
 
 
 def count_positions(mask: Any) -> Any:
-    """Positions, int32 ``[..., pos]``, that count from the first token of each prompt; whole numbers at padding too."""
+    """Returns positions, int32 ``[..., pos]``, counted from each prompt's first token; at least 0 at padding too."""
     xp = np if isinstance(mask, np.ndarray) else jnp
     return xp.maximum(xp.cumsum(mask.astype(np.int32), axis=-1, dtype=np.int32) - 1, 0)
 
 
 def ranks(mask: Any) -> Any:
-    """The position of each token in its prompt's text, int32 ``[..., pos]``; -1 at padding."""
+    """Returns the position of each token in its prompt's text, int32 ``[..., pos]``; -1 at padding."""
     xp = np if isinstance(mask, np.ndarray) else jnp
     return xp.where(mask, count_positions(mask), np.int32(-1))
 
 
 def lengths(mask: Any) -> Any:
-    """Tokens of each prompt, int32 ``[...]``."""
+    """Returns the number of tokens of each prompt, int32 ``[...]``."""
     return mask.sum(axis=-1, dtype=np.int32)
 
 
 def spans(bounds: slice, length: Any) -> tuple[Any, Any, int]:
-    """First position, number of positions and step of a slice, for texts of these lengths: Python's rules."""
+    """Returns first position, number of positions and step of a slice of texts of these lengths, by Python's rules."""
     xp = np if isinstance(length, np.ndarray) else jnp
     step = 1 if bounds.step is None else int(bounds.step)
     low, high = (0, length) if step > 0 else (-1, length - 1)
@@ -109,14 +108,14 @@ def spans(bounds: slice, length: Any) -> tuple[Any, Any, int]:
 
 
 def find(mask: Any, numbers: Any) -> tuple[Any, Any]:
-    """Where positions stand in the array.
+    """Finds positions in the array.
 
     Args:
         mask: ``[..., pos]``.
-        numbers: positions ``[]`` or ``[n]``, the same for every prompt, or ``[..., n]``; negative from the text's end.
+        numbers: positions ``[]`` or ``[n]``, the same for every prompt, or ``[..., n]``; negative ones from the end.
 
     Returns:
-        Places ``[...]`` or ``[..., n]``, and whether the prompt has that position.
+        Array indices ``[...]`` or ``[..., n]``, and whether the prompt has that position.
     """
     xp = np if isinstance(mask, np.ndarray) and not isinstance(numbers, jax.Array) else jnp
     numbers = xp.asarray(numbers, np.int32)
@@ -131,7 +130,7 @@ def find(mask: Any, numbers: Any) -> tuple[Any, Any]:
 
 
 def chosen(mask: Any, index: Any) -> jax.Array:
-    """The entries of the array that a choice of positions is.
+    """Returns a mask of the array entries that a selection of positions picks.
 
     Args:
         mask: ``[..., pos]``.
@@ -157,11 +156,11 @@ def chosen(mask: Any, index: Any) -> jax.Array:
 
 
 def lacking(mask: Any, numbers: Any) -> tuple[int, int, int] | None:
-    """The first prompt without one of these positions: its place, the position and its length; ``None``: all have them.
+    """Returns the first prompt that lacks a position, that position, and the prompt's length; ``None`` if none does.
 
     Args:
-        mask: ``[..., pos]``, its values known; all padding where a prompt does not matter.
-        numbers: ``[]`` or ``[n]``, known.
+        mask: ``[..., pos]``, not traced; all ``True`` for a prompt that does not matter.
+        numbers: ``[]`` or ``[n]``, not traced.
     """
     mask = np.atleast_2d(np.asarray(mask)).astype(bool)
     numbers = np.atleast_1d(np.asarray(numbers)).astype(np.int64)
@@ -173,7 +172,7 @@ def lacking(mask: Any, numbers: Any) -> tuple[int, int, int] | None:
 
 
 def no_such_position(prompt: int, number: int, length: int) -> str:
-    """How every error says that a prompt lacks a position."""
+    """Returns the message of every error about a prompt that lacks a position."""
     return (
         f"There is no position {number} in prompt {prompt}, which has {length} tokens: positions count in each "
         f"prompt's text, 0 to {length - 1} here, or -1 to {-length} from its end."
@@ -183,12 +182,12 @@ def no_such_position(prompt: int, number: int, length: int) -> str:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TextCut:
-    """Positions to take of arrays ``[..., batch, pos, ...]``, each prompt its own, as data for compiled functions.
+    """Positions to take from arrays ``[..., batch, pos, ...]``, each prompt its own, as data for compiled functions.
 
     Attributes:
-        places: where they stand, ``[batch]``, or ``[batch, n]``; without ``batch`` for one prompt.
-        there: the same shape, whether the prompt has the position; ``None``: all have all.
-        drops_axis: whether the position was one number, so that the axis goes.
+        places: array indices, ``[batch]``, or ``[batch, n]``; without ``batch`` for one prompt.
+        there: the same shape, whether the prompt has the position; ``None`` means it always does.
+        drops_axis: whether the position was one number, so that its axis is dropped.
     """
 
     places: jax.Array
@@ -196,7 +195,7 @@ class TextCut:
     drops_axis: bool = dataclasses.field(metadata={"static": True})
 
     def __call__(self, array: Any, axis: int, batch_axis: int | None = None) -> jax.Array:
-        """Cuts the position axis; the batch axis is the one before it unless said otherwise."""
+        """Takes the positions along ``axis``; the batch axis is the one before it unless ``batch_axis`` is given."""
         axis %= array.ndim
         places = self.places[..., None] if self.drops_axis else self.places
         shape = [1] * array.ndim
@@ -211,38 +210,38 @@ class TextCut:
 
     @property
     def mask(self) -> jax.Array:
-        """``[batch, n]``: which of the entries taken are text."""
+        """Mask ``[batch, n]`` of the taken entries, ``True`` at text."""
         return jnp.ones(self.places.shape, bool) if self.there is None else self.there
 
 
 def _nothing(dtype: Any) -> Any:
-    """What stands where there is no token."""
+    """Returns the fill value where there is no token: NaN, -1 for integers, or ``False``."""
     if jnp.issubdtype(dtype, jnp.bool_):
         return False
     return np.asarray(np.nan if jnp.issubdtype(dtype, jnp.inexact) else -1).astype(dtype)
 
 
 def fill_nothing(array: jax.Array, where: jax.Array) -> jax.Array:
-    """An array with NaN (-1 in whole numbers) where a position was asked for that is not there."""
+    """Fills an array with NaN (-1 for integers) where ``where`` is ``True``, because a position does not exist."""
     return jnp.where(where, _nothing(array.dtype), array)
 
 
 class NoPosition(Exception):
-    """A choice of positions that some prompt does not have; its message is for the caller's own error."""
+    """Some prompt lacks a selected position; the caller puts the message into its own error."""
 
 
 def text_cut(mask: Any, index: Any) -> TextCut:
-    """The places of a choice of positions, prompt by prompt.
+    """Returns the array entries that a selection of positions picks in each prompt.
 
-    Prompts of which a slice keeps fewer than of others are filled, NaN, on the side their padding is on.
+    If a slice keeps fewer positions of one prompt than of another, NaN fills the rest, on the side of the padding.
 
     Args:
         mask: ``[batch, pos]`` or ``[pos]``.
         index: a number, numbers ``[n]`` or a slice.
 
     Raises:
-        NoPosition: a prompt lacks a position that was named by number, or a slice keeps nothing of any. (Under trace
-            that is not known.)
+        NoPosition: a prompt lacks a position that was named by number, or a slice keeps nothing of any
+            prompt. (Not checked under trace.)
     """
     known = not isinstance(mask, Tracer)
     mask = np.asarray(mask).astype(bool) if known else mask.astype(bool)
@@ -273,16 +272,16 @@ def _sliced(mask: Any, bounds: slice) -> TextCut:
 
 
 def mean_of_text(value: jax.Array, axes: Sequence[str], over: Sequence[str], mask: Any) -> jax.Array:
-    """The mean over some axes of an activation, padding left out and prompts lined up at their first tokens.
+    """Returns the mean of an activation over some axes, without padding and with prompts aligned at their first token.
 
     Args:
         value: the activation.
         axes: its axes, ``batch`` first; ``pos``, ``query_pos`` and ``key_pos`` are positions.
-        over: which to average over.
+        over: the axes to average over.
         mask: ``[batch, pos]``.
 
     Returns:
-        The mean, one entry along the axes averaged over, but all of ``batch`` where positions are kept apart.
+        The mean, with one entry along each averaged axis, but the full ``batch`` axis if positions are not averaged.
     """
     place, there = find(mask, np.arange(mask.shape[-1], dtype=np.int32))
     rank = jnp.maximum(jnp.asarray(ranks(mask)), 0)

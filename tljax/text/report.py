@@ -1,4 +1,4 @@
-"""``TokensReport``: what the tokens of a prompt are, and who put the special ones there."""
+"""``TokensReport``: the tokens of a prompt, and where the special ones come from."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -28,11 +28,11 @@ class PromptReport:
     Attributes:
         ids: without padding.
         strings: one for each id.
-        notes: what is special about each, or ``""``.
-        bos: who put the BOS there that the prompt starts with, ``None`` without one.
-        eos: the same for an EOS at its end.
+        notes: for each id, what is special about it, or ``""``.
+        bos: source of the BOS at the prompt's start, or ``None``.
+        eos: source of the EOS at its end, or ``None``.
         doubled_bos: whether the text spells BOS and got another.
-        padding: how many positions of padding the prompt has in its batch.
+        padding: number of padding positions in the prompt's row.
     """
 
     ids: tuple[int, ...]
@@ -57,10 +57,10 @@ class PromptReport:
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class TokensReport:
-    """What ``model.tokens_report`` returns; print it.
+    """Result of ``model.tokens_report``, to be printed.
 
     Attributes:
-        prompts: one entry a prompt.
+        prompts: one entry per prompt.
         summary: what was added and by whom, in sentences.
         padding_side: where shorter prompts are filled.
     """
@@ -115,7 +115,7 @@ def _rows(batch: Batch) -> list[list[int]]:
 
 
 def _sources(tokenizer: Tokenizer, row: list[int], text: str, prepend_bos: bool) -> list[Source]:
-    """Where each token of a row comes from."""
+    """Returns the source of each token of a row."""
     before, after = _added(tokenizer, text)
     start: list[Source] = ["tokenizer"] * before
     if tokenizer.prepends_bos and not prepend_bos:
@@ -131,7 +131,7 @@ def _sources(tokenizer: Tokenizer, row: list[int], text: str, prepend_bos: bool)
 
 
 def _added(tokenizer: Tokenizer, text: str) -> tuple[int, int]:
-    """How many tokens the tokenizer adds before and after a text; one of special tokens alone does not show it."""
+    """Returns how many tokens the tokenizer adds before and after a text; for special tokens alone it is a guess."""
     bare, full = tokenizer.plain(text), tokenizer.encode([text])[0]
     extra, usual = len(full) - len(bare), tokenizer.added_around
     if usual is not None and sum(usual) == extra:
@@ -167,7 +167,7 @@ def _prompt(
 
 
 def _role(tokenizer: Tokenizer, index: int, token: int, doubled: bool) -> str:
-    """``"BOS"``, ``"EOS"`` or ``""``; one id that is both is BOS at the start and EOS after it."""
+    """Returns ``"BOS"``, ``"EOS"`` or ``""``; one id that is both is BOS at the start and EOS after it."""
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     if token == bos and (bos != eos or index == 0 or (index == 1 and doubled)):
         return "BOS"

@@ -1,4 +1,4 @@
-"""``Tokenizer``: a Hugging Face tokenizer with its special tokens settled."""
+"""``Tokenizer``: a Hugging Face tokenizer with known special tokens."""
 
 import copy
 import dataclasses
@@ -21,7 +21,7 @@ REQUIRED_API = ("decode", "batch_decode", "get_vocab", "bos_token", "eos_token",
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Tokenizer:
-    """A tokenizer whose special tokens and habits are known; made by :func:`wrap_tokenizer`.
+    """A Hugging Face tokenizer with known special tokens, made by :func:`wrap_tokenizer`.
 
     Equal only to itself and hashed by identity, so it can be static data of a jitted function.
 
@@ -33,9 +33,9 @@ class Tokenizer:
         pad_token_id: id that fills short rows of a batch, or ``None``.
         padding_side: where short rows are filled unless a call says otherwise.
         d_vocab: the largest token id plus one.
-        unk_token_id: id that stands for what the vocabulary cannot spell, or ``None``.
+        unk_token_id: id for text that the vocabulary cannot spell, or ``None``.
         told_to_add_bos: whether ``hf`` puts BOS there only because :func:`wrap_tokenizer` told it to.
-        warned: the warnings that are given once for each tokenizer, and have been.
+        warned: the once-per-tokenizer warnings that were already given.
     """
 
     hf: Any = dataclasses.field(repr=False)
@@ -88,12 +88,12 @@ class Tokenizer:
         return self.hf.batch_decode([[token] for token in ids], clean_up_tokenization_spaces=False)
 
     def ready(self) -> "Tokenizer":
-        """Returns the tokenizer itself, to ask text of."""
+        """Returns the tokenizer itself; one that could not be loaded raises an error instead."""
         return self
 
     @functools.cached_property
     def added_around(self) -> tuple[int, int] | None:
-        """How many special tokens ``hf`` puts before and after a text by itself; ``None`` if no text shows it."""
+        """Numbers of special tokens that ``hf`` itself adds before and after a text; ``None`` if no text shows them."""
         for bare, full in _probes(self.hf):
             extra, special = len(full) - len(bare), {self.bos_token_id, self.eos_token_id, self.pad_token_id}
             places = [n for n in range(extra + 1) if full[n : n + len(bare)] == bare]
@@ -104,13 +104,13 @@ class Tokenizer:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class UnreadableTokenizer(Tokenizer):
-    """Stands for a tokenizer that could not be loaded, so that its model runs on token ids; text raises the reason."""
+    """Stand-in for a tokenizer that could not be loaded: its model runs on token ids, and text raises the reason."""
 
     reason: str
 
     @classmethod
     def because(cls, reason: str) -> "UnreadableTokenizer":
-        """Makes one; ``reason`` says what failed and what to do."""
+        """Makes a stand-in; ``reason`` says what failed and what to do."""
         return cls(
             hf=None, prepends_bos=False, bos_token_id=None, eos_token_id=None, pad_token_id=None, padding_side="right",
             d_vocab=0, reason=reason,
@@ -133,7 +133,7 @@ class UnreadableTokenizer(Tokenizer):
 
 
 def need_tokenizer(tokenizer: Tokenizer | None, what: str | None = None, otherwise: str = "") -> Tokenizer:
-    """A model's tokenizer, ready to use; a TokenizerError if it has none, which says what needs one."""
+    """Returns a model's tokenizer, ready to use; if it has none, raises a TokenizerError that says what needs one."""
     if tokenizer is None:
         lack = "This model has no tokenizer" if what is None else f"{what} needs a tokenizer, and this model has none"
         raise TokenizerError(f"{lack}. Attach one: model = model.set_tokenizer(hugging_face_tokenizer){otherwise}.")
@@ -149,7 +149,7 @@ def check_padding_side(padding_side: str | None) -> None:
 def wrap_tokenizer(
     hf_tokenizer: Any, default_padding_side: PaddingSide | None = None, *, add_bos: bool = True
 ) -> Tokenizer:
-    """Settles a tokenizer's special tokens as TransformerLens 3.9 does, on a copy.
+    """Wraps a copy of a Hugging Face tokenizer, with special tokens chosen as in TransformerLens 3.9.
 
     A tokenizer that knows a BOS token is told to add it by itself, a missing EOS becomes
     ``<|endoftext|>``, a missing PAD becomes EOS, a missing BOS becomes EOS. A token that is not in the
@@ -231,7 +231,7 @@ def _check_api(hf_tokenizer: Any) -> None:
 
 
 def check_ids(ids: Iterable[Any], count: int, origin: str) -> None:
-    """Refuses a vocabulary with an id that its size makes absurd: libraries walk through all the numbers below it.
+    """Refuses a vocabulary with an id far above its size: libraries loop over all the numbers below it.
 
     Raises:
         TokenizerError: there is such an id.
@@ -244,7 +244,7 @@ def check_ids(ids: Iterable[Any], count: int, origin: str) -> None:
 
 
 def _copy_that_adds_bos(hf_tokenizer: Any) -> tuple[Any, bool]:
-    """A copy that puts BOS in front of texts, if it can, and whether it did not before."""
+    """Returns a copy that puts BOS in front of texts, if it can, and whether the original did not."""
     hf = copy.deepcopy(hf_tokenizer)
     if hf.bos_token is None or getattr(hf, "add_bos_token", False):
         return hf, False
@@ -282,7 +282,7 @@ def _prepends(hf: Any, bos: int | None, eos: int | None) -> bool:
 
 
 def _probes(hf: Any) -> Iterator[tuple[list[int], list[int]]]:
-    """Ids of some texts without and with the special tokens that ``hf`` adds."""
+    """Yields the ids of some texts without and with the special tokens that ``hf`` adds."""
     for probe in itertools.islice(hf.get_vocab(), PROBES):
         try:
             bare, full = (list(hf(probe, add_special_tokens=add)["input_ids"]) for add in (False, True))

@@ -1,4 +1,4 @@
-"""Reading tokenizers: from a directory's files, whatever their kind, or from the hub."""
+"""Reads tokenizers from the files of a directory or from the hub."""
 
 import json
 import os
@@ -26,12 +26,12 @@ VOCABULARY_FILES = (
     "tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "encoder.json", "spiece.model",
     "sentencepiece.model", "*.bpe.model", "*.spm", "*.tiktoken", "tekken.json",
 )  # fmt: skip
-"""What a vocabulary is stored as, as patterns."""
+"""Glob patterns of the files that hold a vocabulary."""
 TOKENIZER_FILES = (
     *VOCABULARY_FILES, "merges.txt", "vocab.bpe", "tokenizer_config.json", "special_tokens_map.json",
     "added_tokens.json", "chat_template.jinja",
 )  # fmt: skip
-"""All that belongs to a tokenizer."""
+"""Glob patterns of all files that belong to a tokenizer."""
 _WHOLE, _SETTINGS, _MODEL_SETTINGS = "tokenizer.json", "tokenizer_config.json", "config.json"
 
 
@@ -59,7 +59,7 @@ def load_tokenizer(
         default_padding_side, add_bos: as in :func:`~tljax.text.tokenizer.wrap_tokenizer`.
 
     Raises:
-        TokenizerError: nothing to read there, or what is there cannot be read.
+        TokenizerError: there is no tokenizer, or it cannot be read.
     """
     directory = Path(name).expanduser()
     if not directory.is_dir():
@@ -78,7 +78,7 @@ def load_tokenizer(
 
 
 def load_tokenizer_if_possible(directory: Path) -> Tokenizer:
-    """:func:`load_tokenizer` for a model that runs on token ids too: one that only gives the reason if it fails."""
+    """Reads a tokenizer; if that fails, returns a stand-in, so that the model still runs on token ids."""
     try:
         return load_tokenizer(directory)
     except TokenizerError as error:
@@ -101,7 +101,7 @@ def _transformers() -> Any:
 
 
 def _said(error: BaseException) -> str:
-    """An error of others as a clause."""
+    """Returns another library's error as a clause."""
     text = textwrap.shorten(str(error), 300).rstrip(".")
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
@@ -119,9 +119,9 @@ def _from_auto(name: str, **options: Any) -> Any:
 
 
 def _from_files(directory: Path) -> Any:
-    """By transformers, which looks up the class in tokenizer_config.json or config.json and does not always read files.
+    """Loads a tokenizer by transformers, which finds the class in tokenizer_config.json or config.json.
 
-    A class that finds no file of the names it knows gives an empty vocabulary without a word.
+    A class that finds no file of the names it knows silently gives an empty vocabulary: that is refused.
     """
     fix, class_name = _fix(directory), _class_name(directory)
     holds = f"{str(directory)!r}, which holds {_listed(_file_names(directory))}"
@@ -139,13 +139,13 @@ def _from_files(directory: Path) -> Any:
 
 
 def _class_name(directory: Path) -> str | None:
-    """The tokenizer class that a directory names."""
+    """Returns the tokenizer class that a directory names."""
     named = [_settings(directory / name).get("tokenizer_class") for name in (_SETTINGS, _MODEL_SETTINGS)]
     return next((name for name in named if isinstance(name, str)), None)
 
 
 def _fix(directory: Path) -> str:
-    """What makes a directory's tokenizer loadable."""
+    """Returns advice on how to make a directory's tokenizer loadable."""
     names = _file_names(directory)
     given = "Or pass one that you load yourself: from_pretrained(..., tokenizer=hf_tokenizer)."
     pieces = [name for name in names if name.endswith((".model", ".spm"))]
@@ -179,7 +179,7 @@ def _read_json(file: Path) -> Any:
 
 
 def _check_stored_ids(directory: Path) -> None:
-    """Refuses absurd ids before a library walks through all the numbers below them."""
+    """Refuses ids far too large before a library loops over all the numbers below them."""
     if (whole := directory / _WHOLE).is_file():
         content = _read_json(whole)
         parts = content if isinstance(content, dict) else {}
@@ -260,7 +260,7 @@ def _guess_special_tokens(backend: Any, model_config: Path) -> dict[str, str]:
 
 
 def _own_padding(backend: Any) -> str | None:
-    """The PAD that a tokenizer's own padding uses."""
+    """Returns the PAD token in a tokenizer's own padding settings."""
     token = (backend.padding or {}).get("pad_token")
     return token if token is not None and backend.token_to_id(token) is not None else None
 

@@ -58,7 +58,7 @@ def to_tokens(
 
     Warns:
         TruncationWarning: a text is longer than ``n_ctx``.
-        DoubledBosWarning: a text spells BOS and gets one besides; once for each tokenizer.
+        DoubledBosWarning: a text spells BOS and gets another; once for each tokenizer.
 
     >>> from tokenizers import Tokenizer as Backend, models, pre_tokenizers
     >>> from transformers import PreTrainedTokenizerFast
@@ -83,9 +83,9 @@ def to_rows(
     n_ctx: int | None = None,
     warn: bool = True,
 ) -> list[list[int]]:
-    """Turns text into one list of ids a text, unpadded; otherwise as :func:`to_tokens`.
+    """Turns texts into one list of ids per text, unpadded; otherwise like :func:`to_tokens`.
 
-    ``warn=False`` does not speak of a doubled BOS.
+    ``warn=False`` turns off the warning about a doubled BOS.
     """
     texts = _texts(input)
     rows = _encode(tokenizer, texts, prepend_bos, n_ctx)
@@ -152,8 +152,8 @@ def to_string(tokenizer: Tokenizer, tokens: TokensLike, *, d_vocab: int | None =
     Args:
         tokenizer: the tokenizer.
         tokens: one id, ids ``[pos]``, ids ``[batch, pos]``, or a list of rows of any lengths.
-        d_vocab: the model's vocabulary, when larger than the tokenizer's: ids between the two have no text
-            and give none. ``None`` refuses them.
+        d_vocab: the model's vocabulary size, if larger than the tokenizer's: ids between the two give an empty
+            text. ``None`` refuses them.
 
     Returns:
         A string, or a list of strings for rows.
@@ -181,9 +181,9 @@ def to_str_tokens(
     n_ctx: int | None = None,
     d_vocab: int | None = None,
 ) -> list[str] | list[list[str]]:
-    """Splits text or tokens into one string a token.
+    """Splits text or tokens into one string per token.
 
-    There are always as many strings as tokens. One that holds only part of a character's bytes shows as the
+    There are always as many strings as tokens. A token with only part of a character's bytes becomes the
     replacement character, as in TransformerLens; :func:`to_string` of all the tokens restores the character.
 
     Args:
@@ -309,7 +309,7 @@ def get_attention_mask(
 ) -> Any:
     """Marks which positions are text and which are padding.
 
-    Padding is told by position, because PAD often is BOS or EOS too: the unbroken run of PAD ids at the
+    Padding is recognised by position, because PAD often is BOS or EOS too: the unbroken run of PAD ids at the
     padding side is padding, any PAD id further in is text. Under left padding with ``prepend_bos``, if BOS
     and PAD are the same id, the last of the run is the BOS and stays visible.
 
@@ -347,7 +347,7 @@ def get_attention_mask(
 
 
 def _flat_ids(tokenizer: Tokenizer, tokens: TokensLike, d_vocab: int | None) -> list[int]:
-    """Ids of one row: shapes ``[]``, ``[pos]``, ``[1, pos]``."""
+    """Returns the ids of one row, given in shape ``[]``, ``[pos]`` or ``[1, pos]``."""
     ids = _ids(tokenizer, tokens, d_vocab)
     if ids.squeeze().ndim > 1:
         raise InputError(

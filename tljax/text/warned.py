@@ -1,4 +1,4 @@
-"""What handling text warns of: text cut at the context's end, BOS given twice, padding taken for text."""
+"""Warnings about text: cut at the context's end, BOS given twice, padding taken for text."""
 
 import sys
 import warnings
@@ -32,9 +32,9 @@ def warn_truncated(before: list[int], after: list[int], n_ctx: int | None) -> No
 
 
 def warn_every_time(message: str, category: type[Warning]) -> None:
-    """Warns at the caller's line, also where Python has shown the same there before (unless the user's filters say so).
+    """Warns at the caller's line every time, not only the first (unless the user's filters say otherwise).
 
-    ``warnings.warn`` remembers by line what it has shown; with no such memory at hand every call counts as the first.
+    ``warnings.warn`` remembers by line what it has shown; without that registry every call counts as the first.
     """
     frame = sys._getframe(level_of_caller() - 1)
     warnings.warn_explicit(
@@ -43,7 +43,7 @@ def warn_every_time(message: str, category: type[Warning]) -> None:
 
 
 def level_of_caller() -> int:
-    """Stack level, counted from the function that asks, of the first frame outside tljax."""
+    """Returns the stack level, counted from the calling function, of the first frame outside tljax."""
     frame, level = sys._getframe(1), 1
     while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("tljax."):
         frame, level = frame.f_back, level + 1
