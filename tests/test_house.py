@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "tljax"
 TOP = ("tljax", "tljax.__main__", "tljax.demo")
 """What stands above all rooms."""
-UPWARD = {("tljax.config", "tljax.modules.stages"): "cfg.n_params counts what modules declare; these import the config"}
+UPWARD = {("tljax.config", "tljax.modules.stack"): "cfg.n_params counts what modules declare; these import the config"}
 """Imports that no room allows, inside a function, and why each is needed."""
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tljax import HookedTransformer, HookedTransformerConfig
-from tljax.modules.stages import init_params
+from tljax.modules.stack import init_params
 
 BASE = {"d_model": 16, "n_layers": 2, "n_heads": 4, "d_head": 8, "n_ctx": 12, "d_vocab": 13, "act_fn": "gelu_new"}
 ROTARY = {"positional_embedding_type": "rotary"}

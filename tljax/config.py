@@ -340,7 +340,7 @@ class HookedTransformerConfig(SaysWhatInstead):
 
         Grouped key/value heads are counted as stored.
         """
-        from tljax.modules.stages import block_weights  # the modules declare their parameters, and import this file
+        from tljax.modules.stack import block_weights  # the modules declare their parameters, and import this file
 
         return sum(block_weights(self, kind).stored for kind in self.layer_kinds)
 

@@ -12,7 +12,7 @@ from tljax.checkpoints.mapping import match, stored_apart
 from tljax.checkpoints.rows import Row, TensorInfo, bind, may_be_absent
 from tljax.errors import CheckpointError, UnsupportedModelError
 from tljax.modules.parameters import axis_sizes
-from tljax.modules.stages import init_params
+from tljax.modules.stack import init_params
 
 SIZES = {"d_model": 4, "n_heads": 3, "n_kv": 3, "d_head": 2}
 CFG = HookedTransformerConfig(d_model=4, n_layers=2, n_heads=2, d_head=2, n_ctx=5, d_vocab=6)

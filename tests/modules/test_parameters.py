@@ -15,7 +15,7 @@ from tljax.checkpoints.families import family_of
 from tljax.checkpoints.layout import flatten, parameter_axes, parameter_shapes
 from tljax.checkpoints.rows import bind
 from tljax.modules.parameters import axis_sizes
-from tljax.modules.stages import init_params
+from tljax.modules.stack import init_params
 from tljax.patching.engine.report import block_flops, block_flops_per_token
 
 KEYS_AND_VALUES = {"W_K", "W_V", "W_KV_down", "W_K_rot", "W_K_up", "W_V_up"}

@@ -13,7 +13,7 @@ from tljax.hooks.points import EMBEDDING, HEAD, stage_of
 from tljax.modules.block import TransformerBlock
 from tljax.modules.embedding import EmbeddingStage, HeadStage
 from tljax.modules.parameters import axis_sizes
-from tljax.modules.stages import stage_axes
+from tljax.modules.stack import stage_axes
 from tljax.typing import Params
 
 

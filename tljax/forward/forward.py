@@ -34,7 +34,7 @@ from tljax.hooks.points import (
 from tljax.modules.context import AttentionContext
 from tljax.modules.embedding import EmbeddingStage
 from tljax.modules.products import LAYOUTS
-from tljax.modules.stages import block_module, embedding_module, head_module
+from tljax.modules.stack import block_module, embedding_module, head_module
 from tljax.typing import Params
 
 POSITIONS = "hook_pos_embed"

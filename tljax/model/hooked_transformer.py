@@ -23,7 +23,7 @@ from tljax.model.caching import CachingMethods
 from tljax.model.hooking import HookMethods
 from tljax.model.views import ModuleView, block_view, end_view
 from tljax.modules.parameters import stored_dtype
-from tljax.modules.stages import init_params
+from tljax.modules.stack import init_params
 from tljax.numerics import available_dtype
 from tljax.text.methods import TextMethods
 from tljax.text.tokenizer import Tokenizer, UnreadableTokenizer, wrap_tokenizer

@@ -14,7 +14,7 @@ from tljax.errors import ConfigError, FrozenModelError, InputError, MissingAttri
 from tljax.forward.forward import context_of_layer
 from tljax.modules.context import AttentionContext
 from tljax.modules.norm import NoNorm, Norm
-from tljax.modules.stages import block_module, embedding_module, head_module
+from tljax.modules.stack import block_module, embedding_module, head_module
 from tljax.numerics import matmul_precision
 from tljax.text.inputs import check_ids, check_length
 from tljax.typing import Params

@@ -24,7 +24,7 @@ from tljax.memory import how_many
 from tljax.model.hooked_transformer import HookedTransformer
 from tljax.modules.activations import scaled
 from tljax.modules.context import AttentionContext
-from tljax.modules.stages import block_module
+from tljax.modules.stack import block_module
 from tljax.numerics import matmul_precision
 from tljax.patching.engine.base_run import BaseRun
 from tljax.patching.engine.edits import GridEdits, TakeRows, expand, picks

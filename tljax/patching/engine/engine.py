@@ -17,7 +17,7 @@ from tljax.model.hooked_transformer import HookedTransformer
 from tljax.modules.attention import KEYS_AND_VALUES
 from tljax.modules.context import AttentionContext
 from tljax.modules.packing import Packing
-from tljax.modules.stages import block_module
+from tljax.modules.stack import block_module
 from tljax.patching.engine.base_run import BaseRun
 from tljax.patching.engine.edits import Edits, TakeRows
 from tljax.patching.engine.packing import (

@@ -5,7 +5,7 @@ import functools
 from collections.abc import Sequence
 
 from tljax.config import HookedTransformerConfig
-from tljax.modules.stages import block_weights
+from tljax.modules.stack import block_weights
 
 
 @dataclasses.dataclass(frozen=True)
