@@ -1,4 +1,4 @@
-"""Direct logit attribution: what each part of a model adds to the logit of an answer by itself."""
+"""Direct logit attribution: the direct contribution of each part of a model to the logit of an answer."""
 
 import dataclasses
 from typing import Any, cast
@@ -23,13 +23,13 @@ UNITS = ("component", "head", "neuron", "layer")
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class DirectLogitAttribution:
-    """What each part adds to a logit or a difference of two; a pytree.
+    """Contributions of a model's parts to a logit, or to a difference of two logits; a pytree.
 
     Attributes:
         attribution: ``[component, batch]`` at one position, ``[component, batch, pos]`` at several.
-        token_mask: ``[batch, pos]``, ``False`` at padding, which no mean counts; ``None`` where there is none.
-        labels: names of the parts.
-        unit: what a part is.
+        token_mask: ``[batch, pos]``, ``False`` at padding, which :meth:`mean` leaves out; ``None`` without a mask.
+        labels: names of the parts, in the order of ``component``.
+        unit: the kind of part, as in :func:`direct_logit_attribution`.
     """
 
     attribution: Float[Array, "component *lead"]
@@ -42,22 +42,22 @@ class DirectLogitAttribution:
         return f"DirectLogitAttribution of {len(self.labels)} parts (unit={self.unit!r}), largest: {parts}"
 
     def mean(self) -> Float[Array, " component"]:
-        """The attribution of each part, mean over prompts and positions."""
+        """Averages each part's attribution over prompts and positions, leaving out padding."""
         rows = self.attribution.reshape(len(self.labels), -1)
         return rows.mean(axis=1, where=None if self.token_mask is None else self.token_mask.reshape(1, -1))
 
     @typed
     def top(self, k: int = 5) -> list[tuple[str, float]]:
-        """The ``k`` largest parts with their mean attribution, largest first."""
+        """Returns the ``k`` parts with the largest mean attribution and that mean, largest first."""
         return self._sorted(k, -1)
 
     @typed
     def bottom(self, k: int = 5) -> list[tuple[str, float]]:
-        """The ``k`` parts that speak most against the answer, most negative first."""
+        """Returns the ``k`` parts with the smallest mean attribution and that mean, most negative first."""
         return self._sorted(k, 1)
 
     def by_head(self) -> Float[Array, "layer head *lead"]:
-        """The heads' attributions as ``[layer, head, ...]``, without the remainder, as for a heat map.
+        """Returns the heads' attributions as ``[layer, head, ...]``, for a heat map, without remainder and bias.
 
         Raises:
             InputError: the parts are not heads.
@@ -85,22 +85,22 @@ def direct_logit_attribution(
     pos: SliceInput = -1,
     cache: ActivationCache | None = None,
 ) -> DirectLogitAttribution:
-    """Takes a logit, or a difference of two, apart into what each part of the model writes towards it.
+    """Decomposes a logit, or a difference of two logits, into the contributions of the model's parts.
 
-    The parts' outputs are read through the final norm as it was in the run (its scale held fixed) and the unembedding.
-    But for ``unit="layer"`` they add up: with the part ``"bias"``, which is no part of the stream, they are the logit
-    (difference) itself, before any soft cap.
+    Each part's output goes through the final norm, whose scale is held fixed at the run's, and the unembedding. Except
+    with ``unit="layer"``, the contributions sum to the logit (difference) before any soft cap. The row ``"bias"``,
+    which does not come from the residual stream, is part of the sum.
 
     Args:
         model: the model.
         input: prompts, as the model takes them.
         answer_tokens: the answer: a string that is one token, an id, or one for each prompt.
         incorrect_tokens: as many tokens whose logits are subtracted.
-        unit: ``"component"``: embeddings, attention and MLP of each layer. ``"head"``: each head, and a remainder.
-            ``"neuron"``: each neuron, and a remainder. ``"layer"``: the whole stream before and
-            after each sublayer, the logit lens of the answer; these are running totals, and there is no bias row.
-        pos: positions of each prompt's text, of the answer's logits; ``None`` keeps all.
-        cache: a cache of the run to read instead of running.
+        unit: ``"component"``: the embeddings, each layer's attention and MLP. ``"head"``: each head, and a remainder.
+            ``"neuron"``: each neuron, and a remainder. ``"layer"``: the residual stream before and after each
+            sublayer, as in the logit lens; these are running totals, without a bias row.
+        pos: positions in each prompt's text at which the answer's logits are read; ``None`` keeps all.
+        cache: the cache of a run to read instead of running ``input``.
 
     Raises:
         InputError: an unknown unit, no answer, neither or both of input and cache, answers that do not fit the prompts.
@@ -142,7 +142,7 @@ _NEEDED = {
     "neuron": (*_STREAM, "mlp.hook_post", "experts.hook_post"),
     "layer": (*_STREAM, "hook_resid_mid"),
 }
-"""What each unit reads of a run."""
+"""Unit → endings of the names of the activations that it needs."""
 
 
 def _parts(cache: ActivationCache, unit: str, pos: SliceInput) -> tuple[jax.Array, list[str]]:
@@ -154,9 +154,9 @@ def _parts(cache: ActivationCache, unit: str, pos: SliceInput) -> tuple[jax.Arra
 
 
 def _neurons(cache: ActivationCache, answer: Any, wrong: Any, pos: SliceInput) -> tuple[jax.Array, list[str]]:
-    """Each neuron's attribution, its output never made: its row of ``W_out`` is projected onto the answers' directions.
+    """Returns each neuron's attribution and label, from its row of ``W_out`` projected onto the answers' directions.
 
-    Answers that differ between prompts are directions of their own, of which each prompt keeps its own.
+    The neurons' output vectors are never built. If answers differ between prompts, each prompt keeps its own value.
     """
     ids, others = token_ids(cache.model, answer, wrong)
     if ids.ndim > 1:
@@ -173,6 +173,6 @@ def _neurons(cache: ActivationCache, answer: Any, wrong: Any, pos: SliceInput) -
 
 
 def _bias(cache: ActivationCache, answer: Any, wrong: Any, ndim: int) -> jax.Array:
-    """The logits' own bias, ``[1, batch, pos]`` or with ones where one token serves all."""
+    """Returns the logits' bias, ``[1, batch, pos]``, with axes of length 1 if all prompts share one token."""
     bias = cache.logit_bias(answer, wrong)
     return bias.reshape(1, *bias.shape, *(1,) * (ndim - bias.ndim))

@@ -1,6 +1,6 @@
-"""Rough evaluations of language models: loss on text, loss on repeats, indirect objects (Wang et al. 2022).
+"""Rough evaluations of language models: loss on text and on repeated tokens, indirect objects (Wang et al. 2022).
 
-Nothing here downloads: where TransformerLens fetches a data set, the texts are an argument.
+Nothing here downloads: where TransformerLens fetches a data set, these functions take the texts as an argument.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ TEXT = (
 
 
 def sanity_check(model: HookedTransformer, prompt: str = TEXT) -> Any:
-    """Mean loss on a plain English text, in nats: a good model is below 5, above 7 something is wrong."""
+    """Returns the mean loss on a plain English text, in nats: below 5 is good, above 7 something is wrong."""
     return model(prompt, return_type="loss")
 
 
@@ -40,7 +40,7 @@ def induction_loss(
     seed: int = 0,
     tokens: Any = None,
 ) -> Any:
-    """Mean loss on the second copy of random tokens said twice: low where the model has induction heads.
+    """Computes the mean loss on the second copy of repeated random tokens, low if a model has induction heads.
 
     Args:
         model: the model.
@@ -53,10 +53,10 @@ def induction_loss(
         tokens: the sequences ``[batch, 2 * subseq_len]``, instead of random ones with ids of 100 to 20000.
 
     Returns:
-        A scalar, in nats; the first token of the second copy, which nothing foretells, does not count.
+        A scalar, in nats; the first token of the second copy, which cannot be predicted, does not count.
 
     Raises:
-        InputError: two copies do not fit the context, or ``tokens`` have no two halves.
+        InputError: two copies do not fit the context, or ``tokens`` do not have that shape.
     """
     cfg = model.cfg
     if tokens is None:
@@ -82,15 +82,15 @@ def induction_loss(
 def make_data_loader(
     data: Any, tokenizer: Any, batch_size: int = 8, max_length: int = 1024, column_name: str = "text", seed: int = 0
 ) -> list[dict[str, np.ndarray]]:
-    """Batches of full rows of text, shuffled: ``[{"tokens": [batch_size, max_length]}, …]``; a last part is dropped.
+    """Returns shuffled, full batches of full rows of text, ``[{"tokens": [batch_size, max_length]}, …]``.
 
     Args:
         data: texts, or anything :func:`tljax.utils.tokenize_and_concatenate` takes.
         tokenizer: a Hugging Face tokenizer.
-        batch_size: rows of a batch.
-        max_length: tokens of a row.
-        column_name: where the text is in rows that are mappings.
-        seed: of the order.
+        batch_size: rows in a batch.
+        max_length: tokens in a row.
+        column_name: key of the text, if rows are mappings.
+        seed: random seed for the order of rows.
     """
     rows = tokenize_and_concatenate(data, tokenizer, max_length=max_length, column_name=column_name)["tokens"]
     rows = rows[np.random.default_rng(seed).permutation(len(rows))]
@@ -102,7 +102,7 @@ def make_data_loader(
 
 @typed
 def evaluate_on_dataset(model: HookedTransformer, data_loader: Iterable[Any], truncate: int = 100) -> float:
-    """Mean loss in nats over at most ``truncate`` batches, each ``{"tokens": [batch, pos]}`` or ``[batch, pos]``."""
+    """Averages the loss (nats) over at most ``truncate`` batches, ``{"tokens": [batch, pos]}`` or ``[batch, pos]``."""
     losses = []
     for number, batch in enumerate(data_loader):
         if number == truncate:
@@ -122,13 +122,13 @@ def evaluate(
     batch_size: int = 8,
     tokenizer: Any = None,
 ) -> dict[str, float]:
-    """Mean loss on several data sets.
+    """Computes the mean loss on several data sets.
 
     Args:
         model: the model.
-        data: name to texts, as :func:`make_data_loader` takes them.
-        truncate: most batches of each.
-        batch_size: rows of a batch; their length is the model's context, 1024 at most.
+        data: maps a name to texts, in a form that :func:`make_data_loader` takes.
+        truncate: largest number of batches of each data set.
+        batch_size: rows in a batch; a row is as long as the model's context, at most 1024 tokens.
         tokenizer: ``None`` takes the model's.
 
     Returns:
@@ -152,7 +152,7 @@ def evaluate(
 
 @dataclasses.dataclass(frozen=True)
 class IOISample:
-    """One sentence, its indirect object and its subject, both with a leading space."""
+    """A sentence with its indirect object and its subject, both with a leading space."""
 
     text: str
     IO: str
@@ -160,7 +160,7 @@ class IOISample:
 
 
 class IOIDataset(Sequence[dict[str, np.ndarray]]):
-    """Sentences in which someone gives something to ``[A]``, the indirect object, and ``[B]`` is the subject.
+    """Sentences in which the subject ``[B]`` gives something to the indirect object ``[A]``.
 
     Indexing gives ``{"prompt", "IO", "S"}`` as token ids; the prompt ends in the indirect object.
 
@@ -168,18 +168,18 @@ class IOIDataset(Sequence[dict[str, np.ndarray]]):
         tokenizer: a Hugging Face tokenizer.
         templates: sentences with ``[A]``, ``[B]`` and the keys of ``nouns`` in brackets, ending in ``[A]``.
         names: two names or more, drawn without replacement.
-        nouns: placeholder to words; all places of one sentence get the same word.
+        nouns: maps a placeholder to words; within one sentence a placeholder always gets the same word.
         num_samples: how many sentences.
-        symmetric: each sentence also with the names exchanged; ``num_samples`` counts both.
-        prepend_bos: put the BOS token in front.
+        symmetric: whether to add each sentence with the names exchanged; ``num_samples`` counts both.
+        prepend_bos: whether to put the BOS token in front.
         seed: random seed; ``None`` draws anew every time.
 
     Attributes:
-        samples: the sentences, :class:`IOISample` each.
+        samples: the sentences, as :class:`IOISample`.
 
     Raises:
-        InputError: fewer than two names, no templates, or a template without ``[A]`` and ``[B]``.
-        TokenizerError: BOS wanted of a tokenizer that has none.
+        InputError: fewer than two names, no templates, or a template that lacks ``[A]`` or ``[B]`` or ends otherwise.
+        TokenizerError: ``prepend_bos`` and a tokenizer without a BOS token.
     """
 
     TEMPLATES = (
@@ -253,22 +253,22 @@ def ioi_eval(
     tokenizer: Any = None,
     symmetric: bool = False,
 ) -> dict[str, float]:
-    """How much a model prefers the indirect object to the subject.
+    """Measures how much a model prefers the indirect object to the subject.
 
     Args:
         model: the model.
         dataset: an :class:`IOIDataset`, or any sequence of ``{"prompt", "IO", "S"}`` whose prompts end in ``IO``.
             ``None`` makes one with the default templates and seed 0.
-        batch_size: prompts run together.
+        batch_size: number of prompts that run together.
         num_samples: prompts of the default data set.
         tokenizer: ``None`` takes the model's.
-        symmetric: whether the default data set has every sentence with the names exchanged too.
+        symmetric: whether the default data set also has every sentence with the names exchanged.
 
     Returns:
         ``{"Logit Difference": mean, "Accuracy": share above zero}``, at the first token where the names differ.
 
     Raises:
-        InputError: no samples, a prompt that does not end in its ``IO``, or names that begin alike to their end.
+        InputError: no samples, a prompt that does not end in its ``IO``, or one name's tokens begin the other's.
         TokenizerError: no data set and no tokenizer.
     """
     if dataset is None:
@@ -296,7 +296,7 @@ def _batches(dataset: Any, size: int) -> Iterator[list[Any]]:
 
 
 def _question(number: int, sample: Mapping[str, Any]) -> tuple[int, int, int]:
-    """Where to read the logits, the token of the indirect object there, and the subject's."""
+    """Returns the position whose logits to read, and the indirect object's and the subject's token there."""
     prompt, answer, wrong = (np.asarray(sample[key]) for key in ("prompt", "IO", "S"))
     if not len(answer) or not np.array_equal(prompt[-len(answer) :], answer):
         raise InputError(f"Prompt {number} does not end in the tokens of its IO, {answer.tolist()}.")

@@ -1,4 +1,4 @@
-"""Finds heads whose attention looks like a pattern: TransformerLens's ``detect_head``."""
+"""Detection of heads whose attention matches a pattern: TransformerLens's ``detect_head``."""
 
 import functools
 import warnings
@@ -21,22 +21,22 @@ ERROR_MEASURES = ("mul", "abs")
 
 
 class PatternValuesWarning(UserWarning):
-    """A detection pattern with other values than 0 and 1, where the share of attention that it marks was asked for."""
+    """Warning of a detection pattern with values other than 0 and 1 under ``error_measure="mul"``."""
 
 
 def get_previous_token_head_detection_pattern(tokens: Any) -> Float[np.ndarray | Array, "pos pos"]:
-    """1 from every token to the one before it. ``tokens`` are ids ``[pos]`` or ``[1, pos]``."""
+    """Returns the pattern with 1 from every token to the one before it, for ids ``[pos]`` or ``[1, pos]``."""
     return np.eye(_row(tokens).size, k=-1, dtype=np.float32)
 
 
 def get_duplicate_token_head_detection_pattern(tokens: Any) -> Float[np.ndarray | Array, "pos pos"]:
-    """1 from every token to each earlier one that is the same."""
+    """Returns the pattern with 1 from every token to each earlier occurrence of the same token."""
     row = _row(tokens)
     return _xp(row).tril(row[:, None] == row[None], k=-1).astype(np.float32)
 
 
 def get_induction_head_detection_pattern(tokens: Any) -> Float[np.ndarray | Array, "pos pos"]:
-    """1 from every token to what followed each earlier one that is the same."""
+    """Returns the pattern with 1 from every token to the token after each earlier occurrence of the same token."""
     same = get_duplicate_token_head_detection_pattern(tokens)
     xp = _xp(same)
     return xp.tril(xp.pad(same, ((0, 0), (1, 0)))[:, :-1])
@@ -51,7 +51,7 @@ HEAD_NAMES = tuple(PATTERNS)
 
 
 def get_supported_heads() -> None:
-    """Prints the names of the patterns."""
+    """Prints the names of the detection patterns."""
     print(f"Supported heads: {HEAD_NAMES}")
 
 
@@ -67,18 +67,18 @@ def detect_head(
     exclude_current_token: bool = False,
     error_measure: str = "mul",
 ) -> Float[Array, "layer head"]:
-    """Scores how much the attention of every head looks like a pattern.
+    """Scores how closely the attention of every head matches a detection pattern.
 
     Args:
         model: the model.
-        seq: a text, or token ids ``[pos]`` or ``[1, pos]``; or a list of texts, or ids ``[batch, pos]``, whose scores
-            are averaged.
+        seq: one prompt, as a text or token ids ``[pos]`` or ``[1, pos]``; or several, as a list of texts or ids
+            ``[batch, pos]``, whose scores are averaged.
         detection_pattern: ``"previous_token_head"``, ``"duplicate_token_head"``, ``"induction_head"``, or a lower
             triangular matrix ``[pos, pos]``, query first.
-        heads: ``(layer, head)`` pairs, or layer to heads; the others get -1.
-        cache: activations of a run of ``seq``, with or without its batch axis, instead of a new run. One prompt only.
-        exclude_bos: leave out attention to the first token.
-        exclude_current_token: leave out attention of tokens to themselves.
+        heads: ``(layer, head)`` pairs, or a mapping from layer to heads; all other heads get -1.
+        cache: the cache of a run of ``seq`` to read instead of running it, with or without batch axis; one prompt only.
+        exclude_bos: whether to leave out attention to the first token.
+        exclude_current_token: whether to leave out attention of tokens to themselves.
         error_measure: ``"mul"``: the share of attention where the pattern is 1 (each entry weighted by the pattern).
             ``"abs"``: 1 minus the absolute difference, summed over keys and averaged over queries; between -1 and 1,
             rounded to three decimals as in TransformerLens.
@@ -131,7 +131,7 @@ def compute_head_attention_similarity_score(
 def _scores(
     attention: list[jax.Array], wanted: Any, exclude_bos: bool, exclude_current_token: bool, error_measure: str
 ) -> Float[Array, "layer head"]:
-    """The sum over prompts, of attention ``[prompt, head, pos, pos]`` a layer and patterns ``[prompt, pos, pos]``."""
+    """Sums scores over prompts: of one ``[prompt, head, pos, pos]`` per layer, for patterns ``[prompt, pos, pos]``."""
     scores = jax.vmap(
         lambda one, pattern: _similarity(one, pattern, exclude_bos, exclude_current_token, error_measure), (1, 0)
     )(jnp.stack(attention), wanted)
@@ -155,7 +155,7 @@ def _similarity(attention: Any, wanted: Any, exclude_bos: bool, exclude_current_
 
 
 def _attention(model: HookedTransformer, rows: Any, cache: ActivationCache | None) -> list[jax.Array]:
-    """One array a layer, ``[prompt, head, pos, pos]``."""
+    """Returns the attention of each layer, ``[prompt, head, pos, pos]``."""
     ran: ActivationCache = cache.with_model(model) if cache is not None else _run(model, rows)
     patterns = [ran["pattern", layer] for layer in range(model.cfg.n_layers)]
     patterns = patterns if ran.has_batch_dim else [pattern[None] for pattern in patterns]
@@ -175,10 +175,10 @@ def _run(model: HookedTransformer, rows: Any) -> ActivationCache:
 def _prompts(model: HookedTransformer, seq: Any) -> list[Any]:
     if not isinstance(seq, str) and len(seq) == 0:
         raise InputError("detect_head needs a prompt; got none.")
-    if isinstance(seq, Tracer):  # of one length
+    if isinstance(seq, Tracer):  # traced prompts have one length
         rows = list(jnp.atleast_2d(seq))
     else:
-        with jax.ensure_compile_time_eval():  # tokens that are known stay so under jit
+        with jax.ensure_compile_time_eval():  # keeps concrete tokens concrete under jit
             batch = model.to_batch(seq)
             rows = [np.asarray(batch.row(index)) for index in range(len(batch))]
     if short := [index for index, row in enumerate(rows) if row.size < 2]:
@@ -187,7 +187,7 @@ def _prompts(model: HookedTransformer, seq: Any) -> list[Any]:
 
 
 def _xp(array: Any) -> Any:
-    """numpy for what is known, jax.numpy for what is traced."""
+    """Returns numpy for a concrete array, jax.numpy for a traced one."""
     return jnp if isinstance(array, Tracer) else np
 
 
@@ -232,7 +232,7 @@ def _checked(detection_pattern: Any, size: int) -> Float[np.ndarray, "pos pos"]:
 
 
 def _chosen(model: HookedTransformer, heads: Any) -> Any:
-    """A mask ``[layer, head]`` of the heads asked for, or ``None`` for all."""
+    """Returns a mask ``[layer, head]`` of the heads asked for, or ``None`` for all."""
     if heads is None:
         return None
     pairs = [(layer, head) for layer, of in heads.items() for head in of] if isinstance(heads, Mapping) else heads

@@ -1,4 +1,4 @@
-"""Scores of all heads at once for the attention patterns of Olsson et al. 2022, on random tokens said twice."""
+"""Scores of all heads at once for the attention patterns of Olsson et al. 2022, on repeated random tokens."""
 
 import dataclasses
 from typing import Any
@@ -16,7 +16,7 @@ from tljax.model.hooked_transformer import HookedTransformer
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class HeadScores:
-    """Mean attention ``[layer, head]``, between 0 and 1, of each kind; a pytree.
+    """Mean attention ``[layer, head]``, between 0 and 1, along each of three patterns; a pytree.
 
     Attributes:
         previous_token: to the token before.
@@ -33,7 +33,7 @@ class HeadScores:
 def head_scores(
     model: HookedTransformer, length: int = 20, batch_size: int = 8, seed: int = 0, tokens: Any = None
 ) -> HeadScores:
-    """All three scores of every head, from one run and one compiled reduction.
+    """Computes all three scores of every head, in one run and one compiled reduction.
 
     Args:
         model, length, batch_size, seed: as in :func:`~tljax.analysis.repeated_random_tokens`.
@@ -56,9 +56,9 @@ def head_scores(
 def previous_token_scores(
     model: HookedTransformer, length: int = 20, batch_size: int = 8, seed: int = 0, tokens: Any = None
 ) -> Float[Array, "layer head"]:
-    """How strongly each head attends to the token before.
+    """Computes how strongly each head attends to the token before.
 
-    Attention to the very first token is left out, as heads with nothing to do rest there.
+    Attention to the very first token is left out, because idle heads attend there.
 
     Args:
         model, length, batch_size, seed: as in :func:`~tljax.analysis.repeated_random_tokens`.
@@ -72,7 +72,7 @@ def previous_token_scores(
 def duplicate_token_scores(
     model: HookedTransformer, length: int = 20, batch_size: int = 8, seed: int = 0, tokens: Any = None
 ) -> Float[Array, "layer head"]:
-    """How strongly each head attends from the second copy of a token to the first: arguments of :func:`head_scores`."""
+    """Computes attention from the second copy of a token to the first; arguments as for :func:`head_scores`."""
     ids = repeated_random_tokens(model, length, batch_size, seed) if tokens is None else np.asarray(tokens)
     queries = second_copy(ids, length)
     return mean_attention(model, ids, {"duplicate_token": (queries, queries - length)})["duplicate_token"]

@@ -22,7 +22,7 @@ def repeated_random_tokens(
     low: int | None = None,
     high: int | None = None,
 ) -> np.ndarray:
-    """Random tokens said twice, ``[batch, 1 + 2 * length]`` with a BOS in front (``2 * length`` without a tokenizer).
+    """Returns repeated random tokens, ``[batch, 1 + 2 * length]`` with BOS first (``2 * length`` if there is none).
 
     Args:
         model: gives the vocabulary, the BOS token and the context length.
@@ -32,7 +32,7 @@ def repeated_random_tokens(
         low, high: bounds of the token ids drawn, ``low <= id < high``.
 
     Raises:
-        InputError: two copies do not fit the context.
+        InputError: two copies do not fit the context, or the bounds leave no ids to draw.
     """
     whole(length, "length", at_least=1)
     whole(batch_size, "batch_size", at_least=1)
@@ -60,7 +60,7 @@ def repeated_random_tokens(
 def induction_scores(
     model: HookedTransformer, length: int = 20, batch_size: int = 8, seed: int = 0, tokens: Any = None
 ) -> Float[Array, "layer head"]:
-    """How strongly each head attends from the second copy of a token to what followed the first.
+    """Computes how strongly each head attends from the second copy of a token to the token after its first copy.
 
     Args:
         model, length, batch_size, seed: as in :func:`repeated_random_tokens`.
@@ -75,10 +75,10 @@ def induction_scores(
 
 
 def second_copy(ids: np.ndarray, length: int) -> np.ndarray:
-    """Positions of the last ``length`` tokens of ids ``[batch, pos]`` that end in two copies of as many.
+    """Returns the positions of the second copy in ids ``[batch, pos]`` that end in two copies of ``length`` tokens.
 
     Raises:
-        InputError: they do not.
+        InputError: the ids do not end in two copies.
     """
     if ids.ndim != 2 or length < 1 or ids.shape[1] < 2 * length:
         raise InputError(
@@ -92,15 +92,15 @@ def second_copy(ids: np.ndarray, length: int) -> np.ndarray:
 def mean_attention(
     model: HookedTransformer, ids: np.ndarray, pairs: Mapping[str, tuple[np.ndarray, np.ndarray]]
 ) -> dict[str, Float[Array, "layer head"]]:
-    """Mean attention of every head over chosen pairs of positions, for several choices from one run.
+    """Averages every head's attention over pairs of positions, for several sets of pairs in one run.
 
     Args:
         model: the model.
         ids: token ids ``[batch, pos]``.
-        pairs: name to query positions and key positions, each ``[pair]``.
+        pairs: maps the name of a set to its query positions and key positions, each ``[pair]``.
 
     Returns:
-        Name to ``[layer, head]``.
+        The mean attention ``[layer, head]`` of each set, by name.
     """
     _, cache = model.run_with_cache(ids, return_type=None, names_filter=lambda name: name.endswith("hook_pattern"))
     return _mean_attention([cache["pattern", layer] for layer in range(model.cfg.n_layers)], dict(pairs))
@@ -116,7 +116,7 @@ def _mean_attention(patterns: list[jax.Array], pairs: dict[str, tuple[Any, Any]]
 
 @typed
 def heads_above(scores: jax.Array, threshold: float = 0.3) -> list[tuple[int, int, float]]:
-    """Heads whose score is above a threshold, ``(layer, head, score)``, largest first."""
+    """Returns the heads whose score is above ``threshold`` as ``(layer, head, score)``, largest first."""
     above = np.argwhere(np.asarray(scores) > threshold).tolist()
     found = [(layer, head, float(scores[layer, head])) for layer, head in above]
     return sorted(found, key=lambda item: -item[2])

@@ -1,8 +1,8 @@
 """The Jacobian lens (Gurnee et al. 2026): each layer's mean effect on the final stream, from the model's own gradients.
 
-With ``V`` the positions of a prompt that count, the matrix of layer ``l`` is the mean over prompts of
-``1/|V| * sum over t, t' in V, t' >= t of d final[t'] / d resid_post[l, t]``: what a small change at a position does to
-the final stream there and later, summed. Reading it is the logit lens of ``matrix @ h``.
+Let ``V`` be the positions of a prompt that count. The matrix of layer ``l`` is the mean over prompts of
+``1/|V| * sum over t, t' in V, t' >= t of d final[t'] / d resid_post[l, t]``: the summed effect of a small change at a
+position on the final stream there and later. The lens of a vector ``h`` is the logit lens of ``matrix @ h``.
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ from tljax.text.warned import level_of_caller
 
 
 class ShortPromptWarning(UserWarning):
-    """A prompt has no positions that count and was left out."""
+    """Warning of prompts that are left out because they have no positions that count."""
 
 
 @jax.tree_util.register_dataclass
@@ -41,11 +41,11 @@ class JacobianLens:
     """Mean Jacobians of the final residual stream with respect to each layer's output; a pytree.
 
     Attributes:
-        matrices: ``[layer, d_model, d_model]``; ``matrices[n] @ h`` carries the output of layer ``layers[n]`` on.
-        layers: the layers.
-        n_prompts: how many prompts are averaged.
-        skip_first_positions: how many leading positions of each were left out.
-        basis: whose residual stream this is.
+        matrices: ``[layer, d_model, d_model]``; ``matrices[n] @ h`` maps outputs of ``layers[n]`` to the final stream.
+        layers: the layers whose outputs the lens reads.
+        n_prompts: number of prompts averaged.
+        skip_first_positions: number of leading positions of each prompt left out.
+        basis: the residual stream that the lens was fitted on.
     """
 
     matrices: Float[Array, "layer d_model d_model"]
@@ -59,7 +59,7 @@ class JacobianLens:
 
     @property
     def depths(self) -> tuple[int, ...]:
-        """The depths this lens reads: the input of the layer after each of its layers, and the end as it is."""
+        """The depths this lens reads: ``n + 1`` for each of its layers ``n``, and the final stream, unmapped."""
         return (*(layer + 1 for layer in self.layers), self.basis.n_layers)
 
     def check(self, model: HookedTransformer) -> None:
@@ -73,7 +73,7 @@ class JacobianLens:
 
     @typed
     def transport(self, vectors: jax.Array, layer: int) -> jax.Array:
-        """Carries outputs of a layer ``[..., d_model]`` on to the final stream.
+        """Maps outputs of a layer ``[..., d_model]`` to their mean effect on the final stream.
 
         Raises:
             InputError: the lens has no such layer.
@@ -82,10 +82,10 @@ class JacobianLens:
         return jnp.matmul(vectors.astype(matrix.dtype), matrix.T, precision="highest").astype(vectors.dtype)
 
     def lens_vectors(self, model: HookedTransformer, tokens: Any, layer: int) -> Float[Array, "token d_model"]:
-        """Directions in a layer's output that raise tokens' logits, ``W_U[:, token] @ matrix``.
+        """Returns the directions in a layer's output that raise tokens' logits, ``W_U[:, token] @ matrix``.
 
-        The final norm's scale is left out; its weight counts where it is not folded into ``W_U``. To steer by one, add
-        it: ``tljax.Add(strength * vector)`` at ``resid_post`` of the layer.
+        The final norm's scale is left out; its weight is included unless it is folded into ``W_U``. To steer with a
+        direction, add it to ``resid_post`` of the layer: ``tljax.Add(strength * vector)``.
 
         Args:
             model: the model.
@@ -115,9 +115,9 @@ class JacobianLens:
         skip_first_positions: int = 16,
         progress: bool | None = None,
     ) -> "JacobianLens":
-        """Averages Jacobians over prompts, by reverse differentiation: one pass for each number of the final stream.
+        """Averages Jacobians over prompts by reverse-mode differentiation, one pass per dimension of the final stream.
 
-        A pass yields the rows of all layers at once, so that fitting all layers costs no more than fitting the first.
+        Each pass yields a row of every layer's matrix, so fitting all layers costs no more than fitting the first.
 
         Args:
             model: the model.
@@ -127,7 +127,7 @@ class JacobianLens:
             dim_batch: how many passes run at once; memory grows with it.
             batch_size: prompts that run at once; memory grows with it.
             max_seq_len: prompts are cut to this many tokens.
-            skip_first_positions: leading positions to leave out, where attention rests on the first token.
+            skip_first_positions: number of leading positions to leave out, where attention rests on the first token.
             progress: whether to show a progress bar; ``None`` shows one after three seconds.
 
         Raises:
@@ -167,7 +167,7 @@ class JacobianLens:
 
     @classmethod
     def merge(cls, lenses: Iterable["JacobianLens"]) -> "JacobianLens":
-        """The lens of all prompts together, of lenses fitted on different ones.
+        """Combines lenses fitted on different prompts into the lens of all the prompts.
 
         Raises:
             InputError: no lenses, or lenses of different models, layers or skipped positions.
@@ -194,7 +194,7 @@ class JacobianLens:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "JacobianLens":
-        """Reads what :meth:`save` wrote.
+        """Reads a lens that :meth:`save` wrote.
 
         Raises:
             CheckpointError: the file is missing, damaged, or something else.
@@ -213,7 +213,7 @@ class JacobianLens:
 
 
 def _rows(model: HookedTransformer, prompts: Any, max_seq_len: int, skip: int) -> list[np.ndarray]:
-    """The prompts' tokens, cut to length, without those too short to count."""
+    """Returns the prompts' tokens, cut to ``max_seq_len``, without prompts that are too short."""
     whole = model.to_batch(prompts)
     rows = [np.asarray(whole.row(n))[:max_seq_len] for n in range(len(whole))]
     kept = [row for row in rows if len(row) > skip + 1]
@@ -232,7 +232,7 @@ def _rows(model: HookedTransformer, prompts: Any, max_seq_len: int, skip: int) -
 
 
 def _framed(rows: list[np.ndarray], n_ctx: int) -> Batch:
-    """Prompts padded to a length that many batches share, so that few lengths are compiled."""
+    """Pads prompts to a length that many batches share, so that few lengths are compiled."""
     return Batch.from_rows(rows, width=prompt_length(max(map(len, rows)), n_ctx))
 
 
@@ -240,10 +240,10 @@ def _framed(rows: list[np.ndarray], n_ctx: int) -> Batch:
 def _jacobians(
     model: HookedTransformer, batch: Batch, *, layers: tuple[int, ...], skip: int, dim_batch: int
 ) -> Float[Array, "layer d_model d_model"]:
-    """The sum of the prompts' matrices.
+    """Sums the prompts' matrices.
 
-    A change that is the same at all positions that count, pulled back from their sum at the end, is the double sum of
-    the definition: earlier positions get nothing from later ones.
+    One change is added at all positions that count, and the mean of the final stream over them is pulled back to it.
+    That gives the double sum of the definition, because no position affects earlier ones.
     """
     cfg = model.cfg
     count = batch.mask.sum(axis=1, keepdims=True)

@@ -1,4 +1,4 @@
-"""What a fitted lens belongs to: the model whose residual stream it was fitted on; and lenses on disk."""
+"""The residual stream that a lens was fitted on, and the files that lenses are saved in."""
 
 import dataclasses
 import os
@@ -23,9 +23,9 @@ class LensBasis:
 
     Attributes:
         model_name: the model's name.
-        n_layers, d_model: its shape.
-        is_centred: whether writing weights were centred, which takes the mean out of every vector of the stream.
-        origin: the model's fingerprint; ``None`` in files from before there were any.
+        n_layers, d_model: the model's sizes.
+        is_centred: whether writing weights were centred, which removes the mean of every vector of the stream.
+        origin: the model's fingerprint; ``None`` in files saved before fingerprints existed.
     """
 
     model_name: str
@@ -36,7 +36,7 @@ class LensBasis:
 
     @classmethod
     def of(cls, model: HookedTransformer) -> "LensBasis":
-        """The basis of a model."""
+        """Returns the basis of a model."""
         cfg = model.cfg
         return cls(
             origin=fingerprint_of(model),
@@ -50,7 +50,7 @@ class LensBasis:
         """Checks that a model has this residual stream.
 
         Raises:
-            InputError: it has another shape, computes something else, has weights that have nothing in common with the
+            InputError: it has other sizes, computes something else, has weights that have nothing in common with the
                 lens's model, or its writing weights are centred and the lens's were not (or the other way round).
                 Another name, folded norms, and fine-tuned weights are no error: they share the base model's stream.
         """
@@ -77,7 +77,7 @@ class LensBasis:
             )
 
     def is_the_same_as(self, other: "LensBasis") -> bool:
-        """Whether both are of one model, up to rounding."""
+        """Whether both bases are of one model, up to rounding."""
         if self.origin is None or other.origin is None:
             return dataclasses.replace(self, origin=None) == dataclasses.replace(other, origin=None)
         return not self.origin.differences(other.origin)
@@ -90,7 +90,7 @@ def save_lens(
     basis: LensBasis,
     details: Mapping[str, Any],
 ) -> None:
-    """Writes a lens as one safetensors file: arrays, the basis and ``details`` (plain values) in the header."""
+    """Writes a lens as one safetensors file, with the basis and ``details`` (plain values) in its header."""
     flat = {name: value for name, value in vars(basis).items() if name != "origin"}
     origin = None if basis.origin is None else basis.origin.to_dict()
     write_own(path, _format(kind), arrays, basis=flat, details=dict(details), model=origin)
@@ -102,13 +102,13 @@ def load_lens(
     details: Mapping[str, Any],
     shapes: Callable[[LensBasis, Mapping[str, Any]], Mapping[str, tuple[int | None, ...]]],
 ) -> tuple[dict[str, jax.Array], LensBasis, dict[str, Any]]:
-    """Reads what :func:`save_lens` wrote.
+    """Reads a lens that :func:`save_lens` wrote.
 
     Args:
         path: the file.
-        kind: of lens.
-        details: what the details must be, as :func:`tljax.schema.mismatch` takes it.
-        shapes: the shape of each array for a basis and details, ``None`` for a size that may be any.
+        kind: the kind of lens, such as ``"tuned"``.
+        details: the form that the details must have, as :func:`tljax.schema.mismatch` takes it.
+        shapes: returns each array's shape, given the basis and the details; ``None`` stands for any size.
 
     Raises:
         CheckpointError: the file is missing, damaged, or something else.

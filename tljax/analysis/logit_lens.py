@@ -1,4 +1,4 @@
-"""What vectors of the residual stream say in the vocabulary: the logit lens, alone or after a fitted map."""
+"""The logit lens: residual stream vectors read as logits, directly or after a fitted map."""
 
 import dataclasses
 import functools
@@ -25,7 +25,7 @@ from tljax.text.methods import token_labels
 
 @runtime_checkable
 class StreamLens(Protocol):
-    """A map from each depth of the residual stream to its end, such as a ``TunedLens`` or a ``JacobianLens``."""
+    """A map from each depth of the residual stream to the last, such as a ``TunedLens`` or a ``JacobianLens``."""
 
     @property
     def depths(self) -> tuple[int, ...]:
@@ -37,25 +37,25 @@ class StreamLens(Protocol):
         ...
 
     def carry(self, stack: jax.Array, depths: Sequence[int]) -> jax.Array:
-        """Maps ``[depth, ..., d_model]``, each row by the map of its depth."""
+        """Maps vectors ``[depth, ..., d_model]`` to the final stream, each by the map of its depth."""
         ...
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class LensReadout:
-    """The likeliest tokens that vectors of the residual stream would give; a pytree.
+    """The most likely next tokens for vectors of the residual stream; a pytree.
 
-    Leading axes are the vectors' own, of :func:`logit_lens` ``[depth, batch, pos]``.
+    Leading axes are those of the vectors; from :func:`logit_lens` they are ``[depth, batch, pos]``.
 
     Attributes:
-        top_ids: the likeliest tokens ``[..., k]``, most likely first.
+        top_ids: the most likely tokens ``[..., k]``, likeliest first.
         top_log_probs: their log-probabilities in nats, ``[..., k]``.
-        entropy: of the whole distribution, in nats, ``[...]``.
-        target_log_probs: of the tokens asked for, ``[..., target]``; ``None`` if none were.
-        target_ranks: their places, 0 the likeliest, ``[..., target]``.
-        tokens: the prompt ``[batch, pos]``; ``None`` where a cache was read that does not know it.
-        token_mask: ``[batch, pos]``, ``False`` at padding; ``None`` where there is none, or no position axis.
+        entropy: entropy of the whole distribution in nats, ``[...]``.
+        target_log_probs: log-probabilities of the targets in nats, ``[..., target]``; ``None`` without targets.
+        target_ranks: ranks of the targets, 0 for the likeliest token, ``[..., target]``.
+        tokens: the prompt ``[batch, pos]``; ``None`` if it is not known (from a cache), or without position axis.
+        token_mask: ``[batch, pos]``, ``False`` at padding; ``None`` if there is no padding or no position axis.
         labels: names of the depths, ``("0_pre", …, "final_post")``.
     """
 
@@ -73,23 +73,23 @@ class LensReadout:
         return f"LensReadout of {list(self.entropy.shape)} vectors, top {self.top_ids.shape[-1]}{depths}"
 
     def top_tokens(self, model: HookedTransformer) -> Any:
-        """The likeliest tokens as strings, in nested lists ``[...][k]``."""
+        """Returns the most likely tokens as strings, in nested lists ``[...][k]``."""
         return _texts(model, self.top_ids)
 
     def table(self, model: HookedTransformer, index: int = 0, **options: Any) -> Any:
-        """The likeliest token at each depth and position of one prompt, for a notebook (offline HTML).
+        """Draws the most likely token at each depth and position of one prompt, for a notebook (offline HTML).
 
         Args:
             model: the model, for its tokenizer.
             index: which prompt of the batch.
-            **options: of :func:`tljax.viz.logit_lens_table`.
+            **options: options of :func:`tljax.viz.logit_lens_table`.
         """
         from tljax.viz import logit_lens_table
 
         return logit_lens_table(*self._cells(model, index), **options)
 
     def figure(self, model: HookedTransformer, index: int = 0, **options: Any) -> Any:
-        """The same as a matplotlib figure; ``path=`` saves it."""
+        """Draws the same table as a matplotlib figure; ``path=`` saves it."""
         from tljax.viz import logit_lens_figure
 
         return logit_lens_figure(*self._cells(model, index), **options)
@@ -119,12 +119,12 @@ def readout(
     top_k: int = 5,
     chunk_size: int = 64,
 ) -> LensReadout:
-    """Reads vectors of the residual stream as the model's end would: final norm, unembedding, soft cap.
+    """Reads vectors of the residual stream as next-token predictions: final norm, unembedding, soft cap.
 
     Args:
         model: the model.
         vectors: ``[..., d_model]``: activations, directions of a probe or a sparse autoencoder, rows of ``W_out``.
-        targets: a token, or several (strings that are one token each, or ids), to follow besides the likeliest.
+        targets: a token, or several (strings that are one token each, or ids), to report besides the likeliest.
         top_k: how many of the likeliest tokens to keep.
         chunk_size: how many vectors are held as logits at once.
 
@@ -162,7 +162,7 @@ def logit_lens(
     top_k: int = 5,
     tokens: Any = None,
 ) -> LensReadout:
-    """What the model would say if it stopped at each depth (nostalgebraist 2020).
+    """Reads the model's next-token prediction at each depth of the residual stream (nostalgebraist 2020).
 
     The full logits of every depth are never held at once; ``cache.logit_lens()`` gives those.
 
@@ -170,16 +170,16 @@ def logit_lens(
         model: the model.
         input: prompts of any lengths, as the model takes them.
         cache: a cache to read instead, with ``resid_pre`` of each layer and the last ``resid_post``.
-        lens: a fitted map from each depth to the end, applied first: a ``TunedLens`` or a ``JacobianLens``.
-        layers: the depths, ``n`` for the input of layer ``n`` and ``n_layers`` for the end; by default all (of a
-            fitted lens: all it has).
-        incl_mid: also the streams between attention and MLP.
-        pos: positions to keep, of each prompt's text; a number drops the axis.
+        lens: a fitted map from each depth to the final stream, applied first: a ``TunedLens`` or a ``JacobianLens``.
+        layers: the depths, ``n`` for the input of layer ``n`` and ``n_layers`` for the final stream; by default all,
+            or all that ``lens`` has.
+        incl_mid: whether to read the streams between attention and MLP, too.
+        pos: positions of each prompt's text to keep; a number drops the axis.
         targets, top_k: as in :func:`readout`.
-        tokens: the prompt ``[batch, pos]`` of a cache, for the pictures.
+        tokens: the prompt ``[batch, pos]`` of ``cache``, for tables and figures.
 
     Returns:
-        The readout, ``[depth, batch, pos]``. Where prompts have padding, what stands there means nothing.
+        The readout, ``[depth, batch, pos]``. Values at padding are meaningless.
 
     Raises:
         InputError: neither or both of input and cache; depths out of range or unknown to the lens; a lens of another
@@ -215,7 +215,7 @@ def logit_lens(
 
 
 def _cut_prompts(cache: ActivationCache, tokens: Any, pos: SliceInput) -> tuple[Any, Any]:
-    """The tokens and the padding that go with a readout, each ``None`` where it is not known or has no positions."""
+    """Returns a readout's tokens and padding mask, each ``None`` if it is unknown or has no position axis."""
     mask = cache.token_mask
     known = [array for array in (tokens, mask) if array is not None]
     if not known:
@@ -230,7 +230,7 @@ def _cut_prompts(cache: ActivationCache, tokens: Any, pos: SliceInput) -> tuple[
 
 
 def _texts(model: HookedTransformer, ids: Any) -> Any:
-    """Ids of any shape as strings in nested lists."""
+    """Returns ids of any shape as strings in nested lists."""
     ids = np.asarray(ids)
     known = np.unique(ids)
     texts = dict(zip(known.tolist(), token_labels(model, known), strict=True))
@@ -238,7 +238,7 @@ def _texts(model: HookedTransformer, ids: Any) -> Any:
 
 
 def _prompts(model: HookedTransformer, input: Any) -> jax.Array | Batch:
-    """Tokens ``[batch, pos]``, or a batch of prompts of different lengths."""
+    """Returns tokens ``[batch, pos]``, or a batch if prompts may have different lengths."""
     if isinstance(input, str):
         return model.to_tokens(input, truncate=False)
     if isinstance(input, list):
@@ -247,7 +247,7 @@ def _prompts(model: HookedTransformer, input: Any) -> jax.Array | Batch:
 
 
 def stream_name(cfg: HookedTransformerConfig, depth: int) -> str:
-    """The activation at a depth of the residual stream."""
+    """Returns the name of the activation at a depth of the residual stream."""
     return _streams(cfg, depth)[0]
 
 

@@ -1,4 +1,4 @@
-"""Patchscopes (Ghandeharioun et al. 2024): a hidden state put into a prompt that asks what it holds."""
+"""Patchscopes (Ghandeharioun et al. 2024): a hidden state patched into a prompt that asks what it encodes."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -18,7 +18,7 @@ from tljax.text.inputs import texts_in
 
 
 def identity_prompt(words: Sequence[str] = ("cat", "1135", "hello"), slot: str = "?") -> str:
-    """A prompt that asks for the same word again, for reading a hidden state at its last token.
+    """Returns a few-shot prompt that repeats words; a hidden state is patched in at its last token.
 
     >>> identity_prompt()
     'cat->cat; 1135->1135; hello->hello; ?'
@@ -41,10 +41,10 @@ def patchscope(
     targets: Any = None,
     top_k: int = 5,
 ) -> LensReadout:
-    """What the model says after the target prompt, for each source layer put into each target layer.
+    """Predicts the token after the target prompt, with each source layer's output patched into each target layer.
 
-    The residual stream that a source layer puts out at ``source_pos`` takes the place of the one that the target layer
-    puts out at ``target_pos``; the answer is read at the target's last token.
+    A source layer's output at ``source_pos`` (``resid_post``) replaces a target layer's output at ``target_pos``. The
+    prediction is read at the target's last token.
 
     Args:
         model: the model that runs the target prompt.
@@ -52,8 +52,8 @@ def patchscope(
         target: the prompt that asks about them, one text or its tokens, such as :func:`identity_prompt`.
         source_pos, target_pos: positions; negative numbers count from the end.
         source_layers, target_layers: layers, whose outputs (``resid_post``) are read and replaced; by default all.
-        mapping: from the source's residual stream ``[source_layer, d_model]`` to the target's; by default none.
-        source_model: the model that runs the source prompt; by default the same.
+        mapping: maps the source's residual stream ``[source_layer, d_model]`` to the target's; by default none.
+        source_model: the model that runs the source prompt; by default ``model``.
         targets, top_k: as in :func:`~tljax.analysis.readout`.
 
     Returns:
@@ -87,15 +87,15 @@ def patchscope_generate(
     max_new_tokens: int = 10,
     **options: Any,
 ) -> list[list[str]]:
-    """What the model goes on to write after the target prompt, for each source layer put into each target layer.
+    """Continues the target prompt, with each source layer's output patched into each target layer.
 
-    All source layers are one batch.
+    All source layers run as one batch.
 
     Args:
         model, source, target, source_pos, target_pos, source_layers, target_layers, mapping, source_model: as in
             :func:`patchscope`.
-        max_new_tokens: most new tokens.
-        **options: of ``model.generate``; by default ``do_sample=False``.
+        max_new_tokens: largest number of new tokens.
+        **options: options of ``model.generate``; by default ``do_sample=False``.
 
     Returns:
         The new text, ``[source_layer][target_layer]``.
@@ -111,7 +111,7 @@ def patchscope_generate(
 
 
 def _text(model: HookedTransformer, ids: np.ndarray) -> str:
-    """New tokens as text, without what ends it."""
+    """Decodes new tokens, without special tokens."""
     return model.tokenizer.decode(ids.tolist(), skip_special_tokens=True)
 
 
@@ -122,7 +122,7 @@ def _source_states(
     layers: Sequence[int] | None,
     mapping: Callable[[jax.Array], jax.Array] | None,
 ) -> jax.Array:
-    """What the layers put out at a position, ``[source_layer, d_model]``."""
+    """Returns the layers' outputs at a position, ``[source_layer, d_model]``, mapped if there is a mapping."""
     tokens = _one_prompt(model, source, "source")
     _check_pos("source_pos", pos, tokens.shape[1])
     names = [f"blocks.{n}.hook_resid_post" for n in _chosen(model, layers, "source_layers")]
@@ -134,7 +134,7 @@ def _source_states(
 def _patched(
     model: HookedTransformer, target: Any, pos: int, layers: Sequence[int] | None, states: jax.Array
 ) -> tuple[jax.Array, list[tuple[str, Replace]]]:
-    """The target prompt once for each source state, and for each target layer the hook that puts them in."""
+    """Returns the target prompt repeated for each source state, and for each target layer the patching hook."""
     tokens = _one_prompt(model, target, "target")
     pos = _check_pos("target_pos", pos, tokens.shape[1])
     chosen = _chosen(model, layers, "target_layers")

@@ -1,7 +1,7 @@
 """Linear probes on activations: ridge regression, logistic regression, and logistic regression on a few neurons.
 
-Inputs are any activations ``[..., feature]`` with one target for each; leading axes (batch, position) are examples. The
-caller keeps test examples apart: fit on some, :meth:`LinearProbe.evaluate` on others.
+Inputs are activations ``[..., feature]`` with one target for each; leading axes (batch, position) are examples. The
+caller holds out test examples: fit on some, call :meth:`LinearProbe.evaluate` on others.
 """
 
 import dataclasses
@@ -20,20 +20,20 @@ from tljax.errors import InputError
 
 METHODS = ("mean_difference", "l1")
 _PENALTIES = 60  # steps of the L1 path
-_SMALLEST_PENALTY = 1e-3  # of the one at which every weight is zero
+_SMALLEST_PENALTY = 1e-3  # relative to the penalty at which every weight is zero
 _L1_STEPS = 200
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LinearProbe:
-    """A fitted probe; a pytree. What it predicts of activations is ``activations @ weights + bias``.
+    """A fitted probe, which predicts ``activations @ weights + bias``; a pytree.
 
     Attributes:
         weights: ``[feature]`` (``[feature, output]`` for several ridge targets), in the activations' own units: the
             probe's direction.
         bias: scalar or ``[output]``.
-        neurons: of a sparse probe, the ``k`` features it reads, most important first; ``None`` otherwise.
+        neurons: for a sparse probe, the ``k`` features it reads, most important first; ``None`` otherwise.
         is_classifier: whether outputs are log odds of label 1.
     """
 
@@ -43,7 +43,7 @@ class LinearProbe:
     is_classifier: bool = dataclasses.field(default=True, metadata={"static": True})
 
     def __call__(self, activations: Any) -> jax.Array:
-        """Log odds, or predicted values, ``[...]`` of activations ``[..., feature]``."""
+        """Returns log odds, or predicted values, ``[...]`` for activations ``[..., feature]``."""
         features = jnp.asarray(activations).astype(self.weights.dtype)
         if features.shape[-1] != self.weights.shape[0]:
             raise InputError(
@@ -53,11 +53,11 @@ class LinearProbe:
         return outputs + jnp.broadcast_to(self.bias, outputs.shape)
 
     def evaluate(self, activations: Any, targets: Any) -> dict[str, float]:
-        """Scores on examples that were not fitted.
+        """Scores the probe, normally on examples that it was not fitted on.
 
         Returns:
-            Of a classifier, ``accuracy``, ``balanced_accuracy`` (mean over the two labels), ``f1``, ``auc`` (how often
-            an example of label 1 gets larger odds than one of label 0) and ``loss`` in nats. Of a regression, ``r2``
+            For a classifier, ``accuracy``, ``balanced_accuracy`` (mean over the two labels), ``f1``, ``auc`` (how often
+            an example of label 1 gets larger odds than one of label 0) and ``loss`` in nats. For a regression, ``r2``
             and ``mse``.
         """
         features, values = _examples(activations, targets, self.is_classifier)
@@ -71,7 +71,7 @@ class LinearProbe:
 
 
 def ridge_probe(activations: Any, targets: Any, l2: float = 1.0) -> LinearProbe:
-    """Least squares with a penalty ``l2 * |weights|^2``, in closed form; the bias is not penalised.
+    """Fits least squares with a penalty ``l2 * |weights|^2``, in closed form; the bias is not penalised.
 
     Args:
         activations: ``[..., feature]``.
@@ -89,13 +89,13 @@ def ridge_probe(activations: Any, targets: Any, l2: float = 1.0) -> LinearProbe:
 
 @typed
 def logistic_probe(activations: Any, labels: Any, l2: float = 1e-2, max_steps: int = 200) -> LinearProbe:
-    """Logistic regression: mean cross entropy plus ``l2 / 2 * |weights|^2`` of standardised features.
+    """Fits a logistic regression: mean cross entropy plus ``l2 / 2 * |weights|^2``, on standardised features.
 
     Args:
         activations: ``[..., feature]``.
         labels: ``[...]``, 0 or 1.
-        l2: the penalty, 0 or more; with 0, labels that a plane separates have no best weights.
-        max_steps: most steps of L-BFGS; it stops when the gradient is below 1e-5.
+        l2: the penalty, 0 or more; with 0, linearly separable labels have no optimum.
+        max_steps: largest number of steps of L-BFGS; it stops when the gradient is below 1e-5.
 
     Raises:
         InputError: labels other than 0 and 1, or only one of them; as for :func:`ridge_probe` otherwise.
@@ -111,7 +111,7 @@ def logistic_probe(activations: Any, labels: Any, l2: float = 1e-2, max_steps: i
 def sparse_probe(
     activations: Any, labels: Any, k: int, method: str = "mean_difference", l2: float = 1e-2, max_steps: int = 200
 ) -> LinearProbe:
-    """A logistic probe on ``k`` neurons (Gurnee et al. 2023): chooses them, then fits these alone.
+    """Chooses ``k`` neurons, then fits a logistic probe on these alone (Gurnee et al. 2023).
 
     Args:
         activations: ``[..., feature]``.
@@ -120,7 +120,7 @@ def sparse_probe(
         method: ``"mean_difference"``: those whose standardised means differ most between the labels. ``"l1"``: those
             that keep a weight longest as an L1 penalty grows.
         l2: the penalty of the second fit.
-        max_steps: of the second fit.
+        max_steps: largest number of steps of the second fit.
 
     Returns:
         A probe with ``neurons`` ``[k]``, zero weights elsewhere.
@@ -178,7 +178,7 @@ def _logistic(
 
 
 def _minimise(loss: Any, start: Any, max_steps: int) -> Any:
-    """L-BFGS until the gradient is small."""
+    """Runs L-BFGS until the gradient is small, or for ``max_steps``."""
     solver = optax.lbfgs()
     value_and_grad = optax.value_and_grad_from_state(loss)
 
@@ -220,7 +220,7 @@ def _mean_difference(features: jax.Array, labels: jax.Array) -> Float[Array, " d
 
 @jax.jit
 def _l1_path(features: jax.Array, labels: jax.Array) -> Float[Array, " d"]:
-    """For each feature the largest L1 penalty at which it has a weight, and among equals the larger weight."""
+    """Scores features by the largest L1 penalty at which they have a weight; the larger weight breaks ties."""
     x, _, _ = _standardised(features)
     gradient_of = jax.grad(_cross_entropy)
     largest = jnp.abs(gradient_of(_start(x, labels), x, labels)[0]).max()
@@ -264,7 +264,7 @@ def _classification(odds: np.ndarray, labels: Any) -> dict[str, float]:
 
 
 def _auc(odds: np.ndarray, labels: Any) -> float:
-    """Share of pairs that are in order, ties counting half: from the ranks of the positive examples."""
+    """Computes the share of pairs in the right order (ties count half) from the ranks of the positive examples."""
     _, place, count = np.unique(odds, return_inverse=True, return_counts=True)
     ranks = (np.cumsum(count) - (count - 1) / 2)[place]
     positive, negative = labels.sum(), (~labels).sum()
@@ -272,7 +272,7 @@ def _auc(odds: np.ndarray, labels: Any) -> float:
 
 
 def _examples(activations: Any, targets: Any, labels: bool) -> tuple[jax.Array, jax.Array]:
-    """Activations ``[example, feature]`` and targets ``[example]`` or ``[example, output]``, float32, checked."""
+    """Checks and returns float32 activations ``[example, feature]``, targets ``[example]`` or ``[example, output]``."""
     features, values = jnp.asarray(activations), jnp.asarray(targets)
     leading = features.shape[:-1]
     extra = values.ndim - len(leading)

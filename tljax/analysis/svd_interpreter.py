@@ -1,4 +1,4 @@
-"""Singular vectors of weights read in the vocabulary (Millidge and Black 2022)."""
+"""Singular vectors of weights, projected onto the vocabulary (Millidge and Black 2022)."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ VECTOR_TYPES = ("OV", "w_in", "w_out")
 
 
 class SVDInterpreter:
-    """TransformerLens's ``SVDInterpreter``.
+    """Singular vectors of a model's weights as logits, as in TransformerLens's ``SVDInterpreter``.
 
     Args:
         model: a model; best with processed weights.
@@ -35,11 +35,11 @@ class SVDInterpreter:
             vector_type: ``"OV"``: what a head writes. ``"w_in"``: what the neurons of a layer read, the gain of ``ln2``
                 included where it is not folded in. ``"w_out"``: what they write.
             layer_index: the layer.
-            num_vectors: how many, in order of their singular values.
+            num_vectors: how many vectors, largest singular value first.
             head_index: the head, for ``"OV"``.
 
         Returns:
-            ``[d_vocab, 1, num_vectors]``. A singular vector has no sign; here its largest logit is positive.
+            ``[d_vocab, 1, num_vectors]``. A singular vector's sign is arbitrary; here its largest logit is positive.
 
         Raises:
             InputError: an unknown type, a layer or head that is not there, more vectors than the matrix has.

@@ -1,4 +1,4 @@
-"""The tuned lens (Belrose et al. 2023): for each layer an affine map to the final residual stream, trained by optax."""
+"""The tuned lens (Belrose et al. 2023): affine maps from each layer to the final residual stream, trained by optax."""
 
 import dataclasses
 import functools
@@ -33,9 +33,9 @@ class TunedLens:
     Attributes:
         weight: ``[layer, d_model, d_model]``.
         bias: ``[layer, d_model]``.
-        losses: mean divergence of each layer's distribution from the model's at each step of the training, nats,
+        losses: mean KL divergence of each layer's distribution from the model's at each training step, in nats,
             ``[step, layer]``.
-        basis: whose residual stream this is.
+        basis: the residual stream that the lens was fitted on.
     """
 
     weight: Float[Array, "layer d_model d_model"]
@@ -48,7 +48,7 @@ class TunedLens:
 
     @property
     def depths(self) -> tuple[int, ...]:
-        """The depths this lens reads: the input of each layer, and the end as it is."""
+        """The depths this lens reads: the input of each layer, and the final stream, unmapped."""
         return tuple(range(self.basis.n_layers + 1))
 
     def check(self, model: HookedTransformer) -> None:
@@ -56,7 +56,7 @@ class TunedLens:
         self.basis.check(model)
 
     def carry(self, stack: jax.Array, depths: Sequence[int]) -> jax.Array:
-        """Maps ``[depth, ..., d_model]`` to what the final stream is expected to be, each row by its depth's map."""
+        """Maps vectors ``[depth, ..., d_model]`` to a prediction of the final stream, each by its depth's map."""
         rows = zip(stack, depths, strict=True)
         return jnp.stack(
             [row if n == self.basis.n_layers else _translated(row, self.weight[n], self.bias[n]) for row, n in rows]
@@ -77,17 +77,17 @@ class TunedLens:
     ) -> "TunedLens":
         """Trains the maps so that each layer's distribution comes close to the model's own (KL divergence).
 
-        The maps start as the logit lens, that is, at zero. The model runs once for each step and keeps one activation
+        The maps start at zero, that is, as the logit lens. The model runs once for each step and keeps one activation
         for each layer; gradients go through the final norm and the unembedding only.
 
         Args:
             model: the model.
             prompts: texts, token ids ``[batch, pos]`` or a ``Batch``: text of the kind the lens is to read, thousands
                 of tokens or more.
-            steps: of the optimiser; batches are drawn in random order, all prompts before any comes again.
-            batch_size: prompts in a step.
+            steps: optimiser steps; batches are drawn in random order, every prompt once before any repeats.
+            batch_size: prompts per step.
             optimizer: an optax optimiser; by default Adam at 1e-3, falling linearly to 0, gradients clipped to norm 1.
-            seed: of the order of prompts.
+            seed: random seed for the order of prompts.
             progress: whether to show a progress bar; ``None`` shows one after three seconds.
 
         Raises:
@@ -124,7 +124,7 @@ class TunedLens:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "TunedLens":
-        """Reads what :meth:`save` wrote.
+        """Reads a lens that :meth:`save` wrote.
 
         Raises:
             CheckpointError: the file is missing, damaged, or something else.
@@ -142,17 +142,17 @@ class TunedLens:
 def lens_divergence(
     model: HookedTransformer, prompts: Any, lens: StreamLens | None = None, batch_size: int = 8
 ) -> Float[Array, " layer"]:
-    """Mean divergence of each layer's distribution from the model's own: how much a lens still misses.
+    """Computes the mean divergence of each layer's distribution from the model's own; a perfect lens has 0.
 
     Args:
         model: the model.
-        prompts: texts, token ids or a ``Batch``; other ones than the lens was fitted on.
+        prompts: texts, token ids or a ``Batch``; not those that the lens was fitted on.
         lens: a ``TunedLens`` or a ``JacobianLens``; ``None`` means the plain logit lens.
         batch_size: prompts in one run.
 
     Returns:
-        KL divergence (model || lens) in nats, mean over all tokens, of each layer's input that the lens reads
-        (``lens.depths`` but for the end), ``[layer]``.
+        KL divergence (model || lens) in nats, averaged over all tokens, ``[layer]``: one for each of ``lens.depths``
+        except the final stream.
     """
     cfg = model.cfg
     if lens is not None:
@@ -172,7 +172,7 @@ def lens_divergence(
 
 
 def _batches(whole: Batch, steps: int, batch_size: int, seed: int) -> Iterator[Batch]:
-    """Batches of the same number of prompts, in random order, every prompt once before any comes again."""
+    """Yields batches of equal size in random order, every prompt once before any repeats."""
     generator = np.random.default_rng(seed)
     size = min(batch_size, len(whole))
     order = np.zeros(0, np.int64)
@@ -188,7 +188,7 @@ def _rows(whole: Batch, rows: np.ndarray) -> Batch:
 
 
 def _streams(model: HookedTransformer, batch: Batch) -> tuple[jax.Array, jax.Array]:
-    """The input of each layer ``[layer, batch, pos, d_model]``, and the final stream."""
+    """Returns the input of each layer ``[layer, batch, pos, d_model]``, and the final stream."""
     names = [stream_name(model.cfg, n) for n in range(model.cfg.n_layers + 1)]
     _, cache = model.run_with_cache(batch, return_type=None, names_filter=names)
     return jnp.stack([cache[name] for name in names[:-1]]), cache[names[-1]]
@@ -204,7 +204,7 @@ def _translated(vectors: jax.Array, weight: jax.Array, bias: jax.Array) -> jax.A
 def _divergences(
     carried: jax.Array, final: jax.Array, mask: jax.Array, ends: Params, cfg: HookedTransformerConfig
 ) -> Float[Array, " layer"]:
-    """KL divergence from the final stream's distribution of those of ``[layer, ...]``, mean over ``mask``'s tokens."""
+    """Computes KL(distribution of ``final`` || that of ``carried``) of each layer, mean over ``mask``'s tokens."""
 
     def log_probs(vectors: jax.Array) -> jax.Array:
         logits = read_out(vectors, ends, cfg=cfg)

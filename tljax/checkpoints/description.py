@@ -1,4 +1,4 @@
-"""What a checkpoint's config.json says: our config, and the table of its tensors that goes with it."""
+"""Reading a checkpoint's config.json: our config, and the table of the tensors that go with it."""
 
 import dataclasses
 import functools
@@ -26,11 +26,11 @@ class Description:
 
     Attributes:
         cfg: our config.
-        rows: the table: stored tensor, its axes, our parameters.
-        prefix, ignored, computed, renamed: as of :class:`~tljax.checkpoints.family.Family`.
-        checked: compares tensors, as they are read, with what was saved with the config.
-        hint: from what is stored, a sentence for the error that it does not fit.
-        tokenizer_repo: another repository, which holds the tokenizer.
+        rows: the table: each stored tensor, its axes, the parameters it fills.
+        prefix, ignored, computed, renamed: as in :class:`~tljax.checkpoints.family.Family`.
+        checked: wraps the tensors to check, as they are read, that they were saved with the config.
+        hint: returns a sentence for the error that the stored tensors do not fit.
+        tokenizer_repo: the repository with the tokenizer, if it is another one.
     """
 
     cfg: HookedTransformerConfig
@@ -48,23 +48,23 @@ def describe(directory: Path, ignore: str | Sequence[str] = ()) -> Description:
     """Describes the checkpoint in a directory.
 
     Args:
-        directory: where it is.
-        ignore: attributes to read its config.json without; see :func:`tljax.checkpoints.load_checkpoint`.
+        directory: the checkpoint's directory.
+        ignore: attributes of config.json to ignore; see :func:`tljax.checkpoints.load_checkpoint`.
     """
     return describe_checkpoint(in_files(Sources(hub.Location(directory, directory.name))), ignore)
 
 
 def describe_checkpoint(source: Checkpoint, ignore: str | Sequence[str] = ()) -> Description:
-    """Reads a config: tljax's own format by its mark, TransformerLens's by its keys, others by their architecture.
+    """Describes a checkpoint in tljax's own, TransformerLens's or Hugging Face's format, recognised by its config.
 
     Args:
         source: the checkpoint.
-        ignore: attributes to read it without.
+        ignore: attributes of the config to ignore.
 
     Raises:
         CheckpointError: the config does not describe a model.
-        UnsupportedModelError: it describes one that tljax does not implement.
-        InputError: ``ignore`` names what is not there, or what cannot be left out.
+        UnsupportedModelError: the config describes a model that tljax does not implement.
+        InputError: ``ignore`` names an attribute that is absent or cannot be ignored.
     """
     attributes, names = source.attributes, names_to_ignore(ignore)
     origin = os.path.join(source.origin, CONFIG) if source.config_name == CONFIG else f"{source.origin}.config"
@@ -109,7 +109,7 @@ def names_to_ignore(ignore: Any) -> tuple[str, ...]:
     """Returns the names in ``ignore_config``.
 
     Raises:
-        InputError: it is no list of names.
+        InputError: ``ignore`` is not a list of names.
     """
     names = (ignore,) if isinstance(ignore, str) else ignore
     if not isinstance(names, Collection) or not all(isinstance(name, str) for name in names):
@@ -123,13 +123,13 @@ def _without(
     """Returns ``attributes`` without ``names``; ``"a.b"`` is ``b`` in the object ``a``.
 
     Args:
-        attributes: what config.json says.
-        names: what to leave out.
-        needed: what cannot be left out, besides the names of the model itself.
-        origin: named in errors.
+        attributes: the attributes in config.json.
+        names: the attributes to leave out.
+        needed: attributes that cannot be left out, in addition to those that identify the model.
+        origin: the config's name in errors.
 
     Raises:
-        InputError: a name that is not there, or one that is needed.
+        InputError: a name is absent or needed.
     """
     left = dict(attributes)
     for name in names:

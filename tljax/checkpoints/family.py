@@ -1,4 +1,4 @@
-"""What tljax knows about one architecture, in both directions."""
+"""Conversion between one Hugging Face architecture and tljax, in both directions."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -14,25 +14,25 @@ from tljax.config import HookedTransformerConfig
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Family:
-    """Everything tljax knows about one architecture, in both directions.
+    """One Hugging Face architecture: how to convert its config and tensors to tljax's, and back.
 
     Attributes:
         architecture: class name in config.json's ``architectures``.
-        aka: another name for it in checkpoints that were published with code of their own.
+        aka: another class name, used by checkpoints that were published with their own code.
         model_type: ``model_type`` in config.json.
-        read_config: HF config → ours; it must read every attribute that changes the function.
+        read_config: HF config → ours; it must read every attribute that changes the model's outputs.
         write_config: our config, and which biases are not all zero (such as ``"attn.b_Q"``) → HF config.
         rows: HF config → the table.
-        prefix: may be missing from a checkpoint's keys (checkpoints of the bare model without its head).
+        prefix: start of the table's keys that a checkpoint may lack (one of the bare model without its head).
         ignored: patterns of stored buffers that are not parameters.
-        renamed: patterns of starts of stored names, and what the table has instead.
-        tower: for a multimodal architecture, where its config holds that of the text model, which the rest describes.
-        computed: our config → by path, what makes a parameter that follows from a formula and is not stored.
-        defaults: what transformers' class takes for an attribute that config.json lacks: all sizes, and what differs
-            from the default of a reader that families share. These are the attributes no caller can have ignored.
+        renamed: pairs of a pattern for the start of a stored name, and the start that the table has instead.
+        tower: for a multimodal architecture, how to find the text model's config; all other fields describe that model.
+        computed: our config → path → function that computes a parameter that is not stored.
+        defaults: values that transformers' config class assumes for attributes that config.json lacks: all sizes, and
+            those that differ from the default of a shared reader. Callers cannot ignore these attributes.
         aliases: other name → name, as in the class's ``attribute_map``.
-        inert: why some attributes do not change this family's logits → their names, separated by spaces.
-        own_code: pattern of the modules in which the publishers' own code was, before transformers took it over.
+        inert: reason → names, separated by spaces, of attributes that do not change this family's logits.
+        own_code: pattern of the module names of the publishers' own code, from before transformers had the class.
     """
 
     architecture: str
@@ -52,7 +52,7 @@ class Family:
     own_code: str = ""
 
     def config(self, attributes: Mapping[str, Any], origin: str = "config.json") -> HFConfig:
-        """Returns config.json's ``attributes`` as this family reads them.
+        """Wraps config.json's ``attributes`` with this family's defaults, aliases and inert names.
 
         Raises:
             UnsupportedModelError: the checkpoint brings code of its own that transformers does not have.
@@ -64,7 +64,7 @@ class Family:
 
 
 def sizes(*, d_model: int, n_layers: int, n_heads: int, d_mlp: int, n_ctx: int, d_vocab: int) -> dict[str, Any]:
-    """Returns ``Family.defaults`` of the sizes that most classes have, under the names that most give them."""
+    """Returns ``Family.defaults`` for the sizes that most classes have, under their usual names."""
     return {
         "hidden_size": d_model,
         "num_hidden_layers": n_layers,

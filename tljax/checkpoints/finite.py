@@ -1,4 +1,4 @@
-"""NaN, infinities and overflows on load are errors that name the tensor."""
+"""Checks on load: NaN, infinities and overflows are errors that name the tensor."""
 
 from collections.abc import Mapping
 
@@ -10,16 +10,16 @@ from tljax.checkpoints.files.reader import Tensors
 from tljax.errors import CheckpointError
 
 _CHUNK = 1 << 17
-"""Numbers looked at in one go: few enough to stay in a processor's cache."""
+"""How many numbers are checked at once: few enough to fit in a processor's cache."""
 GO_ON = "allow_nonfinite=True loads it all the same."
 
 
 class Finite:
-    """Tensors of a checkpoint; reading one that holds a NaN or an infinity is an error.
+    """Tensors of a checkpoint, where reading one that holds a NaN or an infinity is an error.
 
     Args:
-        tensors: what to read from.
-        origin: named in the error.
+        tensors: the tensors to read.
+        origin: the checkpoint's name in errors.
     """
 
     def __init__(self, tensors: Tensors, origin: str) -> None:
@@ -42,7 +42,7 @@ class Finite:
 
 
 def all_finite(array: np.ndarray) -> bool:
-    """Whether an array of floats holds neither NaN nor infinity; takes no memory, and less time than a copy."""
+    """Whether an array of floats holds neither NaN nor infinity; needs little memory, and less time than a copy."""
     bits = np.dtype(f"u{array.dtype.itemsize}")
     infinity = np.array(np.inf, array.dtype).view(bits)
     unsigned = np.array(~np.array(0, bits) >> np.array(1, bits), bits)
@@ -52,7 +52,7 @@ def all_finite(array: np.ndarray) -> bool:
 
 
 def _well(array: jax.Array) -> bool:
-    """Whether a parameter is finite; one on a processor is looked at where it lies."""
+    """Whether a parameter is finite; one on the CPU is checked in place."""
     if len(array.devices()) == 1 and next(iter(array.devices())).platform == "cpu":
         return all_finite(np.asarray(array))
     return bool(_finite_on_device(array))
@@ -64,7 +64,7 @@ def _finite_on_device(array: jax.Array) -> jax.Array:
 
 
 def _described(array: np.ndarray) -> str:
-    """Says how many NaN and infinities there are, and where the first is."""
+    """Describes how many NaN and infinities there are, and where the first is."""
     bad = ~np.isfinite(array)
     nans = int(np.isnan(array).sum())
     counts = [f"{count} {word}" for count, word in ((nans, "NaN"), (int(bad.sum()) - nans, "infinite")) if count]
@@ -75,13 +75,13 @@ def _described(array: np.ndarray) -> str:
 def refuse_overflow(
     params: Mapping[str, jax.Array], keys: Mapping[str, tuple[str, ...]], tensors: Tensors, origin: str
 ) -> None:
-    """Raises an error if parameters that are finite in the file are not so once they are loaded.
+    """Raises an error if parameters that are finite in the file are not finite after loading.
 
     Args:
-        params: the parameters by our path.
-        keys: the tensors that parameters were read from, by our path.
-        tensors: what they are read from.
-        origin: the checkpoint.
+        params: the loaded parameters, by path.
+        keys: names of the tensors that each parameter was read from, by path.
+        tensors: the stored tensors.
+        origin: the checkpoint's name in errors.
 
     Raises:
         CheckpointError: a number overflowed.

@@ -1,4 +1,4 @@
-"""What parameters a config has: their dotted paths, axes and shapes, and the nested tree they live in.
+"""The parameters of a config: their dotted paths, axes and shapes, and the nested tree of them.
 
 The stored layout puts the contracted axis first (``W_Q`` is ``[d_model, n_heads, d_head]``), so that no call
 has to transpose a weight.
@@ -20,8 +20,8 @@ from tljax.typing import Params
 def parameter_axes(cfg: HookedTransformerConfig) -> dict[str, tuple[str, ...]]:
     """Returns the axis names of every parameter, by dotted path such as ``"blocks.3.attn.W_Q"``.
 
-    They are what the modules declare where they make their parameters. A rule that places parameters by their axes,
-    such as ``"n_heads"`` over a mesh's ``"model"``, needs no more than this and :func:`axis_sizes`.
+    The modules declare these names with their parameters. A sharding rule by axes, such as ``"n_heads"`` over a mesh's
+    ``"model"``, needs only these names and :func:`axis_sizes`.
     """
     axes = dict(stage_axes(EmbeddingStage, cfg))
     for layer, kind in enumerate(cfg.layer_kinds):
@@ -45,7 +45,7 @@ def stages_of(cfg: HookedTransformerConfig) -> dict[str, list[str]]:
 
 
 def flatten(params: Params) -> dict[str, Any]:
-    """Returns the leaves of nested parameters by dotted path; a block's path carries its index."""
+    """Returns the leaves of nested parameters by dotted path; a block's path contains its index."""
     flat: dict[str, Any] = {}
     pending: list[tuple[str, Any]] = [("", params)]
     while pending:
@@ -60,7 +60,7 @@ def flatten(params: Params) -> dict[str, Any]:
 
 
 def unflatten(flat: Mapping[str, Any]) -> Params:
-    """Returns the nested parameters of :func:`flatten`'s output, blocks as a tuple in layer order."""
+    """Inverts :func:`flatten`: returns nested parameters, with the blocks as a tuple in layer order."""
     nested: Params = {}
     for path, leaf in flat.items():
         *parents, name = path.split(".")

@@ -1,4 +1,4 @@
-"""From a name to parameters: find, describe, check, then read, place and process one stage at a time."""
+"""Loading a checkpoint: find, describe and check it, then read, place and process one stage at a time."""
 
 import dataclasses
 import functools
@@ -41,10 +41,10 @@ class Loaded:
     """A checkpoint in memory.
 
     Attributes:
-        cfg: its config, as it is after processing.
+        cfg: its config after weight processing.
         params: nested parameters in the stored layout.
-        tokenizer_source: a directory that holds a tokenizer, readable or not, or ``None`` if it holds none.
-        tokenizer_elsewhere: fetches them from another repository that the checkpoint names.
+        tokenizer_source: the directory with the tokenizer's files, readable or not, or ``None`` if there are none.
+        tokenizer_elsewhere: downloads the tokenizer's files from another repository that the checkpoint names.
     """
 
     cfg: HookedTransformerConfig
@@ -53,13 +53,13 @@ class Loaded:
     tokenizer_elsewhere: Callable[[], Path] | None = None
 
     def tokenizer_files(self) -> Path | None:
-        """Returns the directory with its tokenizer's files, fetching them where they are elsewhere."""
+        """Returns the directory with the tokenizer's files, downloading them if they are in another repository."""
         return self.tokenizer_source if self.tokenizer_elsewhere is None else self.tokenizer_elsewhere()
 
 
 @dataclasses.dataclass(frozen=True)
 class _Asked:
-    """What the caller wants otherwise than the checkpoint has it."""
+    """The caller's options that override the checkpoint's."""
 
     dtype: Any
     n_ctx: int | None
@@ -68,7 +68,7 @@ class _Asked:
 
 
 class ReadOptions(ProcessingOptions, total=False):
-    """How any checkpoint is read: see :func:`load_checkpoint`."""
+    """Options for reading any checkpoint: see :func:`load_checkpoint`."""
 
     dtype: Any
     device: DeviceLike | ShardingRule
@@ -78,7 +78,7 @@ class ReadOptions(ProcessingOptions, total=False):
 
 
 class LoadOptions(ReadOptions, total=False):
-    """Which files are read, and how: see :func:`load_checkpoint`."""
+    """Options for finding and reading files: see :func:`load_checkpoint`."""
 
     revision: str | None
     token: str | bool | None
@@ -117,14 +117,14 @@ def load_checkpoint(
 ) -> Loaded:
     """Loads a Hugging Face or tljax checkpoint, tensor by tensor and without torch.
 
-    Everything is checked against the files' headers before the first weight is read. Host memory peaks at
-    about one stage (the head, the embedding or one block) over the model.
+    Everything is checked against the files' headers before the first weight is read. Peak host memory is about the
+    model plus one stage (the head, the embedding or one block).
 
     Args:
-        name: a directory, a bundled model, an alias such as ``"gpt2-small"``, or a hub id; of a LoRA adapter, which
-            names its base, too.
+        name: directory, bundled model, alias such as ``"gpt2-small"``, or hub id of a checkpoint, or of a LoRA adapter
+            whose config names its base.
         dtype: dtype of the parameters, whatever they are stored in; ``None`` means float32.
-        device: where they go; see :func:`tljax.checkpoints.placement.placer`.
+        device: where to put the parameters; see :func:`tljax.checkpoints.placement.placer`.
         revision: branch, tag or commit on the hub.
         token: hub token; by default ``HF_TOKEN`` or the stored login.
         cache_dir: where downloads are kept.
@@ -132,22 +132,21 @@ def load_checkpoint(
         first_n_layers: load only the first layers.
         checkpoint_value: training step of a published checkpoint (Pythia, Stanford GPT-2).
         checkpoint_index: the same, by its position in the list of checkpoints.
-        adapter: directory or hub id of a LoRA adapter to merge into the weights; ``False``: none, though one be beside
+        adapter: directory or hub id of a LoRA adapter to merge into the weights; ``False``: none, even if one is beside
             them. See :func:`tljax.checkpoints.files.sources.find`.
         adapter_revision: branch, tag or commit of ``adapter`` on the hub.
-        ignore_adapter_config: keys of adapter_config.json to pass over though tljax does not know them, because you
-            know that they change nothing.
-        ignore_config: attributes of config.json to load without, as if the file did not have them: one that tljax does
-            not know and that you know to change nothing; of one that it reads, the class's default is taken instead.
-            ``"a.b"`` is ``b`` in the object ``a``. What says which model it is, and of what size, cannot be ignored.
-        hf_model: a transformers model in memory, whose config and tensors are read instead of any file; ``name`` is
-            then only its name, and the tokenizer's where it is a directory.
+        ignore_adapter_config: keys of adapter_config.json that tljax does not know and that you know to change nothing.
+        ignore_config: attributes of config.json to ignore, as if the file lacked them. Meant for attributes that tljax
+            does not know and that you know to change nothing; for one that it reads, the config class's default
+            applies. ``"a.b"`` is ``b`` in the object ``a``. The model's type and sizes cannot be ignored.
+        hf_model: a transformers model in memory, whose config and tensors are read instead of any file. ``name`` is
+            then only its name and, if it is a directory, where its tokenizer is.
         allow_nonfinite: load NaN, infinities and numbers that overflow ``dtype`` as they are.
-        n_devices: accepted for TransformerLens's sake; several devices are a sharding, ``device=``.
+        n_devices: accepted as in TransformerLens, but only 1; for several devices pass a sharding as ``device``.
         **steps: weight processing: see :meth:`tljax.weights.steps.Steps.for_config`.
 
     Raises:
-        InputError: an option that there is none of, or ``n_devices`` other than 1.
+        InputError: an unknown option, options that exclude each other, or ``n_devices`` other than 1.
         CheckpointError: the checkpoint is not there, incomplete, damaged, or disagrees with its config; the adapter
             does not fit; a weight is NaN or infinite, or does not fit ``dtype``.
         UnsupportedModelError: an architecture, attribute, adapter or storage format that tljax does not implement.
@@ -189,14 +188,14 @@ def load_transformer_lens(
     """Loads a state dict of TransformerLens 3.9, with the config that goes with it.
 
     Args:
-        state_dict: names to arrays (numpy, jax, torch), or a file with that (.safetensors, or of torch's).
+        state_dict: mapping from names to arrays (numpy, jax, torch), or a file with one (.safetensors, or torch's).
         cfg: see :func:`tljax.checkpoints.formats.transformer_lens.read_config`.
-        dtype: of the parameters; ``None`` means the config's.
+        dtype: dtype of the parameters; ``None`` means the config's.
         device, n_ctx, first_n_layers, allow_nonfinite: as in :func:`load_checkpoint`.
         **steps: weight processing, off unless asked for.
 
     Raises:
-        CheckpointError: the state dict is not what the config describes; lists every tensor that is not.
+        CheckpointError: tensors do not fit the config; lists all of them.
         UnsupportedModelError: a field or a storage format that tljax does not implement.
         ConfigError, InputError: as in :func:`load_checkpoint`.
     """
@@ -219,7 +218,7 @@ def load_transformer_lens(
 
 
 def _load(source: Checkpoint, described: Description, asked: _Asked, place: Placer, allow_nonfinite: bool) -> Loaded:
-    """Checks what is stored against the table, both ways, and reads it."""
+    """Checks that stored tensors and table match, in both directions, and reads the tensors."""
     base, tensors = _open(source, described, allow_nonfinite)
     if isinstance(tensors, Adapted) and tensors.n_tokens not in (None, described.cfg.d_vocab):
         resized = described.cfg.replace(d_vocab=tensors.n_tokens, d_vocab_out=tensors.n_tokens)
@@ -245,7 +244,7 @@ def _load(source: Checkpoint, described: Description, asked: _Asked, place: Plac
 
 
 def _open(source: Checkpoint, described: Description, allow_nonfinite: bool) -> tuple[Tensors, Tensors]:
-    """Opens the tensors of the base by the table's names; returns them, and them with the adapter, if any, merged."""
+    """Opens the base's tensors under the table's names; returns them, and them with the adapter (if any) merged."""
 
     def finite(tensors: Tensors, origin: str) -> Tensors:
         return tensors if allow_nonfinite else Finite(tensors, origin)
@@ -262,7 +261,7 @@ def _open(source: Checkpoint, described: Description, allow_nonfinite: bool) -> 
 
 
 def _warn_of_untied(entries: Mapping[str, list[Entry]], tensors: Tensors, origin: str) -> None:
-    """Warns of tensors that the config ties but that are stored apart and differ: as in transformers, both count."""
+    """Warns of tied tensors that are stored separately and differ; each is used as stored, as in transformers."""
     for one, other in mapping.stored_apart(entries):
         both = one.key in tensors.info and other.key in tensors.info  # an adapter has only one of the two
         if both and not np.array_equal(tensors.read(one.key), tensors.read(other.key)):
@@ -275,7 +274,7 @@ def _warn_of_untied(entries: Mapping[str, list[Entry]], tensors: Tensors, origin
 
 
 def _requested(cfg: HookedTransformerConfig, source: Checkpoint, asked: _Asked) -> HookedTransformerConfig:
-    """Returns the checkpoint's config with what the caller asked for instead."""
+    """Returns the checkpoint's config with the caller's options applied."""
     dtype, n_ctx = available_dtype(asked.dtype), asked.n_ctx
     if n_ctx is not None and n_ctx > cfg.n_ctx and cfg.learns_positions:
         raise ConfigError(f"n_ctx={n_ctx} is longer than the {cfg.n_ctx} positions this checkpoint has learnt.")
@@ -303,7 +302,7 @@ def _read(
 ) -> Params:
     """Reads the stages of ``cfg`` one after another; ``stored`` describes the files.
 
-    A number that overflows is an error that names ``origin``, unless that is ``None``.
+    Overflow is an error that names ``origin``; it is not checked if ``origin`` is ``None``.
     """
     sizes, axes, shapes = axis_sizes(stored.cfg), parameter_axes(cfg), parameter_shapes(cfg)
 

@@ -1,4 +1,4 @@
-"""Which tensor of a checkpoint fills which parameter: the table against what is stored, both ways."""
+"""Matching a family's table with the tensors that a checkpoint stores."""
 
 import dataclasses
 import re
@@ -26,17 +26,17 @@ def match(
     origin: str = "The checkpoint",
     config_name: str = "config.json",
 ) -> dict[str, list[Entry]]:
-    """Pairs the table with what is stored, both ways, before anything is read.
+    """Matches the table with the stored tensors, in both directions, before any is read.
 
     Args:
         rows: the family's table.
         cfg: the config the checkpoint claims.
         tensors: name → dtype and shape of every stored tensor.
-        prefix: may be missing from stored names.
+        prefix: start of the table's names that stored names may lack.
         ignored: patterns of stored names that are not parameters.
         computed: paths of parameters that are not stored.
-        origin: named in the error.
-        config_name: what the error calls the config.
+        origin: the checkpoint's name in errors.
+        config_name: the config's name in errors.
 
     Returns:
         Stage (``"head"``, ``"embed"``, ``"blocks.0"``, …) → entries whose ``key`` is the stored name.
@@ -76,12 +76,12 @@ def match(
 
 @dataclasses.dataclass(frozen=True)
 class StoredTensor:
-    """Where a tensor that the table knows is stored.
+    """The stored name and layout of one tensor of the table.
 
     Attributes:
-        key: its name in the checkpoint; its own name where it is not stored, because it is tied.
-        tied_to: the stored name of the tensor that stands for it, or that transformers takes in its place.
-        input_first: whether it is a matrix (or one an expert) stored with the axis it contracts first, as ``Conv1D``
+        key: its name in the checkpoint, or its name in the table if it is tied and not stored itself.
+        tied_to: the stored name of the tensor it is tied to, which is read if it is not stored itself.
+        input_first: whether it is a matrix (or one per expert) stored with the contracted axis first, as ``Conv1D``
             and embeddings are.
         of_vocabulary: whether its first axis is the vocabulary.
     """
@@ -95,7 +95,7 @@ class StoredTensor:
 def stored_tensors(
     rows: Sequence[Row], cfg: HookedTransformerConfig, tensors: Mapping[str, TensorInfo], prefix: str = ""
 ) -> dict[str, StoredTensor]:
-    """Returns where each tensor of the table is stored, by every name that it goes by (see :func:`match`)."""
+    """Returns where each tensor of the table is stored, under each name it may have; arguments as in :func:`match`."""
     sizes, axes = axis_sizes(cfg), parameter_axes(cfg)
     entries = bind(rows, cfg.n_layers)
     tied = _tied(entries)
@@ -117,7 +117,7 @@ def stored_tensors(
 
 
 def stored_apart(stages: Mapping[str, Sequence[Entry]]) -> list[tuple[Entry, Entry]]:
-    """Returns tied entries each of which found a tensor of its own, the one that may be absent first."""
+    """Returns pairs of tied entries that are stored as two tensors; the one that may be absent comes first."""
     entries = [entry for stage in stages.values() for entry in stage]
     by_row = {entry.row.key: entry for entry in entries}
     pairs = [(entry, by_row[entry.row.tied_to]) for entry in entries if entry.row.tied_to in by_row]
@@ -127,7 +127,7 @@ def stored_apart(stages: Mapping[str, Sequence[Entry]]) -> list[tuple[Entry, Ent
 def is_stored_name(
     rows: Iterable[Row], cfg: HookedTransformerConfig, prefix: str = "", ignored: Sequence[str] = ()
 ) -> Callable[[str], bool]:
-    """Returns whether a name is one that a tensor of ``rows`` may be stored under, or one of those to pass over."""
+    """Returns a predicate: whether a tensor of ``rows`` may be stored under a name, or ``ignored`` matches it."""
     sizes, skip = axis_sizes(cfg), _pattern(ignored)
     names = {
         key for entry in bind(rows, cfg.n_layers) for name in _names(entry, prefix) for key in keys_of(name, sizes)
@@ -138,9 +138,9 @@ def is_stored_name(
 def check_counts(
     rows: Sequence[Row], cfg: HookedTransformerConfig, tensors: Mapping[str, TensorInfo], origin: str
 ) -> None:
-    """Raises where more layers, experts or heads are claimed than tensors are stored, before any of them is named."""
+    """Raises CheckpointError, before listing names, if ``cfg`` has more layers, experts or heads than tensors exist."""
     sizes, counts = axis_sizes(cfg), {"layers": cfg.n_layers}
-    ends = tuple(row.key.rpartition("{l}")[2] for row in rows if row.other)  # of experts that are stored together
+    ends = tuple(row.key.rpartition("{l}")[2] for row in rows if row.other)  # of experts stored in one tensor
     together = any(key.endswith(ends) for key in tensors)
     for each, axis in EACH.items():
         if any(each in row.key for row in rows) and not (axis == "n_experts" and together):
@@ -156,7 +156,7 @@ def check_counts(
 def _as_stored(
     entries: Sequence[Entry], sizes: Mapping[str, int], prefix: str, tensors: Mapping[str, TensorInfo]
 ) -> list[Entry]:
-    """Entries under their stored names (their own, where nothing is stored), of two ways to store one the one found."""
+    """Returns entries with their stored names, or their own if not stored; of alternative entries, those found."""
     tied = _tied(entries)
     keys = {entry.key for entry in entries if not entry.row.other}
     found: dict[int, str] = {}
@@ -174,20 +174,20 @@ def _as_stored(
 
 
 def _names(entry: Entry, prefix: str) -> list[str]:
-    """The names that an entry's tensor may be stored under, its own first."""
+    """Returns the names that an entry's tensor may be stored under, its own first."""
     names = [name for name in (entry.key, entry.row.aka) if name]
     return [*names, *(name.removeprefix(prefix) for name in names)]
 
 
 def _tied(entries: Sequence[Entry]) -> dict[str, str]:
-    """What is tied to a tensor, by its name."""
+    """Maps the name of a tensor to the name of the one tied to it."""
     return {entry.row.tied_to: entry.row.key for entry in entries if entry.row.tied_to}
 
 
 def _stored_name(
     entry: Entry, tied: str | None, sizes: Mapping[str, int], prefix: str, tensors: Mapping[str, TensorInfo]
 ) -> str | None:
-    """The first of an entry's names that is stored: its own, then that of the tensor it is tied to, or is ``tied``."""
+    """Returns the first stored name of: the entry's own, its other name, the tensor it is tied to, and ``tied``."""
     for name in (entry.key, entry.row.aka, entry.row.tied_to, tied):
         for candidate in (name, name.removeprefix(prefix)) if name else ():
             if any(key in tensors for key in keys_of(candidate, sizes)):

@@ -1,4 +1,4 @@
-"""A checkpoint that was found, before anything of it is understood: on disk, or a model in memory."""
+"""Checkpoints on disk or in memory, opened but not yet interpreted."""
 
 import dataclasses
 import functools
@@ -20,20 +20,20 @@ from tljax.text.tokenizer_files import has_tokenizer_files
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A checkpoint that was found: where it is, and what it says of itself.
+    """A checkpoint that was found, with its config and tensors as they are stored.
 
     Attributes:
-        named: the short name for the config, given the one that the config has.
-        origin: what errors call it; a directory, if it is one.
-        attributes: its config.json.
-        config_name: what errors call that.
-        tensors: opens its tensors; another call returns the same.
-        stop_tokens: which tokens end a text, as fields of our config.
+        named: returns the short name for our config, given the name that the config has.
+        origin: the checkpoint's name in errors; its directory if it is on disk.
+        attributes: the contents of its config.json.
+        config_name: the config's name in errors.
+        tensors: opens its tensors; repeated calls return the same object.
+        stop_tokens: returns the tokens that end, start and pad a text, as fields of our config.
         tokenizer: a directory with its tokenizer's files, or ``None``.
         repo: its hub id, when it came from the hub.
-        tokenizer_repo: that of the tokenizer, likewise.
+        tokenizer_repo: the tokenizer's hub id, when that came from the hub.
         adapter: directory of the adapter to merge into it.
-        adapter_config: the config of that.
+        adapter_config: the adapter's config.
     """
 
     named: Callable[[str], str]
@@ -50,12 +50,12 @@ class Checkpoint:
 
 
 def name_unless_given(own: str) -> Callable[[str], str]:
-    """Returns what names a config ``own`` that has no name."""
+    """Returns a function that replaces the default name ``"custom"`` by ``own`` and keeps any other."""
     return lambda name: own if name == "custom" else name
 
 
 def in_files(sources: Sources) -> Checkpoint:
-    """Returns a checkpoint on disk, with the adapter that goes on it."""
+    """Returns a checkpoint on disk, with its adapter if there is one."""
     base = sources.base
     attributes, named = read_json(base.directory / CONFIG), name_unless_given(base.model_name)
     tokenizer = sources.tokenizer()
@@ -75,15 +75,15 @@ def in_files(sources: Sources) -> Checkpoint:
 
 
 def in_memory(name: str | os.PathLike[str], hf_model: Any, refused: Mapping[str, Any]) -> Checkpoint:
-    """Returns a transformers model that is in memory; its tokenizer is that of ``name`` where this is a directory.
+    """Returns the checkpoint of a transformers model in memory, with the tokenizer in directory ``name``, if any.
 
     Args:
-        name: what to call it.
+        name: the model's name, or a directory.
         hf_model: the model.
-        refused: options that say which files to read, by name; all must be ``None``.
+        refused: options that choose files to read, by name; all must be ``None``.
 
     Raises:
-        InputError: one of them is not, or ``hf_model`` is no transformers model.
+        InputError: an option is not ``None``, or ``hf_model`` is not a transformers model.
     """
     for option, value in refused.items():
         if value is not None:
@@ -103,7 +103,7 @@ def in_memory(name: str | os.PathLike[str], hf_model: Any, refused: Mapping[str,
 
 
 def of_state_dict(tensors: Tensors, name: str, origin: str, tokenizer: str | None) -> Checkpoint:
-    """Returns a state dict without a config.json; its tokenizer is in ``tokenizer``, where that is a directory."""
+    """Returns the checkpoint of a state dict, without config.json; ``tokenizer`` is used if it is a directory."""
     directory = Path(tokenizer).expanduser() if tokenizer else None
     return Checkpoint(
         named=name_unless_given(name),
@@ -116,7 +116,7 @@ def of_state_dict(tensors: Tensors, name: str, origin: str, tokenizer: str | Non
 
 
 def locate_tokenizer(checkpoint: Checkpoint, repo: str | None, **access: Any) -> Callable[[], Path] | None:
-    """Returns what fetches a tokenizer that is in repository ``repo``, where the checkpoint itself is of the hub."""
+    """Returns a function that downloads ``repo``'s tokenizer, if a checkpoint of the hub has none of its own."""
     if checkpoint.repo is None or repo is None or checkpoint.tokenizer is not None:
         return None
     return functools.partial(hub.tokenizer_directory, repo, **access)

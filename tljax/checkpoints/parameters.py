@@ -1,4 +1,4 @@
-"""Whether parameters fit a config: names, shapes, kinds of numbers; all that is wrong is said at once."""
+"""Checking that parameters fit a config: names, shapes and dtypes, with all faults in one error."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -11,25 +11,25 @@ from tljax.errors import CheckpointError, nearest
 
 _TURNED = ("W_Q", "W_K", "W_V")
 _THEIRS = ("mask", "IGNORE", "_W_K", "_W_V", "_b_K", "_b_V")
-"""Entries of TransformerLens's state dicts that are no parameters here."""
+"""Entries of TransformerLens's state dicts that are not parameters in tljax."""
 _SHOWN = 12
 
 
 def check_parameters(
     params: Any, cfg: HookedTransformerConfig, consequence: str = "", may_be_stacked: bool = True
 ) -> None:
-    """Checks nested parameters in the stored layout; under a transformation it looks at shapes alone.
+    """Checks the names, shapes and dtypes of nested parameters in the stored layout, without reading their values.
 
-    Where ``n_heads`` is ``d_model``, TransformerLens's ``W_Q`` has the shape of ours and cannot be told from it.
+    If ``n_heads`` equals ``d_model``, TransformerLens's ``W_Q`` has the same shape as ours and cannot be told from it.
 
     Args:
-        params: arrays, tracers or ``jax.ShapeDtypeStruct``, as a config has them or all stacked along a leading axis.
+        params: arrays, tracers or ``jax.ShapeDtypeStruct``, as in ``cfg`` or all stacked along a leading axis.
         cfg: the config.
-        consequence: what follows, for the error.
-        may_be_stacked: whether stacked ones are taken.
+        consequence: what the mismatch leads to, for the error, such as ``", nothing was saved"``.
+        may_be_stacked: whether stacked parameters are accepted.
 
     Raises:
-        CheckpointError: they do not fit; lists what is missing, unknown or of another shape or kind.
+        CheckpointError: they do not fit; lists parameters that are missing, unknown, or of another shape or dtype.
     """
     _check_nesting(params, cfg)
     flat, expected = flatten(params), parameter_shapes(cfg)
@@ -43,7 +43,7 @@ def check_parameters(
 
 
 def _check_nesting(params: Any, cfg: HookedTransformerConfig) -> None:
-    """Refuses what is no nested mapping with a sequence of blocks."""
+    """Raises CheckpointError unless ``params`` is a nested mapping with a sequence of blocks."""
     if not isinstance(params, Mapping):
         raise CheckpointError(
             f"params must be nested dicts such as model.params, got {type(params).__name__}: "
@@ -64,7 +64,7 @@ def _check_nesting(params: Any, cfg: HookedTransformerConfig) -> None:
 
 
 def _are_stacked(shapes: Mapping[str, Any], expected: Mapping[str, tuple[int, ...]]) -> bool:
-    """Whether all have one more leading axis, of one size: several models, for ``jax.vmap``."""
+    """Whether all shapes have one more leading axis, of one size: several models, for ``jax.vmap``."""
     if shapes.keys() != expected.keys() or None in shapes.values():
         return False
     sizes = {shape[0] if len(shape) == len(expected[path]) + 1 else None for path, shape in shapes.items()}
@@ -99,7 +99,7 @@ def _shown(shape: Any) -> Any:
 
 
 def _listed(wrong: Iterable[str]) -> str:
-    """The first of many, and how many more there are."""
+    """Joins the first few of ``wrong``, with the number of the others."""
     wrong = list(wrong)
     more = f"; and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
     return "; ".join(wrong[:_SHOWN]) + more

@@ -1,4 +1,4 @@
-"""Where parameters go: a device, a sharding, or a sharding chosen for each parameter."""
+"""Placing parameters on a device, in a sharding, or in a sharding chosen for each parameter."""
 
 from collections.abc import Callable
 from typing import Any

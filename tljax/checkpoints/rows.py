@@ -1,15 +1,15 @@
-"""The table machinery: a family is a list of rows, and a row says which tensor becomes which parameters.
+"""Table rows: each says which tensor of a checkpoint becomes which parameters; a family is a list of rows.
 
-A row names the axes of the *checkpoint's* tensor; the axes of ours are known from the config. The
-rearrangement between them, its inverse (for export), the split of a fused tensor and the shape follow::
+A row names the axes of the *checkpoint's* tensor; the axes of ours are known from the config. From these follow the
+rearrangement between them, its inverse (for export), the split of a fused tensor, and the shape::
 
     Row("transformer.h.{l}.attn.c_attn.weight", "d_model (3 n_heads d_head)", "blocks.{l}.attn.W_Q|W_K|W_V")
 
-Parentheses group axes that are stored as one; a number is the axis along which parameters of equal shape are
-fused, and a sum such as ``n_heads+n_kv+n_kv`` joins the axis of one parameter to those of the next. ``n_heads/n_kv``
-is what is left of ``n_heads`` next to an axis ``n_kv``: the heads are cut into so many runs. Two rows may name one
-tensor: a norm that two of our modules share. Where experts are stored one by one, the key holds ``{e}`` and the axes
-are those of all of them stacked, ``n_experts`` first; likewise ``{q}`` for query heads, ``{k}`` for key heads.
+Parentheses group axes that are stored as one. A number is the axis along which parameters of equal shape are fused. A
+sum such as ``n_heads+n_kv+n_kv`` is an axis along which parameters are concatenated. Beside an axis ``n_kv``,
+``n_heads/n_kv`` is the axis of the query heads of one key/value head. Two rows may name one tensor, such as a norm that
+two of our modules share. If experts are stored one by one, the key contains ``{e}`` and the axes are those of the
+stacked experts, ``n_experts`` first; likewise ``{q}`` for query heads, ``{k}`` for key heads.
 """
 
 import dataclasses
@@ -22,12 +22,12 @@ from typing import Any
 import numpy as np
 
 EACH = {"{e}": "n_experts", "{q}": "n_heads", "{k}": "n_kv"}
-"""What a key holds that stands for several tensors, and the axis they are stacked along."""
+"""Placeholder in a key that stands for several tensors → the axis along which they are stacked."""
 
 
 @dataclasses.dataclass(frozen=True)
 class TensorInfo:
-    """What a checkpoint's header says about one tensor, without reading it."""
+    """The dtype and shape of a tensor, from a checkpoint's header."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -35,18 +35,18 @@ class TensorInfo:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One tensor of a checkpoint (one a layer if the key holds ``{l}``, one an expert with ``{e}``) and what it fills.
+    """One tensor of a checkpoint (per layer if the key has ``{l}``, per expert with ``{e}``) and what it fills.
 
     Attributes:
         key: the tensor's name; ``{l}`` stands for the layer.
         axes: its axes, outermost first, in the vocabulary of ``axis_sizes``.
         paths: our dotted path; ``a.W_Q|W_K|W_V`` names the parts of a fused tensor in stored order.
         aka: another name older checkpoints use for the same tensor.
-        tied_to: the tensor that is the same: where only one of the two is stored, it is read for both.
+        tied_to: the tensor it is tied to: if only one of the two is stored, it is read for both.
         skip: leading rows of the tensor that the model never uses.
         layers: the layers that have it; ``None``: all.
-        other: a second way to store what other rows fill, used where it is found, and never written. If another row
-            has the same key, the shape tells which of the two is meant.
+        other: whether this is an alternative way to store what other rows fill, read if it is found, and never written.
+            If another row has the same key, the shape decides which of the two applies.
     """
 
     key: str
@@ -111,11 +111,11 @@ class Row:
         return np.pad(whole, [(self.skip, 0)] + [(0, 0)] * (whole.ndim - 1))
 
     def _joined(self) -> list[str] | None:
-        """The axes of the parts, where they are joined along one."""
+        """Returns the axes along which the parts are concatenated, one for each part, or ``None``."""
         return next((axis.split("+") for axis in self._stored() if "+" in axis), None)
 
     def _stored(self, part: str | None = None) -> list[str]:
-        """The tensor's axes; of one part, where parts are joined and ``part`` names its own axis."""
+        """Returns the tensor's axes; with ``part``, those of the part whose concatenated axis has that name."""
         axes = [axis for group in _parse(self.axes) for axis in group]
         return [part if part and "+" in axis else axis for axis in axes]
 
@@ -143,9 +143,9 @@ class Entry:
         return self.row.shape(sizes)[1 if each_of(self.key) else 0 :]
 
     def input_first(self, ours: Sequence[str]) -> bool:
-        """Whether each of its tensors is a matrix, or one an expert, whose first axis is the one that ours contracts.
+        """Whether each tensor is a matrix (or one per expert) whose first axis is the one that ours contracts.
 
-        An embedding contracts its vocabulary. ``ours``: axes of the first target.
+        An embedding contracts its vocabulary. ``ours`` are the axes of the first target.
         """
         groups = _parse(self.row.axes)
         start = 1 if len(groups) == 3 else 0
@@ -159,7 +159,7 @@ class Entry:
         return self.row.read(np.stack(stored) if each_of(self.key) else stored[0], ours, sizes)
 
     def write(self, key: str, parts: Sequence[Any], ours: Sequence[str], sizes: Mapping[str, int]) -> np.ndarray:
-        """Returns the tensor named ``key``, one of its own, of the parameters it fills (on any device)."""
+        """Returns the entry's tensor named ``key``, made from the parameters ``parts`` (on any device)."""
         if (each := each_of(self.key)) is None:
             return self.row.write([np.asarray(part) for part in parts], ours, sizes)
         index = self.keys(sizes).index(key)
@@ -189,7 +189,7 @@ def is_bias(path: str) -> bool:
 
 
 def may_be_absent(path: str) -> bool:
-    """Whether a parameter is zero where an architecture lacks it: a bias, also that of a layer norm (``b``)."""
+    """Whether a parameter is zero if an architecture lacks it: a bias, also that of a layer norm (``b``)."""
     return is_bias(path) or path.endswith(".b")
 
 
@@ -217,14 +217,14 @@ def _size(axis: str, sizes: Mapping[str, int]) -> int:
 
 
 def _cut_axes(stored: list[str], ours: Sequence[str]) -> list[str]:
-    """Our axes, each that is stored in runs as two: the runs, and what is left (``n_heads/n_kv``)."""
+    """Returns our axes, with an axis that is stored in groups as two: ``n_kv``, then ``n_heads/n_kv``."""
     cut = {axis.partition("/")[0]: axis for axis in stored if "/" in axis}
     pairs = ([cut[axis].partition("/")[2], cut[axis]] if axis in cut else [axis] for axis in ours)
     return [axis for pair in pairs for axis in pair]
 
 
 def _cut(part: np.ndarray, axes: list[str], ours: Sequence[str], sizes: Mapping[str, int]) -> np.ndarray:
-    """``part`` with ``axes`` instead of ``ours``."""
+    """Reshapes ``part`` from the axes ``ours`` to ``axes``."""
     lengths: list[int] = []
     for axis, length in zip(ours, part.shape, strict=True):
         runs = 1 if axis in axes else _size(axes[len(lengths)], sizes)
@@ -233,6 +233,6 @@ def _cut(part: np.ndarray, axes: list[str], ours: Sequence[str], sizes: Mapping[
 
 
 def _merge(part: np.ndarray, axes: list[str], ours: Sequence[str]) -> np.ndarray:
-    """The inverse of :func:`_cut`; copies only where an axis was cut."""
+    """Inverts :func:`_cut`; copies only if an axis was cut."""
     lengths = iter(part.shape)
     return part.reshape([next(lengths) * (1 if axis in axes else next(lengths)) for axis in ours])

@@ -1,4 +1,4 @@
-"""Which tokens end, start and pad a text, as a Hugging Face checkpoint declares them."""
+"""The tokens that end, start and pad a text, as a Hugging Face checkpoint declares them."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,19 +11,19 @@ from tljax.errors import CheckpointError
 GENERATION_CONFIG = "generation_config.json"
 _FIELDS = {"eos_token_id": "eos_token_ids", "bos_token_id": "bos_token_id", "pad_token_id": "pad_token_id"}
 _NESTED = ("decoder", "generator", "text_config")
-"""Where transformers looks for the text model's own config in that of a larger one."""
+"""Attributes in which transformers looks for the text model's config within a larger one."""
 
 
 def read_stop_tokens(directory: Path, attributes: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the config fields ``eos_token_ids``, ``bos_token_id`` and ``pad_token_id`` of a checkpoint.
 
-    As in transformers' ``generate``, generation_config.json is asked alone where there is one, and config.json
-    otherwise; what a config class would assume for an absent key does not count. The sampling settings of the file
-    (``temperature``, ``top_k`` …) are not read.
+    As in transformers' ``generate``, only generation_config.json is read if there is one, and config.json otherwise.
+    Defaults of a config class for absent keys do not count. The file's sampling settings (``temperature``, ``top_k`` …)
+    are not read.
 
     Args:
-        directory: the checkpoint's.
-        attributes: its config.json.
+        directory: the checkpoint's directory.
+        attributes: the contents of its config.json.
 
     Raises:
         CheckpointError: generation_config.json is damaged, or an id is no whole number.
@@ -35,7 +35,7 @@ def read_stop_tokens(directory: Path, attributes: Mapping[str, Any]) -> dict[str
 
 
 def declared_tokens(attributes: Mapping[str, Any], origin: str) -> dict[str, Any]:
-    """The same fields, of a config or a generation config already read."""
+    """Returns the same fields from a config or generation config that was already read."""
     nested = next((attributes[key] for key in _NESTED if isinstance(attributes.get(key), Mapping)), {})
     found = {}
     for key, field in _FIELDS.items():
@@ -53,7 +53,7 @@ def declared_tokens(attributes: Mapping[str, Any], origin: str) -> dict[str, Any
 
 
 def stop_token_attributes(cfg: HookedTransformerConfig) -> dict[str, Any]:
-    """The keys that say the same in a config.json or generation_config.json."""
+    """Returns the attributes of a config.json or generation_config.json that declare the tokens in ``cfg``."""
     attributes: dict[str, Any] = {"bos_token_id": cfg.bos_token_id, "pad_token_id": cfg.pad_token_id}
     if cfg.eos_token_ids is not None:
         attributes["eos_token_id"] = cfg.eos_token_ids[0] if len(cfg.eos_token_ids) == 1 else list(cfg.eos_token_ids)

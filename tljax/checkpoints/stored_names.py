@@ -1,7 +1,7 @@
-"""The names that tensors are stored under, and those by which a family's table knows them.
+"""Translating the names that tensors are stored under to the names in a family's table.
 
-What wraps a model while it trains (``torch.compile``, data parallelism, a trainer's own module) leaves a prefix on all
-of its tensors' names; a multimodal checkpoint keeps its text model apart.
+A wrapper used in training (``torch.compile``, data parallelism, a trainer's own module) leaves a prefix on all tensor
+names; in a multimodal checkpoint the text model's names have a start of their own.
 """
 
 import re
@@ -13,7 +13,7 @@ from tljax.checkpoints.files.reader import Tensors
 from tljax.errors import CheckpointError
 
 WRAPPERS = ("_orig_mod.", "module.")
-"""Prefixes of ``torch.compile`` and of ``DataParallel``, as a whole model has them."""
+"""Prefixes that ``torch.compile`` and ``DataParallel`` put before all names of a model."""
 _DEEPEST = 3
 
 
@@ -35,13 +35,13 @@ def known_names(
     renamed: Sequence[tuple[str, str]] = (),
     origin: str = "The checkpoint",
 ) -> Tensors:
-    """Returns ``tensors`` by the names of the table; those it does not know keep the name they are stored under.
+    """Returns ``tensors`` under the names of the table; those that it does not know keep their stored names.
 
     Args:
         tensors: the stored tensors.
-        is_known: whether a name is the table's.
-        renamed: patterns of starts of names in the file, and what they are in the table; the first that matches counts.
-        origin: named in the error.
+        is_known: whether a name is in the table.
+        renamed: pairs of a pattern for the start of a stored name, and its replacement; the first match counts.
+        origin: the checkpoint's name in errors.
 
     Raises:
         CheckpointError: only some names have a wrapper's prefix, or two tensors would have one name.
@@ -62,7 +62,7 @@ def known_names(
 
 
 def _wrapper(stored: Sequence[str], is_known: Callable[[str], bool]) -> str:
-    """The prefix that all names share and without which some are known; none where some are known as they are."""
+    """Returns the prefix that all names share and without which some are known; empty if some are known as is."""
     parts = stored[0].split(".") if stored else []
     for depth in range(min(_DEEPEST + 1, len(parts))):
         prefix = "".join(f"{part}." for part in parts[:depth])

@@ -111,15 +111,15 @@ FAMILIES: tuple[Family, ...] = (
 
 
 _GENERATE = ("forcausallm", "lmheadmodel", "forconditionalgeneration")
-"""How the names of classes end that have the head of a language model, in any case; the last, with images too."""
+"""Endings, in lower case, of the names of classes with a language model's head; the last also takes images."""
 
 
 def family_of(attributes: Mapping[str, Any], origin: str = "config.json") -> Family:
     """Returns the family of a Hugging Face config.
 
-    The class named in ``architectures`` decides; where tljax does not know it (or none is named), ``model_type`` does,
-    as it does for transformers: for another spelling, the bare model, or a class of someone's own with the same head.
-    A class with another head is refused: without that head it would be another model.
+    The class named in ``architectures`` decides. If tljax does not know it, or none is named, ``model_type`` decides as
+    in transformers, which covers other spellings, the bare model, and custom classes with the same head. A class with
+    another head is refused, since without that head it would be another model.
 
     Raises:
         CheckpointError: the class and ``model_type`` are of different families.

@@ -12,7 +12,7 @@ MLP = "blocks.{l}.mlp"
 
 
 def one_by_one(key: str, gate: str = "gate_proj", up: str = "up_proj", down: str = "down_proj") -> list[Row]:
-    """Returns the rows of experts each of whose tensors is stored by itself; ``key`` is the mixture's name.
+    """Returns the rows of experts that are stored one by one; ``key`` is the mixture's name.
 
     The same experts may also be stored as transformers 5 holds them: in one tensor, with gate and input side by side.
     """
@@ -74,7 +74,7 @@ def by_layer(sparse: Sequence[bool], experts: Iterable[Row], dense: Iterable[Row
 
 
 def unless_all(sparse: tuple[bool, ...]) -> tuple[bool, ...] | None:
-    """Returns our ``moe_layers``."""
+    """Returns our ``moe_layers``: ``sparse``, or ``None`` if all layers have experts."""
     return None if all(sparse) else sparse
 
 

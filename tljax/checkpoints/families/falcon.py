@@ -62,7 +62,7 @@ def _key_value_heads(hf: HFConfig, n_heads: int) -> int:
 
 
 def _norms(hf: HFConfig) -> int:
-    """Layer norms in a parallel block."""
+    """Returns the number of layer norms in a parallel block."""
     return hf("num_ln_in_parallel_attn", 2 if hf("new_decoder_architecture", False) else 1)
 
 

@@ -24,7 +24,7 @@ def read_config(hf: HFConfig) -> HookedTransformerConfig:
 def read_sandwich(
     hf: HFConfig, scores_cap: float | None, logits_cap: float | None, **options: Any
 ) -> HookedTransformerConfig:
-    """Returns what Gemma 2 and 3 share, by the default soft caps and the options of :func:`gemma.read_gemma`."""
+    """Returns what Gemma 2 and 3 share, given default soft caps and options of :func:`gemma.read_gemma`."""
     return gemma.read_gemma(
         hf,
         kv_heads=4,
@@ -60,7 +60,7 @@ def with_norms(table: list[Row]) -> list[Row]:
 
 
 def _whole(value: float) -> int | float:
-    """The integer that a square should be, where rounding alone keeps it from being one."""
+    """Returns the nearest integer if ``value``, a square, differs from it only by rounding error, else ``value``."""
     return round(value) if abs(value - round(value)) < 1e-6 else value
 
 

@@ -24,7 +24,7 @@ _ROPE = {
     "rope_type": "yarn", "rope_theta": 150000.0, "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": False,
     "original_max_position_embeddings": 4096,
 }  # fmt: skip
-"""What transformers takes where a config says nothing of rotation."""
+"""Rotary parameters that transformers assumes if a config has none."""
 
 
 def read_config(hf: HFConfig) -> HookedTransformerConfig:

@@ -39,14 +39,14 @@ def _rope(hf: HFConfig) -> dict[str, Any]:
 
 
 def _alpha(hf: HFConfig) -> float | None:
-    """What stretches the base once and for all, under a type that is called dynamic; ``None`` if nothing does."""
+    """Returns ``alpha``, a fixed stretch of the base despite the type ``"dynamic"``, or ``None`` if there is none."""
     rope = _rope(hf)
     kind = rope.get("rope_type", rope.get("type"))
     return float(rope["alpha"]) if kind == "dynamic" and rope.get("alpha") else None
 
 
 def _without_alpha(hf: HFConfig) -> HFConfig:
-    """The config with the rotation it would have but for its ``alpha``."""
+    """Returns the config with the rotation it would have without ``alpha``."""
     if _alpha(hf) is None:
         return hf
     left = {key: value for key, value in _rope(hf).items() if key not in _UNUSED}

@@ -186,14 +186,14 @@ def _attention_rows(hf: HFConfig) -> list[Row]:
 
 
 def _sharpening(hf: HFConfig) -> float:
-    """What YaRN multiplies the scores by where ``mscale_all_dim`` says so."""
+    """Returns YaRN's factor on attention scores, which ``mscale_all_dim`` sets; 1 without it."""
     rope = {**hf("rope_parameters", {}), **hf("rope_scaling", {})}
     weight = rope.get("mscale_all_dim")
     return yarn_mscale(float(rope["factor"]), float(weight)) ** 2 if weight and rope.get("factor") else 1.0
 
 
 def _mscale_all_dim(cfg: HookedTransformerConfig) -> float:
-    """The ``mscale_all_dim`` of a config; rounded, because it comes out of a root."""
+    """Returns the ``mscale_all_dim`` of a config, rounded because it is computed from a square root."""
     if cfg.yarn_factor <= 1:
         return 0.0
     sharpening = math.sqrt(math.sqrt(cfg.d_head) / cfg.attn_scale)

@@ -49,7 +49,7 @@ def read_decoder(
         hf: the Hugging Face config.
         kv_heads: key/value heads where ``num_key_value_heads`` is absent; ``None``: as many as query heads.
         d_head: width of a head where ``head_dim`` is absent; ``None``: ``hidden_size`` over the heads.
-        rotated: rotated fraction of a head where it is not given; ``None``: the whole head, and nothing else will do.
+        rotated: default of the rotated fraction of a head; ``None``: the whole head, and any other value is refused.
         eps: default of ``rms_norm_eps``.
         act_fn: default of ``hidden_act``.
         theta: default of ``rope_theta``.
@@ -179,7 +179,7 @@ def rows(hf: HFConfig) -> list[Row]:
 
 
 def rows_with_mlp_bias(hf: HFConfig) -> list[Row]:
-    """Returns the same where ``mlp_bias`` may give the MLPs biases."""
+    """Returns the same table for families in which ``mlp_bias`` may give the MLPs biases."""
     biased = hf("attention_bias", False)
     return decoder_rows(hf, attention_rows(biased, biased), gated_mlp_rows(hf("mlp_bias", False)))
 

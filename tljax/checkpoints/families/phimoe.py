@@ -36,7 +36,7 @@ def read_config(hf: HFConfig) -> HookedTransformerConfig:
 
 
 def _with_attention_factor(hf: HFConfig) -> HFConfig:
-    """Long rope's attention factor under its usual name: here it is given for short and for long texts."""
+    """Returns the config with long rope's attention factor under its usual name; here short and long texts have one."""
     rope = dict(hf("rope_parameters", {})) | dict(hf("rope_scaling", {}))
     if "short_mscale" not in rope and "long_mscale" not in rope:
         return hf

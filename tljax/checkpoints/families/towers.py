@@ -1,6 +1,6 @@
-"""Text models of multimodal checkpoints: the families of the text models, and where they lie in the whole.
+"""Families of multimodal checkpoints, of which only the text model is read.
 
-With these every prompt is text. An image token is an id like any other, as in transformers without pixels.
+Every prompt is text. An image token is an id like any other, as in transformers without pixels.
 """
 
 import dataclasses
@@ -55,7 +55,7 @@ def _tower(
 
 
 def _rows_of_qwen3_vl_moe(hf: HFConfig) -> list[Row]:
-    """The table of Qwen 3, with the experts of a layer in two tensors: the input axis first, as published, or last."""
+    """Returns Qwen 3's table with a layer's experts in two tensors: input axis first, as published, or last."""
     kept = [row for row in QWEN3_MOE.rows(hf) if ".experts." not in row.paths]
     key, ours = f"{BLOCK}.mlp.experts", "blocks.{l}.mlp.experts"
     last = experts.in_one(f"{key}.gate_up_proj", f"{key}.down_proj")

@@ -1,1 +1,1 @@
-"""From a name to bytes: the hub and its names, which files, reading them lazily, replacing them whole."""
+"""Checkpoint files: finding them by name, downloading, reading lazily, and replacing them."""

@@ -1,6 +1,6 @@
-"""From a name to a directory: bundled models, local directories, and the Hugging Face hub.
+"""Finding a checkpoint's directory by name: bundled models, local directories, and the Hugging Face hub.
 
-A directory is used as it is and never touches the network. ``HF_TOKEN``, ``HF_ENDPOINT`` and
+A local directory is used as it is, without network access. ``HF_TOKEN``, ``HF_ENDPOINT`` and
 ``HF_HUB_OFFLINE`` are read at each call.
 """
 
@@ -19,7 +19,7 @@ from tljax.errors import CheckpointError, InputError
 from tljax.text.tokenizer_files import TOKENIZER_FILES
 
 MODELS = Path(__file__).parents[2] / "models"
-"""Where the models bundled with tljax are."""
+"""The directory of the models bundled with tljax."""
 
 _ADAPTER = (ADAPTER_CONFIG, ADAPTER, *TOKENIZER_FILES)
 _SAFETENSORS = (CONFIG, GENERATION_CONFIG, SINGLE, INDEX, "model-*.safetensors", *_ADAPTER)
@@ -29,10 +29,10 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True)
 class Location:
-    """Where a checkpoint is.
+    """The location of a checkpoint.
 
     Attributes:
-        directory: its files.
+        directory: the directory with its files.
         model_name: short name for the config.
         repo: its hub id, when it came from the hub.
         weights: the file with its weights, where the directory holds several checkpoints.
@@ -63,7 +63,7 @@ def locate(
         cache_dir: where downloads are kept; by default huggingface_hub's cache.
         checkpoint_value: training step of a published checkpoint (Pythia, Stanford GPT-2).
         checkpoint_index: the same, as a position in the list of published checkpoints.
-        adapter: an adapter is asked for: of a repository on the hub fetch that, not weights.
+        adapter: whether to download the adapter, not the weights, from a repository on the hub.
 
     Raises:
         CheckpointError: no such directory, name, repository or revision; no access; an interrupted download.
@@ -92,10 +92,10 @@ def locate(
 
 
 def tokenizer_directory(repo: str, *, token: str | bool | None = None, cache_dir: str | Path | None = None) -> Path:
-    """Downloads the files of a tokenizer that a checkpoint of another repository names, and returns their directory.
+    """Downloads the tokenizer files of ``repo``, named by a checkpoint of another one; returns their directory.
 
     Raises:
-        CheckpointError: it cannot be had; the model then loads with ``tokenizer=``.
+        CheckpointError: the download fails; the message says to pass ``tokenizer=``.
     """
     try:
         return _fetch(repo, lambda: _snapshot(repo, TOKENIZER_FILES, token=token, cache_dir=cache_dir))
@@ -107,7 +107,7 @@ def tokenizer_directory(repo: str, *, token: str | bool | None = None, cache_dir
 
 
 def _training_checkpoint(repo: str, token: str | bool | None, value: int | None, index: int | None) -> str:
-    """The file of a training checkpoint in a repository that keeps them side by side."""
+    """Returns the file of a training checkpoint in a repository that keeps them all in one revision."""
     import huggingface_hub
 
     api = huggingface_hub.HfApi(endpoint=os.environ.get("HF_ENDPOINT") or None)
@@ -118,7 +118,7 @@ def _training_checkpoint(repo: str, token: str | bool | None, value: int | None,
 
 
 def _local(name: str | os.PathLike[str]) -> Path | None:
-    """Returns the directory ``name`` stands for, if it stands for one."""
+    """Returns the local directory that ``name`` means, or ``None`` if it means none."""
     text, path = os.fspath(name), Path(name).expanduser()
     bare = os.sep not in text and "/" not in text
     described = (path / CONFIG).is_file() or (path / ADAPTER_CONFIG).is_file()
@@ -132,7 +132,7 @@ def _local(name: str | os.PathLike[str]) -> Path | None:
 
 
 def _snapshot(repo: str, patterns: Sequence[str], **options: Any) -> Path:
-    """Downloads the files of a repository that match, where they are not in the cache."""
+    """Downloads the files of a repository that match ``patterns`` and are not in the cache."""
     import huggingface_hub
 
     return Path(
@@ -147,7 +147,7 @@ def _snapshot(repo: str, patterns: Sequence[str], **options: Any) -> Path:
 
 
 def _download(repo: str, first: tuple[str, ...], pickles: tuple[str, ...], **options: Any) -> Path:
-    """Downloads files of the patterns ``first``, and of ``pickles`` where the first have no weights among them."""
+    """Downloads files that match ``first`` and, if no weights are among them, files that match ``pickles``."""
     directory = _snapshot(repo, first, **options)
     if pickles and not any((directory / file).exists() for file in (SINGLE, INDEX, ADAPTER)):
         directory = _snapshot(repo, first + pickles, **options)
@@ -155,7 +155,7 @@ def _download(repo: str, first: tuple[str, ...], pickles: tuple[str, ...], **opt
 
 
 def _fetch(repo: str, download: Callable[[], T], revision: str | None = None) -> T:
-    """What ``download`` returns; what goes wrong in it as an error that says what to do."""
+    """Returns the result of ``download``, turning its errors into a CheckpointError that says what to do."""
     from huggingface_hub import errors
 
     at = f"{repo} at revision {revision!r}" if revision else repo

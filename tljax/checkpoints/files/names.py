@@ -33,7 +33,7 @@ _REGULAR = (
     ("allenai/Olmo-3-{}{}", "7B", ("-Instruct",)),
     ("allenai/Olmo-3.1-{}{}", "32B", ("-Instruct", "-Think")),
 )
-"""Hub ids by pattern, sizes and suffixes; their short names follow by rule."""
+"""Hub ids by pattern, sizes and suffixes; :func:`_names` derives their short names."""
 
 _OTHERS = {
     "openai-community/gpt2": "gpt2-small",
@@ -82,7 +82,7 @@ _OTHERS = {
     "swiss-ai/Apertus-8B-Instruct-2509": "apertus-8b-instruct apertus-instruct",
     "roneneldan/TinyStories-Instuct-1Layer-21M": "",  # the id lacks an r
 }
-"""Hub id → short names that no rule gives."""
+"""Hub id → short names that :func:`_names` does not derive."""
 
 _TOYS = {
     "Attn_Only_{}512W_C4_Code": ("1L 2L 3L 4L", "attn-only"),
@@ -105,10 +105,10 @@ IN_TRANSFORMER_LENS_FORM = {
     **{f"NeelNanda/{pattern.format(n)}": f"{kind}-{n} {kind}-{n}-new {kind}-{n}-c4-code"
        for pattern, (sizes, kind) in _TOYS.items() for n in sizes.split()},
 }  # fmt: skip
-"""Models in TransformerLens's own form: hub id → short names."""
+"""Models in TransformerLens's own format: hub id → short names."""
 
 CHECKPOINTS_AS_FILES = frozenset(repo for repo in IN_TRANSFORMER_LENS_FORM if repo.startswith("NeelNanda/"))
-"""Hub ids whose training checkpoints are files of one revision, not revisions."""
+"""Hub ids whose training checkpoints are files in one revision, not revisions."""
 
 _PYTHIA = {
     "14m": "", "31m": "", "70m": "19m", "160m": "125m", "410m": "350m", "1b": "800m", "1.4b": "1.3b",
@@ -122,7 +122,7 @@ _ONLY_FROM_META = {f"llama-{size}{end}" for size in ("7b", "13b", "30b", "65b") 
 
 
 def _published() -> Iterator[tuple[str, str]]:
-    """Yields hub ids with the short names, separated by spaces, that do not follow from the id."""
+    """Yields hub ids, each with the short names (separated by spaces) that :func:`_names` does not derive."""
     yield from _OTHERS.items()
     yield from IN_TRANSFORMER_LENS_FORM.items()
     for pattern, sizes, kinds in _REGULAR:
@@ -143,7 +143,7 @@ def _published() -> Iterator[tuple[str, str]]:
 
 
 def _names(repo: str) -> Iterator[str]:
-    """Yields the names that follow from a hub id: itself, without its owner, and as TransformerLens shortens it."""
+    """Yields the names derived from a hub id: itself, without its owner, and as TransformerLens shortens it."""
     name = repo.rpartition("/")[2].lower()
     short = name.removeprefix("meta-").removesuffix("-hf")
     for long, brief in (("tinystories", "tiny-stories"), ("instuct", "instruct"), ("1layer", "1l"), ("2layers", "2l")):
@@ -158,7 +158,7 @@ ALIASES: dict[str, str] = {
 
 
 def hub_id(name: str) -> str:
-    """Returns the hub id of a name: an alias in any case, or any ``owner/name``.
+    """Returns the hub id for a name: an alias, in upper or lower case, or any ``owner/name``.
 
     >>> hub_id("gpt2-small"), hub_id("Pythia-70M"), hub_id("someone/some-model")
     ('openai-community/gpt2', 'EleutherAI/pythia-70m', 'someone/some-model')
@@ -205,13 +205,13 @@ def checkpoint_labels(repo: str) -> tuple[tuple[int, ...], str]:
 
 
 def checkpoint_revision(repo: str, value: int | None, index: int | None) -> str:
-    """Returns the revision of a training checkpoint, chosen by its step or by its place in the list."""
+    """Returns the revision of a training checkpoint, chosen by its step or by its index in the list."""
     labels, prefix = checkpoint_labels(repo)
     return f"{prefix}{choose_checkpoint(repo, labels, value, index)}"
 
 
 def choose_checkpoint(repo: str, labels: Sequence[int], value: int | None, index: int | None) -> int:
-    """Returns the training checkpoint of that step, or the one at that place in the list."""
+    """Returns the step of a training checkpoint: ``value``, or the one at ``index`` in ``labels``."""
     if value is None and index is not None:
         if not -len(labels) <= index < len(labels):
             raise InputError(f"checkpoint_index={index} is out of range: {repo} has {len(labels)} checkpoints.")

@@ -1,7 +1,7 @@
 """Reading checkpoint files lazily and without torch: headers first, then one tensor at a time.
 
-Each tensor is read through a memory map that is closed again at once, so the pages of the file do not pile up
-next to the model.
+Each tensor is read through a memory map that is closed right afterwards, so that the file's pages do not accumulate in
+memory beside the model.
 """
 
 import contextlib
@@ -24,9 +24,9 @@ CONFIG = "config.json"
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLE, PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 SAVING = ".saving-"
-"""How the name of the folder starts into which a checkpoint is written before it replaces another."""
+"""Start of the name of the folder that a checkpoint is written into before it replaces another."""
 HOSTED = "*final.pth"
-"""The name of the weights of models in TransformerLens's own form."""
+"""Pattern of the weight file's name, for models in TransformerLens's own format."""
 
 
 @runtime_checkable
@@ -55,7 +55,7 @@ def read_json(path: Path) -> dict[str, Any]:
             f"{path.parent} has no {path.name}; it holds {found or 'nothing'}. A checkpoint is a "
             f"directory with {CONFIG} and {SINGLE} (or {INDEX} and its shards).{cut_off}"
         ) from None
-    except ValueError as error:  # of the syntax, the encoding, depth, or a number of thousands of digits
+    except ValueError as error:  # bad syntax, encoding or depth, or a number of thousands of digits
         raise CheckpointError(
             f"{path} is not valid JSON ({error}). It may be half-downloaded: fetch it again."
         ) from None
@@ -69,12 +69,12 @@ def read_json(path: Path) -> dict[str, Any]:
 def open_tensors(directory: Path, weights: str | None = None) -> Tensors:
     """Opens the weights in ``directory`` after reading only their headers.
 
-    A single safetensors file comes first, then an index with shards, then pickles (if torch is installed): those of
-    transformers, and a file whose name ends in ``final.pth``, as TransformerLens hosts its models.
+    A single safetensors file takes precedence, then an index with shards, then pickles (which need torch): those of
+    transformers, then a file whose name ends in ``final.pth``, as in models that TransformerLens hosts.
 
     Args:
-        directory: the checkpoint's.
-        weights: the pickle to open, where the directory holds several.
+        directory: the checkpoint's directory.
+        weights: the pickle to open, if the directory holds several.
 
     Raises:
         CheckpointError: no weights, a damaged or missing file, or an index that points outside the directory.
@@ -149,7 +149,7 @@ class PickleFiles:
 
 
 def host_array(tensor: Any) -> np.ndarray:
-    """Returns a torch tensor as a numpy array, which shares its memory where it lies on the host in one piece."""
+    """Returns a torch tensor as a numpy array, which shares its memory if it is contiguous on the host."""
     import torch
 
     tensor = tensor.detach().cpu().contiguous()
@@ -197,7 +197,7 @@ def _opened(file: Path) -> Iterator[Any]:
 
 
 def _unreadable(file: Path, error: Exception) -> CheckpointError:
-    """The error for a file that cannot be opened or is damaged, by what is the matter with it."""
+    """Returns the error for a file that cannot be opened or is damaged, with the likely reason."""
     if file.is_dir():
         reason = "is a directory, not a file. Move what it holds to where it belongs, or fetch the file again."
     elif isinstance(error, PermissionError):
@@ -242,7 +242,7 @@ def _unpickle(file: Path) -> Mapping[str, Any]:
 
 
 def torch_dtype(tensor: Any) -> str:
-    """Returns the dtype of a torch tensor as a file's header names it."""
+    """Returns the dtype of a torch tensor, named as in a safetensors header."""
     names = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
     name = str(tensor.dtype).removeprefix("torch.")
     return names.get(name, name)

@@ -1,4 +1,4 @@
-"""Putting a checkpoint in the place of another: whole, or refused by whoever reads it, never a mixture."""
+"""Replacing a checkpoint on disk such that readers never load a mixture of the old and the new one."""
 
 import contextlib
 import os
@@ -16,19 +16,19 @@ _ADAPTER = "adapter_config.json"
 _OF_A_MODEL = (
     INDEX, GENERATION_CONFIG, *TOKENIZER_FILES, "chat_template.json", "additional_chat_templates",
 )  # fmt: skip
-"""What is read together with a config.json, besides the weights: another model's must not stay beside a new one."""
+"""Files read together with a config.json, besides the weights: an old model's must not stay beside a new one."""
 
 
 @contextlib.contextmanager
 def replace_checkpoint(directory: str | os.PathLike[str]) -> Iterator[Path]:
-    """Gives a folder to write a checkpoint into, whose files then replace what ``directory`` holds.
+    """Yields a folder to write a checkpoint into, then replaces the checkpoint in ``directory`` with its files.
 
-    If writing fails, ``directory`` stays as it was. Once all is written, config.json goes first and comes last, so that
-    a process killed in between leaves a directory that is refused for the lack of one. Of the old checkpoint its
-    tokenizer, its index of shards and its generation_config.json go too; other files stay.
+    If writing fails, ``directory`` stays as it was. Afterwards the old config.json is removed first and the new one is
+    moved in last: a process killed in between leaves a directory without config.json, which readers refuse. The old
+    tokenizer, index of shards and generation_config.json are removed, too; other files stay.
 
     Raises:
-        CheckpointError: an adapter lies there, which would be taken for the new model's.
+        CheckpointError: the directory holds an adapter, which readers would apply to the new model.
     """
     target = Path(directory)
     if (target / _ADAPTER).exists():
@@ -37,7 +37,7 @@ def replace_checkpoint(directory: str | os.PathLike[str]) -> Iterator[Path]:
             "and readers would apply it. Save into another directory, or take the adapter away first."
         )
     target.mkdir(parents=True, exist_ok=True)
-    for left in target.glob(f"{SAVING}*"):  # of a process that was killed
+    for left in target.glob(f"{SAVING}*"):  # left by a process that was killed
         shutil.rmtree(left, ignore_errors=True)
     written = Path(tempfile.mkdtemp(dir=target, prefix=SAVING))
     try:

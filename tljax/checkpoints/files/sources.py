@@ -1,4 +1,4 @@
-"""Which base and which adapter a name means."""
+"""Finding the base checkpoint and the adapter that a name stands for."""
 
 import dataclasses
 import os
@@ -15,12 +15,12 @@ from tljax.text.tokenizer_files import has_tokenizer_files
 
 @dataclasses.dataclass(frozen=True)
 class Sources:
-    """Where a model comes from.
+    """The locations of a model's checkpoint and adapter.
 
     Attributes:
         base: the checkpoint.
         adapter: the adapter to merge into it, if any.
-        settings: what the adapter's config says.
+        settings: the adapter's config.
     """
 
     base: hub.Location
@@ -28,14 +28,14 @@ class Sources:
     settings: AdapterConfig | None = None
 
     def named(self, base: str) -> str:
-        """Returns short name ``base`` with the adapter's after a plus sign, if there is one."""
+        """Returns the short name ``base``, followed by a plus sign and the adapter's name if there is an adapter."""
         if self.adapter is None:
             return base
         beside = self.adapter.directory == self.base.directory
         return f"{base}+{'adapter' if beside else self.adapter.model_name}"
 
     def tokenizer(self) -> hub.Location | None:
-        """Where the tokenizer's files are: the adapter's own if it has any, which may know tokens the base lacks."""
+        """Returns where the tokenizer's files are: at the adapter if it has any, since it may have added tokens."""
         places = (place for place in (self.adapter, self.base) if place is not None)
         return next((place for place in places if has_tokenizer_files(place.directory)), None)
 
@@ -50,20 +50,19 @@ def find(
     ignore: Collection[str] = (),
     **revision: Any,
 ) -> Sources:
-    """Finds a checkpoint by name, and the adapter that goes on it.
+    """Finds a checkpoint, and the adapter to merge into it, by name.
 
     Args:
-        name: a directory, a bundled model, an alias or a hub id: of a checkpoint, or of an adapter, which names its
-            base.
+        name: directory, bundled model, alias or hub id of a checkpoint, or of an adapter whose config names its base.
         adapter: directory or hub id of an adapter for the checkpoint ``name``; ``False``: none, even if one is beside
-            the weights. By default one that is beside the weights in a directory is taken, as transformers does.
+            the weights. By default an adapter beside the weights in a local directory is used, as transformers does.
         adapter_revision: revision of ``adapter`` on the hub.
         token, cache_dir: as for :func:`tljax.checkpoints.files.hub.locate`.
-        ignore: keys of the adapter's config to pass over though they are not known.
-        **revision: the others of :func:`tljax.checkpoints.files.hub.locate`, for ``name``.
+        ignore: unknown keys of the adapter's config to accept.
+        **revision: other options of :func:`tljax.checkpoints.files.hub.locate`, for ``name``.
 
     Raises:
-        CheckpointError: something of it is not there.
+        CheckpointError: the checkpoint or the adapter is missing or incomplete.
         InputError: ``adapter`` is neither a name nor ``False``, or ``name`` has an adapter of its own.
         UnsupportedModelError: an adapter that tljax cannot merge, or a repository that holds weights and an adapter.
     """
@@ -110,7 +109,7 @@ def _given(
     access: dict[str, Any],
     ignore: Collection[str],
 ) -> tuple[hub.Location, AdapterConfig]:
-    """The adapter that the caller names, and its config."""
+    """Returns the adapter that the caller names, and its config."""
     place = hub.locate(adapter, revision=revision, adapter=True, **access)
     if beside is not None and beside.directory.resolve() != place.directory.resolve():
         raise InputError(
@@ -127,7 +126,7 @@ def _given(
 
 
 def _base_of(settings: AdapterConfig, access: dict[str, Any]) -> hub.Location:
-    """The checkpoint that an adapter's config names."""
+    """Returns the checkpoint that an adapter's config names."""
     way_out = "Give the base yourself: from_pretrained(base, adapter=...)."
     if settings.base is None:
         raise CheckpointError(f"{settings.origin} does not say which model it belongs to. {way_out}")

@@ -1,4 +1,4 @@
-"""What an adapter's ``adapter_config.json`` says: honoured, known to be inert, or refused by name."""
+"""Reading ``adapter_config.json``: each key is used, known to be inert, or refused by name."""
 
 import dataclasses
 import math
@@ -18,10 +18,10 @@ _INERT = """
     runtime_config qalora_group_size ensure_weight_tying merge_weights
 """
 INERT = frozenset(_INERT.split())
-"""Keys that change nothing here: of training and bookkeeping, or facts that the stored tensors show by themselves.
+"""Keys that change nothing here: training settings, bookkeeping, or facts that the stored tensors show by themselves.
 
-What was adapted, and which biases were trained, is read from the tensors. How a matrix is stored is
-read from the base's table, whatever ``fan_in_fan_out`` says: PEFT goes by the kind of layer, too.
+The tensors show what was adapted and which biases were trained. The base's table says how a matrix is stored, whatever
+``fan_in_fan_out`` says: PEFT goes by the type of layer, too.
 """
 
 OFF: dict[str, str] = {
@@ -36,7 +36,7 @@ OFF: dict[str, str] = {
     "megatron_config": "was made for Megatron's parallel layers",
     "enable_lora": "adapts only some parts of a fused matrix",
 }
-"""Keys that must be null, false or empty, with what they mean."""
+"""Keys that must be null, false or empty → what the adapter does if they are not."""
 
 _UNCHANGED_BASE = (True, False, None, "true", "gaussian", "eva", "orthogonal", "mica")
 """Values of ``init_lora_weights`` that leave the base's weights as they are."""
@@ -47,22 +47,22 @@ _REQUIRED = object()
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AdapterConfig:
-    """A LoRA adapter's settings, as far as they decide what its tensors mean.
+    """The settings of a LoRA adapter that determine what its tensors mean.
 
     Attributes:
         r: rank of the factors.
-        lora_alpha: what the product of the factors is multiplied by, times the rank.
+        lora_alpha: the product of the factors is multiplied by this over the rank.
         rank_pattern: ranks of modules whose names match, instead of ``r``.
         alpha_pattern: the same for ``lora_alpha``.
-        use_rslora: divide by the root of the rank instead of the rank.
-        use_dora: each row of the merged matrix has a length of its own.
-        lora_bias: the second factor has a bias.
+        use_rslora: whether to divide by the square root of the rank instead of the rank.
+        use_dora: whether each row of the merged matrix has a trained length.
+        lora_bias: whether the second factor has a bias.
         tokens: rows of embeddings that the adapter holds, by module; the module ``None`` is the input embedding.
         target_parameters: ends of the names of parameters that are adapted on their own, such as all experts at once.
         modules: ends of the names of modules that must have tensors, if the base has such modules.
         base: directory, hub id or alias of the model it was trained on, if it says so.
         revision: the base's revision on the hub.
-        origin: named in errors.
+        origin: the file's name in errors.
     """
 
     r: int
@@ -88,7 +88,7 @@ class AdapterConfig:
         return _matching(self.rank_pattern, module, self.r)
 
     def scale(self, module: str) -> float:
-        """Returns what the product of the factors of ``module`` is multiplied by."""
+        """Returns the factor by which the product of ``module``'s factors is multiplied."""
         rank = self.rank(module)
         return _matching(self.alpha_pattern, module, self.lora_alpha) / (math.sqrt(rank) if self.use_rslora else rank)
 
@@ -97,13 +97,13 @@ def read_adapter_config(directory: Path, ignore: Collection[str] = ()) -> Adapte
     """Reads ``adapter_config.json``.
 
     Args:
-        directory: where it is.
-        ignore: keys to pass over though they are not known.
+        directory: the adapter's directory.
+        ignore: unknown keys to accept.
 
     Raises:
         CheckpointError: it is missing or damaged, or a value has the wrong type.
-        InputError: a key to ignore that is not there.
-        UnsupportedModelError: another kind of adapter than LoRA, or a key that tljax does not know or implement.
+        InputError: a key to ignore is absent.
+        UnsupportedModelError: the adapter is not LoRA, or has a key that tljax does not know or implement.
     """
     origin = str(directory / ADAPTER_CONFIG)
     attributes = read_json(directory / ADAPTER_CONFIG)
@@ -166,7 +166,7 @@ def _refuse(attributes: Mapping[str, Any], origin: str) -> None:
 
 
 class _Fields:
-    """The keys of an adapter's config, with account kept of which have been read."""
+    """The keys of an adapter's config, with a record of those that have been read."""
 
     def __init__(self, attributes: Mapping[str, Any], origin: str) -> None:
         self._attributes, self._origin = attributes, origin
@@ -198,7 +198,7 @@ class _Fields:
 
 
 def _matching(pattern: Mapping[str, Any], module: str, default: Any) -> Any:
-    """The value of the first key that is a regular expression for the end of ``module``, from a dot or its start."""
+    """Returns the value of the first key (a regular expression) that matches ``module``, or its end after a dot."""
     return next((value for key, value in pattern.items() if re.match(rf"(.*\.)?({key})$", module)), default)
 
 
@@ -214,7 +214,7 @@ def _pattern(pattern: Mapping[str, Any], origin: str, name: str, *types: type) -
 
 
 def _modules(attributes: Mapping[str, Any]) -> tuple[str, ...]:
-    """Names of adapted and of whole modules, as far as they are listed; a string is a pattern, not a name."""
+    """Returns the names of adapted and of whole modules, if they are listed; a string is a pattern, not a name."""
     listed = [
         attributes.get("modules_to_save"),
         None if attributes.get("exclude_modules") else attributes.get("target_modules"),

@@ -1,8 +1,8 @@
-"""LoRA adapters as PEFT saves them, merged into the base's tensors as these are read.
+"""Merging LoRA adapters, as PEFT saves them, into the base's tensors while these are read.
 
 An adapter's tensors are named after modules of the Hugging Face model, so the table of the base's family says where
-each belongs, under whichever name the base stores it. The result computes what PEFT's model does while the adapter is
-beside the weights: where embeddings are tied, an adapter on one of the two leaves the other alone.
+each belongs, under whichever name the base stores it. The merged model computes what PEFT's model with the unmerged
+adapter does: if embeddings are tied, an adapter on one of the two does not change the other.
 """
 
 import dataclasses
@@ -30,19 +30,19 @@ _PART = re.compile(
 )
 _WHOLE = re.compile(r"(?P<module>.+?)(?:\.base_layer|\.modules_to_save(?:\.default)?)?\.(?P<leaf>[^.]+)")
 _WRAPPED, _COPY = ".base_layer", ".original_module."
-"""In the names of what is inside a wrapper; of the base's own weights, which old versions of PEFT wrote as well."""
+"""Parts of names: of a module inside a wrapper; of the base's own weights, which old versions of PEFT also saved."""
 
 
 @dataclasses.dataclass
 class _Change:
-    """What an adapter does to one tensor of the base: keys of the adapter's tensors.
+    """An adapter's change of one tensor of the base, as keys of the adapter's tensors.
 
     Attributes:
         place: the base's tensor.
         module: its module, as the adapter names it.
-        whole: what replaces it.
-        parts: ``"A"``, ``"B"`` and ``"magnitude"`` of a matrix; ``"bias"``, which is added.
-        tokens: what replaces some of its rows.
+        whole: the tensor that replaces it.
+        parts: ``"A"``, ``"B"`` and ``"magnitude"`` for a matrix; ``"bias"``, which is added.
+        tokens: the tensor that replaces some of its rows.
     """
 
     place: StoredTensor
@@ -52,7 +52,7 @@ class _Change:
     tokens: str | None = None
 
     def used(self) -> list[str]:
-        """Returns all of them."""
+        """Returns the keys of all tensors in this change."""
         return [key for key in (self.whole, *self.parts.values(), self.tokens) if key]
 
 
@@ -60,8 +60,8 @@ class Adapted:
     """The tensors of a base with an adapter merged into them, one at a time as they are read.
 
     Attributes:
-        info: their headers.
-        n_tokens: the size of the vocabulary, where the adapter brings whole tensors of it.
+        info: headers of the merged tensors.
+        n_tokens: the size of the vocabulary, if the adapter replaces whole embeddings.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Adapted:
             self.info[key] = TensorInfo("F64" if wide else "F32", stored.shape)
 
     def read(self, key: str) -> np.ndarray:
-        """Returns tensor ``key``: in its stored dtype; float32 where the adapter changes it (float64 if a part is)."""
+        """Returns tensor ``key`` in its stored dtype; in float32 (float64 if a part is) if the adapter changes it."""
         if (change := self._changes.get(key)) is None:
             return self._base.read(key)
         dtype = np.float64 if self.info[key].dtype == "F64" else np.float32
@@ -99,7 +99,7 @@ class Adapted:
         """Adds the product of the factors to ``matrix``, then gives each row its length (DoRA); rows are outputs."""
         rows = np.swapaxes(matrix, -1, -2) if change.place.input_first else matrix
         scale = matrix.dtype.type(self._config.scale(change.module))
-        if matrix.ndim == 3:  # one an expert: A's first axis is [expert, rank], B's last one [rank, expert]
+        if matrix.ndim == 3:  # one per expert: A's first axis is [expert, rank], B's last one [rank, expert]
             inward = parts["A"].reshape(len(matrix), -1, parts["A"].shape[1])
             outward = parts["B"].reshape(len(parts["B"]), -1, len(matrix))
             for expert in range(len(matrix)):
@@ -149,12 +149,12 @@ def merged(
     Args:
         base: the base's tensors.
         adapter: the adapter's.
-        config: what the adapter's tensors mean.
-        places: where the base stores what, by every name, from :func:`tljax.checkpoints.mapping.stored_tensors`.
-        renamed: patterns of starts of names in files of the base, and what they are in ``places``.
+        config: the adapter's config.
+        places: where the base stores each tensor, by name, from :func:`tljax.checkpoints.mapping.stored_tensors`.
+        renamed: pairs of a pattern for the start of a name in the base's files, and the start in ``places``.
 
     Raises:
-        CheckpointError: a tensor of the adapter has no place in the base, lacks its partner, or has another shape or
+        CheckpointError: a tensor of the adapter belongs nowhere in the base, lacks its partner, or has another shape or
             rank than the base and the adapter's config say; lists all of them.
     """
     plan = _Plan(adapter, config, places, renamed)
@@ -169,7 +169,7 @@ def token_ids(config: AdapterConfig, module: str, embedding: str) -> tuple[int, 
 
 
 class _Plan:
-    """Which tensor of the adapter changes which of the base, and what does not fit."""
+    """The assignment of an adapter's tensors to the base's, with a record of what does not fit."""
 
     def __init__(
         self,
@@ -215,9 +215,9 @@ class _Plan:
             self._wrong.append(f"{key} and {change.whole} both replace {change.place.key}, and differ")
 
     def _parameter(self, module: str, leaf: str) -> tuple[str, str]:
-        """The module and the parameter that factors named after ``module`` belong to.
+        """Returns the module and the parameter that factors named after ``module`` belong to.
 
-        Where several parameters of one module are adapted, PEFT wraps it once for each: the last one is outermost.
+        If several parameters of one module are adapted, PEFT wraps it once for each; the last one is outermost.
         """
         bare = module
         while bare.endswith(_WRAPPED):
@@ -233,7 +233,7 @@ class _Plan:
         return self.changes.setdefault(place.key, _Change(place, name if self._config.targets(name) else module))
 
     def check(self, base: Tensors) -> None:
-        """Raises CheckpointError, with all that is wrong at once."""
+        """Raises CheckpointError, listing all faults, if the adapter does not fit the base."""
         for change in self.changes.values():
             self._check_parts(change)
             self._check_shapes(change, base)
@@ -257,7 +257,7 @@ class _Plan:
             )
 
     def _absent(self) -> list[str]:
-        """Modules that the config says are adapted, of which the base has some and the adapter none."""
+        """Returns adapted modules of the config that the base has, but for which the adapter has no tensor."""
         changed = {
             name for change in self.changes.values() for name in (change.module, change.module.rpartition(".")[0])
         }
@@ -311,9 +311,9 @@ class _Plan:
                 self._wrong.append(f"trainable_token_indices has {high[0]}, but {place.key} has {shape[0]} rows")
 
     def with_tied(self, base: Tensors) -> dict[str, _Change]:
-        """The changes, with those of tensors that are tied to a changed one and do not follow it, or follow it."""
+        """Returns the changes, extended to tied tensors: new token rows go to both, other changes to one alone."""
         changes = dict(self.changes)
-        for change in self.changes.values():  # of a pair of which only the other one is stored
+        for change in self.changes.values():  # only the tensor tied to it is stored
             if change.tokens and change.place.key not in base.info:
                 source = next(place for place in self._places.values() if place.key == change.place.tied_to)
                 changes.setdefault(source.key, dataclasses.replace(change, place=source))
@@ -321,7 +321,7 @@ class _Plan:
             source = self.changes.get(place.tied_to or "")
             if source is None or place.key in changes:
                 continue
-            if source.tokens:  # PEFT gives new rows to what is tied, too
+            if source.tokens:  # PEFT gives the new rows to the tied tensor, too
                 if place.key in base.info:
                     changes[place.key] = dataclasses.replace(source, place=place)
             elif place.key not in base.info:
@@ -330,7 +330,7 @@ class _Plan:
 
 
 def _unwrapped(key: str) -> str:
-    """The name of a tensor without what PEFT, compilation and training in parallel put in front of it."""
+    """Returns a tensor's name without the prefixes of PEFT, compilation and parallel training."""
     while (shorter := _WRAPPERS.sub("", key)) != key:
         key = shorter
     return key

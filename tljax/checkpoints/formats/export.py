@@ -1,4 +1,4 @@
-"""Back to Hugging Face: the same table, read from right to left."""
+"""Export to Hugging Face's format, by the same table that loading uses."""
 
 import dataclasses
 import os
@@ -31,8 +31,8 @@ def save_hf(
         params: nested parameters, with norms not folded.
         cfg: their config; ``original_architecture`` chooses the family, otherwise the first one that fits. The text
             model of a multimodal checkpoint is written as the text-only architecture.
-        directory: created if it does not exist. A checkpoint that it holds is replaced, its tokenizer too; killed at
-            any moment, it holds the old one, the new one, or none that loads.
+        directory: created if it does not exist. A checkpoint in it is replaced, with its tokenizer; if the process is
+            killed, it holds the old checkpoint, the new one, or none that loads.
         tokenizer: a Hugging Face tokenizer to save with them, or ``None``.
 
     Raises:
@@ -76,7 +76,7 @@ def save_hf(
 
 
 def _check_computed(flat: dict[str, Any], cfg: HookedTransformerConfig, family: Family) -> None:
-    """Refuses parameters that are not what the architecture computes in their place."""
+    """Refuses parameters that differ from those that the architecture computes instead of storing."""
     for path, make in family.computed(cfg).items():
         values = make()
         if bool((flat[path] != values.astype(flat[path].dtype)).any()):

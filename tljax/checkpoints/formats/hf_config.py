@@ -1,8 +1,8 @@
 """Reading a Hugging Face ``config.json`` so that no attribute that matters can be overlooked.
 
-An attribute has one of three fates. It is honoured: a family reads it, and :class:`HFConfig` remembers that. It is
-known to be inert: for every family in :mod:`tljax.checkpoints.formats.inert`, for one in that family's file. Or it is
-unknown: then the model is refused by its name and value, and the error says how to go on without it.
+An attribute is used (a family reads it, and :class:`HFConfig` records that), known to be inert (listed for every family
+in :mod:`tljax.checkpoints.formats.inert`, for one family in its file), or unknown. An unknown attribute is an error,
+which names it with its value and says how to load without it.
 """
 
 import copy
@@ -44,20 +44,20 @@ _HINTS = {
     "is_causal": " tljax's attention is causal.",
 }
 LARGEST = 2**31 - 1
-"""No size of a model is larger: JAX counts in 32 bits."""
+"""The largest size that a model may have: JAX indexes with 32 bits."""
 MOST_LAYERS = 10_000
 _LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 
 
 class HFConfig:
-    """A config.json that keeps account of which attributes have been read.
+    """A config.json that records which of its attributes have been read.
 
     Args:
-        attributes: what the file says.
-        origin: named in errors.
-        defaults: what the family's class takes for attributes that are absent, before what a reader says.
+        attributes: the contents of the file.
+        origin: the file's name in errors.
+        defaults: the family's defaults for absent attributes, which override those that a reader passes.
         aliases: other name → name, as in the class's ``attribute_map``.
-        inert: attributes that this family alone does not read.
+        inert: attributes that are inert for this family.
 
     >>> hf = HFConfig({"n_embd": 8, "use_cache": True, "qk_norm": True})
     >>> hf("n_embd"), hf("n_inner", None)
@@ -84,13 +84,13 @@ class HFConfig:
     def __call__(
         self, name: str, default: Any = _REQUIRED, *, aka: tuple[str, ...] = (), null: Any = _AS_ABSENT
     ) -> Any:
-        """Returns attribute ``name``; absent or null gives the family's default, or else ``default``.
+        """Returns attribute ``name``; if absent or null, the family's default, or else ``default``.
 
         Args:
             name: the attribute.
-            default: what Hugging Face assumes when it is absent; required when not given. A value must be of its type.
+            default: Hugging Face's default; without one the attribute is required. A value must have its type.
             aka: other names of the same attribute, which must not disagree.
-            null: what an explicit null means, where that is not the default.
+            null: the value of an explicit null, if that is not the default.
         """
         names = (name, *aka, *(other for other, own in self._aliases.items() if own == name))
         self._read.update(names)
@@ -111,7 +111,7 @@ class HFConfig:
         return value
 
     def _check_type(self, name: str, value: Any, default: Any) -> None:
-        """Raises unless ``value`` is of the type of ``default``; a size is positive, and none that JAX cannot count."""
+        """Raises unless ``value`` has the type of ``default`` and, for a size, is at least 1 and not too large."""
         kind = next((kind for kind in _KINDS if isinstance(default, kind)), None)
         if kind is not None and not _is_a(value, kind):
             raise CheckpointError(f"{self.origin} sets {name}={shortened(value)}: expected {_KINDS[kind]}.")
@@ -120,7 +120,7 @@ class HFConfig:
             raise CheckpointError(f"{self.origin} sets {name}={shortened(value)}: expected between 1 and {most:,}.")
 
     def changed(self, **attributes: Any) -> "HFConfig":
-        """Returns the config with other attributes; what is read of it counts as read of this one."""
+        """Returns the config with ``attributes`` changed; a read of either counts for both."""
         changed = copy.copy(self)
         changed._attributes = {**self._attributes, **attributes}
         return changed
@@ -131,7 +131,7 @@ class HFConfig:
         return self._attributes
 
     def inner(self, attributes: Mapping[str, Any], name: str) -> "HFConfig":
-        """Returns ``attributes``, what ``name`` holds, as a config of the same family with an account of its own."""
+        """Returns ``attributes``, the contents of ``name``, as a config of this family with its own record of reads."""
         inner = copy.copy(self)
         inner._attributes, inner._read = attributes, set()
         inner.origin, inner._prefix = f"{self.origin} ({name})", f"{self._prefix}{name}."
@@ -172,10 +172,10 @@ class HFConfig:
             d_head: width of a head.
             theta: older name of the base.
             fraction: older name of the rotated fraction of a head.
-            default_fraction: that fraction when it is not given; ``None``: the whole head, and nothing else will do.
-            default_theta: the base when it is not given.
-            layer_type: whose entry to read, where ``rope_parameters`` has one for each type of layer. YaRN is then
-                taken to be that type's own (``yarn_global_attn_only``).
+            default_fraction: default of that fraction; ``None``: the whole head, and any other value is refused.
+            default_theta: default of the base.
+            layer_type: the type of layer whose entry to read, if ``rope_parameters`` has one for each type. YaRN then
+                applies to this type alone (``yarn_global_attn_only``).
         """
         rope = dict(self("rope_parameters", {}))
         if layer_type in rope:
@@ -233,10 +233,10 @@ class HFConfig:
         return not (name in self._read or name in INERT or name in self._inert or name.startswith(INERT_PREFIXES))
 
     def check_own_code(self, modules: str) -> None:
-        """Refuses code of the checkpoint's own, except what transformers took over: it prefers its own class.
+        """Refuses a checkpoint with its own code, unless transformers has a class for it, which it prefers.
 
         Args:
-            modules: pattern of the names, after ``configuration_`` and ``modeling_``, under which that was published.
+            modules: pattern of the names, after ``configuration_`` and ``modeling_``, of accepted modules.
         """
         known = re.compile(rf"(?:[\w.-]+/[\w.-]+--)?(?:configuration|modeling)_(?:{modules or '(?!)'})\.\w+")
         code = {key: name for key, name in self("auto_map", {}).items() if key != "AutoTokenizer"}
@@ -259,7 +259,7 @@ _KINDS: dict[type, str] = {
     list: "a list",
     dict: "an object",
 }
-"""Type of a default → what a value must be, in JSON's words; bool first, which is an int in Python."""
+"""Type of a default → the JSON type that a value must have; bool first, since it is an int in Python."""
 
 
 _ROPE_NUMBERS = """
@@ -269,7 +269,7 @@ _ROPE_NUMBERS = """
 _ROPE_KINDS: dict[str, type] = dict.fromkeys(_ROPE_NUMBERS.split(), float) | {
     "type": str, "rope_type": str, "short_factor": list, "long_factor": list, "truncate": bool,
 }  # fmt: skip
-"""Rotary parameter → what it must be."""
+"""Rotary parameter → its type."""
 
 
 def _is_a(value: Any, kind: type) -> bool:
@@ -285,7 +285,7 @@ def shortened(value: Any, most: int = 240) -> str:
 
 
 def _original_length(hf: HFConfig, rope: dict[str, Any]) -> int:
-    """Context length before stretching; like transformers, an attribute of the whole config goes first."""
+    """Returns the context length before stretching; as in transformers, the whole config's attribute comes first."""
     own = rope.pop("original_max_position_embeddings", None)
     length = hf("original_max_position_embeddings", own)
     return int(hf("max_position_embeddings") if length is None else length)
@@ -315,7 +315,7 @@ def _read_llama3(hf: HFConfig, rope: dict[str, Any]) -> dict[str, Any]:
 
 def _read_yarn(hf: HFConfig, rope: dict[str, Any]) -> dict[str, Any]:
     factor = float(rope.pop("factor"))
-    rope.pop("finetuned", None)  # whether the model was trained on
+    rope.pop("finetuned", None)  # says whether the model was trained further
     above, below = rope.pop("mscale", None), rope.pop("mscale_all_dim", None)
     inferred = yarn_mscale(factor, above) / yarn_mscale(factor, below) if above and below else yarn_mscale(factor)
     return {
@@ -349,11 +349,11 @@ _SCALINGS: dict[str, Callable[[HFConfig, dict[str, Any]], dict[str, Any]]] = {
     "longrope": _read_longrope,
     "llama3": _read_llama3,
 }
-"""By ``rope_type``: takes what it knows out of ``rope_parameters`` and returns our fields."""
+"""``rope_type`` → function that pops the parameters it knows from ``rope_parameters`` and returns our fields."""
 
 
 def yarn_mscale(factor: float, weight: float = 1.0) -> float:
-    """How much YaRN sharpens attention over a context stretched by ``factor`` (its ``mscale`` weighs that)."""
+    """Returns how much YaRN sharpens attention over a context stretched by ``factor``; ``weight`` is ``mscale``."""
     return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 
@@ -363,7 +363,7 @@ def attention_bias(nonzero: frozenset[str]) -> bool:
 
 
 def rotary_fraction(cfg: HookedTransformerConfig) -> float:
-    """Returns the fraction of a head that rotates, such that its product with ``d_head`` does not round down below."""
+    """Returns the fraction of a head that rotates, such that ``int(d_head * fraction)`` is ``rotary_dim``."""
     dim = cfg.rotary_dim or 0
     fraction = dim / cfg.d_head
     return fraction if int(cfg.d_head * fraction) == dim else math.nextafter(fraction, 1.0)

@@ -1,8 +1,8 @@
-"""The small models hosted in TransformerLens's own form: their config.json, and their two older layouts.
+"""Small models hosted in TransformerLens's own format: their config.json, and two older layouts.
 
 Neel Nanda's toys (``attn-only-*``, ``gelu-*``, ``solu-*``), Redwood's two-layer model and Othello-GPT are torch pickles
 beside a config.json with TransformerLens's names. The SoLU models trained on the Pile are older: their norms have other
-names, and with up to eight layers some tensors lie the other way round. Othello-GPT keeps minGPT's names.
+names, and with up to eight layers some tensors are transposed. Othello-GPT keeps minGPT's names.
 """
 
 from collections.abc import Iterable, Mapping
@@ -16,7 +16,7 @@ from tljax.errors import UnsupportedModelError
 OLD, MINGPT = "neel-solu-old", "mingpt"
 _NEEDED = ("d_model", "n_layers", "n_heads", "d_head", "n_ctx", "d_vocab")
 _POSITIONS_TURNED, _WEIGHTS_TURNED = 8, 6
-"""Most layers of an old model whose position table, or every weight, has its last two axes swapped."""
+"""Largest layer counts at which an old model's position table, or all its weights, have the last two axes swapped."""
 
 _MINGPT = (
     Row("tok_emb.weight", "d_vocab d_model", "embed.W_E"),
@@ -44,7 +44,7 @@ _MINGPT = (
 
 
 def is_hosted(attributes: Mapping[str, Any]) -> bool:
-    """Whether a config.json is TransformerLens's: its names, and nothing of transformers' that names a class."""
+    """Whether a config.json has TransformerLens's keys, and none of transformers' that name a class."""
     foreign = attributes.get("model_type") or attributes.get("architectures")
     return not foreign and all(name in attributes for name in _NEEDED)
 
@@ -52,11 +52,11 @@ def is_hosted(attributes: Mapping[str, Any]) -> bool:
 def read_config(attributes: Mapping[str, Any]) -> HookedTransformerConfig:
     """Returns our config for such a config.json.
 
-    TransformerLens reads the keys that are read here and no others; what else is there are settings of the training.
+    TransformerLens, too, reads only the keys that are read here; all others are training settings.
 
     Raises:
         ConfigError: a value does not fit.
-        UnsupportedModelError: positions or attention of another kind.
+        UnsupportedModelError: other positions or attention than hosted models have.
     """
     for key, only in (("use_local_attn", False), ("attention_dir", "causal"), ("use_attn_scale", True)):
         if attributes.get(key, only) != only:
@@ -85,7 +85,7 @@ def rows(cfg: HookedTransformerConfig, attributes: Mapping[str, Any], stored: It
     Args:
         cfg: its config.
         attributes: its config.json.
-        stored: names of its tensors, which tell the older layout.
+        stored: names of its tensors, which show whether the layout is an older one.
     """
     if attributes.get("architecture") == MINGPT:
         return list(_MINGPT)
@@ -95,7 +95,7 @@ def rows(cfg: HookedTransformerConfig, attributes: Mapping[str, Any], stored: It
 
 
 def _as_of_old(row: Row, n_layers: int) -> Row:
-    """A row with the name and the axes it had in the SoLU models trained on the Pile."""
+    """Returns a row with the name and axes that it has in the SoLU models trained on the Pile."""
     key = row.key.replace("ln_final", "norm").replace("ln", "norm")
     axes = row.axes.split()
     leaf = key.rpartition(".")[2]

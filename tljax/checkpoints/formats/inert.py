@@ -46,11 +46,11 @@ _INERT = {
         neftune_noise_alpha trl_version document_attention num_steps xla_device type_vocab_size
     """,
 }
-"""Why some attributes do not change the logits of any family → their names."""
+"""Reason → names of the attributes that, for this reason, change the logits of no family."""
 INERT: dict[str, str] = {name: why for why, names in _INERT.items() for name in names.split()}
-"""Attribute that changes the logits of no family → why; what is inert in one family alone is in its file."""
+"""Attribute that changes the logits of no family → reason; those inert in one family alone are in its file."""
 INERT_PREFIXES = ("unsloth_",)
-"""Trainers that mark the files they write with several attributes."""
+"""Prefixes of attributes that trainers add to the files they write."""
 
 SWITCHED_OFF: dict[str, Any] = {
     "is_encoder_decoder": False,
@@ -61,4 +61,4 @@ SWITCHED_OFF: dict[str, Any] = {
     "quantization": None,
     "is_causal": True,
 }
-"""Attributes any checkpoint may carry as long as they say what they say here."""
+"""Attributes that any checkpoint may have, as long as they have this value."""

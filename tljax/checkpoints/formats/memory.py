@@ -13,11 +13,11 @@ from tljax.errors import InputError, UnsupportedModelError
 
 _DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 _ADAPTED = (".lora_A.", ".lora_B.", ".base_layer.", ".lora_embedding_A.", ".modules_to_save.")
-"""What names of tensors contain where adapters are wrapped around layers."""
+"""Parts of tensor names that show that adapters are wrapped around layers."""
 
 
 class MemoryTensors(Tensors):
-    """Tensors in a mapping, of numpy, of jax or of torch; nothing is copied before it is read.
+    """Tensors in a mapping of numpy, jax or torch arrays; none is copied before it is read.
 
     Raises:
         InputError: a name that is no string, or a value that is no array.
@@ -35,16 +35,16 @@ class MemoryTensors(Tensors):
 
 @runtime_checkable
 class JsonConfig(Protocol):
-    """What is asked of a transformers model's config."""
+    """The interface needed of a transformers model's config."""
 
     def to_json_string(self, use_diff: bool = True) -> str:
-        """Returns what its config.json would hold."""
+        """Returns the contents of its config.json."""
         ...
 
 
 @runtime_checkable
 class TorchModel(Protocol):
-    """What is asked of a transformers model in memory."""
+    """The interface needed of a transformers model in memory."""
 
     config: Any
 
@@ -54,7 +54,7 @@ class TorchModel(Protocol):
 
 
 def read_hf_model(model: Any) -> tuple[dict[str, Any], MemoryTensors, dict[str, Any] | None]:
-    """Returns the config, as its config.json would have it, the tensors, and the generation config of a model.
+    """Returns a model's config (as in config.json), its tensors, and its generation config or ``None``.
 
     Raises:
         InputError: it is no transformers model, or it carries adapters that are not merged.
@@ -99,7 +99,7 @@ def _check_readable(state: Mapping[str, Any]) -> None:
 
 
 def _as_saved(model: Any, state: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The tensors under the names that ``save_pretrained`` writes (experts one by one, where files have them so)."""
+    """Returns the tensors under the names that ``save_pretrained`` writes (experts one by one, if files do so)."""
     try:
         from transformers.core_model_loading import revert_weight_conversion
     except ImportError:  # transformers 4: files have the names of modules

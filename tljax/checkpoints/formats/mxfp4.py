@@ -1,4 +1,4 @@
-"""Weights stored as MXFP4, four bits a number, read as the bfloat16 they stand for (Open Compute Project 2023)."""
+"""MXFP4 weights, four bits per number, unpacked to the bfloat16 they stand for (Open Compute Project 2023)."""
 
 import numpy as np
 
@@ -8,17 +8,17 @@ from tljax.errors import CheckpointError
 
 BLOCKS, SCALES = "_blocks", "_scales"
 BLOCK = 32
-"""Numbers that share a scale, two in each of 16 bytes, the lower half of a byte first."""
+"""How many numbers share a scale; 16 bytes hold them, two each, the lower half of a byte first."""
 _POSITIVE = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 _VALUES = np.array([*_POSITIVE, *(-value for value in _POSITIVE)], np.float32)
 _BIAS = 127
 
 
 class Unpacked:
-    """Tensors of a checkpoint, of which each pair ``x_blocks``, ``x_scales`` is one tensor ``x``.
+    """Tensors of a checkpoint, with each pair ``x_blocks``, ``x_scales`` unpacked to one tensor ``x``.
 
-    Blocks are ``[expert, out, block, 16]`` and scales ``[expert, out, block]``, both bytes; the tensor they stand for
-    is ``[expert, in, out]``, as gpt-oss multiplies by it. Every such number is exact in bfloat16.
+    Blocks are ``[expert, out, block, 16]`` and scales ``[expert, out, block]``, both bytes; the unpacked tensor is
+    ``[expert, in, out]``, the layout that gpt-oss multiplies by. Every MXFP4 number is exact in bfloat16.
     """
 
     def __init__(self, packed: Tensors) -> None:
@@ -51,7 +51,7 @@ class Unpacked:
 
 
 def unpack(blocks: np.ndarray, scales: np.ndarray) -> np.ndarray:
-    """Numbers in blocks of four bits each, times a power of two a block.
+    """Unpacks four-bit numbers in blocks, and multiplies each block by its power of two.
 
     Args:
         blocks: ``[out, block, 16]`` bytes.
@@ -66,6 +66,6 @@ def unpack(blocks: np.ndarray, scales: np.ndarray) -> np.ndarray:
 
 
 def unpacked(tensors: Tensors) -> Tensors:
-    """Returns ``tensors`` with what is packed as MXFP4 unpacked."""
+    """Returns ``tensors`` with those that are packed as MXFP4 unpacked."""
     packs = any(key.endswith(BLOCKS) and info.dtype == "U8" for key, info in tensors.info.items())
     return Unpacked(tensors) if packs else tensors

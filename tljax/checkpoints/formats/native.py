@@ -23,11 +23,11 @@ from tljax.typing import Params
 FORMAT = "tljax_format"
 VERSION = 1
 _CHECKSUM, _WEIGHTS = "tljax_checksum", "tljax_weights"
-"""In config.json: a checksum of its fields, and the seal of the weights saved with it; absent in older checkpoints."""
+"""Keys of config.json: a checksum of its fields, the seal of the weights saved with it; absent in older checkpoints."""
 
 
 def read_config(attributes: Mapping[str, Any], origin: str) -> HookedTransformerConfig:
-    """Returns the config in a config.json of ours."""
+    """Returns the config in a config.json of tljax's own format."""
     fields = dict(attributes)
     if (version := fields.pop(FORMAT)) != VERSION:
         raise UnsupportedModelError(
@@ -45,7 +45,7 @@ def read_config(attributes: Mapping[str, Any], origin: str) -> HookedTransformer
 
 
 def checked(tensors: Tensors, directory: Path, attributes: Mapping[str, Any]) -> Tensors:
-    """The tensors of a checkpoint of ours, each compared with its checksum as it is read.
+    """Wraps the tensors of a tljax checkpoint so that each is compared with its checksum as it is read.
 
     Raises:
         CheckpointError: the weights are not those that were saved with config.json, or their header is damaged.
@@ -64,7 +64,7 @@ def checked(tensors: Tensors, directory: Path, attributes: Mapping[str, Any]) ->
 
 
 class _Checked:
-    """Tensors that must have their checksums."""
+    """Tensors that are compared with their checksums as they are read."""
 
     def __init__(self, tensors: Tensors, file: Path, checksums: Mapping[str, str]) -> None:
         self.info = tensors.info
@@ -88,8 +88,8 @@ def save_native(
 ) -> None:
     """Writes a checkpoint that :func:`load_checkpoint` reads back bit for bit.
 
-    A checkpoint that the directory holds is replaced, its tokenizer too; killed at any moment, the directory holds the
-    old one, the new one, or none that loads: see :func:`~tljax.checkpoints.files.replacing.replace_checkpoint`.
+    A checkpoint in the directory is replaced, with its tokenizer. If the process is killed, the directory holds the old
+    one, the new one, or none that loads: see :func:`~tljax.checkpoints.files.replacing.replace_checkpoint`.
 
     Args:
         params: nested parameters.

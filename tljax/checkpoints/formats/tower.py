@@ -1,6 +1,6 @@
-"""Where the text model lies in a multimodal checkpoint: in which config, and under which names.
+"""The text model in a multimodal checkpoint: where its config is, and how its tensors are named.
 
-Only the text model is read. Its prompts hold no image, so whatever makes, places or counts image tokens is left out.
+Only the text model is read. Its prompts hold no image, so whatever makes, places or counts image tokens is ignored.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ _IMAGES = (
     # the vision tower, and the layers between it and the text model
     VISION, "multimodal_projector_bias", "projector_hidden_act", "spatial_merge_size", "vision_feature_layer",
     "vision_feature_select_strategy",
-    # ids and numbers of the tokens that stand for images: to the text model, ids like any other
+    # ids and counts of image tokens, which to the text model are ids like any other
     "image_token_id", "image_token_index", "video_token_id", "video_token_index", "vision_token_id",
     "vision_start_token_id", "vision_end_token_id", "image_start_token_id", "image_end_token_id",
     "video_start_token_id", "video_end_token_id", "boi_token_index", "eoi_token_index", "boi_token_id", "eoi_token_id",
@@ -27,22 +27,22 @@ RENAMED = (
     (r"(?:model\.)?language_model\.lm_head\.", "lm_head."),
     (r"(?:model\.)?language_model\.(?:model\.)?", "model."),
 )
-"""Starts of names in a multimodal checkpoint, old ones (``language_model.model.``) and new (``model.language_model.``),
-and what the text model alone calls them."""
+"""Patterns for the starts of names in a multimodal checkpoint, old (``language_model.model.``) and new
+(``model.language_model.``), and the starts that the text model alone has instead."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Tower:
-    """How a multimodal config holds that of its text model.
+    """How to get the text model's config from a multimodal one.
 
     Attributes:
         text_architecture: the class that transformers has for the text model alone.
         text_types: the ``model_type`` that ``text_config`` may have; empty where transformers does not look at it.
-        flat: older files have no ``text_config``, but its attributes beside those of images.
-        mrope: positions have three parts, of time, height and width (``mrope_section`` says which dimensions rotate by
-            which). In text all three are the token's position: the ordinary rotation.
-        tied: ``tie_word_embeddings`` of the whole config where it is absent.
-        tied_by_text: ``tie_word_embeddings`` in ``text_config`` ties too; otherwise transformers does not look at it.
+        flat: whether older files have no ``text_config``, but its attributes beside those of images.
+        mrope: whether positions have three parts: time, height and width (``mrope_section`` says which dimensions
+            rotate by which). In text all three are the token's position, which gives the ordinary rotation.
+        tied: default of ``tie_word_embeddings`` in the whole config.
+        tied_by_text: whether ``tie_word_embeddings`` in ``text_config`` ties, too; if not, transformers ignores it.
         only: attributes of the text family that the text model here ignores, and the value they must have.
     """
 
@@ -55,12 +55,12 @@ class Tower:
     only: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def text_config(self, hf: HFConfig) -> HFConfig:
-        """Returns the text model's config, as that of its family.
+        """Returns the text model's config, in the form that its family reads.
 
         Raises:
             CheckpointError: there is no ``text_config``.
             UnsupportedModelError: the whole config has an attribute that is neither the text model's nor known, or the
-                text model is of a type, or has a setting, that transformers would not take for this family.
+                text model has a type or a setting that transformers does not accept for this family.
         """
         for name in _IMAGES:
             hf(name, None)
@@ -69,7 +69,7 @@ class Tower:
             text = hf.changed(**self._completed(hf, hf.attributes))
         elif isinstance(nested, Mapping):
             for name in nested.keys() - SWITCHED_OFF.keys():
-                hf(name, None)  # transformers reads text_config and passes over attributes of that name beside it
+                hf(name, None)  # transformers reads text_config and ignores attributes of that name beside it
             tokens = {name: hf(name) for name in _OF_TOKENS if hf(name, None) is not None}
             completed = self._completed(hf, {**nested, **tokens})
             hf.refuse_unread()
@@ -86,7 +86,7 @@ class Tower:
         return text
 
     def _completed(self, hf: HFConfig, text: Mapping[str, Any]) -> dict[str, Any]:
-        """The text model's attributes with what is said elsewhere or not at all."""
+        """Returns the text model's attributes, completed from the whole config and from defaults."""
         tied = bool(hf("tie_word_embeddings", self.tied) or (self.tied_by_text and text.get("tie_word_embeddings")))
         ropes = [name for name in ("rope_scaling", "rope_parameters") if self.mrope and name in text]
         of_text = {name: _of_text(text[name]) for name in ropes}
@@ -94,7 +94,7 @@ class Tower:
 
 
 def _of_text(rope: Any) -> Any:
-    """Rotary parameters without what matters to images alone."""
+    """Returns rotary parameters without those that matter to images alone."""
     if not isinstance(rope, Mapping):
         return rope
     kept = {name: value for name, value in rope.items() if name not in ("mrope_section", "mrope_interleaved")}

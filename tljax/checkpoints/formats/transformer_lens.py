@@ -1,7 +1,7 @@
-"""TransformerLens's own form: its config, and its state dict as a table of rows.
+"""TransformerLens's own format: its config, and its state dict as a table of rows.
 
-Names are the ones our parameters have; a row differs from ours in the order of its axes, in where grouped keys and
-values live (``_W_K``), in the experts, and in what 3.9 switches on by ``original_architecture``.
+Tensors have the names of our parameters. Rows differ from ours in the order of axes, the names of grouped keys and
+values (``_W_K``), the experts, and what 3.9 switches on by ``original_architecture``.
 """
 
 import os
@@ -31,15 +31,15 @@ _SAME = """
     init_weights initializer_range tokenizer_name tokenizer_prepends_bos default_prepend_bos model_name
     original_architecture
 """.split()
-"""Fields with one name and one meaning here and there."""
+"""Fields with the same name and meaning in TransformerLens and tljax."""
 
 _INERT = """
     device n_devices n_params uses_rms_norm layer_norm_folding ungroup_grouped_query_attention from_checkpoint
     checkpoint_index checkpoint_label_type checkpoint_value trust_remote_code quantization_method tie_word_embeddings
     decoder_start_token_id
 """.split()
-"""Fields that change nothing: where the model was, where it came from, what is worked out from others. A state dict
-holds both of two tied tensors, and its own dtypes tell whether it is quantised."""
+"""Fields that change nothing: where the model was, where it came from, values derived from other fields. A state dict
+holds both of two tied tensors, and its own dtypes show whether it is quantised."""
 
 _UNSET = {
     "load_in_4bit": "4-bit weights are not read: load the model in full precision",
@@ -54,7 +54,7 @@ _JOINT_QK_NORM = ("OlmoeForCausalLM", *_NORM_AFTER)
 _GPT_OSS = "GptOssForCausalLM"
 
 _BUFFERS = (r"blocks\.\d+\.attn\.(mask|IGNORE|rotary_sin|rotary_cos|alibi)",)
-"""Stored names that are no parameters."""
+"""Patterns of stored names that are not parameters."""
 
 
 @runtime_checkable
@@ -73,8 +73,8 @@ def read_config(cfg: Any) -> HookedTransformerConfig:
         cfg: its ``to_dict()``, a JSON file with that, the object itself, or already a config of ours.
 
     Raises:
-        ConfigError: a key is no field of 3.9's, a needed one is absent, or a value does not fit.
-        UnsupportedModelError: a field asks for what tljax does not compute.
+        ConfigError: a key is not a field in 3.9, a required one is absent, or a value does not fit.
+        UnsupportedModelError: a field asks for something that tljax does not implement.
         CheckpointError: the JSON file is missing or damaged.
         InputError: ``cfg`` is something else.
     """
@@ -119,10 +119,10 @@ def _check_keys(fields: Mapping[str, Any]) -> None:
 
 
 def _computed_by_transformer_lens(ours: dict[str, Any], fields: Mapping[str, Any]) -> HookedTransformerConfig:
-    """The config of what 3.9 computes with these fields, some of it by the name of the architecture."""
+    """Returns our config for what 3.9 computes with these fields, some of it by the architecture's name."""
     architecture = fields.get("original_architecture")
     if ours.get("attn_only"):
-        ours["d_mlp"] = None  # always set there
+        ours["d_mlp"] = None  # always set in TransformerLens
     if ours.get("num_experts") is not None:
         ours["gated_mlp"] = True  # whatever the field says
         if architecture == _GPT_OSS:
@@ -141,7 +141,7 @@ def _computed_by_transformer_lens(ours: dict[str, Any], fields: Mapping[str, Any
 
 
 def _plain(name: str, value: Any) -> Any:
-    """A field's value without numpy, and a dtype without torch."""
+    """Returns a field's value as a Python scalar, or a torch dtype as its name."""
     if name == "dtype":
         return str(value).removeprefix("torch.") if str(value).startswith("torch.") else value
     return value.item() if isinstance(value, np.generic) else value
@@ -152,7 +152,7 @@ def rows(cfg: HookedTransformerConfig, optional_biases: bool = False) -> list[Ro
 
     Args:
         cfg: the model's config.
-        optional_biases: biases that are not stored are zero.
+        optional_biases: whether biases may be absent, which makes them zero.
     """
     table = []
     for path, axes in parameter_axes(cfg).items():
@@ -163,7 +163,7 @@ def rows(cfg: HookedTransformerConfig, optional_biases: bool = False) -> list[Ro
 
 
 def _stored_as(cfg: HookedTransformerConfig, path: str, axes: str) -> tuple[str, str, str | None]:
-    """Name, axes and other name of a parameter in a state dict."""
+    """Returns the name, axes and other name of a parameter in a state dict."""
     parent, _, leaf = path.rpartition(".")
     if parent.endswith(".attn") and leaf in ("W_Q", "W_K", "W_V"):
         width, heads, inner = axes.split()
@@ -189,12 +189,12 @@ def _linear(leaf: str) -> str:
 
 
 def ignored(cfg: HookedTransformerConfig) -> tuple[str, ...]:
-    """Returns patterns of stored names that are no parameters of a config."""
+    """Returns patterns of stored names that are not parameters of ``cfg``."""
     return _BUFFERS if cfg.learns_positions else (*_BUFFERS, r"pos_embed\.W_pos")  # 3.9 makes one for alibi too
 
 
 class OneNumber(Tensors):
-    """A state dict whose learned numbers of an activation, stored without axes, have one."""
+    """A state dict in which the learned scalars of an activation get an axis of length 1."""
 
     def __init__(self, tensors: Tensors) -> None:
         self._tensors = tensors
@@ -228,7 +228,7 @@ def open_file(file: Path) -> Tensors:
 
 
 def hint(cfg: HookedTransformerConfig, table: Sequence[Row], stored: Mapping[str, TensorInfo]) -> str:
-    """Says what a mismatch between a state dict and its config looks like, or nothing."""
+    """Returns the likely reason why a state dict does not fit its config, or an empty string."""
     norm, sizes = cfg.normalization_type, axis_sizes(cfg)
     with_gain = any(key.endswith((".ln1.w", ".ln2.w", "ln_final.w")) for key in stored)
     if norm in ("LN", "RMS") and not with_gain:
