@@ -18,8 +18,7 @@ from hf_models import VARIANTS, hf_config
 from tljax import HookPoint
 from tljax.checkpoints.families import family_of
 from tljax.errors import InputError
-from tljax.hooks.names import layer_of, stage_of
-from tljax.hooks.points import point_table
+from tljax.hooks.points import layer_of, point_table, stage_of
 from tljax.modules.activations import soft_cap
 
 SAME, CHANGED, TOLERANCE = 2e-5, 1e-4, 5e-5

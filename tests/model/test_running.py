@@ -12,7 +12,7 @@ from variants import TOKENS, build
 import tljax
 from tljax import Add, HookedTransformer, Output, Replace, Scale, UnusedHooksWarning, Zero
 from tljax.errors import HookError, InputError, InterventionError, UnknownHookError
-from tljax.forward import forward as forward_module
+from tljax.forward import stages
 
 LAYERS = 3
 Z1 = "blocks.1.attn.hook_z"
@@ -27,13 +27,13 @@ def model() -> HookedTransformer:
 def stage_runs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the compiled stages that run, in order."""
     runs: list[str] = []
-    real = forward_module._apply_compiled
+    real = stages._apply_compiled
 
     def counted(module: Any, *args: Any) -> Any:
         runs.append(type(module).__name__)
         return real(module, *args)
 
-    monkeypatch.setattr(forward_module, "_apply_compiled", counted)
+    monkeypatch.setattr(stages, "_apply_compiled", counted)
     return runs
 
 
