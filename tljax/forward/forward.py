@@ -157,7 +157,7 @@ def _stages(
         yield stage_at(embedding_module(cfg), _part(params, "embed", "pos_embed"), {}, EMBEDDING), (alone,)
     laid_out = layouts.get("blocks", ({},) * cfg.n_layers)
     for layer in range(start or 0, cfg.n_layers if stop is None else stop):
-        module = block_module(cfg, cfg.layer_kind(layer))
+        module = block_module(cfg, layer)
         stage = stage_at(module, params["blocks"][layer], laid_out[layer], f"blocks.{layer}.", ENTRY, EXIT)
         yield stage, (context_of_layer(cfg, context, layer),)
     if stop is None:

@@ -112,7 +112,7 @@ def block_view(cfg: HookedTransformerConfig, params: Params, layer: int) -> Modu
     """Returns a view of one block; calling it runs the block on a residual stream without padding."""
     table = params["pos_embed"]["W_pos"][None] if cfg.positional_embedding_type == "shortformer" else None
     context = context_of_layer(cfg, AttentionContext(pos_embed=table), layer)
-    module = block_module(cfg, cfg.layer_kind(layer))
+    module = block_module(cfg, layer)
     return ModuleView(f"blocks.{layer}", cfg, module, params["blocks"][layer], context)
 
 

@@ -26,9 +26,14 @@ def _module(make: Callable[..., Any], computation: HookedTransformerConfig, *sta
     return make(computation, *static)
 
 
-def block_module(cfg: HookedTransformerConfig, kind: LayerKind) -> TransformerBlock:
-    """Returns a config's block: one object for all layers of a kind, and for all models that compute the same."""
-    return _module(TransformerBlock, cfg.computation, kind)
+@functools.lru_cache(maxsize=256)
+def _blocks(cfg: HookedTransformerConfig) -> tuple[TransformerBlock, ...]:
+    return tuple(_module(TransformerBlock, cfg.computation, kind) for kind in cfg.layer_kinds)
+
+
+def block_module(cfg: HookedTransformerConfig, layer: int) -> TransformerBlock:
+    """Returns a layer's block: one object for all layers of a kind, and for all models that compute the same."""
+    return _blocks(cfg)[layer]
 
 
 def embedding_module(cfg: HookedTransformerConfig) -> EmbeddingStage:

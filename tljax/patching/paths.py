@@ -246,7 +246,7 @@ def read_heads(model: HookedTransformer, base: BaseRun, layer: int, letter: str,
     Returns:
         ``[sender, batch, pos, head, d_head]``, before any rotation.
     """
-    module = block_module(model.cfg, model.cfg.layer_kind(layer))
+    module = block_module(model.cfg, layer)
     flat, placed = stream.reshape(1, -1, model.cfg.d_model), base.context.pos_embed
     if placed is not None:
         placed = jnp.broadcast_to(placed[None, :, : stream.shape[2]], stream.shape).reshape(flat.shape)
@@ -307,7 +307,7 @@ def added_by_attention(
         heads: activation at the point without the change, ``[batch, pos, head, d_head or d_model]``.
         change: changes of the combined heads, ``[change, batch, pos, d_model]``.
     """
-    module, params = block_module(model.cfg, model.cfg.layer_kind(layer)), model.params["blocks"][layer]
+    module, params = block_module(model.cfg, layer), model.params["blocks"][layer]
     if not model.cfg.has_norms_after:
         return scaled(change, model.cfg.residual_multiplier)
     return _added(module, point == "attn.hook_z", params, heads, change)

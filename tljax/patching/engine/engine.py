@@ -204,7 +204,7 @@ class Engine:
             indices["positions"], indices["token_mask"], lengths=indices["lengths"], packing=packing,
             pos_embed=None if placed is None else _taken(placed, layout.source),
         )  # fmt: skip
-        module = block_module(cfg, cfg.layer_kind(layer))
+        module = block_module(cfg, layer)
         stage = Stage(module, {"params": self.params["blocks"][layer]}, f"blocks.{layer}.", (), slots)
         computed = layout.n_tokens if queries is None else layout.n_rows
         columns = self.base.padded_length if queries is None else 1
