@@ -15,6 +15,8 @@ from tljax.generation.sampling import SamplingOptions, read_sampling
 from tljax.model.hooked_transformer import PretrainedOptions
 from tljax.text.inputs import prepare
 from tljax.typing import InputOptions, PromptOptions
+from tljax.viz.heatmap import HeatmapOptions, heatmap
+from tljax.viz.lens_table import FigureOptions, TableOptions, logit_lens_figure, logit_lens_table
 from tljax.weights.steps import STEPS, ProcessingOptions, Steps
 
 BUNDLES: dict[str, tuple[type, Callable[..., Any]]] = {
@@ -24,6 +26,9 @@ BUNDLES: dict[str, tuple[type, Callable[..., Any]]] = {
     "processing": (ProcessingOptions, Steps.for_config),
     "loading": (LoadOptions, load_checkpoint),
     "a state dict": (ReadOptions, load_transformer_lens),
+    "a heat map": (HeatmapOptions, heatmap),
+    "a lens's table": (TableOptions, logit_lens_table),
+    "a lens's figure": (FigureOptions, logit_lens_figure),
     "from_pretrained": (PretrainedOptions, HookedTransformer.from_pretrained),
 }
 SEVERAL = 2

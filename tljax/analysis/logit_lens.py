@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, Unpack, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ from tljax.model.hooked_transformer import HookedTransformer
 from tljax.numerics import widened
 from tljax.text.batch import Batch
 from tljax.text.methods import token_labels
+from tljax.viz.lens_table import FigureOptions, TableOptions, logit_lens_figure, logit_lens_table
 
 
 @runtime_checkable
@@ -76,7 +77,8 @@ class LensReadout:
         """Returns the most likely tokens as strings, in nested lists ``[...][k]``."""
         return _texts(model, self.top_ids)
 
-    def table(self, model: HookedTransformer, index: int = 0, **options: Any) -> Any:
+    @functools.partial(typed, receiver=logit_lens_table)
+    def table(self, model: HookedTransformer, index: int = 0, **options: Unpack[TableOptions]) -> Any:
         """Draws the most likely token at each depth and position of one prompt, for a notebook (offline HTML).
 
         Args:
@@ -84,14 +86,11 @@ class LensReadout:
             index: which prompt of the batch.
             **options: options of :func:`tljax.viz.logit_lens_table`.
         """
-        from tljax.viz import logit_lens_table
-
         return logit_lens_table(*self._cells(model, index), **options)
 
-    def figure(self, model: HookedTransformer, index: int = 0, **options: Any) -> Any:
+    @functools.partial(typed, receiver=logit_lens_figure)
+    def figure(self, model: HookedTransformer, index: int = 0, **options: Unpack[FigureOptions]) -> Any:
         """Draws the same table as a matplotlib figure; ``path=`` saves it."""
-        from tljax.viz import logit_lens_figure
-
         return logit_lens_figure(*self._cells(model, index), **options)
 
     def _cells(self, model: HookedTransformer, index: int) -> tuple[Any, Any, Sequence[str], Any]:

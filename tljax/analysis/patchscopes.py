@@ -1,7 +1,7 @@
 """Patchscopes (Ghandeharioun et al. 2024): a hidden state patched into a prompt that asks what it encodes."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ from tljax import checks
 from tljax.analysis.logit_lens import LensReadout, readout
 from tljax.checks import typed
 from tljax.errors import InputError
+from tljax.generation.methods import GenerateOptions
 from tljax.hooks.interventions import Replace
 from tljax.model.hooked_transformer import HookedTransformer
 from tljax.text.batch import Batch
@@ -85,7 +86,7 @@ def patchscope_generate(
     mapping: Callable[[jax.Array], jax.Array] | None = None,
     source_model: HookedTransformer | None = None,
     max_new_tokens: int = 10,
-    **options: Any,
+    **options: Unpack[GenerateOptions],
 ) -> list[list[str]]:
     """Continues the target prompt, with each source layer's output patched into each target layer.
 
@@ -102,10 +103,10 @@ def patchscope_generate(
     """
     states = _source_states(source_model or model, source, source_pos, source_layers, mapping)
     tokens, hooks = _patched(model, target, target_pos, target_layers, states)
-    options = {"do_sample": False, "verbose": False} | options
+    chosen: dict[str, Any] = {"do_sample": False, "verbose": False, **options}
     by_target = []
     for hook in hooks:
-        whole = model.generate(tokens, max_new_tokens, fwd_hooks=[hook], return_type="tokens", **options)
+        whole = model.generate(tokens, max_new_tokens, fwd_hooks=[hook], return_type="tokens", **chosen)
         by_target.append([_text(model, row) for row in np.asarray(whole)[:, tokens.shape[1] :]])
     return [list(texts) for texts in zip(*by_target, strict=True)]
 

@@ -1,8 +1,9 @@
 """``PatchingResult``: a sweep's metrics as an array with named axes, with statistics over prompts."""
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from tljax.patching.engine.run import Measured, Reduce
 from tljax.patching.picture import picture_of
 from tljax.patching.statistics import bootstrap_interval, sign_flip_pvalue
 from tljax.viz.drawing import Drawable, Picture
-from tljax.viz.heatmap import heatmap
+from tljax.viz.heatmap import HeatmapOptions, heatmap
 
 _RUN_AXES = ("metric", "batch")
 """The axes that are not axes of sites; ``baseline`` and ``clean`` have no others."""
@@ -300,7 +301,8 @@ class PatchingResult(Drawable):
         """Returns the picture that :meth:`plot` draws."""
         return picture_of(self, of, facet)
 
-    def plot(self, **options: Any) -> Any:
+    @functools.partial(typed, receiver=heatmap)
+    def plot(self, **options: Unpack[HeatmapOptions]) -> Any:
         """Draws a heat map; the options are those of :func:`tljax.viz.heatmap`."""
         return heatmap(self, **options)
 

@@ -3,7 +3,7 @@
 import dataclasses
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
@@ -11,6 +11,21 @@ from tljax.checks import typed
 from tljax.errors import InputError
 from tljax.viz.drawing import Drawable, Picture, draw, save_figure
 from tljax.viz.scale import scale_of
+
+
+class HeatmapOptions(TypedDict, total=False):
+    """Options of :func:`heatmap`, documented there."""
+
+    of: str | None
+    facet: str | None
+    x_labels: Sequence[str] | None
+    y_labels: Sequence[str] | None
+    title: str | None
+    x_title: str | None
+    y_title: str | None
+    colour_title: str | None
+    signed: bool
+    path: str | os.PathLike[str] | None
 
 
 @typed

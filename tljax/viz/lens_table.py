@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
@@ -23,6 +23,20 @@ from tljax.viz.scale import Scale, scale_of
 _BAND = 16
 _CELL_LETTERS = 9
 _CELL_INCHES = (0.78, 0.27)
+
+
+class TableOptions(TypedDict, total=False):
+    """Options of :func:`logit_lens_table`, documented there."""
+
+    colour_values: Any
+    colour_title: str
+    title: str | None
+
+
+class FigureOptions(TableOptions, total=False):
+    """Options of :func:`logit_lens_figure`, documented there."""
+
+    path: str | os.PathLike[str] | None
 
 
 def logit_lens_table(

@@ -8,11 +8,12 @@ run, one site at a time. Results are arrays, or a :class:`~tljax.patching.Patchi
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import jax
 import jax.numpy as jnp
 
+from tljax.checks import typed
 from tljax.errors import InputError
 from tljax.model.hooked_transformer import HookedTransformer
 from tljax.patching.engine.report import join_reports
@@ -114,8 +115,21 @@ get_act_patch_attn_head_pattern_dest_src_pos = _patch_function(
 )  # fmt: skip
 
 
+class EveryOptions(TypedDict, total=False):
+    """Options of each sweep of the ``*_every`` functions, documented at :func:`generic_activation_patch`."""
+
+    index_axis_names: Sequence[str] | None
+    index_df: Any
+    return_index_df: bool
+    reduce: Reduce
+    baseline: bool
+    max_batch: MaxBatch
+    progress: bool | None
+
+
+@functools.partial(typed, receiver=generic_activation_patch)
 def get_act_patch_attn_head_all_pos_every(
-    model: HookedTransformer, corrupted_tokens: Any, clean_cache: Any, metric: Metrics, **kwargs: Any
+    model: HookedTransformer, corrupted_tokens: Any, clean_cache: Any, metric: Metrics, **kwargs: Unpack[EveryOptions]
 ) -> Any:
     """Patches each head's output, queries, keys, values and pattern at all positions: ``[patch_type, layer, head]``.
 
@@ -124,7 +138,7 @@ def get_act_patch_attn_head_all_pos_every(
 
     Args:
         model, corrupted_tokens, clean_cache, metric: as in :func:`generic_activation_patch`.
-        **kwargs: passed to each sweep: ``reduce``, ``baseline``, ``index_df``, ``max_batch``, ``progress``.
+        **kwargs: passed to each sweep.
     """
     functions = {
         "out": get_act_patch_attn_head_out_all_pos,
@@ -136,8 +150,9 @@ def get_act_patch_attn_head_all_pos_every(
     return _every(functions, (model, corrupted_tokens, clean_cache, metric), kwargs)
 
 
+@functools.partial(typed, receiver=generic_activation_patch)
 def get_act_patch_attn_head_by_pos_every(
-    model: HookedTransformer, corrupted_tokens: Any, clean_cache: Any, metric: Metrics, **kwargs: Any
+    model: HookedTransformer, corrupted_tokens: Any, clean_cache: Any, metric: Metrics, **kwargs: Unpack[EveryOptions]
 ) -> Any:
     """Patches each head's output, query, key, value and pattern row at each position.
 
@@ -162,8 +177,9 @@ def get_act_patch_attn_head_by_pos_every(
     return _every(functions, (model, corrupted_tokens, clean_cache, metric), kwargs)
 
 
+@functools.partial(typed, receiver=generic_activation_patch)
 def get_act_patch_block_every(
-    model: HookedTransformer, corrupted_tokens: Any, clean_cache: Any, metric: Metrics, **kwargs: Any
+    model: HookedTransformer, corrupted_tokens: Any, clean_cache: Any, metric: Metrics, **kwargs: Unpack[EveryOptions]
 ) -> Any:
     """Patches the residual stream, attention's and the MLP's output at each position: ``[patch_type, layer, pos]``.
 
