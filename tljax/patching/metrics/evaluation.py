@@ -10,10 +10,11 @@ import numpy as np
 
 from tljax.config import HookedTransformerConfig
 from tljax.errors import InputError, TljaxError
+from tljax.memory import WORKING_BYTES
 from tljax.patching.metrics.lazy_logits import LazyLogits
 from tljax.patching.metrics.metrics import DeclaredMetric
 from tljax.patching.metrics.reads import FEW, PositionNotKept, Reads, unembed
-from tljax.sizes import chunks
+from tljax.sizes import chunks, power_of_two_within
 from tljax.typing import Params
 
 How = Literal["compiled", "replayed", "batched", "plain"]
@@ -69,7 +70,7 @@ class Measure:
         params: Params,
         base: Any,
         *,
-        budget: int = 256 * 2**20,
+        budget: int = WORKING_BYTES,
     ) -> None:
         if not callable(metric):
             raise InputError(f"A metric is a function of the logits, such as LogitDiff(answer, wrong); got {metric!r}.")
@@ -162,8 +163,7 @@ class Measure:
         """Returns two numbers of runs to measure at once: a large one, and a small one for the remainder."""
         gathered = sum(read.positions.size for read in self._reads.known.values())
         numbers = self._elements + finals.shape[3] * (self._batch * finals.shape[2] + gathered)
-        affordable = max(1, self.budget // (numbers * self._base.itemsize))
-        affordable = 1 << (affordable.bit_length() - 1)
+        affordable = power_of_two_within(max(1, self.budget // (numbers * self._base.itemsize)))
         few, many = (8, 64) if self._reads_rows else (64, 512)
         return min(many, affordable), min(few, affordable)
 
