@@ -46,7 +46,7 @@ class ModuleView:
         """Views of this module's submodules, by name."""
         return {
             name: ModuleView(f"{self.name}.{name}", self._cfg, part, self._params.get(name, {}), self._context)
-            for name, part in _submodules(self._module, self._params).items()
+            for name, part in _submodules(self._module).items()
             if not isinstance(part, NoNorm) or (name in ("ln1", "ln2") and f"{name}_post" not in self._params)
         }
 
@@ -100,12 +100,17 @@ class ModuleView:
         return f"{self.name}({', '.join(dir(self))})"
 
 
-def _submodules(module: nn.Module, params: Mapping[str, Any]) -> dict[str, nn.Module]:
-    """Returns the submodules that a module creates in its ``setup``, by name."""
-    bound = module.bind({"params": params})
-    getattr(bound, "", None)  # looking up a missing attribute makes Flax run setup
-    parts = {name: part for name, part in vars(bound).items() if isinstance(part, nn.Module)}
-    return {name: part.unbind()[0] for name, part in parts.items()}
+@functools.lru_cache(maxsize=256)
+def _submodules(module: nn.Module) -> Mapping[str, nn.Module]:
+    """Returns the submodules that a module creates in its ``setup``, by name; nothing is computed."""
+    parts: dict[str, nn.Module] = {}
+
+    def set_up(bound: nn.Module) -> None:
+        getattr(bound, "", None)  # looking up a missing attribute makes Flax run setup
+        parts.update({name: part.clone() for name, part in vars(bound).items() if isinstance(part, nn.Module)})
+
+    jax.eval_shape(nn.init(set_up, module), jax.eval_shape(lambda: jax.random.key(0)))
+    return parts
 
 
 def block_view(cfg: HookedTransformerConfig, params: Params, layer: int) -> ModuleView:
@@ -134,4 +139,4 @@ def end_view(cfg: HookedTransformerConfig, params: Params, name: str) -> ModuleV
         )
     stage = head_module(cfg) if name in ("ln_final", "unembed") else embedding_module(cfg)
     check = functools.partial(_checked_tokens, cfg, name) if name in ("embed", "pos_embed") else jnp.asarray
-    return ModuleView(name, cfg, _submodules(stage, {})[name], params.get(name, {}), AttentionContext(), check)
+    return ModuleView(name, cfg, _submodules(stage)[name], params.get(name, {}), AttentionContext(), check)
