@@ -137,6 +137,6 @@ def end_view(cfg: HookedTransformerConfig, params: Params, name: str) -> ModuleV
         raise ConfigError(
             f"This model has no pos_embed: its positions are {cfg.positional_embedding_type!r}, not learned."
         )
-    stage = head_module(cfg) if name in ("ln_final", "unembed") else embedding_module(cfg)
+    stage: Any = head_module(cfg) if name in ("ln_final", "unembed") else embedding_module(cfg)
     check = functools.partial(_checked_tokens, cfg, name) if name in ("embed", "pos_embed") else jnp.asarray
     return ModuleView(name, cfg, _submodules(stage)[name], params.get(name, {}), AttentionContext(), check)

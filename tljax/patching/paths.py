@@ -26,6 +26,7 @@ from tljax.modules.activations import scaled
 from tljax.modules.context import AttentionContext
 from tljax.modules.stack import block_module
 from tljax.numerics import matmul_precision
+from tljax.patching.assembly import as_result
 from tljax.patching.engine.base_run import BaseRun
 from tljax.patching.engine.edits import GridEdits, TakeRows, expand, picks
 from tljax.patching.engine.engine import Engine, Reach, enter
@@ -34,7 +35,7 @@ from tljax.patching.engine.report import join_reports
 from tljax.patching.engine.run import Measured, Metrics, Reduce, batch_limits, measure_edits
 from tljax.patching.engine.sites import Sites, find_rows, place
 from tljax.patching.receivers import Receiver, read_receivers
-from tljax.patching.result import PatchingResult, as_result
+from tljax.patching.result import PatchingResult
 from tljax.patching.sources import read_source
 from tljax.patching.sweep import prepare_sweep, site_grid
 from tljax.progress import Progress

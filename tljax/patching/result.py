@@ -13,7 +13,6 @@ from jax.core import Tracer
 from tljax.checks import typed, whole
 from tljax.errors import InputError, nearest
 from tljax.patching import tables
-from tljax.patching.engine.run import Measured, Reduce
 from tljax.patching.picture import picture_of
 from tljax.patching.statistics import bootstrap_interval, sign_flip_pvalue
 from tljax.viz.drawing import Drawable, Picture
@@ -415,44 +414,3 @@ class _Same:
 
     def __hash__(self) -> int:
         return id(self.value)
-
-
-def as_result(
-    measured: Measured,
-    sizes: Sequence[int],
-    axes: Sequence[str],
-    reduce: Reduce,
-    activation_name: str = "",
-    labels: Mapping[str, Sequence[str]] | None = None,
-    rows: Any = None,
-) -> PatchingResult:
-    """Builds a result, with the axis of sites reshaped to ``sizes``."""
-    if reduce not in ("mean", "none"):
-        raise InputError(f'reduce={reduce!r} is not one of "mean" and "none".')
-    per_prompt = reduce == "none"
-    if per_prompt and (single := [name for name, value in measured.baseline.items() if value.ndim == 0]):
-        raise InputError(
-            f'reduce="none" keeps a number for each prompt, and {single[0]!r} returns one for all. Index all '
-            "prompts, logits[:, -1, token], instead of logits[0, -1, token]."
-        )
-
-    def shaped(arrays: Mapping[str, np.ndarray], sizes: Sequence[int] | None) -> jax.Array:
-        kept = []
-        for array in arrays.values():
-            array = array if sizes is None else array.reshape(*sizes, *array.shape[1:])
-            has_batch = array.ndim > (0 if sizes is None else len(sizes))
-            kept.append(array.mean(axis=-1) if has_batch and not per_prompt else array)
-        return jax.device_put(np.stack(kept) if measured.several else kept[0])
-
-    names = (*(("metric",) if measured.several else ()), *axes, *(("batch",) if per_prompt else ()))
-    return PatchingResult(
-        shaped(measured.values, sizes),
-        names,
-        shaped(measured.baseline, None),
-        None if measured.clean is None else shaped(measured.clean, None),
-        tuple(measured.values) if measured.several else ("metric",),
-        activation_name,
-        labels or {},
-        rows,
-        measured.report,
-    )

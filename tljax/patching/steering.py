@@ -13,8 +13,9 @@ from tljax.hooks.interventions import Add
 from tljax.hooks.names import ActName
 from tljax.hooks.points import HookPointSpec
 from tljax.model.hooked_transformer import HookedTransformer
+from tljax.patching.assembly import as_result
 from tljax.patching.engine.run import Metrics, Reduce, measure_sites
-from tljax.patching.result import PatchingResult, as_result
+from tljax.patching.result import PatchingResult
 from tljax.patching.sources import array_at, is_by_layer, read_source
 from tljax.patching.sweep import prepare_sweep, site_grid
 

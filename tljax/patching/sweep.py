@@ -20,11 +20,12 @@ from tljax.hooks.point import POSITION_AXES
 from tljax.hooks.points import AXES, HookPointSpec, point_table
 from tljax.hooks.selectors import AXIS_ALIASES
 from tljax.model.hooked_transformer import HookedTransformer
+from tljax.patching.assembly import as_result
 from tljax.patching.engine.base_run import BaseRun, run_base
 from tljax.patching.engine.run import Metrics, Reduce, measure_sites
 from tljax.patching.engine.sites import Sites, grid
 from tljax.patching.naming import named_points
-from tljax.patching.result import PatchingResult, as_result
+from tljax.patching.result import PatchingResult
 from tljax.patching.sources import read_source
 from tljax.text import positions
 from tljax.text.inputs import prepare

@@ -38,6 +38,18 @@ from tljax.patching.transformerlens.setters import layer_pos_patch_setter as lay
 from tljax.text.padding import pad_axis
 
 
+class PatchOptions(TypedDict, total=False):
+    """Options that all of these functions take, documented at :func:`generic_activation_patch`."""
+
+    index_axis_names: Sequence[str] | None
+    index_df: Any
+    return_index_df: bool
+    reduce: Reduce
+    baseline: bool
+    max_batch: MaxBatch
+    progress: bool | None
+
+
 def _patch_function(
     name: str, activation: str, setter: PatchSetter, axes: tuple[str, ...], what: str
 ) -> Callable[..., Any]:
@@ -51,26 +63,20 @@ def _patch_function(
         *,
         patch_setter: PatchSetter = setter,
         activation_name: str = activation,
-        index_axis_names: Sequence[str] | None = None,
-        index_df: Any = None,
-        return_index_df: bool = False,
-        reduce: Reduce = "scalar",
-        baseline: bool = False,
-        max_batch: MaxBatch = "auto",
-        progress: bool | None = None,
+        **options: Unpack[PatchOptions],
     ) -> Any:
-        names = axes if index_axis_names is None and index_df is None else index_axis_names
+        if options.get("index_axis_names") is None and options.get("index_df") is None:
+            options["index_axis_names"] = axes
         return generic_activation_patch(
-            model, corrupted_tokens, clean_cache, patching_metric, patch_setter, activation_name, names, index_df,
-            return_index_df, reduce=reduce, baseline=baseline, max_batch=max_batch, progress=progress,
-        )  # fmt: skip
+            model, corrupted_tokens, clean_cache, patching_metric, patch_setter, activation_name, **options
+        )
 
     get_act_patch.__name__ = get_act_patch.__qualname__ = f"get_act_patch_{name}"
     get_act_patch.__doc__ = (
         f"Patches {what} (``{activation}``), one run for each {', '.join(axes[:-1])} and {axes[-1]}.\n\n"
         f"Returns ``[{', '.join(axes)}]``; arguments and other results are those of :func:`generic_activation_patch`."
     )
-    return get_act_patch
+    return typed(get_act_patch, receiver=generic_activation_patch)
 
 
 _BY_LAYER_POS = (layer_pos_patch_setter, ("layer", "pos"))
@@ -115,21 +121,9 @@ get_act_patch_attn_head_pattern_dest_src_pos = _patch_function(
 )  # fmt: skip
 
 
-class EveryOptions(TypedDict, total=False):
-    """Options of each sweep of the ``*_every`` functions, documented at :func:`generic_activation_patch`."""
-
-    index_axis_names: Sequence[str] | None
-    index_df: Any
-    return_index_df: bool
-    reduce: Reduce
-    baseline: bool
-    max_batch: MaxBatch
-    progress: bool | None
-
-
 @functools.partial(typed, receiver=generic_activation_patch)
 def get_act_patch_attn_head_all_pos_every(
-    model: HookedTransformer, corrupted_tokens: Any, clean_cache: Any, metric: Metrics, **kwargs: Unpack[EveryOptions]
+    model: HookedTransformer, corrupted_tokens: Any, clean_cache: Any, metric: Metrics, **kwargs: Unpack[PatchOptions]
 ) -> Any:
     """Patches each head's output, queries, keys, values and pattern at all positions: ``[patch_type, layer, head]``.
 
@@ -152,7 +146,7 @@ def get_act_patch_attn_head_all_pos_every(
 
 @functools.partial(typed, receiver=generic_activation_patch)
 def get_act_patch_attn_head_by_pos_every(
-    model: HookedTransformer, corrupted_tokens: Any, clean_cache: Any, metric: Metrics, **kwargs: Unpack[EveryOptions]
+    model: HookedTransformer, corrupted_tokens: Any, clean_cache: Any, metric: Metrics, **kwargs: Unpack[PatchOptions]
 ) -> Any:
     """Patches each head's output, query, key, value and pattern row at each position.
 
@@ -179,7 +173,7 @@ def get_act_patch_attn_head_by_pos_every(
 
 @functools.partial(typed, receiver=generic_activation_patch)
 def get_act_patch_block_every(
-    model: HookedTransformer, corrupted_tokens: Any, clean_cache: Any, metric: Metrics, **kwargs: Unpack[EveryOptions]
+    model: HookedTransformer, corrupted_tokens: Any, clean_cache: Any, metric: Metrics, **kwargs: Unpack[PatchOptions]
 ) -> Any:
     """Patches the residual stream, attention's and the MLP's output at each position: ``[patch_type, layer, pos]``.
 

@@ -15,10 +15,10 @@ from tljax.errors import InputError
 from tljax.hooks.point import POSITION_AXES
 from tljax.hooks.points import HookPointSpec
 from tljax.model.hooked_transformer import HookedTransformer
+from tljax.patching.assembly import as_result
 from tljax.patching.engine.report import join_reports
 from tljax.patching.engine.run import Measured, Metrics, measure_sites
 from tljax.patching.engine.sites import Sites
-from tljax.patching.result import as_result
 from tljax.patching.sources import Source, cached, read_source, without_padding
 from tljax.patching.sweep import Setup, prepare_sweep, site_labels
 from tljax.patching.transformerlens.setters import PatchSetter, axes_of, custom_sites
