@@ -1,0 +1,1 @@
+"""Scores of edges: estimates by gradients, and exact effects."""
