@@ -6,6 +6,7 @@ A patched edge changes what one reader reads: the residual stream of the base ru
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
@@ -15,7 +16,7 @@ import numpy as np
 
 from tljax.checks import typed
 from tljax.circuits.graph import ResidualGraph
-from tljax.circuits.scores.edge_edits import base_points, flops_saved, groups_of, make_edits
+from tljax.circuits.scores.edge_edits import EdgeEdits, ReaderGroup, base_points, flops_saved, groups_of, make_edits
 from tljax.circuits.writers import outputs_of, writer_points
 from tljax.errors import InputError
 from tljax.memory import how_many
@@ -90,11 +91,11 @@ def exact_edge_effects(
     effects = _Effects(model, base, graph, replacement, measure, wanted)
     positions = measure.positions
     try:
-        values, engine, saved = effects.measure(reach_of(model.cfg, base.length, positions), max_batch, progress)
+        values, *flops = effects.measure(reach_of(model.cfg, base.length, positions), max_batch, progress)
     except PositionNotKept:
         positions = None
-        values, engine, saved = effects.measure(reach_of(model.cfg, base.length, None), max_batch, progress)
-    return ExactEffects(values, np.asarray(measure.baseline), _report(effects, engine, saved, positions))
+        values, *flops = effects.measure(reach_of(model.cfg, base.length, None), max_batch, progress)
+    return ExactEffects(values, np.asarray(measure.baseline), _report(effects, positions, *flops))
 
 
 def checked_edges(graph: ResidualGraph, edges: Any) -> np.ndarray:
@@ -133,35 +134,39 @@ class _Effects:
 
     def measure(
         self, reach: Reach, max_batch: int | Literal["auto"], progress: bool | None
-    ) -> tuple[np.ndarray, Engine, float]:
-        """Returns the effects, the engine that ran, and the FLOPs of what blocks left out."""
+    ) -> tuple[np.ndarray, float, float]:
+        """Returns the effects, the FLOPs that blocks spent, and the least that they could."""
         cfg, base, graph = self.model.cfg, self.base, self.graph
         baseline = np.asarray(self.measured_by.baseline)
         effects = np.zeros((*graph.shape, *baseline.shape), np.result_type(baseline, np.float32))
         effects[graph.edges & ~self.edges] = np.nan
-        saved = 0.0
+        flops = floor = 0.0
         with Progress(int(self.edges.sum()) * base.batch, progress, "edges") as bar:
             engine = Engine(self.model, base, reach, batch_limits(cfg, base, max_batch), bar.advance)
-            for first, changes in self._chunks():
-                for layer in range(graph.n_layers + 1):
-                    for group, columns in groups_of(graph, layer).items():
-                        here = self.edges[first : first + len(changes[1]), columns]
-                        sites = np.argwhere(here) + [0, columns.start]
-                        if not len(sites):
-                            continue
-                        edits = make_edits(self.model, base, graph, group, layer, changes, sites)
-                        rows = edits.rows(cfg, reach)
+            for edits, group, edges in self._edits():
+                rows = edits.rows(cfg, reach)
+                run = functools.partial(engine.run, edits=edits)
+                measured = measure_rows(run, rows, len(edges), {"": self.measured_by}, base, reach)[""]
+                effects[tuple(edges.T)] = measured - baseline
+                bar.advance(len(edges) * base.batch - len(rows))
+                narrow = reach.only is not None and edits.layer >= cfg.n_layers - 1
+                tokens = int((reach.end - rows.start).sum())
+                saved = flops_saved(cfg, group, edits.layer, tokens, len(rows) if narrow else tokens)
+                flops, floor = flops - saved, floor - (0 if narrow else saved)
+        return effects, flops + engine.spent.flops, floor + engine.spent.floor
 
-                        def run(rows: Any, first: int, n_sites: int, edits: Any = edits) -> np.ndarray:
-                            return engine.run(rows, edits, first, n_sites)
+    def _edits(self) -> Iterator[tuple[EdgeEdits, ReaderGroup, np.ndarray]]:
+        """Yields edits, the group of their readers, and their edges ``[site, 2]`` (writer, reader).
 
-                        measured = measure_rows(run, rows, len(sites), {"": self.measured_by}, base, reach)[""]
-                        effects[sites[:, 0] + first, sites[:, 1]] = measured - baseline
-                        bar.advance(len(sites) * base.batch - len(rows))
-                        tokens = int((reach.end - rows.start).sum())
-                        alone = reach.only is not None and layer == cfg.n_layers - 1
-                        saved += flops_saved(cfg, group, layer, tokens, len(rows) if alone else tokens)
-        return effects, engine, saved
+        The last layer comes first: its readers have the most edges, and smaller batches fit into larger ones' programs.
+        """
+        for first, changes in self._chunks():
+            for layer in reversed(range(self.graph.n_layers + 1)):
+                for group, columns in groups_of(self.graph, layer).items():
+                    edges = np.argwhere(self.edges[first : first + len(changes[1]), columns]) + [0, columns.start]
+                    if len(edges):
+                        edits = make_edits(self.model, self.base, self.graph, group, layer, changes, edges)
+                        yield edits, group, edges + [first, 0]
 
     def _chunks(self) -> Iterator[tuple[int, tuple[jax.Array, np.ndarray]]]:
         """Yields chunks of writers with edges: the first one's number, what edges from each add, and where.
@@ -200,16 +205,13 @@ class _Effects:
         return jnp.concatenate([heads, change[graph.n_heads :]])
 
 
-def _report(effects: _Effects, engine: Engine, saved: float, positions: tuple[int, ...] | None) -> SweepReport:
+def _report(effects: _Effects, positions: tuple[int, ...] | None, flops: float, floor: float) -> SweepReport:
     cfg, base, count = effects.model.cfg, effects.base, int(effects.edges.sum())
     reductions = ["layer skip", "only the reader's part of its own block"]
     if cfg.attention_dir == "causal":
         reductions.append("causal suffix")
     if positions is not None and len(positions) == 1:
         reductions.append("one position unembedded")
-    measuring = count * effects.measured_by.flops
-    spent = engine.spent.flops - saved + blocks_flops(cfg, base.batch, base.padded_length) + measuring
-    floor = engine.spent.floor
-    return SweepReport(
-        count, 0, tuple(reductions), effects.measured_by.how, spent, floor, count * forward_flops(cfg, base.batch, base.length)
-    )  # fmt: skip
+    flops += blocks_flops(cfg, base.batch, base.padded_length) + count * effects.measured_by.flops
+    naive = float(count * forward_flops(cfg, base.batch, base.length))
+    return SweepReport(count, 0, tuple(reductions), effects.measured_by.how, flops, floor, naive)
