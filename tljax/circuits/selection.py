@@ -87,7 +87,7 @@ def greedy(scores: np.ndarray, graph: ResidualGraph, n: int, by: By = "absolute"
         if candidates.size:
             lists += 1
             order = candidates[np.argsort(-values.ravel()[candidates], kind="stable")]
-            heapq.heappush(heap, (-values.flat[order[0]], int(order[0]), lists, 0, order))
+            heapq.heappush(heap, (-float(values.flat[order[0]]), int(order[0]), lists, 0, order))
 
     join(np.arange(graph.n_readers) == graph.n_readers - 1)
     present = np.zeros(graph.n_writers, bool)
@@ -95,7 +95,7 @@ def greedy(scores: np.ndarray, graph: ResidualGraph, n: int, by: By = "absolute"
         _, edge, which, place, order = heap[0]
         if place + 1 < len(order):
             following = order[place + 1]
-            heapq.heapreplace(heap, (-values.flat[following], int(following), which, place + 1, order))
+            heapq.heapreplace(heap, (-float(values.flat[following]), int(following), which, place + 1, order))
         else:
             heapq.heappop(heap)
         mask.flat[edge] = True
