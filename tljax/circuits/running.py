@@ -5,7 +5,7 @@ memory than one chunk of both. Prompts and masks are padded to standard sizes, s
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, TypedDict
 
 import jax
@@ -26,13 +26,13 @@ from tljax.patching.engine.run import prepare_metric
 from tljax.patching.metrics.evaluation import Measure, PositionNotKept
 from tljax.patching.metrics.reads import unembed
 from tljax.progress import Progress
-from tljax.sizes import packed_size, prompt_length
+from tljax.sizes import chunks, power_of_two_within, prompt_length
 from tljax.text import positions
 from tljax.text.inputs import ModelInput, prepare
 from tljax.text.padding import pad_axis
 
-_EXACT_SIZES = 12
-"""Up to this many masks run together as they are; larger chunks have standard sizes."""
+_MOST_MASKS = 16
+"""Most masks that run at once; more would not be faster."""
 
 
 class RunOptions(TypedDict, total=False):
@@ -141,12 +141,12 @@ class CircuitRuns:
         """Returns the final streams of one chunk of prompts, for each chunk of masks."""
         own = masks[:, chunk.rows] if masks.shape[1] > 1 else masks
         xp = np if isinstance(own, np.ndarray) else jnp
-        base, finals, size = chunk.base, [], self._size(len(own))
+        base, finals = chunk.base, []
         if own.shape[2] > 1:
             own = pad_axis(own, base.padded_length, axis=2)
         replacement = chunk.replacement(self.model, self.graph)
         cfg, params = self.model.cfg, self.model.params
-        for first in range(0, len(own), size):
+        for first, size in self._mask_chunks(len(own)):
             some = own[first : first + size]
             filled = xp.concatenate([some, xp.repeat(some[-1:], size - len(some), axis=0)])
             stream = masked_stream(cfg, params, self.graph, base.tokens, base.context, filled, replacement)
@@ -154,11 +154,10 @@ class CircuitRuns:
             finals.append(stream[: len(some), : chunk.count, where])
         return finals
 
-    def _size(self, count: int) -> int:
-        """Returns how many masks run at once: chunks are of one size, and few of them are filled up."""
-        n_chunks = max(1, -(-count // self.max_batch))
-        size = max(1, -(-count // n_chunks))
-        return size if size <= _EXACT_SIZES else min(packed_size(size), max(self.max_batch, size))
+    def _mask_chunks(self, count: int) -> Iterator[tuple[int, int]]:
+        """Yields start and size of chunks of masks: powers of two, so that few programs serve any number of masks."""
+        many = power_of_two_within(max(1, min(count, self.max_batch, _MOST_MASKS)))
+        return chunks(count, many, max(1, many // 4))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -234,16 +233,16 @@ def prepare_runs(
         affordable = max(1, _affordable(model, graph) // width)
         at_once = affordable if batch_size == "auto" else whole(batch_size, "batch_size", at_least=1)
         at_once = batch if isinstance(source, ActivationCache) else min(at_once, batch)
-        chunks = []
+        parts = []
         for first in range(0, batch, at_once):
             rows = np.minimum(np.arange(first, first + at_once), batch - 1)
             own = {"source": _some(source, rows), "ablation": _some(ablation, rows, batch), "align": _some(align, rows)}
             run = run_base(model, _some(prepared, rows), writer_points(graph))
             run = run if align is not None else dataclasses.replace(run, activations={})
-            chunks.append(Chunk(rows, min(at_once, batch - first), run, **own))
+            parts.append(Chunk(rows, min(at_once, batch - first), run, **own))
     most = max(1, affordable // at_once)
     most = most if max_batch == "auto" else min(most, whole(max_batch, "max_batch", at_least=1))
-    return CircuitRuns(model, graph, _joined(chunks), tuple(chunks), most)
+    return CircuitRuns(model, graph, _joined(parts), tuple(parts), most)
 
 
 def known() -> Any:
@@ -268,8 +267,8 @@ def _some(given: Any, rows: np.ndarray, batch: int | None = None) -> Any:
     """Returns the part of prompts, of an alignment, or of constants by hook name that belongs to some prompts."""
     if isinstance(given, ModelInput):
         parts: dict[str, Any] = {field.name: getattr(given, field.name) for field in dataclasses.fields(given)}
-        chosen: dict[str, Any] = {name: None if part is None else np.asarray(part)[rows] for name, part in parts.items()}
-        return ModelInput(**chosen)
+        parts = {name: None if part is None else np.asarray(part)[rows] for name, part in parts.items()}
+        return ModelInput(**parts)
     if isinstance(given, Mapping) and not isinstance(given, MeanActivations | ActivationCache):
         return {
             name: value[rows] if np.shape(value)[:1] == (batch,) != (1,) else value for name, value in given.items()
@@ -277,18 +276,16 @@ def _some(given: Any, rows: np.ndarray, batch: int | None = None) -> Any:
     return np.asarray(given)[rows] if batch is None and isinstance(given, np.ndarray | jax.Array | list) else given
 
 
-def _joined(chunks: Sequence[Chunk]) -> BaseRun:
+def _joined(parts: Sequence[Chunk]) -> BaseRun:
     """Returns the runs of all prompts as one, without activations."""
-    runs = [chunk.base for chunk in chunks]
+    runs = [part.base for part in parts]
     if len(runs) == 1:
         return dataclasses.replace(runs[0], activations={})
-    final = np.concatenate([np.asarray(chunk.base.final)[: chunk.count] for chunk in chunks])
-    tokens = np.concatenate([chunk.base.tokens[: chunk.count] for chunk in chunks])
-    texts = [chunk.base.text for chunk in chunks]
-    text = None
-    if any(one is not None for one in texts):
-        text = np.concatenate([one[: chunk.count] for one, chunk in zip(texts, chunks, strict=True) if one is not None])
-    return dataclasses.replace(runs[0], activations={}, final=jnp.asarray(final), tokens=tokens, text=text)
+    final = jnp.concatenate([part.base.final[: part.count] for part in parts])
+    tokens = np.concatenate([part.base.tokens[: part.count] for part in parts])
+    texts = [part.base.text[: part.count] for part in parts if part.base.text is not None]
+    text = np.concatenate(texts) if texts else None
+    return dataclasses.replace(runs[0], activations={}, final=final, tokens=tokens, text=text)
 
 
 def _affordable(model: HookedTransformer, graph: ResidualGraph) -> int:
