@@ -9,6 +9,7 @@ import numpy as np
 
 from tljax.checks import typed, whole
 from tljax.circuits.graph import ResidualGraph
+from tljax.circuits.selection import By, ranked
 from tljax.errors import InputError
 from tljax.fingerprint import Fingerprint
 from tljax.patching.statistics import bootstrap_interval
@@ -17,7 +18,6 @@ EDGE_AXES = ("writer", "reader")
 Method = Literal[
     "eap", "eap-ig", "eap-ig-activations", "clean-corrupted", "mask-ig", "information-flow", "exact"
 ]  # fmt: skip
-By = Literal["absolute", "lowers", "raises"]
 
 _WHERE = {
     "eap": "at the base run",
@@ -194,8 +194,7 @@ class EdgeScores:
                 the metric is large on the base run); ``"raises"``.
         """
         values = self._whole()
-        ranked = {"absolute": -np.abs(values), "lowers": values, "raises": -values}[by]
-        order = np.argsort(np.where(self.graph.edges, ranked, np.inf), axis=None, kind="stable")
+        order = np.argsort(np.where(self.graph.edges, -ranked(values, by), np.inf), axis=None, kind="stable")
         chosen = order[: min(whole(k, "k", at_least=1), self.graph.n_edges)]
         pairs = zip(*np.unravel_index(chosen, values.shape), strict=True)
         return [(self.graph.edge_name(int(u), int(v)), float(values[u, v])) for u, v in pairs]
