@@ -2,5 +2,17 @@
 
 from tljax.circuits.graph import Reader, ResidualGraph, Writer
 from tljax.circuits.replacement import MeanActivations, mean_activations
+from tljax.circuits.scores.edge_scores import Convention, EdgeScores
+from tljax.circuits.scores.edges import ZeroGapWarning, edge_scores
 
-__all__ = ["MeanActivations", "Reader", "ResidualGraph", "Writer", "mean_activations"]
+__all__ = [
+    "Convention",
+    "EdgeScores",
+    "MeanActivations",
+    "Reader",
+    "ResidualGraph",
+    "Writer",
+    "ZeroGapWarning",
+    "edge_scores",
+    "mean_activations",
+]
