@@ -1,6 +1,7 @@
 """``Circuit``: a mask over the edges of a residual graph, or a stack of masks."""
 
 import dataclasses
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal
 
@@ -9,12 +10,25 @@ import jax.numpy as jnp
 import numpy as np
 
 from tljax.checks import is_traced, typed
+from tljax.circuits.eap_ig_files import (
+    EAPIGGraph,
+    read_eap_ig_json,
+    read_eap_ig_pt,
+    write_eap_ig_json,
+    write_eap_ig_pt,
+)
+from tljax.circuits.files import ARRAY, decoded, parsed, write_json
 from tljax.circuits.graph import ResidualGraph
 from tljax.circuits.replacement import Ablation
 from tljax.circuits.running import prepare_runs
 from tljax.circuits.selection import pruned, reads_of
-from tljax.errors import InputError
+from tljax.errors import CheckpointError, InputError
+from tljax.fingerprint import fingerprint_of
 from tljax.model.hooked_transformer import HookedTransformer
+from tljax.safetensors_files import own_errors
+
+_FORM = "tljax-circuit-1"
+_FIELDS = {"name": str, "axes": [str], "edges?": [str], "mask?": ARRAY}
 
 PROMPT_AXES = ("batch", "pos")
 """Axes of masks that differ by prompt and by position; the others are axes of stacks."""
@@ -225,6 +239,87 @@ class Circuit:
         sizes = self.mask.shape[: len(self.stack_axes)]
         found = runs.logits(masks) if metric is None else runs.metrics(masks, runs.measure(metric), progress)
         return found.reshape(*sizes, *found.shape[1:])
+
+    @typed
+    def to_json(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        model: HookedTransformer | None = None,
+        layout: Literal["tljax", "eap-ig"] = "tljax",
+    ) -> None:
+        """Writes the circuit as JSON.
+
+        Args:
+            path: the file, replaced atomically.
+            model: a model whose fingerprint is stored, so that the file is refused for others.
+            layout: ``"tljax"``, or ``"eap-ig"`` for a file that EAP-IG and the MIB circuit track read (one hard
+                circuit, without scores; key and value heads are counted by query head).
+
+        Raises:
+            InputError: a circuit that the layout has no place for, or another model's.
+        """
+        if model is not None:
+            self.graph.check(model.cfg)
+        if layout == "eap-ig":
+            write_eap_ig_json(path, EAPIGGraph.of(self.graph, self._known("to_json()")))
+            return
+        named = not self.axes and self.mask.dtype == bool
+        edges = {"edges": self.names()} if named else {"mask": self._known("to_json()")}
+        fields = {"name": self.name, "axes": list(self.axes), **edges}
+        write_json(path, _FORM, self.graph, fields, None if model is None else fingerprint_of(model))
+
+    @classmethod
+    @typed
+    def from_json(cls, path: str | os.PathLike[str], model: HookedTransformer | None = None) -> "Circuit":
+        """Reads a circuit that :meth:`to_json` or EAP-IG wrote.
+
+        Args:
+            path: the file.
+            model: the model that it must belong to. EAP-IG's circuits of a grouped-query model belong to
+                ``model.set_ungroup_grouped_query_attention(True)``.
+
+        Raises:
+            CheckpointError: the file is missing, damaged, names what its graph lacks, or belongs to another model.
+            InputError: its graph is not the model's.
+        """
+        stored = parsed(path)
+        if isinstance(stored, dict) and "cfg" in stored:
+            return cls._of_eap_ig(read_eap_ig_json(path, stored), model)
+        read = decoded(path, stored, _FORM, _FIELDS, "a circuit", model)
+        with own_errors(path, "Write it anew with to_json.", CheckpointError):
+            if ("edges" in read.fields) == ("mask" in read.fields):
+                raise ValueError("it needs either edges or a mask")
+            mask = read.graph.mask(read.fields["edges"]) if "edges" in read.fields else read.fields["mask"]
+            return cls(mask, read.graph, tuple(read.fields["axes"]), read.fields["name"])
+
+    @typed
+    def to_pt(self, path: str | os.PathLike[str]) -> None:
+        """Writes the circuit as EAP-IG's ``.pt``, without scores; this needs torch.
+
+        Raises:
+            UnsupportedModelError: torch is not installed.
+            InputError: a circuit that the layout has no place for, as in :meth:`to_json`.
+        """
+        write_eap_ig_pt(path, EAPIGGraph.of(self.graph, self._known("to_pt()")))
+
+    @classmethod
+    @typed
+    def from_pt(cls, path: str | os.PathLike[str], model: HookedTransformer | None = None) -> "Circuit":
+        """Reads a circuit from EAP-IG's ``.pt``; this needs torch, and runs no code of the file.
+
+        Raises:
+            UnsupportedModelError: torch is not installed.
+            CheckpointError: the file is missing, damaged or something else.
+            InputError: its graph is not the model's.
+        """
+        return cls._of_eap_ig(read_eap_ig_pt(path), model)
+
+    @classmethod
+    def _of_eap_ig(cls, read: EAPIGGraph, model: HookedTransformer | None) -> "Circuit":
+        if model is not None:
+            read.graph.check(model.cfg)
+        return cls(read.mask, read.graph)
 
     def __getitem__(self, index: Any) -> "Circuit":
         """Returns the part of a stack at a number, a slice or numbers along its first axis."""
