@@ -61,7 +61,11 @@ class TransformerBlock(nn.Module):
 
     def read_heads(self, resid_pre: jax.Array, context: AttentionContext, letter: str) -> jax.Array:
         """Computes queries, keys or values (``letter`` ``"q"``, ``"k"``, ``"v"``) of the stream entering the block."""
-        return self.attn.read(self._read_by(letter, self._before(self.ln1, resid_pre), context), letter)
+        return self.attn.read(self.attention_input(resid_pre, context, letter), letter)
+
+    def attention_input(self, resid_pre: jax.Array, context: AttentionContext, letter: str) -> jax.Array:
+        """Returns what queries, keys or values are computed from: the normalised residual stream."""
+        return self._read_by(letter, self._before(self.ln1, resid_pre), context)
 
     def read_apart(self, inputs: jax.Array, context: AttentionContext, letter: str) -> jax.Array:
         """Computes queries, keys or values of heads that each read a stream of their own.
@@ -78,6 +82,10 @@ class TransformerBlock(nn.Module):
         if letter != "v" and self.cfg.positional_embedding_type == "shortformer":
             assert context.pos_embed is not None
             normalized = normalized + context.pos_embed[None, :, : inputs.shape[2]]
+        return self.project_apart(normalized, letter)
+
+    def project_apart(self, normalized: jax.Array, letter: str) -> jax.Array:
+        """Computes what :meth:`read_apart` does from inputs that are normalised already."""
         return self.attn.read_apart(normalized, letter)
 
     def attention_output(self, combined: jax.Array) -> jax.Array:

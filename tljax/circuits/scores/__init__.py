@@ -1,1 +1,1 @@
-"""Scores of edges: estimates by gradients, and exact effects."""
+"""Scores of a residual graph's edges: from gradients, and how they are computed."""
