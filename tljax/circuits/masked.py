@@ -7,7 +7,6 @@ layer; one compiled program serves every layer of a kind.
 
 import dataclasses
 import functools
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -33,11 +32,6 @@ _HEADS = ("batch", "pos", "head", "d_head")
 _RESID = ("batch", "pos", "d_model")
 
 
-_GROUPS = 4
-"""Into how many groups layers are cut: a block reads what writers lack up to the end of its group, so that there is a
-program for each group and not for each layer."""
-
-
 _CPU_BYTES = 24 * 2**20
 """Bytes of intermediate results that a block may make on a CPU. The C library takes larger arrays (32 MB) from the
 operating system anew each time, and touching them for the first time costs more than computing them."""
@@ -48,10 +42,10 @@ class _State(NamedTuple):
 
     Attributes:
         stream: residual stream, ``[mask * batch, pos, d_model]``.
-        lacking: what absent edges add, ``r[u] - a[u]``, ``[mask, writer, batch, pos, d_model]``, for the writers of all
-            groups of layers that have begun; zero for those that have not run yet.
-        combined: in models with norms after attention, the heads' sum and ``b_O`` of these layers, ``[mask, layer,
-            batch, pos, d_model]``; otherwise ``None``.
+        lacking: what absent edges add, ``r[u] - a[u]``, ``[mask, writer, batch, pos, d_model]``; any finite numbers
+            for those that have not run yet, because no edge leads from them to what has run.
+        combined: in models with norms after attention, the heads' sum and ``b_O`` of each layer, ``[mask, layer, batch,
+            pos, d_model]``; otherwise ``None``.
     """
 
     stream: jax.Array
@@ -92,19 +86,21 @@ def masked_stream(
     """
     replacement = jnp.moveaxis(jnp.asarray(replacement, cfg.jnp_dtype), 2, 0)
     stream, context, known = _begin(cfg, params, value, context, replacement, start, lacking)
-    groups = _groups(cfg.n_layers)
-    prompts = _Prompts(graph, groups, stream, context, known, replacement, _post_norms(cfg, params), start)
+    prompts = _Prompts(graph, stream, context, known, replacement, _post_norms(cfg, params), start)
     if is_traced(masks, params, stream, replacement):
-        return _run_masks(cfg, params, prompts, jnp.asarray(masks), _block)
+        masks = jnp.asarray(masks)
+        return _run_masks(cfg, params, prompts, masks, _start(cfg, prompts, len(masks)), _block)[0]
     masks = np.asarray(masks)
     n_prompts, n_masks = _at_once(cfg, graph, stream, len(masks))
     streams = []
     for row in range(0, len(stream), n_prompts):
         rows = np.arange(row, row + n_prompts).clip(max=len(stream) - 1)  # the last is repeated: one compiled size
         some, of_rows, parts = prompts.take(rows), masks if masks.shape[1] == 1 else masks[:, rows], []
+        state = _start(cfg, some, n_masks)
         for first in range(0, len(masks), n_masks):
             numbers = np.arange(first, first + n_masks).clip(max=len(masks) - 1)
-            parts.append(_run_masks(cfg, params, some, of_rows[numbers], _block_in_place)[: len(masks) - first])
+            run, state = _run_masks(cfg, params, some, of_rows[numbers], state, _block_in_place)
+            parts.append(run[: len(masks) - first])
         streams.append(jnp.concatenate(parts)[:, : len(stream) - row])
     return jnp.concatenate(streams, axis=1)
 
@@ -128,7 +124,6 @@ class _Prompts:
 
     Attributes:
         graph: the model's graph.
-        groups: the groups of layers.
         stream: the stream entering block ``start``, ``[batch, pos, d_model]``.
         context: positions and padding.
         known: what the writers before ``start`` lack, ``[writer, batch, pos, d_model]``.
@@ -138,7 +133,6 @@ class _Prompts:
     """
 
     graph: ResidualGraph
-    groups: Sequence[range]
     stream: jax.Array
     context: AttentionContext
     known: jax.Array
@@ -165,47 +159,43 @@ class _Prompts:
         )  # fmt: skip
 
 
-def _run_masks(cfg: HookedTransformerConfig, params: Params, prompts: _Prompts, masks: Any, block: Any) -> jax.Array:
-    """Runs some masks through all blocks."""
-    graph, groups, library = prompts.graph, prompts.groups, np if isinstance(masks, np.ndarray) else jnp
+def _run_masks(
+    cfg: HookedTransformerConfig, params: Params, prompts: _Prompts, masks: Any, state: _State, block: Any
+) -> tuple[jax.Array, _State]:
+    """Runs some masks through all blocks.
+
+    Args:
+        cfg, params, prompts: the model and the prompts.
+        masks: ``[mask, batch or 1, pos or 1, writer, reader]``.
+        state: arrays of the right shapes, with what the writers before the first block lack: from :func:`_start`, or
+            from other masks' run, whose memory is used again.
+        block: the compiled block.
+
+    Returns:
+        What the logits read, ``[mask, batch, pos, d_model]``, and the state at the end.
+    """
+    graph, library = prompts.graph, np if isinstance(masks, np.ndarray) else jnp
     absent = library.where(library.asarray(graph.edges), 1 - masks.astype(cfg.jnp_dtype), 0).astype(cfg.jnp_dtype)
-    state = _spread(cfg, prompts, len(masks))
+    state = state._replace(stream=jnp.tile(prompts.stream, (len(masks), 1, 1)))
     context = _repeat(prompts.context, len(masks), len(prompts.stream))
     for layer in range(prompts.start, cfg.n_layers):
-        group = groups[layer // len(groups[0])]
-        state = _open_group(cfg, graph, group, state)
         own, columns = graph.writers_of(layer), graph.readers_of(layer)
         own_to_mlp = None
         if not (graph.attn_only or graph.parallel_attn_mlp):
             own_to_mlp = absent[..., own.start : own.start + graph.n_heads, columns.stop - 1 : columns.stop]
         state = block(
-            block_module(cfg, layer), _shape_of(graph, layer), params["blocks"][layer],
-            _until(prompts.norms, group.stop), state, context_of_layer(cfg, context, layer),
-            absent[..., : state.lacking.shape[1], columns], prompts.replacement[own], own_to_mlp, np.int32(own.start),
-            np.int32(layer),
+            block_module(cfg, layer), _shape_of(graph, layer), params["blocks"][layer], prompts.norms, state,
+            context_of_layer(cfg, context, layer), _without(absent[..., columns], own), prompts.replacement[own],
+            own_to_mlp, np.int32(own.start), np.int32(layer),
         )  # fmt: skip
     last = absent[..., graph.readers_of(graph.n_layers)]
-    return _final(block_module(cfg, 0), graph.n_heads, prompts.norms, state, last)
+    return _final(block_module(cfg, 0), graph.n_heads, prompts.norms, state, last), state
 
 
-def _groups(n_layers: int) -> list[range]:
-    """Cuts the layers into groups of equal length (the last may be shorter)."""
-    size = -(-n_layers // _GROUPS)
-    return [range(first, min(first + size, n_layers)) for first in range(0, n_layers, size)]
-
-
-def _open_group(cfg: HookedTransformerConfig, graph: ResidualGraph, group: range, state: _State) -> _State:
-    """Returns the state with zeros for the writers of all layers to the end of a group."""
-    n_masks, held, *rest = state.lacking.shape
-    new = graph.writers_of(group[-1]).stop - held
-    if new <= 0:
-        return state
-    lacking = jnp.concatenate([state.lacking, jnp.zeros((n_masks, new, *rest), state.lacking.dtype)], axis=1)
-    combined = state.combined
-    if combined is not None:
-        zeros = jnp.zeros((n_masks, group.stop - combined.shape[1], *rest), combined.dtype)
-        combined = jnp.concatenate([combined, zeros], axis=1)
-    return _State(state.stream, lacking, combined)
+def _without(absent: Any, own: slice) -> Any:
+    """Returns the absent edges into a layer with those of its own writers left out: these have not run yet."""
+    before = np.arange(absent.shape[3]) < own.start
+    return (np if isinstance(absent, np.ndarray) else jnp).where(before[:, None], absent, 0).astype(absent.dtype)
 
 
 def _shape_of(graph: ResidualGraph, layer: int) -> "_LayerShape":
@@ -245,11 +235,14 @@ def _begin(
     return stream, context, known
 
 
-def _spread(cfg: HookedTransformerConfig, prompts: _Prompts, n_masks: int) -> _State:
+def _start(cfg: HookedTransformerConfig, prompts: _Prompts, n_masks: int) -> _State:
     """Returns the state of ``n_masks`` copies of the prompts' run that are about to enter block ``start``."""
-    lacking = jnp.array(jnp.broadcast_to(prompts.known[None], (n_masks, *prompts.known.shape)))
-    combined = jnp.zeros((n_masks, 0, *prompts.stream.shape), prompts.stream.dtype) if cfg.has_norms_after else None
-    return _State(jnp.tile(prompts.stream, (n_masks, 1, 1)), lacking, combined)
+    known, (batch, length, width) = prompts.known, prompts.stream.shape
+    lacking = jnp.zeros((n_masks, prompts.graph.n_writers, batch, length, width), known.dtype)
+    combined = None
+    if cfg.has_norms_after:
+        combined = jnp.zeros((n_masks, cfg.n_layers, batch, length, width), known.dtype)
+    return _State(jnp.tile(prompts.stream, (n_masks, 1, 1)), lacking.at[:, : len(known)].set(known[None]), combined)
 
 
 def _repeat(context: AttentionContext, times: int, batch: int) -> AttentionContext:
@@ -276,10 +269,6 @@ def _post_norms(cfg: HookedTransformerConfig, params: Params) -> Params | None:
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *(block["ln1_post"] for block in params["blocks"]))
 
 
-def _until(norms: Params | None, layer: int) -> Params | None:
-    return jax.tree.map(lambda leaf: leaf[:layer], norms)
-
-
 def _run_block(
     module: Any,
     shape: _LayerShape,
@@ -297,10 +286,10 @@ def _run_block(
 
     Args:
         module, shape: the block, and what else its program depends on.
-        params, norms: its parameters, and those of the norms after attention of all layers in ``state``.
+        params, norms: its parameters, and those of the norms after attention of all layers.
         state: the run so far.
         context: positions and padding.
-        absent: ``[mask, batch or 1, pos or 1, writer, reader of the layer]``, for the writers in ``state``.
+        absent: ``[mask, batch or 1, pos or 1, writer, reader of the layer]``, 0 for writers that have not run yet.
         replacement: ``[writer of the layer, batch or 1, pos or 1, d_model]``.
         own_to_mlp: ``[mask, batch or 1, pos or 1, head, 1]``, the absent edges from the block's heads to its MLP;
             ``None`` if there are no such edges.
