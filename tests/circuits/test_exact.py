@@ -12,7 +12,9 @@ from variants import build
 from tljax import HookedTransformer
 from tljax.circuits.graph import ResidualGraph
 from tljax.circuits.masked import masked_stream
+from tljax.circuits.scores.edges import edge_scores
 from tljax.circuits.scores.exact import ExactEffects, exact_edge_effects, exact_points
+from tljax.circuits.scores.verification import verify_edges
 from tljax.circuits.writers import writer_outputs, writer_points
 from tljax.patching import KL, LogitDiff, path_patch
 from tljax.patching.engine.base_run import BaseRun, run_base
@@ -110,10 +112,33 @@ def test_only_the_edges_asked_for_are_measured() -> None:
     assert got.report.floor_flops < every.report.floor_flops / 5
 
 
+def test_edge_scores_and_their_verification() -> None:
+    model = build("gpt2")
+    got = exact(model).values
+    scores = edge_scores(model, PROMPT, SOURCE, METRIC, "exact", progress=False)
+    np.testing.assert_allclose(scores.values, got.mean(axis=2), atol=1e-6)
+    each = edge_scores(model, PROMPT, SOURCE, METRIC, "exact", reduce="none", progress=False)
+    np.testing.assert_allclose(each.values, np.moveaxis(got, 2, 0), atol=1e-6)
+    right = verify_edges(model, PROMPT, SOURCE, METRIC, scores, k=12, subsets=3, progress=False)
+    assert (
+        right.r_squared > 1 - 1e-6 and right.rank_correlation > 1 - 1e-6 and right.n_others == scores.graph.n_edges - 12
+    )
+    estimate = edge_scores(model, PROMPT, SOURCE, METRIC, progress=False)
+    rough = verify_edges(model, PROMPT, SOURCE, METRIC, estimate, k=12, subsets=3, progress=False)
+    places = [scores.graph.edge(name) for name in rough.edges]
+    np.testing.assert_allclose(rough.exact, [scores.values[place] for place in places], atol=1e-6)
+    assert 1 - rough.r_squared > 0 and rough.r_squared < right.r_squared
+    half = scores.graph.edges & (np.abs(np.asarray(estimate.values)) < np.abs(rough.estimate).min())
+    assert half.sum() == rough.n_others
+    assert np.abs(rough.joint_exact - rough.joint_estimate).max() < np.abs(np.asarray(estimate.values)).sum()
+
+
 def test_a_second_call_compiles_nothing_and_deeper_models_compile_no_more(compilations: Any) -> None:
     counts = []
-    for n_layers in (3, 6):
+    for n_layers in (6, 8):
+        jax.clear_caches()
         model = build("gpt2", n_layers=n_layers, d_mlp=24)
+        runs(model)
         before = compilations.count
         exact(model)
         counts.append(compilations.count - before)
@@ -129,10 +154,11 @@ def test_a_second_call_compiles_nothing_and_deeper_models_compile_no_more(compil
 def test_goldens(name: str, key: str, ablation: str) -> None:
     plain = ("fold_ln", "center_writing_weights", "center_unembed", "fold_value_biases")
     model = HookedTransformer.from_pretrained(str(GOLDENS / name / "model"), **dict.fromkeys(plain, False))
-    data, brute = np.load(GOLDENS / name / "data.npz"), np.load(GOLDENS / name / "brute_unprocessed.npz")
     wanted = f"{key}{'.zero' if ablation == 'zero' else ''}.per_example"
-    if wanted not in brute:
-        pytest.skip("not stored")
+    with np.load(GOLDENS / name / "data.npz") as data, np.load(GOLDENS / name / "brute_unprocessed.npz") as brute:
+        if wanted not in brute:
+            pytest.skip("not stored")
+        data, brute = dict(data), {wanted: brute[wanted]}
     graph, mask = ResidualGraph.of(model), np.arange(data["clean"].shape[1]) < data["lengths"][:, None]
     both = [prepare(model.cfg, None, data[kind], attention_mask=mask) for kind in ("clean", "corrupt")]
     base = run_base(model, both[0], exact_points(graph))
