@@ -80,6 +80,7 @@ _ROOMS = (
     "generation",
     "hooks",
     "patching",
+    "tasks",
     "text",
     "train",
     "utils",
