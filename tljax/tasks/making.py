@@ -125,8 +125,8 @@ def too_many(name: str, n: int, most: int) -> str:
             f"prompts of this kind. Ask for n={most} or fewer."
         )
     return (
-        f"tasks.{name} can make no prompt with this model's tokenizer: the words it needs as single tokens, or those of "
-        "its templates, are not in the vocabulary."
+        f"tasks.{name} can make no prompt with this model's tokenizer: the vocabulary lacks the words that it needs as "
+        "single tokens, or those of its templates."
     )
 
 

@@ -33,6 +33,7 @@ def from_prompts(
     corruption: str = "custom",
     templates: Sequence[int] | None = None,
     parts: Mapping[str, Sequence[str]] | None = None,
+    corrupted_parts: Mapping[str, Sequence[str]] | None = None,
     equal_lengths: bool = True,
     prepend_bos: bool | None = None,
     padding_side: PaddingSide | None = None,
@@ -47,8 +48,9 @@ def from_prompts(
         name, corruption: what the prompts are, and how they were corrupted.
         templates: number of the template of each pair; ``None`` makes each pair its own.
         parts: labelled parts: for each label a word or phrase of each clean text; where one stands several times, the
-            first is meant. Those of the corrupted texts stand at the same tokens.
-        equal_lengths: whether a pair of unequally many tokens is an error. Parts need equal lengths.
+            first is meant.
+        corrupted_parts: the same of the corrupted texts; ``None`` means that they stand at the same tokens.
+        equal_lengths: whether a pair of unequally many tokens is an error. If not, parts need ``corrupted_parts``.
         prepend_bos: whether prompts start with BOS; ``None`` means ``cfg.default_prepend_bos``.
         padding_side: where shorter prompts are filled; ``None`` means the tokenizer's side.
 
@@ -58,7 +60,8 @@ def from_prompts(
         TokenizerError: the model has no tokenizer.
     """
     lists = {"clean": clean, "corrupted": corrupted, "answer": answer, "wrong": wrong, "templates": templates}
-    lists |= {f"parts[{label!r}]": words for label, words in (parts or {}).items()}
+    for which, own in (("parts", parts), ("corrupted_parts", corrupted_parts)):
+        lists |= {f"{which}[{label!r}]": words for label, words in (own or {}).items()}
     for which, values in lists.items():
         if isinstance(values, str) or (values is not None and len(values) != len(clean)):
             raise InputError(
@@ -67,14 +70,24 @@ def from_prompts(
             )
     if not len(clean):
         raise InputError("There are no prompts: give at least one pair.")
-    if parts and not equal_lengths:
-        raise InputError("parts= are found in the clean texts alone, so they need equal_lengths=True.")
+    if parts and corrupted_parts is None and not equal_lengths:
+        raise InputError(
+            "parts= are those of the clean texts; with equal_lengths=False the corrupted texts have theirs elsewhere. "
+            "Name them too: corrupted_parts=."
+        )
     pairs = []
     for index, (one, other) in enumerate(zip(clean, corrupted, strict=True)):
-        words = {label: _stands(one, own[index], f"parts[{label!r}]", index) for label, own in (parts or {}).items()}
-        ids = (_listed(given[index], which, index) for which, given in (("answer", answer), ("wrong", wrong)))
+        right, others = (
+            _listed(model, ids[index], which, index) for which, ids in (("answer", answer), ("wrong", wrong))
+        )
+        texts = [
+            Text(
+                text, {label: _stands(text, words[index], f"{which}[{label!r}]", index) for label, words in own.items()}
+            )
+            for text, which, own in ((one, "parts", parts or {}), (other, "corrupted_parts", corrupted_parts or {}))
+        ]
         template = index if templates is None else int(templates[index])
-        pairs.append(Pair(Text(one, words), Text(other), *ids, template))
+        pairs.append(Pair(texts[0], texts[1], right, others, template))
     reader = reader_of(model, prepend_bos)
     made = checked(reader, pairs, equal_lengths)
     for index, row in enumerate(made):
@@ -84,7 +97,7 @@ def from_prompts(
                 f"{corrupted[index]!r}, answer {answer[index]!r}, wrong {wrong[index]!r}. Change it or leave it out"
                 + (", or pass equal_lengths=False." if "unequal" in row else ".")
             )
-    rows = [_with_parts(row) if parts else row for row in made if isinstance(row, Row)]
+    rows = [_with_parts(row) if parts and corrupted_parts is None else row for row in made if isinstance(row, Row)]
     check_padding_side(padding_side)
     return assemble(model, rows, name=name, corruption=corruption, padding_side=padding_side)
 
@@ -162,11 +175,13 @@ def _stands(text: str, word: str, which: str, index: int) -> tuple[int, int]:
     return start, start + len(word.strip())
 
 
-def _listed(given: Any, which: str, index: int) -> tuple[str | int, ...]:
+def _listed(model: Any, given: Any, which: str, index: int) -> tuple[str | int, ...]:
     several = tuple(given) if isinstance(given, list | tuple | np.ndarray) else (given,)
     for one in several:
         if isinstance(one, bool) or not isinstance(one, str | int | np.integer):
             raise InputError(f"{which}[{index}]={given!r} must be a text, a token id, or a list of these.")
+        if not isinstance(one, str) and not 0 <= one < model.cfg.d_vocab:
+            raise InputError(f"{which}[{index}]: there is no token {one}; ids are 0 to {model.cfg.d_vocab - 1}.")
     if not several:
         raise InputError(f"{which}[{index}] is empty: each prompt needs at least one.")
     return tuple(one if isinstance(one, str) else int(one) for one in several)

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -16,9 +17,7 @@ from tljax.text.alignment import align
 from tljax.text.batch import Batch
 from tljax.text.tokenizer import Tokenizer
 
-
-def _static(**options: Any) -> Any:
-    return dataclasses.field(metadata={"static": True}, **options)
+_STATIC = MappingProxyType({"static": True})
 
 
 @jax.tree_util.register_dataclass
@@ -46,8 +45,8 @@ class Task:
         tokenizer: the tokenizer, to show what the ids mean, or ``None``.
     """
 
-    name: str = _static()
-    corruption: str = _static()
+    name: str = dataclasses.field(metadata=_STATIC)
+    corruption: str = dataclasses.field(metadata=_STATIC)
     clean: Batch
     corrupted: Batch
     answers: Any
@@ -57,10 +56,10 @@ class Task:
     templates: Any
     spans: Mapping[str, Any]
     corrupted_spans: Mapping[str, Any]
-    clean_texts: tuple[str, ...] | None = _static()
-    corrupted_texts: tuple[str, ...] | None = _static()
-    dropped: tuple[tuple[str, int], ...] = _static(default=())
-    tokenizer: Tokenizer | None = _static(default=None)
+    clean_texts: tuple[str, ...] | None = dataclasses.field(metadata=_STATIC)
+    corrupted_texts: tuple[str, ...] | None = dataclasses.field(metadata=_STATIC)
+    dropped: tuple[tuple[str, int], ...] = dataclasses.field(metadata=_STATIC, default=())
+    tokenizer: Tokenizer | None = dataclasses.field(metadata=_STATIC, default=None)
 
     def __len__(self) -> int:
         return len(self.clean)
@@ -247,7 +246,7 @@ def _rectangular(ids: np.ndarray, mask: np.ndarray, what: str) -> np.ndarray:
     if not mask.all():
         counts = mask.sum(axis=1)
         raise InputError(
-            f"These prompts have {counts.min()} to {counts.max()} {what}, so they are no one array of ids: use a metric "
-            "of sets, ProbDiff(**task.sets), or task.answers and task.wrongs with their masks."
+            f"These prompts have {counts.min()} to {counts.max()} {what}, so they are not one array: use a metric of "
+            "sets, ProbDiff(**task.sets), or task.answers and task.wrongs with their masks."
         )
     return ids[:, 0] if ids.shape[1] == 1 else ids

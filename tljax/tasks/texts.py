@@ -196,6 +196,6 @@ def _tokens_before(reader: Reader, head: str, ids: list[int]) -> int | None:
 
 
 def _cuts(text: str, bounds: Bounds) -> Bounds:
-    """Returns where the text before a part ends, without the space that belongs to the part, and where the part ends."""
+    """Returns where a part begins, with the space that belongs to it, and where it ends."""
     start, stop = bounds
     return (start - 1 if text[:start].endswith(" ") else start), stop

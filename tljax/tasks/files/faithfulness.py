@@ -103,7 +103,7 @@ def _sva(row: Row, path: Any, number: int, verbs: tuple[tuple[str, ...], tuple[s
     plural = need(row, "plural", path, number).strip().lower()
     if plural not in ("0", "1", "true", "false"):
         raise InputError(f"{fspath(path)}, row {number}: 'plural' is {plural!r}, expected 0 or 1.")
-    return verbs[::-1] if plural in ("1", "true") else verbs
+    return (verbs[1], verbs[0]) if plural in ("1", "true") else verbs
 
 
 _READERS: dict[str, Callable[[Row, Any, int, Any], Answers]] = {

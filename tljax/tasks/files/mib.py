@@ -41,8 +41,8 @@ def load_mib(
         path: a ``.jsonl`` or ``.json`` file.
         model: the model.
         task: what the rows are.
-        corruption: the counterfactual column, with or without ``"_counterfactual"``; ``None`` takes the benchmark's own:
-            ``s2_io_flip`` for ``ioi``, ``symbol`` for ``mcqa`` and ``arc``, ``random`` for ``arithmetic``.
+        corruption: the counterfactual column, with or without ``"_counterfactual"``; ``None`` takes the benchmark's
+            own: ``s2_io_flip`` for ``ioi``, ``symbol`` for ``mcqa`` and ``arc``, ``random`` for ``arithmetic``.
         operator: which rows of ``arithmetic`` to keep.
         **options: ``equal_lengths`` (leaves out pairs of unequally many tokens; the default), ``prepend_bos``,
             ``padding_side``.

@@ -17,8 +17,8 @@ from tljax.tasks.texts import Pair, Text, find_word
 def load_sfc(path: str | PathLike[str], model: Any, **options: Unpack[FileOptions]) -> Task:
     """Reads the JSONL files of sparse feature circuits, such as ``simple``, ``rc``, ``within_rc`` and ``nounpp``.
 
-    A line has ``clean_prefix``, ``patch_prefix``, ``clean_answer``, ``patch_answer`` (the wrong one) and ``case``, whose
-    values become the template numbers.
+    A line has ``clean_prefix``, ``patch_prefix``, ``clean_answer``, ``patch_answer`` (the wrong one) and ``case``,
+    whose values become the template numbers.
 
     Args:
         path: a ``.jsonl`` or ``.json`` file.
@@ -91,10 +91,10 @@ def load_ravel(
         if split is not None and str(row.get("split")) != split:
             continue
         base, source, label, other, entity, source_entity = (need(row, column, file, number) for column in columns)
-        texts = (_with_entity(text, own) for text, own in ((base, entity), (source, source_entity)))
+        clean, corrupted = _with_entity(base, entity), _with_entity(source, source_entity)
         answers = [_spaced(base, one) for one in (label, other)]
-        answers = [reader.begin(base, one) for one in answers] if first_token else answers
-        pairs.append(Pair(*texts, *((one,) for one in answers), splits[str(row.get("split"))]))
+        right, wrong = (reader.begin(base, one) if first_token else one for one in answers)
+        pairs.append(Pair(clean, corrupted, (right,), (wrong,), splits[str(row.get("split"))]))
     name = f"ravel {split}" if split else "ravel"
     return of_pairs(model, pairs, Counter(), name=name, corruption="source", **{"equal_lengths": False, **options})
 

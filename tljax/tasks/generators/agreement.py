@@ -50,8 +50,8 @@ def subject_verb_agreement(
         model: the model whose tokenizer the words must suit: both forms of nouns and verbs are single tokens.
         n: number of prompts, all different.
         corruption: ``"number"``: the subject's other number, after which the wrong answer is right.
-        structure: ``"simple"``: "The boy"; ``"rc"``: the verb follows a relative clause; ``"within_rc"``: the verb is the
-            relative clause's; ``"nounpp"``: "The boy near the cars".
+        structure: ``"simple"``: "The boy"; ``"rc"``: the verb follows a relative clause; ``"within_rc"``: the verb is
+            the relative clause's; ``"nounpp"``: "The boy near the cars".
         verbs: ``"one"``: the right and the wrong form of one verb, drawn for each prompt. ``"all"``: the forms of all
             verbs, for ``ProbDiff(**task.sets)``.
         **options: ``seed``, ``prepend_bos`` and ``padding_side``, as of every generator.

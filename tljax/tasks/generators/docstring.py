@@ -32,8 +32,8 @@ def docstring(
     """Makes Python functions of six arguments whose docstring, in reST style, is about to name the next one.
 
     The right answer is the third described argument, the wrong ones are the other five of the definition. Labelled
-    parts: ``method``; ``before1``, ``before2``, ``arg1`` to ``arg3``, ``after1`` (arguments in the definition); ``doc1``,
-    ``doc2`` (in the docstring); ``start`` and ``text1`` to ``text6`` (words of descriptions); ``end``.
+    parts: ``method``; ``before1``, ``before2``, ``arg1`` to ``arg3``, ``after1`` (arguments in the definition);
+    ``doc1``, ``doc2`` (in the docstring); ``start`` and ``text1`` to ``text6`` (words of descriptions); ``end``.
 
     Args:
         model: the model whose tokenizer the words must suit: all are single tokens.

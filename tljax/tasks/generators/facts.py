@@ -9,7 +9,8 @@ from tljax.tasks.texts import Pair, Reader, fill
 from tljax.tasks.words.facts import CAPITALS, KINDS
 
 CITIES = (
-    "The city of {city} is the capital of", "Many people in {city}, the capital of", "We flew to {city}, the capital of",
+    "The city of {city} is the capital of", "Many people in {city}, the capital of",
+    "We flew to {city}, the capital of",
     "Last year she moved to {city}, the capital of", "The train stopped in {city}, the capital of",
     "They first met in {city}, the capital of", "He was born in {city}, the capital of",
     "The meeting was held in {city}, the capital of", "As everybody knows, {city} is the capital of",
@@ -95,7 +96,8 @@ def hypernymy(
                 fill(sentence, {"first": one, "second": two})
                 for one, two in (pair, draw.some([word for word in others if word not in pair], 2))
             )
-            return Pair(clean, corrupted, *(tuple(f" {name}" for name in own) for own in (names, other_names)))
+            right, wrong = (tuple(f" {name}" for name in own) for own in (names, other_names))
+            return Pair(clean, corrupted, right, wrong)
 
         return Template(sum(sizes), make)
 

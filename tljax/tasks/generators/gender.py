@@ -29,8 +29,8 @@ def gender_bias(
 ) -> Task:
     """Makes prompts that show a bias: "The nurse was promoted because", followed by "she" rather than "he".
 
-    The right answer is the pronoun that the profession is stereotypically given, the wrong one the other. Labelled parts:
-    ``person``, ``end``.
+    The right answer is the pronoun that the profession is stereotypically given, the wrong one the other. Labelled
+    parts: ``person``, ``end``.
 
     Args:
         model: the model whose tokenizer the words must suit: professions are single tokens.

@@ -36,8 +36,8 @@ def induction(
         corruption: ``"answer"``: another token in the first copy's last place. ``"first_copy"``: a whole first copy of
             other tokens, so that nothing is repeated. Wrong is the token that then stands in the last place.
         length: tokens of one copy, at least 2.
-        **options: ``seed``, ``prepend_bos`` and ``padding_side``, as of every generator. A model without a tokenizer has
-            no BOS.
+        **options: ``seed``, ``prepend_bos`` and ``padding_side``, as of every generator. A model without a tokenizer
+            has no BOS.
 
     Raises:
         InputError: the vocabulary is too small, two copies do not fit the context, or there are fewer than ``n`` such

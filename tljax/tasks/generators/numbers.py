@@ -29,9 +29,10 @@ Numbers = tuple[int, int]
 def greater_than(model: Any, n: int, *, corruption: Literal["01"] = "01", **options: Unpack[TaskOptions]) -> Task:
     """Makes prompts whose answer is a later year: "The war lasted from the year 1732 to the year 17".
 
-    The right answers are all two-digit tokens above ``YY``, the wrong ones all others, 00 to 99: sets of different sizes,
-    so measure with ``ProbDiff(**task.sets)``. Centuries 11 to 17; years that split into two tokens of two digits, without
-    the first and the last of each century. Labelled parts: ``event``, ``XX``, ``YY``, ``XX2`` (the century again), ``end``.
+    The right answers are all two-digit tokens above ``YY``, the wrong ones all others, 00 to 99: sets of different
+    sizes, so measure with ``ProbDiff(**task.sets)``. Centuries 11 to 17; years that split into two tokens of two
+    digits, without the first and the last of each century. Labelled parts: ``event``, ``XX``, ``YY``, ``XX2`` (the
+    century again), ``end``.
 
     Args:
         model: the model whose tokenizer the words must suit: events are single tokens.

@@ -34,8 +34,8 @@ def coloured_objects(
 ) -> Task:
     """Makes questions about one of three objects, after an answered question of the same form with another answer.
 
-    Labelled parts: ``c1`` to ``c3`` and ``o1`` to ``o3`` (colours and objects of the open question), ``asked``, ``end``,
-    and ``example``, all that stands before the open question.
+    Labelled parts: ``c1`` to ``c3`` and ``o1`` to ``o3`` (colours and objects of the open question), ``asked``,
+    ``end``, and ``example``, all that stands before the open question.
 
     Args:
         model: the model whose tokenizer the words must suit: colours and objects are single tokens.
@@ -111,8 +111,8 @@ def mcqa(
 ) -> Task:
     """Makes questions with four lettered choices, one of which repeats a colour that was just named.
 
-    The right answer is the letter before that colour. Labelled parts: ``object``, ``color``, ``asked``, ``L1`` to ``L4``
-    (letters), ``A1`` to ``A4`` (choices), ``end``.
+    The right answer is the letter before that colour. Labelled parts: ``object``, ``color``, ``asked``, ``L1`` to
+    ``L4`` (letters), ``A1`` to ``A4`` (choices), ``end``.
 
     Args:
         model: the model whose tokenizer the words must suit: objects, colours and letters are single tokens.
