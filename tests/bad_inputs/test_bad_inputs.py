@@ -6,7 +6,8 @@ import pytest
 from table import Case, World
 
 KINDS = (
-    "ids", "positions", "meanings", "models", "files", "arithmetic", "types", "messages", "text", "checkpoints", "tasks",
+    "ids", "positions", "meanings", "models", "files", "arithmetic", "types", "messages", "text", "checkpoints",
+    "tasks",
 )  # fmt: skip
 """A module ``cases_<kind>.py`` each."""
 TABLE = [

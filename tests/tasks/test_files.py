@@ -43,9 +43,7 @@ def ioi_row(**fields: Any) -> dict[str, Any]:
 def test_mib_ioi(tiny: HookedTransformer, write: Callable[..., Path]) -> None:
     longer = {"prompt": OTHER.replace("a drink", "a bottle of milk")}
     rows = [ioi_row(), ioi_row(s2_io_flip_counterfactual=longer), ioi_row(s2_io_flip_counterfactual=None), ioi_row()]
-    with pytest.warns(
-        DroppedPromptsWarning, match="Left out 2 of 4 rows: 1 .*no counterfactual.*, 1 .*unequal"
-    ) as told:
+    with pytest.warns(DroppedPromptsWarning, match="Left out 2 of 4 rows: 1 .*no counterf.*, 1 .*unequal") as told:
         task = tasks.load_mib(write(rows), tiny, task="ioi")
     assert told[0].filename == __file__
     assert dict(task.dropped) == {"no counterfactual": 1, "unequal numbers of tokens": 1}

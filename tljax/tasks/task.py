@@ -177,14 +177,14 @@ class Task:
         Raises:
             InputError: one of the two would be empty.
         """
-        size = round(train * len(self)) if isinstance(train, float) and train < 1 else train
-        if size != int(size) or not 0 < size < len(self):
+        size = round(train * len(self)) if isinstance(train, float) else int(train)
+        if not 0 < size < len(self):
             raise InputError(
-                f"train={train} of {len(self)} prompts leaves one part empty or is no whole number: give a share "
-                f"between 0 and 1, or a number from 1 to {len(self) - 1}."
+                f"train={train} of {len(self)} prompts leaves one part empty: give a share between 0.0 and 1.0, or a "
+                f"whole number from 1 to {len(self) - 1}."
             )
         order = np.asarray(list(Draw(seed).order(len(self))))
-        return self[order[: int(size)]], self[order[int(size) :]]
+        return self[order[:size]], self[order[size:]]
 
     @typed
     def batches(self, batch_size: int, by_length: bool = False) -> Iterator["Task"]:

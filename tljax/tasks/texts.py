@@ -104,11 +104,20 @@ class Reader:
         """
         self.plain([before, *(f"{before} {word}" for word in words)])
         found = [self._after(before, f" {word}") for word in words]
-        return [None if ids is None or self.has_unknown(ids) else len(ids) for ids in found]
+        return [
+            len(ids) if ids is not None and self._spell(ids, word) else None
+            for ids, word in zip(found, words, strict=True)
+        ]
 
-    def has_unknown(self, ids: Sequence[int]) -> bool:
-        """Whether some of a text became the unknown token."""
-        return self.tokenizer.unk_token_id in ids
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """Returns the string of each token."""
+        if new := list(dict.fromkeys(one for one in ids if one not in self._pieces)):
+            self._pieces.update(zip(new, self.tokenizer.pieces(new), strict=True))
+        return [self._pieces[one] for one in ids]
+
+    def _spell(self, ids: Sequence[int], word: str) -> bool:
+        """Whether tokens spell a word, spaces and case aside: an unknown token does not."""
+        return "".join(self.pieces(ids)).strip().casefold() == word.strip().casefold()
 
     def single(self, words: Iterable[str], before: str = "the") -> list[str]:
         """Returns the words that are one token after ``before`` and a space."""
@@ -133,23 +142,21 @@ class Reader:
         for answer in new:
             ids = self._after(tail, answer)
             ids = self.plain([answer])[0] if ids is None else ids
-            known[answer] = ids[0] if len(ids) == 1 and not self.has_unknown(ids) else None
+            known[answer] = ids[0] if len(ids) == 1 and self._spell(ids, answer) else None
         return [known[answer] for answer in answers]
 
     def begin(self, prompt: str, answer: str) -> int | str:
         """Returns the id of the first token of ``answer`` after a prompt; the answer itself if that cannot be told."""
         end = _LAST_WORDS.search(prompt)
         ids = self._after(prompt if end is None else end.group(), answer)
-        return ids[0] if ids and not self.has_unknown(ids[:1]) else answer
+        return ids[0] if ids and answer.strip().startswith(self.pieces(ids[:1])[0].strip()) else answer
 
     def boundaries(self, text: str, ids: Sequence[int]) -> dict[int, int] | None:
         """Returns at which characters tokens begin, each with the token's number, and the text's end.
 
         ``None`` where the tokens' strings do not make up the text, as with tokenizers that drop a first space.
         """
-        if new := list(dict.fromkeys(one for one in ids if one not in self._pieces)):
-            self._pieces.update(zip(new, self.tokenizer.pieces(new), strict=True))
-        pieces = [self._pieces[one] for one in ids]
+        pieces = self.pieces(ids)
         if "".join(pieces) != text:
             return None
         ends = itertools.accumulate(map(len, pieces), initial=0)
@@ -171,7 +178,7 @@ def locate(reader: Reader, texts: Sequence[Text]) -> list[tuple[list[int], dict[
 
 def _located(reader: Reader, text: Text, row: list[int], ids: list[int]) -> tuple[list[int], dict[str, Bounds]] | None:
     starts = [n for n in range(len(row) - len(ids) + 1) if row[n : n + len(ids)] == ids]
-    if not ids or not starts or reader.has_unknown(ids):
+    if not ids or not starts or reader.tokenizer.unk_token_id in ids:
         return None
     first, spans = starts[0], {}
     begins = reader.boundaries(text.text, ids)

@@ -161,7 +161,7 @@ def _matched(row: np.ndarray, other: np.ndarray, anchors: list[_Anchor]) -> Iter
     start, source_start = 0, 0
     for begin, stop, source_begin, source_stop in [*anchors, (len(row), len(row), len(other), len(other))]:
         between, source_between = row[start:begin], other[source_start:source_begin]
-        if len(between) == len(source_between):
+        if anchors and len(between) == len(source_between):
             pairs = [(place, place) for place in range(len(between))]
         else:
             pairs = _by_tokens(between, source_between)
