@@ -81,6 +81,7 @@ _ROOMS = (
     "generation",
     "hooks",
     "patching",
+    "tasks",
     "text",
     "train",
     "utils",
