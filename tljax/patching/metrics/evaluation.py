@@ -150,6 +150,39 @@ class Measure:
             raise
         return jax.device_put(np.concatenate(measured))
 
+    def gradient(self, final: Any, weights: Any = None) -> jax.Array:
+        """Differentiates the metric, summed over prompts, with respect to a run's final residual stream.
+
+        Args:
+            final: the stream, ``[batch, pos, d_model]``.
+            weights: ``[batch]``, factors of the prompts in the sum; by default 1.
+
+        Returns:
+            The gradient, shaped like ``final``.
+
+        Raises:
+            InputError: the metric computes on numbers, which cannot be differentiated.
+        """
+        final = jnp.asarray(final)
+        weights = jnp.ones(self.baseline.shape, jnp.float32) if weights is None else jnp.asarray(weights)
+        only = self.positions[0] if self.positions is not None and len(self.positions) == 1 else None
+        alone = self.metric.of_one_position() if only is not None and isinstance(self.metric, DeclaredMetric) else None
+        try:
+            if alone is not None:
+                part = _gradient_compiled(
+                    self.cfg, self._handed, 1, alone, self.params, final[:, only : only + 1], weights
+                )
+                return jnp.zeros_like(final).at[:, only].set(part[:, 0])
+            if self.how == "compiled":
+                static = (self.cfg, self._handed, self._length)
+                return _gradient_compiled(*static, self.metric, self.params, final, weights)
+            return jax.grad(lambda final: _weighted(self._evaluate(final, self._handed), weights))(final)
+        except _UNTRACEABLE as error:
+            raise InputError(
+                "An estimate differentiates the metric, and this one turns logits into numbers of Python or NumPy "
+                "(float(...), .item(), np.asarray(...)). Write it with jax.numpy, or sweep exactly: method='exact'."
+            ) from error
+
     @property
     def _elements(self) -> int:
         vocab = self.cfg.d_vocab_out
@@ -340,3 +373,26 @@ def _measure(
 
 
 _measure_compiled = jax.jit(_measure, static_argnums=(0, 1, 2, 3))
+
+
+def _weighted(values: jax.Array, weights: jax.Array) -> jax.Array:
+    return (values * weights.astype(values.dtype)).sum()
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _gradient_compiled(
+    cfg: HookedTransformerConfig,
+    handed: _Handed,
+    length: int,
+    metric: Callable[[Any], Any],
+    params: Params,
+    final: jax.Array,
+    weights: jax.Array,
+) -> jax.Array:
+    """Differentiates the weighted sum of a metric with respect to ``final`` ``[batch, pos, d_model]``."""
+
+    def total(final: jax.Array) -> jax.Array:
+        logits = LazyLogits(cfg, params, final, length=length, views=handed == "views", trusted=True)
+        return _weighted(_evaluate(metric, logits, handed), weights)
+
+    return jax.grad(total)(final)
