@@ -77,6 +77,7 @@ _ROOMS = (
     "attribution",
     "cache",
     "checkpoints",
+    "circuits",
     "errors",
     "generation",
     "hooks",

@@ -111,8 +111,7 @@ def prepare_metrics(metric: Metrics, model: HookedTransformer, base: BaseRun) ->
     if isinstance(metric, Mapping) and not metric:
         raise InputError("The mapping of metrics is empty: name at least one.")
     metrics = metric if isinstance(metric, Mapping) else {"metric": metric}
-    final = np.asarray(base.final)[:, : base.length]
-    return {name: _measure(one, model, base, final) for name, one in metrics.items()}
+    return {name: prepare_metric(one, model, base) for name, one in metrics.items()}
 
 
 def measure_run(measure: Measure, final: Any) -> np.ndarray:
@@ -120,8 +119,9 @@ def measure_run(measure: Measure, final: Any) -> np.ndarray:
     return np.asarray(_measure_all(measure, np.asarray(final)[None])[0])
 
 
-def _measure(metric: Any, model: HookedTransformer, base: BaseRun, final: np.ndarray) -> Measure:
-    """Prepares a metric, with its positions counted in each prompt's text."""
+def prepare_metric(metric: Any, model: HookedTransformer, base: BaseRun) -> Measure:
+    """Prepares a metric for runs of the base run's prompts, with its positions counted in each prompt's text."""
+    final = np.asarray(base.final)[:, : base.length]
     if base.text is None:
         return Measure(metric, model.cfg.computation, model.params, final)
     counted = metric.in_text(base.text) if isinstance(metric, InText) else metric

@@ -150,6 +150,26 @@ class Measure:
             raise
         return jax.device_put(np.concatenate(measured))
 
+    def traced(self, residual: Any) -> jax.Array:
+        """Evaluates the metric on one run as part of a trace, to be differentiated.
+
+        Args:
+            residual: final residual stream ``[batch, pos, d_model]`` of a run of the same prompts.
+
+        Returns:
+            The metric, a number or ``[batch]``.
+
+        Raises:
+            InputError: the metric is a Python function that needs numbers, which a trace does not have.
+        """
+        try:
+            return self._evaluate(residual, self._handed, trusted=True)
+        except _UNTRACEABLE as error:
+            raise InputError(
+                "The metric cannot be differentiated, because it turns logits into Python numbers or NumPy arrays. "
+                "Write it with jax.numpy alone, or use LogitDiff, LogProb or another metric of tljax.patching."
+            ) from error
+
     def gradient(self, final: Any, weights: Any = None) -> jax.Array:
         """Differentiates the metric, summed over prompts, with respect to a run's final residual stream.
 
@@ -161,27 +181,17 @@ class Measure:
             The gradient, shaped like ``final``.
 
         Raises:
-            InputError: the metric computes on numbers, which cannot be differentiated.
+            InputError: as for :meth:`traced`.
         """
         final = jnp.asarray(final)
         weights = jnp.ones(self.baseline.shape, jnp.float32) if weights is None else jnp.asarray(weights)
+        if self.how != "compiled":
+            return jax.grad(lambda final: _weighted(self.traced(final), weights))(final)
         only = self.positions[0] if self.positions is not None and len(self.positions) == 1 else None
-        alone = self.metric.of_one_position() if only is not None and isinstance(self.metric, DeclaredMetric) else None
-        try:
-            if alone is not None:
-                part = _gradient_compiled(
-                    self.cfg, self._handed, 1, alone, self.params, final[:, only : only + 1], weights
-                )
-                return jnp.zeros_like(final).at[:, only].set(part[:, 0])
-            if self.how == "compiled":
-                static = (self.cfg, self._handed, self._length)
-                return _gradient_compiled(*static, self.metric, self.params, final, weights)
-            return jax.grad(lambda final: _weighted(self._evaluate(final, self._handed), weights))(final)
-        except _UNTRACEABLE as error:
-            raise InputError(
-                "An estimate differentiates the metric, and this one turns logits into numbers of Python or NumPy "
-                "(float(...), .item(), np.asarray(...)). Write it with jax.numpy, or sweep exactly: method='exact'."
-            ) from error
+        part = slice(None) if only is None else slice(only, only + 1)
+        metric, length, kept = self._for_position(only)
+        static = (self.cfg, self._handed, length, kept)
+        return jnp.zeros_like(final).at[:, part].set(_gradient(*static, metric, self.params, final[:, part], weights))
 
     @property
     def _elements(self) -> int:
@@ -280,11 +290,13 @@ class Measure:
         return reads
 
     def _compiled(self, chunk: np.ndarray, count: int, kept: int | None) -> jax.Array:
-        metric, length = self.metric, self._length
-        if kept is not None and isinstance(metric, DeclaredMetric):  # prompts of all lengths share a program
-            alone = metric.of_one_position()
-            metric, length, kept = (metric, length, kept) if alone is None else (alone, 1, 0)
+        metric, length, kept = self._for_position(kept)
         return _measure_compiled(self.cfg, self._handed, length, kept, metric, self.params, chunk)
+
+    def _for_position(self, kept: int | None) -> tuple[Any, int, int | None]:
+        """Returns metric, length and kept position of a program for one position, which prompts of all lengths share."""
+        alone = self.metric.of_one_position() if kept is not None and isinstance(self.metric, DeclaredMetric) else None
+        return (self.metric, self._length, kept) if alone is None else (alone, 1, 0)
 
     def _batched(self, chunk: np.ndarray, count: int, kept: int | None) -> jax.Array:
         def one(residual: Any, known: Any) -> jax.Array:
@@ -379,11 +391,12 @@ def _weighted(values: jax.Array, weights: jax.Array) -> jax.Array:
     return (values * weights.astype(values.dtype)).sum()
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
-def _gradient_compiled(
+@partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _gradient(
     cfg: HookedTransformerConfig,
     handed: _Handed,
     length: int,
+    kept: int | None,
     metric: Callable[[Any], Any],
     params: Params,
     final: jax.Array,
@@ -392,7 +405,6 @@ def _gradient_compiled(
     """Differentiates the weighted sum of a metric with respect to ``final`` ``[batch, pos, d_model]``."""
 
     def total(final: jax.Array) -> jax.Array:
-        logits = LazyLogits(cfg, params, final, length=length, views=handed == "views", trusted=True)
-        return _weighted(_evaluate(metric, logits, handed), weights)
+        return _weighted(_measure(cfg, handed, length, kept, metric, params, final[None])[0], weights)
 
     return jax.grad(total)(final)
