@@ -154,6 +154,6 @@ def _check(model: HookedTransformer, sites: Sites) -> None:
     cfg = model.cfg
     if cfg.use_qk_norm and cfg.qk_norm_span == "joint" and "rot" not in sites.point and "head" in sites.chosen:
         raise InputError(
-            f"A norm of this model mixes the heads of {sites.row.name}: with rule='atp*' sweep 'rot_q' or 'rot_k', after "
-            "it, or all heads of a position at once, axes=('pos',)."
+            f"A norm of this model mixes the heads of {sites.row.name}: with rule='atp*' sweep 'rot_q' or 'rot_k', "
+            "after it, or all heads of a position at once, axes=('pos',)."
         )

@@ -1,7 +1,6 @@
 """Contracts what a patch changes with the gradient there, for all sites of a layer at once."""
 
 import functools
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -87,7 +86,7 @@ def _by_prompt(chosen: np.ndarray) -> np.ndarray:
     return chosen[:, None] if chosen.ndim == 1 else chosen
 
 
-def cover(sites: Sites, base: BaseRun, index: Sequence[int], layer: int) -> np.ndarray:
+def cover(sites: Sites, base: BaseRun, index: np.ndarray, layer: int) -> np.ndarray:
     """Returns a mask of what some sites of a layer cover together, which broadcasts to its activation."""
     axes = sites.row.axes
     shape = base.activations[sites.full_name(layer)].shape

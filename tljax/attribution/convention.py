@@ -7,9 +7,9 @@ import dataclasses
 class Convention:
     """Convention of an estimate.
 
-    Publications differ in it: TransformerLens 4.3 takes the gradient at the corrupted run and ``clean - corrupted``,
-    which is a sweep of the corrupted run with a clean source; the AtP paper the gradient at the clean run and ``corrupted -
-    clean``, a sweep of the clean run with a corrupted source.
+    Publications differ in it. TransformerLens 4.3 takes the gradient at the corrupted run, times ``clean - corrupted``:
+    a sweep of the corrupted run with a clean source. The AtP paper takes it at the clean run, times ``corrupted -
+    clean``: a sweep of the clean run with a corrupted source.
 
     Attributes:
         method: ``"attribution"`` or ``"ig"``.

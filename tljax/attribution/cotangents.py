@@ -49,11 +49,12 @@ def _under_constant_norm(measure: Measure, run: Trajectory, final: jax.Array) ->
     hooks = HookDictionary(tuple(HookEntry(name, Zero(), "bwd") for name in norms))
     metric, only = measure.metric, measure.positions
     alone = metric.of_one_position() if only and len(only) == 1 and isinstance(metric, DeclaredMetric) else None
-    metric, kept = (metric, slice(None)) if alone is None or not only else (alone, slice(only[0], only[0] + 1))
+    used: Any = metric if alone is None else alone
+    kept = slice(None) if alone is None or not only else slice(only[0], only[0] + 1)
 
     def total(rows: jax.Array) -> jax.Array:
         logits, _ = run_forward(run.cfg, run.params, rows, AttentionContext(), hooks=hooks, start=run.cfg.n_layers)
-        return jnp.asarray(metric(logits)).sum()
+        return jnp.asarray(used(logits)).sum()
 
     return jnp.zeros_like(final).at[:, kept].set(jax.grad(total)(final[:, kept]))
 
@@ -77,14 +78,14 @@ def check_slopes(measures: Mapping[str, Measure], run: Trajectory, length: int, 
         there = _size(measure.gradient(nearby))
         if there == 0 and _size(here) == 0:
             raise InputError(
-                f"The gradient of {_named(name)} is zero everywhere: it counts, compares or rounds, or does not read the "
-                "logits. Estimate with a smooth one, such as LogitDiff or LogProb, or sweep exactly: method='exact'."
+                f"The gradient of {_named(name)} is zero everywhere: it counts, compares or rounds, or does not read "
+                "the logits. Take a smooth one, such as LogitDiff or LogProb, or sweep exactly: method='exact'."
             )
         if _size(here) <= limit * there:
             raise InputError(
                 f"The gradient of {_named(name)} is zero at this run, because the metric is smallest or largest there: "
-                "a distance such as KL from the run itself changes only to second order. Take the gradient at the other "
-                "run, gradient_at='source', or integrate it, method='ig', or estimate LogitDiff."
+                "a distance such as KL from the run itself changes only to second order. Take the gradient at the "
+                "other run, gradient_at='source', or integrate it, method='ig', or estimate LogitDiff."
             )
 
 
@@ -103,8 +104,8 @@ def check_separate(measures: Mapping[str, Measure], run: Trajectory, length: int
         signed = measure.gradient(run.final[:, :length], signs)
         if _size(signed - here * signs[:, None, None].astype(here.dtype)) > 1e-3 * _size(here):
             raise InputError(
-                f'reduce="none" estimates each prompt\'s {_named(name)} from its own gradient, and this metric of a prompt '
-                'depends on other prompts\' logits: average over prompts, reduce="mean", or run prompts one by one.'
+                f'reduce="none" estimates each prompt\'s {_named(name)} from its own gradient, and this metric of a '
+                'prompt depends on other prompts\' logits: average over prompts, reduce="mean", or run them one by one.'
             )
 
 

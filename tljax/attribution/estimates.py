@@ -130,7 +130,7 @@ def _dropped(
     slopes: jax.Array,
     how: Estimate,
 ) -> np.ndarray:
-    """Returns the sizes of the estimates summed over dropped layers, over ``n_layers - 1``, ``[metric, site, batch]``."""
+    """Sums the estimates' sizes over dropped layers, divided by ``n_layers - 1``, ``[metric, site, batch]``."""
     n_layers, metrics = model.cfg.n_layers, len(slopes)
     largest = max(base.activations[name].nbytes for name in shapes_at(base, sites, sites.values))
     at_once = max(1, how_many(4 * max(largest, run.final.nbytes)) // metrics)

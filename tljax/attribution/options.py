@@ -1,7 +1,7 @@
 """How a sweep estimates the effects of its sites: the method, its rule and its path."""
 
 import dataclasses
-from typing import Any, Literal, TypedDict
+from typing import Literal, TypedDict
 
 from tljax.attribution.convention import Convention
 from tljax.checks import check_fields, typed, whole

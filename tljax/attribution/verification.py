@@ -51,9 +51,10 @@ class Verification:
 
     @property
     def r_squared(self) -> float:
-        """Share of the exact effects' variance that the estimates explain, ``1 - Σ(exact - estimate)² / Σ(exact - mean)²``.
+        """Share of the exact effects' variance that the estimates explain.
 
-        It is at most 1, negative for estimates worse than the mean, and NaN for a single site.
+        ``1 - Σ(exact - estimate)² / Σ(exact - mean)²`` is at most 1, negative for estimates worse than the mean, and
+        NaN for a single site.
         """
         spread = np.square(self.exact - self.exact.mean()).sum()
         return float(1 - np.square(self.exact - self.estimate).sum() / spread) if spread else float("nan")
@@ -158,8 +159,8 @@ def largest_hidden(effects: np.ndarray, confidence: float) -> float:
     """Bounds the largest single effect among sites, from the effects of random halves of them patched together.
 
     If effects add up, a half that holds each site with probability 1/2 has variance ``Σ effect² / 4``, so twice its
-    standard deviation is at least the largest effect. The bound takes the upper confidence limit of the standard deviation
-    of a normal sample, ``sqrt((n - 1) s² / χ²)``.
+    standard deviation is at least the largest effect. The bound takes the upper confidence limit of the standard
+    deviation of a normal sample, ``sqrt((n - 1) s² / χ²)``.
 
     Args:
         effects: ``[half]``, at least two.
@@ -186,7 +187,7 @@ def correlation(x: np.ndarray, y: np.ndarray) -> float:
     return float((x * y).sum()) / scale if scale else float("nan")
 
 
-def named(best: Sequence[int], sizes: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+def named(best: np.ndarray, sizes: Sequence[int]) -> tuple[tuple[int, ...], ...]:
     """Returns the coordinates of sites with these numbers in a grid of these sizes."""
     if not sizes:
         return ((),) * len(best)

@@ -48,8 +48,8 @@ def estimated_sweep(
         raise InputError("verify= ranks sites by one metric, and several were given by name: pass one alone.")
     if how.method == "ig" and how.along != "activation" and not source.everywhere:
         raise InputError(
-            f"along={how.along!r} moves other activations than the patched one, and the source is an array for that one "
-            "alone: pass the source prompt or its cache, or along='activation'."
+            f"along={how.along!r} moves other activations than the patched one, and the source is an array for "
+            "that one alone: pass the source prompt or its cache, or along='activation'."
         )
     at_run = None if how.gradient_at == "base" else _run_of(source, base)
     estimated = estimate_sites(

@@ -61,8 +61,8 @@ def sweep(
 ) -> PatchingResult:
     """Patches each site of an activation into a base run, one at a time, and measures the metric.
 
-    With another ``method`` the effects are estimated from gradients, at the same sites: ``values`` is then the baseline
-    plus the estimate, :meth:`~tljax.patching.PatchingResult.effect` the estimate, and ``convention`` says what it means.
+    With another ``method`` the effects are estimated from gradients, at the same sites: ``values`` is then the
+    baseline plus the estimate, ``effect()`` the estimate, and ``convention`` says what it means.
 
     Args:
         model: the model. If it carries hooks, which may do anything, sites are run one by one.

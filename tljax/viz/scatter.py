@@ -48,9 +48,9 @@ def scatter(
     low, high = float(finite.min(initial=0.0)), float(finite.max(initial=0.0))
     axes.plot([low, high], [low, high], color="0.7", linewidth=1, zorder=1)
     axes.scatter(across, up, s=18, color="#b2182b", zorder=2)
-    for number in np.argsort(-np.abs(np.nan_to_num(up)))[:_LABELLED] if labels is not None else ():
-        axes.annotate(plain(labels[number]), (across[number], up[number]), fontsize=7, xytext=(3, 3),
-                      textcoords="offset points")  # fmt: skip
+    largest = np.argsort(-np.abs(np.nan_to_num(up)))[:_LABELLED]
+    for number, label in [] if labels is None else [(int(n), labels[int(n)]) for n in largest]:
+        axes.annotate(plain(label), (across[number], up[number]), (3, 3), textcoords="offset points", fontsize=7)
     axes.set_title(title)
     axes.set_xlabel(x_title)
     axes.set_ylabel(y_title)

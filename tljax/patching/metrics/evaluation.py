@@ -294,7 +294,7 @@ class Measure:
         return _measure_compiled(self.cfg, self._handed, length, kept, metric, self.params, chunk)
 
     def _for_position(self, kept: int | None) -> tuple[Any, int, int | None]:
-        """Returns metric, length and kept position of a program for one position, which prompts of all lengths share."""
+        """Returns metric, length and kept position for a program that prompts of all lengths share, if there is one."""
         alone = self.metric.of_one_position() if kept is not None and isinstance(self.metric, DeclaredMetric) else None
         return (self.metric, self._length, kept) if alone is None else (alone, 1, 0)
 
