@@ -74,6 +74,7 @@ __all__ = [
 
 _ROOMS = (
     "analysis",
+    "attribution",
     "cache",
     "checkpoints",
     "circuits",
