@@ -68,7 +68,7 @@ CASES = [
     Case("a high tau keeps nothing", lambda w: searched(tau=1e9).sum(), equals=0),
     Case("a tau of zero keeps every edge that changes the metric at all by size",
          lambda w: searched(DIFF, tau=0.0, by="absolute").sum(), equals=lambda w: graph().n_edges),
-    Case("more edges to verify than there are", lambda w: verified(k=10_000), InputError, "k=10000"),
+    Case("more edges to verify than there are", lambda w: verified(verify=10_000), InputError, "10000"),
     Case("scores of another ablation", lambda w: verified(ablation="zero"), InputError, "'patching'", "'zero'"),
     Case("information flow is no effect",
          lambda w: verify_edges(model(), TOKENS, OTHERS, DIFF, edge_scores(model(), TOKENS, method="information-flow")),

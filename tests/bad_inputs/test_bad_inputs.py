@@ -6,7 +6,8 @@ import pytest
 from table import Case, World
 
 KINDS = (
-    "ids", "positions", "meanings", "models", "files", "arithmetic", "types", "messages", "text", "checkpoints", "exact",
+    "ids", "positions", "meanings", "models", "files", "arithmetic", "types", "messages", "text", "checkpoints",
+    "tasks", "exact",
 )  # fmt: skip
 """A module ``cases_<kind>.py`` each."""
 TABLE = [

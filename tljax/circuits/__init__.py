@@ -15,10 +15,13 @@ from tljax.circuits.graph import Reader, ResidualGraph, Writer
 from tljax.circuits.replacement import MeanActivations, mean_activations
 from tljax.circuits.scores.edge_scores import Convention, EdgeScores
 from tljax.circuits.scores.edges import ZeroGapWarning, edge_scores
+from tljax.circuits.scores.verification import verify_edges
+from tljax.circuits.search.acdc import ACDCResult, acdc
 from tljax.circuits.selection import select, top_nodes
 
 __all__ = [
     "MIB_FRACTIONS",
+    "ACDCResult",
     "Circuit",
     "CircuitResult",
     "Convention",
@@ -29,6 +32,7 @@ __all__ = [
     "Stability",
     "Writer",
     "ZeroGapWarning",
+    "acdc",
     "completeness",
     "edge_scores",
     "faithfulness",
@@ -38,4 +42,5 @@ __all__ = [
     "select",
     "stability",
     "top_nodes",
+    "verify_edges",
 ]

@@ -163,10 +163,11 @@ class _Effects:
         for first, changes in self._chunks():
             for layer in reversed(range(self.graph.n_layers + 1)):
                 for group, columns in groups_of(self.graph, layer).items():
-                    edges = np.argwhere(self.edges[first : first + len(changes[1]), columns]) + [0, columns.start]
+                    edges = np.argwhere(self.edges[first : first + len(changes[1]), columns])
                     if len(edges):
+                        edges[:, 1] += columns.start
                         edits = make_edits(self.model, self.base, self.graph, group, layer, changes, edges)
-                        yield edits, group, edges + [first, 0]
+                        yield edits, group, np.add(edges, [first, 0])
 
     def _chunks(self) -> Iterator[tuple[int, tuple[jax.Array, np.ndarray]]]:
         """Yields chunks of writers with edges: the first one's number, what edges from each add, and where.
@@ -193,7 +194,7 @@ class _Effects:
             yield first, (change, np.asarray((change != 0).any(axis=-1)))
 
     def _changes(self, layer: int) -> jax.Array:
-        """Computes what edges from a layer's writers add if they are patched, ``[writer, batch, padded_pos, d_model]``."""
+        """Computes what edges from a layer's writers add if patched, ``[writer, batch, padded_pos, d_model]``."""
         cfg, params, graph = self.model.cfg, self.model.params, self.graph
         before = {name: self.base.activations[name] for name in writer_points(graph, (layer,))}
         difference = {name: self.replacement[name] - value for name, value in before.items()}
