@@ -209,7 +209,9 @@ def _run_block(
     results = seen[RESULT] if cfg.has_norms_after else head_outputs(cfg, params["attn"]["W_O"], seen[HEADS])
     after = _wrote(state, replacement[:heads], results, first, n_masks)
     if after.combined is not None:
-        whole = (results.sum(axis=2) + params["attn"]["b_O"][None, None]).reshape(1, *_masked_shape(state.stream, n_masks))
+        whole = (results.sum(axis=2) + params["attn"]["b_O"][None, None]).reshape(
+            1, *_masked_shape(state.stream, n_masks)
+        )
         at = (layer, *(0,) * (whole.ndim - 1))
         after = after._replace(combined=jax.lax.dynamic_update_slice(after.combined, whole, at))
     if shape.attn_only:
