@@ -201,8 +201,8 @@ def _measure(
     if measure.how != "compiled" and count > batch_size:
         raise InputError(
             f"The metric is a Python function, which cannot be taken apart into {batch_size} of {count} prompts: what "
-            f"it compares may belong to each. Use LogitDiff or another metric of tljax.patching, a pytree of your own, or "
-            f"batch_size={count}."
+            "it compares may belong to each. Use LogitDiff or another metric of tljax.patching, a pytree of your own, "
+            f"or batch_size={count}."
         )
     noise = np.random.default_rng(0).normal(size=finals.shape) * finals.std()
     slope = jax.grad(lambda stream: measure.traced(stream).sum())(

@@ -96,7 +96,7 @@ class Schedule:
         ramp: how the target rises.
     """
 
-    method: Method
+    method: Method | Literal["fixed"]
     steps: int
     rate: float
     ramp: Literal["linear", "log"]
@@ -131,15 +131,20 @@ class Training:
     batch_size: int
 
     def run(
-        self, stack: Stack, schedule: Schedule, constants: jax.Array | None, progress: bool | None
+        self,
+        stack: Stack,
+        schedule: Schedule,
+        constants: jax.Array | None,
+        progress: bool | None,
+        gates: dict[str, jax.Array] | None = None,
     ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        """Runs all steps.
+        """Runs all steps, from the method's own gates unless others are given.
 
         Returns:
             What was learned, and the history ``[circuit, step]``; on the host.
         """
         orders = [_Order(self.pairs.n_prompts, self.batch_size, seed) for seed in stack.seed]
-        state = begin(self.form, self._first_gates(stack.seed), constants)
+        state = begin(self.form, self._first_gates(stack.seed) if gates is None else gates, constants)
         seeds = np.asarray(stack.seed, np.uint32)
         costs = (np.asarray(value, np.float32) for value in (stack.penalty, stack.node_penalty))
         fixed = dict(zip(("penalty", "node_penalty"), costs, strict=True))

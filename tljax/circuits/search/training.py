@@ -22,7 +22,7 @@ Method = Literal["edge_pruning", "subnetwork_probing", "ugs"]
 Objective = Literal["keep", "lower", "raise"]
 
 _CONSTANTS_RATE = 1e-3
-_FORGETTING = {"edge_pruning": 0.95, "subnetwork_probing": 0.999, "ugs": 0.995}
+_FORGETTING = {"edge_pruning": 0.95, "subnetwork_probing": 0.999, "ugs": 0.995, "fixed": 0.999}
 """Adam's average of squares. In edge pruning gates have to come back from where their gradients are tiny."""
 
 _MULTIPLIERS_RATE, _FIRST_MULTIPLIERS = 4.0, (0.0, 100.0)
@@ -35,14 +35,14 @@ class Form:
     """What the compiled step depends on, besides the model and its graph.
 
     Attributes:
-        method: how gates are drawn and what they cost.
+        method: how gates are drawn and what they cost; ``"fixed"`` takes the mask as it is, to learn constants alone.
         objective: what is wanted of the metric.
         handed: the form of logits that the metric gets.
         metric: a metric that is a Python function; ``None`` for one that is a pytree, or for the KL divergence.
         nodes: whether each writer has a gate of its own, which all its edges share.
     """
 
-    method: Method
+    method: Method | Literal["fixed"]
     objective: Objective = "keep"
     handed: Literal["views", "rows", "array"] = "views"
     metric: Any = None
@@ -53,7 +53,7 @@ class Form:
         """The optimizer, without a learning rate. (AdamW without weight decay, as both methods use it, is Adam.)"""
         adam = optax.scale_by_adam(b2=_FORGETTING[self.method])
         gates = optax.chain(optax.clip_by_global_norm(5.0), adam) if self.method == "ugs" else adam
-        kinds = {"gates": gates, "multipliers": optax.identity(), "constants": optax.scale_by_adam()}
+        kinds: dict[Any, Any] = {"gates": gates, "multipliers": optax.identity(), "constants": optax.scale_by_adam()}
         return optax.multi_transform(kinds, lambda tree: {name: name for name in tree})
 
 
@@ -158,6 +158,8 @@ def draw_masks(
     form: Form, graph: ResidualGraph, gates: dict[str, jax.Array], key: jax.Array, n_prompts: int
 ) -> jax.Array:
     """Draws a mask for all prompts, or for each of them (uniform gradient sampling): ``[1, prompt or 1, 1, F, R]``."""
+    if form.method == "fixed":
+        return gates["edges"][None, None, None]
     if form.method == "ugs":
         uniform = jax.random.uniform(key, (n_prompts, *graph.shape))
         return uniform_gradient(gates["edges"][None], uniform)[None, :, None]
@@ -179,6 +181,8 @@ def chances(form: Form, gates: dict[str, Any]) -> jax.Array:
 def _cost(form: Form, graph: ResidualGraph, learned: dict[str, Any], numbers: Numbers) -> tuple[jax.Array, jax.Array]:
     """Returns what the edges that are present cost, and the share of them."""
     gates = learned["gates"]
+    if form.method == "fixed":
+        return jnp.zeros(()), gates["edges"].sum() / graph.n_edges
     present = jnp.where(jnp.asarray(graph.edges), chances(form, gates), 0)
     kept = present.sum() / graph.n_edges
     if form.method == "subnetwork_probing":
