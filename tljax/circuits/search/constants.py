@@ -30,8 +30,7 @@ def optimal_constants(
     """Learns a constant for each writer that its absent edges carry, so that a circuit stays near the model.
 
     This is optimal ablation (Li and Janson 2024, arXiv 2409.09951): constants start at the mean of what writers write
-    and lower ``KL(model || circuit)`` of the next token after each prompt, by Adam with a rate of .001. A zero or a mean
-    is a worse choice that says more about the ablation than about the edges.
+    and lower ``KL(model || circuit)`` of the next token after each prompt, by Adam with a rate of .001.
 
     Args:
         model: the model, without hooks.
