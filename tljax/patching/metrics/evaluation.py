@@ -162,13 +162,12 @@ class Measure:
         Raises:
             InputError: the metric is a Python function that needs numbers, which a trace does not have.
         """
-        try:
-            return self._evaluate(residual, self._handed, trusted=True)
-        except _UNTRACEABLE as error:
-            raise InputError(
-                "The metric cannot be differentiated, because it turns logits into Python numbers or NumPy arrays. "
-                "Write it with jax.numpy alone, or use LogitDiff, LogProb or another metric of tljax.patching."
-            ) from error
+        return traced_metric(self.metric, self.cfg, self.params, residual, self._handed, self._length)
+
+    @property
+    def handed(self) -> Literal["views", "rows", "array"]:
+        """The form of logits that the metric gets, which :func:`traced_metric` takes."""
+        return self._handed
 
     def gradient(self, final: Any, weights: Any = None) -> jax.Array:
         """Differentiates the metric, summed over prompts, with respect to a run's final residual stream.
@@ -322,6 +321,41 @@ class Measure:
         offset = 0 if kept is None else kept
         rows = {key: chunk[:, read.prompts, read.positions - offset] for key, read in self._reads.known.items()}
         return {key: unembed(self.cfg, self.params, rows[key], read.tokens) for key, read in self._reads.known.items()}
+
+
+def traced_metric(
+    metric: Callable[[Any], Any],
+    cfg: HookedTransformerConfig,
+    params: Params,
+    residual: Any,
+    handed: _Handed = "views",
+    length: int | None = None,
+) -> jax.Array:
+    """Evaluates a metric on one run as part of a trace, to be differentiated; :meth:`Measure.traced` for any prompts.
+
+    Args:
+        metric: the metric, its positions counted in the array.
+        cfg: the model's config.
+        params: the model's parameters, of which ``ln_final`` and ``unembed`` are used.
+        residual: final residual stream ``[batch, pos, d_model]``.
+        handed: the form of logits that the metric gets, as a :class:`Measure` of it found.
+        length: how many of the stream's positions are logits that the metric sees; all by default.
+
+    Returns:
+        The metric, a number or ``[batch]``.
+
+    Raises:
+        InputError: the metric is a Python function that needs numbers, which a trace does not have.
+    """
+    head = {name: params[name] for name in ("ln_final", "unembed") if name in params}
+    logits = LazyLogits(cfg, head, residual, length=length, views=handed == "views", trusted=True)
+    try:
+        return _evaluate(metric, logits, handed)
+    except _UNTRACEABLE as error:
+        raise InputError(
+            "The metric cannot be differentiated, because it turns logits into Python numbers or NumPy arrays. "
+            "Write it with jax.numpy alone, or use LogitDiff, LogProb or another metric of tljax.patching."
+        ) from error
 
 
 def _is_pytree(metric: Any) -> bool:
