@@ -78,7 +78,7 @@ class DerivativeMethods(CachingMethods):
         """Runs the model, and differentiates metrics of its logits with respect to activations.
 
         One forward pass, and one backward pass for each metric. Hooks of the model apply, also those of
-        ``dir="bwd"``, whose results are the gradients that earlier points get.
+        ``dir="bwd"``: what they return is the gradient at their point, and flows on to earlier ones.
 
         Args:
             input: as in :meth:`__call__`.
