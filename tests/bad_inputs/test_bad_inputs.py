@@ -9,6 +9,7 @@ KINDS = (
     "ids", "positions", "meanings", "models", "files", "arithmetic", "types", "messages", "text", "checkpoints",
     "tasks", "exact",
     "learned",
+    "gradients",
 )  # fmt: skip
 """A module ``cases_<kind>.py`` each."""
 TABLE = [

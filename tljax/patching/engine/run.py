@@ -12,6 +12,7 @@ from tljax.config import HookedTransformerConfig
 from tljax.errors import InputError
 from tljax.memory import batch_budget, how_many
 from tljax.model.hooked_transformer import HookedTransformer
+from tljax.model.metrics import InText
 from tljax.patching.engine.base_run import BaseRun
 from tljax.patching.engine.edits import Edits
 from tljax.patching.engine.engine import Engine, Reach, reach_of
@@ -20,7 +21,6 @@ from tljax.patching.engine.report import SweepReport, blocks_flops, forward_flop
 from tljax.patching.engine.site_by_site import SiteBySite
 from tljax.patching.engine.sites import Sites, find_rows, place
 from tljax.patching.metrics.evaluation import Measure, PositionNotKept
-from tljax.patching.metrics.metrics import InText
 from tljax.progress import Progress
 
 Reduce = Literal["mean", "none"]
