@@ -79,6 +79,7 @@ _ROOMS = (
     "errors",
     "generation",
     "hooks",
+    "interchange",
     "patching",
     "text",
     "train",
