@@ -1,8 +1,8 @@
 """Interchange interventions: a subspace of an activation takes its value from another run.
 
-All of them compute ``h' = h_b + strength * F diag(g) F^T (h_s - h_b)`` at the selected entries, where ``h_b`` is the run's
-own activation, ``h_s`` the source's, ``F`` a matrix of orthonormal columns ``[d, k]`` over the activation's last axis and
-``g`` a gate between 0 and 1 for each column. They differ in where ``g`` comes from.
+All of them compute ``h' = h_b + strength * F diag(g) F^T (h_s - h_b)`` at the selected entries, where ``h_b`` is the
+run's own activation, ``h_s`` the source's, ``F`` a matrix of orthonormal columns ``[d, k]`` over the activation's last
+axis and ``g`` a gate between 0 and 1 for each column. They differ in where ``g`` comes from.
 """
 
 from typing import Any
@@ -107,8 +107,8 @@ class _FromSource(Intervention):
         if self.width is not None and self.width != shape[-1]:
             axis = hook.axes[-1] if hook.axes else "its last axis"
             raise InterventionError(
-                f"{type(self).__name__}'s basis has {self.width} rows; {hook.name} has {axis} of size {shape[-1]}. Was it "
-                "learned at another point?"
+                f"{type(self).__name__}'s basis has {self.width} rows; {hook.name} has {axis} of size {shape[-1]}. "
+                "Was it learned at another point?"
             )
 
     def transform(self, value: jax.Array, hook: HookPoint) -> jax.Array:
@@ -120,7 +120,8 @@ class _FromSource(Intervention):
 
 
 class Interchange(_FromSource):
-    """Sets the component in a subspace to that of a source: ``h_b + strength * (h_s - h_b) B B^T`` (Geiger et al. 2023).
+    """Sets the component in a subspace to that of a source: ``h_b + strength * (h_s - h_b) B B^T`` (Geiger et al.
+    2023).
 
     The rest of the activation stays the run's own. Works at any point, on its last axis: ``d_model``, ``d_head`` (with
     ``head=``), neurons.
@@ -289,8 +290,8 @@ class MaskedInterchange(_Gated):
         sizes = {1} if rotation is None else {1, rotation.shape[1]}
         if logits.ndim != 1 or (rotation is not None and logits.shape[0] not in sizes):
             raise InterventionError(
-                f"MaskedInterchange needs one logit for each coordinate, or one for all; got shape {tuple(logits.shape)}"
-                + (f" for {rotation.shape[1]} coordinates." if rotation is not None else ".")
+                f"MaskedInterchange needs one logit for each coordinate, or one for all; got shape "
+                f"{tuple(logits.shape)}" + (f" for {rotation.shape[1]} coordinates." if rotation is not None else ".")
             )
         self._keep(source, strength, mask_logits=logits, rotation=rotation, temperature=number_leaf(temperature, owner))
 
@@ -305,8 +306,8 @@ class MaskedInterchange(_Gated):
 class NormMatchedPlacebo(_Gated):
     """Moves as far as an interchange would, but in a random subspace: the control of its displacement's length.
 
-    Each vector moves along the component of ``h_s - h_b`` in the placebo's subspace, by the length that the interchange in
-    ``rotation`` would move it. Where that component vanishes, nothing moves.
+    Each vector moves along the component of ``h_s - h_b`` in the placebo's subspace, by the length that the interchange
+    in ``rotation`` would move it. Where that component vanishes, nothing moves.
 
     Args:
         source: as for :class:`Interchange`.
@@ -366,7 +367,8 @@ def _weights(coordinates: Any, size: int | None) -> Any:
         return jnp.asarray(array).astype(jnp.float32) if array.dtype == bool else number_leaf(array)
     if size is None:
         raise InterventionError(
-            "Without a rotation the number of coordinates is not known here: give a mask, one entry for each coordinate."
+            "Without a rotation the number of coordinates is not known here: give a mask, one entry for each "
+            "coordinate."
         )
     weights = np.zeros(size, np.float32)
     try:

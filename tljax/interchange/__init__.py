@@ -1,4 +1,4 @@
-"""Interchange interventions: which subspace carries a variable (DAS and its relatives), with the controls of the claim."""
+"""Interchange interventions: which subspace carries a variable, and the controls of the claim."""
 
 from tljax.hooks.interchanges import (
     BoundlessInterchange,

@@ -7,9 +7,9 @@ import numpy as np
 from tljax.errors import InputError
 
 Untrained = Literal["full", "mean_difference", "probe", "pca", "neuron", "random_neuron", "random"]
-"""``"full"``: the whole vector. ``"mean_difference"``: the largest differences between the classes' means. ``"probe"``: the
-directions of a ridge regression on the classes. ``"pca"``: principal components. ``"neuron"``: the coordinates whose class
-means differ most. ``"random_neuron"``, ``"random"``: as many coordinates or dimensions, drawn at random."""
+"""``"full"``: the whole vector. ``"mean_difference"``: the largest differences between the classes' means. ``"probe"``:
+the directions of a ridge regression on the classes. ``"pca"``: principal components. ``"neuron"``: the coordinates
+whose class means differ most. ``"random_neuron"``, ``"random"``: as many coordinates or dimensions, drawn at random."""
 
 UNTRAINED = get_args(Untrained)
 _RIDGE = 1e-2
@@ -25,13 +25,14 @@ def untrained_subspace(
         name: which (:data:`Untrained`).
         activations: ``[pair, d]``.
         targets: the class of each, ``[pair]``.
-        rank: number of dimensions, which ``"full"`` ignores. Where there are fewer, as between the means of ``c`` classes
-            (``c - 1``), fewer are open.
+        rank: number of dimensions, which ``"full"`` ignores. Where there are fewer, as between the means of ``c``
+            classes (``c - 1``), fewer are open.
         n: number of columns, ``rank`` or more.
         seed: seed of random ones.
 
     Returns:
-        Orthonormal columns ``[d, n]``, or ``None`` for the activation's own coordinates; and the gate, ``[n]`` or ``[d]``.
+        Orthonormal columns ``[d, n]``, or ``None`` for the activation's own coordinates; and the gate, ``[n]`` or
+        ``[d]``.
     """
     vectors = np.asarray(activations, np.float64)
     d = vectors.shape[1]
@@ -85,7 +86,7 @@ def featurizer_columns(featurizer: Any, activations: np.ndarray, d: int) -> np.n
 
 
 def principal(rows: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns ``n`` right singular vectors of ``rows`` as columns ``[d, n]``, largest first, and their singular values."""
+    """Returns the first ``n`` right singular vectors of ``rows`` as columns ``[d, n]``, and their singular values."""
     _, sizes, directions = np.linalg.svd(rows, full_matrices=len(rows) < n)
     sizes = np.concatenate([sizes, np.zeros(max(0, n - len(sizes)))])[:n]
     return directions[:n].T.astype(np.float32), sizes

@@ -54,8 +54,8 @@ def reader_matrix(model: HookedTransformer, hook_name: ActName, head: int | None
             raise InputError(f"{name} has a matrix W_O for each head: say which with head=.")
         return model.blocks[layer].attn.W_O[head]
     raise InputError(
-        f"No single matrix reads {name}. Give the one that you mean, [d, n], such as model.W_Q[layer, head] of a head that reads "
-        "the residual stream."
+        f"No single matrix reads {name}. Give the one that you mean, [d, n], such as model.W_Q[layer, head] of a head "
+        "that reads the residual stream."
     )
 
 
@@ -63,7 +63,8 @@ def reader_matrix(model: HookedTransformer, hook_name: ActName, head: int | None
 def split_by_reader(basis: Any, reader: Any, tolerance: float = 1e-5) -> tuple[np.ndarray, np.ndarray]:
     """Splits a subspace by what a matrix reads of it (Makelov et al. 2023).
 
-    A direction that works only through its part in the reader's null space works through something that the model does not
+    A direction that works only through its part in the reader's null space works through something that the model does
+    not
     use: the interchange made it. Interchange with each part alone and compare.
 
     Args:
@@ -83,8 +84,8 @@ def split_by_reader(basis: Any, reader: Any, tolerance: float = 1e-5) -> tuple[n
     matrix = np.asarray(reader, np.float64)
     if matrix.ndim != 2 or matrix.shape[0] != columns.shape[0]:
         raise InputError(
-            f"The reader has shape {matrix.shape}; the basis has {columns.shape[0]} rows. Give the matrix that multiplies the "
-            "activation from the right, [d, n]."
+            f"The reader has shape {matrix.shape}; the basis has {columns.shape[0]} rows. Give the matrix that "
+            "multiplies the activation from the right, [d, n]."
         )
     left, sizes, _ = np.linalg.svd(matrix, full_matrices=False)
     seen = left[:, sizes > tolerance * sizes.max(initial=0.0)]

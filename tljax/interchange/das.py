@@ -95,9 +95,9 @@ def fit_das(
 ) -> DASResult:
     """Trains a subspace at one point by distributed alignment search (Geiger et al. 2023).
 
-    The loss is the cross entropy of the targets over the task logits after ``h_b + strength * (h_s - h_b) B B^T``, minimised
-    by Adam over a free matrix whose orthonormal factor is ``B``. Sources run once; base prompts run once up to the point's
-    layer, and only from there in training.
+    The loss is the cross entropy of the targets over the task logits after ``h_b + strength * (h_s - h_b) B B^T``,
+    minimised by Adam over a free matrix whose orthonormal factor is ``B``. Sources run once; base prompts run once up
+    to the point's layer, and only from there in training.
 
     Args:
         model: the model; it is not changed.
@@ -111,15 +111,16 @@ def fit_das(
         epochs, batch_size, lr, strength, micro_batch_size: as for :func:`train_interchange`.
         seed: where random draws start.
         head: for a point with heads, which.
-        test: pairs to score on, whose ``named_pos`` has ``"site"`` or whose positions are the same numbers; by default those
-            of the fit.
+        test: pairs to score on, whose ``named_pos`` has ``"site"`` or whose positions are the same numbers; by default
+            those of the fit.
         controls: as for :func:`train_interchange`; ``()`` runs none.
 
     Returns:
         The subspace, the loss of each epoch, and its scores with their controls.
 
     Raises:
-        InputError: as for :func:`train_interchange` and :meth:`InterchangePairs.of`; a point with heads and no ``head``.
+        InputError: as for :func:`train_interchange` and :meth:`InterchangePairs.of`; a point with heads and no
+            ``head``.
         UnknownHookError: a point that the model does not have.
     """
     point = point_at(model, hook_name)
@@ -132,8 +133,9 @@ def fit_das(
     )  # fmt: skip
     found = train_interchange(
         model, pairs, point.name(point.layers[0]), rank=rank, pos=(_SITE,), heads=None if head is None else (head,),
-        seeds=(seed,), test=test if test is None else _placed(model, test, base_positions, source_positions), epochs=epochs,
-        batch_size=batch_size, micro_batch_size=micro_batch_size, lr=lr, strength=strength, controls=controls,
+        seeds=(seed,), test=test if test is None else _placed(model, test, base_positions, source_positions),
+        epochs=epochs, batch_size=batch_size, micro_batch_size=micro_batch_size, lr=lr, strength=strength,
+        controls=controls,
     )  # fmt: skip
     return _as_das(found, point.name(point.layers[0]), rank, head)
 
@@ -153,8 +155,8 @@ def _placed(model: HookedTransformer, test: InterchangePairs, base: Any, source:
 def _as_das(found: InterchangeResult, name: str, rank: int, head: int | None) -> DASResult:
     scores = found.at() | {"unpatched": found.unpatched, "chance": found.chance}
     return DASResult(
-        subspace=found.basis(), losses=tuple(found.losses.reshape(len(found.losses)).tolist()), hook_name=name, rank=rank,
-        head=head, scores=scores, notes=found.notes,
+        subspace=found.basis(), losses=tuple(found.losses.reshape(len(found.losses)).tolist()), hook_name=name,
+        rank=rank, head=head, scores=scores, notes=found.notes,
     )  # fmt: skip
 
 
@@ -222,8 +224,8 @@ def score_interchange(
     columns = np.zeros((point.width, 1)) if basis is None else np.asarray(orthonormal(basis, "score_interchange"))
     if len(columns) != point.width:
         raise InputError(
-            f"The basis has {len(columns)} rows; {point.name(point.layers[0])} has {point.width} dimensions. Was it learned at "
-            "another point?"
+            f"The basis has {len(columns)} rows; {point.name(point.layers[0])} has {point.width} dimensions. Was it "
+            "learned at another point?"
         )
     columns = columns[None].astype(scores.dtype)
     gate, whole_vector = np.ones(columns.shape[::2], scores.dtype), np.asarray([basis is None], scores.dtype)

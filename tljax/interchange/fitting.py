@@ -124,8 +124,9 @@ class Fit(OnPairs):
         )  # fmt: skip
         factor, temperature = self.method.schedule(order.shape[1], own.temperature)
         penalty = self.method.default_penalty() if own.penalty is None else own.penalty
-        numbers = (factor, temperature, self.method.rates(own.lr), penalty)
-        return Steps(order, *jax.tree.map(lambda one: np.asarray(one, self.dtype), numbers), self.strength)
+        rates = {name: np.asarray(rate, self.dtype) for name, rate in self.method.rates(own.lr).items()}
+        factor, temperature, penalty = (np.asarray(one, self.dtype) for one in (factor, temperature, penalty))
+        return Steps(order, factor, temperature, rates, penalty, self.strength)
 
     def run(self, layer: int, rows: Rows) -> tuple[Subspace, np.ndarray]:
         """Returns the subspaces at every site of a layer, on the host, and losses ``[epoch, site]``."""
@@ -137,9 +138,10 @@ class Fit(OnPairs):
         start = {name: np.stack([one[name] for one in starts]).astype(self.dtype) for name in starts[0]}
         kept: list[tuple[Subspace, np.ndarray]] = []
         for chosen in self.chunks(count, layer):
+            sites, mine, given = picked((self.sites, start, fixed), chosen)
             trained, losses = train(
-                self.plan, self.method, self.model, self.ends, layer, rows, *picked((self.sites, start, fixed), chosen),
-                self.steps, self.settings.optimizer,
+                self.plan, self.method, self.model, self.ends, layer, rows, sites, mine, given, self.steps,
+                self.settings.optimizer,
             )  # fmt: skip
             kept.append((jax.device_get(trained), losses))
         trained = jax.tree.map(lambda *each: np.concatenate(each)[:count], *[one for one, _ in kept])

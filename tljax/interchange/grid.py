@@ -1,4 +1,4 @@
-"""``train_interchange``: interchanges at every layer, position, head, rank and seed, with their controls beside them."""
+"""``train_interchange``: interchanges at every layer, position, head, rank and seed, with their controls."""
 
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
@@ -59,19 +59,20 @@ def train_interchange(
 ) -> InterchangeResult:
     """Finds a subspace at every site whose interchange turns the base's answer into the counterfactual one.
 
-    All sites share one compiled program: those of a layer train at the same time, ``vmap`` over positions, heads, ranks and
-    seeds, and the layer is data. Base prompts run once up to each layer, sources once.
+    All sites share one compiled program: those of a layer train at the same time, ``vmap`` over positions, heads, ranks
+        and seeds, and the layer is data. Base prompts run once up to each layer, sources once.
 
     Args:
         model: the model; it is not changed.
         pairs: the pairs to train on.
-        activation_name: the activation: ``"resid_post"``, ``"attn_out"``, ``"mlp_out"``, ``"mlp_post"``, ``"z"``, ...; with a
-            layer in its name, that layer alone.
-        method: ``"das"``, a subspace of given rank; ``"mdas"``, which must also leave ``iso`` pairs alone; ``"boundless"``,
-            a rotation of the whole space and a boundary; ``"dbm"``, a mask over the coordinates of ``featurizer``. Or one that
-            trains nothing: ``"full"``, ``"mean_difference"``, ``"probe"``, ``"pca"``, ``"neuron"``, ``"random_neuron"``,
-            ``"random"``.
-        rank: number of dimensions, or several to compare; 1 by default. ``"boundless"``, ``"dbm"`` and ``"full"`` find theirs.
+        activation_name: the activation: ``"resid_post"``, ``"attn_out"``, ``"mlp_out"``, ``"mlp_post"``, ``"z"``, ...;
+            with a layer in its name, that layer alone.
+        method: ``"das"``, a subspace of given rank; ``"mdas"``, which must also leave ``iso`` pairs alone;
+            ``"boundless"``, a rotation of the whole space and a boundary; ``"dbm"``, a mask over the coordinates of
+            ``featurizer``. Or one that trains nothing: ``"full"``, ``"mean_difference"``, ``"probe"``, ``"pca"``,
+            ``"neuron"``, ``"random_neuron"``, ``"random"``.
+        rank: number of dimensions, or several to compare; 1 by default. ``"boundless"``, ``"dbm"`` and ``"full"`` find
+            theirs.
         layers: the layers; all by default.
         pos: positions, counted in each base prompt's text, or names of ``pairs.named_pos``; by default every position.
         source_pos: for numbers, the positions in the source prompts; the same by default.
@@ -83,14 +84,15 @@ def train_interchange(
         epochs: how often each pair is used.
         batch_size: pairs in a step.
         micro_batch_size: pairs that run at once, to save memory; their gradients are added up.
-        lr: learning rate; by default 1e-2, and for ``"boundless"`` 1e-3 with 1e-2 for the boundary. A dict gives several:
-            ``{"free": 1e-3, "boundary": 1e-2}``.
+        lr: learning rate; by default 1e-2, and for ``"boundless"`` 1e-3 with 1e-2 for the boundary. A dict gives
+            several: ``{"free": 1e-3, "boundary": 1e-2}``.
         strength: of the interchange.
         featurizer: for ``"dbm"``: ``"identity"``, ``"pca"``, ``"svd"``, or orthonormal columns ``[d, n]``.
         tie_masks: for ``"dbm"``: one mask for all coordinates.
         penalty: weight in the loss of the boundary (1 by default) or of the mask's sum (1e-4).
         temperature: of the gates, ``(first, last)``; by default (50, 0.1) for ``"boundless"``, (1, 1e-3) for ``"dbm"``.
-        optimizer: an optax optimiser instead of Adam; ``lr`` is then its own. Make it once: another object compiles anew.
+        optimizer: an optax optimiser instead of Adam; ``lr`` is then its own. Make it once: another object compiles
+            anew.
         controls: ``"placebo"``, random subspaces moved as far; ``"labels"``, the same fit on labels that mean nothing;
             ``"random_model"``, the same fit on random weights. The latter two cost as much as the fit itself.
         max_sites: most sites of a layer to train at once; by the free memory by default.
@@ -100,17 +102,18 @@ def train_interchange(
         Scores and subspaces at each site. Gates are hard there, 0 or 1.
 
     Raises:
-        InputError: a rank above the activation's width, an option that the method does not have, pairs that do not fit the
-            model, activations that are not finite.
+        InputError: a rank above the activation's width, an option that the method does not have, pairs that do not fit
+            the model, activations that are not finite.
         UnknownHookError: an activation that the model does not have.
 
-    Recompiles for another activation, number of pairs, of sites of a layer or of steps; not for other layers, positions,
-    seeds, learning rates or strengths.
+    Recompiles for another activation, number of pairs, of sites of a layer or of steps; not for other layers,
+    positions, seeds, learning rates or strengths.
     """
     point = point_of(model, activation_name, layers)
     ranks = _ranks(method, rank, point)
     _check_options(method, featurizer, tie_masks, penalty, temperature, iso)
-    batch = min(whole(batch_size, "batch_size", at_least=1), len(pairs) if iso is None or method != "mdas" else 10**9)
+    count = len(pairs) + (len(iso) if method == "mdas" and iso is not None else 0)
+    batch = min(whole(batch_size, "batch_size", at_least=1), count)
     micro = batch if micro_batch_size is None else whole(micro_batch_size, "micro_batch_size", at_least=1)
     settings = Settings(
         method=method, ranks=ranks, seeds=_seeds(seeds), heads=read_heads(point, heads), pos=pos, source_pos=source_pos,
@@ -184,7 +187,8 @@ def _scores(
 
 
 def _labels(pairs: InterchangePairs, scored: InterchangePairs) -> tuple[Labels, np.ndarray, np.ndarray] | str:
-    """Returns arbitrary labels to fit, which scored pairs have keys that the fit has not seen, and their labels; or why not.
+    """Returns arbitrary labels to fit, which scored pairs have keys that the fit has not seen, and their labels; or why
+    not.
 
     If no scored pair has a key of its own, the fit leaves half of the keys out.
     """
@@ -282,12 +286,5 @@ def _check_options(method: str, featurizer: Any, tie_masks: bool, penalty: Any, 
 
 def _check_same_classes(pairs: InterchangePairs, **others: InterchangePairs | None) -> None:
     for name, other in others.items():
-        if other is None:
-            continue
-        same = (
-            pairs.task_logits is other.task_logits
-            if callable(pairs.task_logits) or callable(other.task_logits)
-            else np.array_equal(pairs.task_logits, other.task_logits)  # type: ignore[arg-type]
-        )
-        if not same:
+        if other is not None and not pairs.has_classes_of(other):
             raise InputError(f"{name}= has other task_logits than the training pairs: make both with the same classes.")

@@ -11,8 +11,8 @@ from tljax.hooks.interchanges import boundary_gate, mask_gate
 from tljax.interchange.programs import Subspace
 
 Trained = Literal["das", "mdas", "boundless", "dbm"]
-"""``"das"``: a subspace of given rank (Geiger et al. 2023). ``"mdas"``: the same on cause and iso pairs together (Huang et
-al. 2024). ``"boundless"``: a rotation and a boundary (Wu et al. 2023). ``"dbm"``: a mask over fixed coordinates."""
+"""``"das"``: a subspace of given rank (Geiger et al. 2023). ``"mdas"``: the same on cause and iso pairs together (Huang
+et al. 2024). ``"boundless"``: a rotation and a boundary (Wu et al. 2023). ``"dbm"``: a mask over fixed coordinates."""
 
 Learned = dict[str, Any]
 """What is trained, by name."""
@@ -26,7 +26,8 @@ _PENALTIES = {"das": 0.0, "mdas": 0.0, "boundless": 1.0, "dbm": 1e-4}
 _TEMPERATURES = {"das": (0.0, 0.0), "mdas": (0.0, 0.0), "boundless": (50.0, 0.1), "dbm": (1.0, 1e-3)}
 _WARM_UP = 0.1
 _START = np.float32(0.25)
-"""Length of the free columns at the start. Only their directions matter, so the shorter they are the faster a given learning
+"""Length of the free columns at the start. Only their directions matter, so the shorter they are the faster a given
+learning
 rate turns them: at 1 they turn half as fast as TransformerLens's (torch's Householder products), and end higher."""
 
 
@@ -95,8 +96,8 @@ class Method:
     def schedule(self, steps: int, temperature: tuple[float, float] | None) -> tuple[np.ndarray, np.ndarray]:
         """Returns for each step the factor of the learning rates, and the temperature.
 
-        Boundless DAS warms up for a tenth of the steps, then falls linearly to zero, and its temperature falls linearly. A
-        DBM's temperature falls geometrically in the first half and stays.
+        Boundless DAS warms up for a tenth of the steps, then falls linearly to zero, and its temperature falls
+        linearly. A DBM's temperature falls geometrically in the first half and stays.
         """
         first, last = _TEMPERATURES[self.name] if temperature is None else temperature
         along = np.linspace(0, 1, steps) if steps > 1 else np.ones(1)

@@ -1,4 +1,4 @@
-"""``InterchangePairs``: base prompts, source prompts, and the answers that a causal model gives after an interchange."""
+"""``InterchangePairs``: base and source prompts, with the answers that a causal model gives after an interchange."""
 
 import dataclasses
 import hashlib
@@ -66,13 +66,13 @@ class InterchangePairs:
             base: texts, token ids ``[pair, pos]`` or a ``Batch``: the prompts that run.
             source: the same for the prompts whose activations are put in, of any lengths; or an
                 :class:`~tljax.ActivationCache` of them.
-            targets: the counterfactual answers ``[pair]``: indices into the task logits. Texts of one token are looked up
-                there.
+            targets: the counterfactual answers ``[pair]``: indices into the task logits. Texts of one token are looked
+                up there.
             task_logits: what is answered with. Token ids or texts of one token, ``[class]``, read at ``read_pos``;
                 ``None`` for the whole vocabulary there; or a function from logits ``[pair, pos, d_vocab]`` to
                 ``[pair, class]``, as in TransformerLens.
-            pos: names for positions of the base prompts that differ from pair to pair: ``{"name": [3, 5, ...]}``, one for
-                each pair (or one number for all), counted in each prompt's text.
+            pos: names for positions of the base prompts that differ from pair to pair: ``{"name": [3, 5, ...]}``, one
+                for each pair (or one number for all), counted in each prompt's text.
             source_pos: the same positions in the sources; by default those of ``pos``.
             read_pos: the position of the answer in each base prompt, a number or ``[pair]``; by default the last.
             keys: for the control with arbitrary labels: pairs with one key get one label. By default the source prompt.
@@ -96,7 +96,8 @@ class InterchangePairs:
         count = _count_of(given)
         if not len(whole) == count == len(answers):
             raise InputError(
-                f"There are {len(whole)} base prompts, {count} source prompts and {len(answers)} targets: a pair needs one of "
+                f"There are {len(whole)} base prompts, {count} source prompts and {len(answers)} targets: a pair "
+                "needs one of "
                 "each. To try every source with every base, repeat them: base=[b for b in prompts for s in prompts]."
             )
         if keys is not None and len(keys) != len(whole):
@@ -147,13 +148,10 @@ class InterchangePairs:
         """
         if not isinstance(self.source, Batch) or not isinstance(other.source, Batch):
             raise InputError("Pairs whose sources are a cache cannot be joined: pass the source prompts.")
-        same = np.array_equal(self.task_logits, other.task_logits) if not callable(self.task_logits) else (
-            self.task_logits is other.task_logits
-        )  # fmt: skip
-        if not same or set(self.named_pos) != set(other.named_pos):
+        if not self.has_classes_of(other) or set(self.named_pos) != set(other.named_pos):
             raise InputError(
-                "The two sets of pairs have other classes or names of positions: make both with the same task_logits and "
-                f"the same names; got {list(self.named_pos)} and {list(other.named_pos)}."
+                "The two sets of pairs have other classes or names of positions: make both with the same task_logits "
+                f"and the same names; got {list(self.named_pos)} and {list(other.named_pos)}."
             )
         both = {name: tuple(map(np.concatenate, zip(value, other.named_pos[name], strict=True)))
                 for name, value in self.named_pos.items()}  # fmt: skip
@@ -181,6 +179,13 @@ class InterchangePairs:
         first = {names[n] for n in order[: min(max(1, round(share * len(names))), len(names) - 1)]}
         inside = np.asarray([key in first for key in self.keys])
         return self.take(inside), self.take(~inside)
+
+    def has_classes_of(self, other: "InterchangePairs") -> bool:
+        """Whether both sets of pairs have the same task logits."""
+        mine, theirs = self.task_logits, other.task_logits
+        if isinstance(mine, np.ndarray) and isinstance(theirs, np.ndarray):
+            return np.array_equal(mine, theirs)
+        return mine is theirs
 
     def with_pos(self, name: str, pos: Any, source_pos: Any) -> "InterchangePairs":
         """Returns the same pairs with one more named position, in the base's text and in the source's."""
@@ -295,8 +300,8 @@ def _read_classes(model: HookedTransformer, task_logits: Any, base: Batch) -> An
         raise InputError(f"task_logits needs the ids of two classes or more, each once; got shape {ids.shape}.")
     if ids.min() < 0 or ids.max() >= model.cfg.d_vocab_out:
         raise InputError(
-            f"task_logits holds {ids.max() if ids.min() >= 0 else ids.min()}, which is no id of the output vocabulary: ids "
-            f"are 0 to {model.cfg.d_vocab_out - 1}."
+            f"task_logits holds {ids.max() if ids.min() >= 0 else ids.min()}, which is no id of the output "
+            f"vocabulary: ids are 0 to {model.cfg.d_vocab_out - 1}."
         )
     return ids
 

@@ -1,8 +1,8 @@
 """The compiled parts of an interchange, from the residual stream entering a layer to task logits.
 
-Each part is a program of its own: taking pairs, the block in which sites interchange (all sites of a layer by ``vmap``), a
-later block forward, the same backward, the answer. A block does not know its index, so layers share them, and so do
-positions, heads, ranks, seeds and models of one architecture.
+Each part is a program of its own: taking pairs, the block in which sites interchange (all sites of a layer by
+    ``vmap``), a later block forward, the same backward, the answer. A block does not know its index, so layers share
+    them, and so do positions, heads, ranks, seeds and models of one architecture.
 """
 
 import dataclasses
@@ -325,7 +325,8 @@ def evaluate(
     """Runs interchanges at sites of a layer.
 
     Returns:
-        The answers ``[site, pair]``, their losses ``[site, pair]``, and the task logits ``[site, pair, class]`` or ``None``.
+        The answers ``[site, pair]``, their losses ``[site, pair]``, and the task logits ``[site, pair, class]`` or
+        ``None``.
     """
     block = block_of(model, layer, part)
     stream = _interchange(
@@ -343,7 +344,7 @@ def later_blocks(model: HookedTransformer, layer: int, part: Part) -> Sequence[B
 
 
 def bytes_per_pair(cfg: HookedTransformerConfig, length: int, layer: int) -> int:
-    """Estimates the bytes that one pair takes at one site: its streams from ``layer`` on, and one block's activations."""
+    """Estimates the bytes of one pair at one site: its streams from ``layer`` on, and one block's activations."""
     streams = (cfg.n_layers - layer + 4) * cfg.d_model
     block = 12 * cfg.d_model + 8 * cfg.n_heads * cfg.d_head + 6 * (cfg.d_mlp or 0) + 4 * cfg.n_heads * length
     return length * (streams + block) * max(cfg.jnp_dtype.itemsize, 4)

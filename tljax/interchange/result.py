@@ -22,11 +22,11 @@ class InterchangeResult(Drawable):
     Attributes:
         method: how the subspaces were found.
         activation_name: the point's name within a block.
-        scores: shares of pairs, one metric each, ``["metric", "layer", "pos", ("head",) ("rank",) "seed"]``. ``"IIA"``: the
-            intervened answer is the target. ``"full swap"``: the same when the whole vector is set. ``"placebo"``: random
-            subspaces moved as far. ``"arbitrary labels"``: fitted on labels that mean nothing, and measured on keys that
-            the fit has not seen. ``"random model"``: fitted on random weights. ``"iso"``: pairs that should keep the
-            base's answer. ``"disentangle"``: the mean of IIA and iso.
+        scores: shares of pairs, one metric each, ``["metric", "layer", "pos", ("head",) ("rank",) "seed"]``. ``"IIA"``:
+            the intervened answer is the target. ``"full swap"``: the same when the whole vector is set. ``"placebo"``:
+            random subspaces moved as far. ``"arbitrary labels"``: fitted on labels that mean nothing, and measured on
+            keys that the fit has not seen. ``"random model"``: fitted on random weights. ``"iso"``: pairs that should
+            keep the base's answer. ``"disentangle"``: the mean of IIA and iso.
         columns: orthonormal columns of each site, ``[layer, pos, ..., seed, d, n]``; ``None`` for the activation's own
             coordinates.
         gates: which of them are set, 0 or 1, ``[layer, pos, ..., seed, n]``.

@@ -52,7 +52,7 @@ class OnPairs:
             yield make_rows(self.model, self.pairs, at)
 
     def chunks(self, count: int, layer: int) -> Iterator[np.ndarray]:
-        """Yields numbers of sites to run together, always as many: the last chunk is filled up from the first site on."""
+        """Yields numbers of sites to run together, always as many: the first sites fill the last chunk up."""
         each = bytes_per_pair(self.model.cfg, self.pairs.base.shape[1], layer) * self.settings.pairs_at_once
         fitting = max(1, batch_budget() // each)
         fitting = fitting if self.settings.max_sites is None else min(fitting, self.settings.max_sites)
@@ -73,8 +73,8 @@ class Scores(OnPairs):
             controls: whether to run swaps of the whole vector and placebos too.
 
         Returns:
-            Classes: ``"fit"`` ``[site, pair]``, ``"unpatched"`` ``[pair]``; and with controls ``"full"`` ``[position and
-            head, pair]``, ``"placebo"`` ``[site, placebo, pair]``.
+            Classes: ``"fit"`` ``[site, pair]``, ``"unpatched"`` ``[pair]``; and with controls ``"full"`` ``[position
+                and head, pair]``, ``"placebo"`` ``[site, placebo, pair]``.
         """
         every = np.arange(len(self.sites))
         runs: dict[str, np.ndarray] = {"fit": every, "unpatched": every[:1]}
@@ -95,7 +95,7 @@ class Scores(OnPairs):
         return result
 
     def _placebo(self, fits: Subspace, name: str) -> np.ndarray:
-        """Returns columns of random subspaces as large as those of the fits, ``[site, d, n]``; zeros for another run."""
+        """Returns columns of random subspaces as large as the fits, ``[site, d, n]``; zeros for another run."""
         d, (count, n) = self.point.width, fits.gate.shape
         if not name.startswith("placebo "):
             return np.zeros((count, d, n), self.dtype)
@@ -133,7 +133,7 @@ class Scores(OnPairs):
 
 
 def _tokens_of(model: HookedTransformer, pairs: InterchangePairs) -> list[str]:
-    """Returns the tokens of the base prompts where they all have the same, ``""`` elsewhere; none for other lengths."""
+    """Returns the tokens that all base prompts share, ``""`` where they differ; none if lengths differ."""
     mask = np.asarray(pairs.base.mask)
     if model.tokenizer is None or len(set(mask.sum(axis=1).tolist())) > 1:
         return []

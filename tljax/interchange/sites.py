@@ -66,8 +66,8 @@ def point_of(model: HookedTransformer, activation_name: ActName, layers: Any = N
     spec = point_table(model.cfg)[names[0]]
     if layer_of(names[0]) is None:
         raise InputError(
-            f"{names[0]} is outside the blocks. An interchange of the embedding is one at blocks.0.hook_resid_pre, of the "
-            f"final stream one at blocks.{model.cfg.n_layers - 1}.hook_resid_post."
+            f"{names[0]} is outside the blocks. An interchange of the embedding is one at blocks.0.hook_resid_pre, of "
+            f"the final stream one at blocks.{model.cfg.n_layers - 1}.hook_resid_post."
         )
     if spec.axes[:2] != ("batch", "pos") or len(spec.axes) - ("head" in spec.axes) != 3 or spec.holds_numbers:
         raise InputError(
@@ -104,8 +104,8 @@ def read_places(
 
     Args:
         pairs: the pairs.
-        pos: numbers, counted in each base prompt's text, or names of ``pairs.named_pos``; ``None`` for every position of
-            the shortest base prompt.
+        pos: numbers, counted in each base prompt's text, or names of ``pairs.named_pos``; ``None`` for every position
+            of the shortest base prompt.
         source_pos: for numbers, the positions in the sources; ``None`` means the same.
         tokens: labels for numbered positions: the tokens of a prompt.
 
@@ -138,8 +138,8 @@ def _listed(pos: Any, name: str) -> list[int | str]:
     wrong = [one for one in listed if isinstance(one, bool) or not isinstance(one, str | int | np.integer)]
     if wrong or not listed:
         raise InputError(
-            f"{name} takes whole numbers and names of positions; got {wrong[0] if wrong else 'none'!r}. Positions that differ "
-            "from pair to pair get a name: InterchangePairs.of(..., pos={'name': [3, 5, ...]})."
+            f"{name} takes whole numbers and names of positions; got {wrong[0] if wrong else 'none'!r}. Positions "
+            "that differ from pair to pair get a name: InterchangePairs.of(..., pos={'name': [3, 5, ...]})."
         )
     if len(set(listed)) < len(listed):
         raise InputError(f"{name}={listed} names a position twice.")
@@ -183,8 +183,8 @@ def climb(model: HookedTransformer, pairs: InterchangePairs, point: Point) -> It
     """
     if model._hooks.entries:
         raise InputError(
-            "The model carries hooks, which an interchange would run on parts of the batch. Use model.reset_hooks(), or "
-            "build the change into the weights."
+            "The model carries hooks, which an interchange would run on parts of the batch. Use model.reset_hooks(), "
+            "or build the change into the weights."
         )
     base = _Runner(model, pairs.base)
     source = _Runner(model, pairs.source) if isinstance(pairs.source, Batch) else None
@@ -203,8 +203,8 @@ def climb(model: HookedTransformer, pairs: InterchangePairs, point: Point) -> It
             if not finite.all():
                 pair, place = map(int, np.argwhere(~finite)[0])
                 raise InputError(
-                    f"The {what} run of pair {pair} has numbers that are not finite at layer {layer}, position {place}: "
-                    "nothing can be learned from them."
+                    f"The {what} run of pair {pair} has numbers that are not finite at layer {layer}, position "
+                    f"{place}: nothing can be learned from them."
                 )
         yield AtLayer(layer, stream, sources)
 
@@ -248,7 +248,8 @@ class _Runner:
             rows = slice(first, first + self._rows)
             context = rows_of(self._context, rows)
             parts.append(run_forward(
-                self._cfg, self._params, value[rows], context, hooks=HookDictionary(), names=names, start=start, stop=stop
+                self._cfg, self._params, value[rows], context, hooks=HookDictionary(), names=names, start=start,
+                stop=stop
             ))  # fmt: skip
         return parts[0] if len(parts) == 1 else jax.tree.map(lambda *arrays: jnp.concatenate(arrays), *parts)
 
