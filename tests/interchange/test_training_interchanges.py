@@ -25,25 +25,25 @@ WIDTH, CLASSES = 16, (1, 2)
 
 @pytest.fixture(scope="module")
 def bits() -> tuple[HookedTransformer, np.ndarray]:
-    """A linear model whose answer, token 1 or 2, is a bit of the last token that one direction carries, and a second bit.
+    """A linear model that answers one of two bits of the last token: the first by tokens 1 and 2, the second by 3 and 4.
 
-    Tokens 0 to 31 spell two bits and eight variants, which other directions carry. Returns the model and the two
-    directions ``[2, d_model]``.
+    A token spells both bits, one of eight variants, and which bit is asked; each has directions of its own. Returns the
+    model and the directions of the bits ``[2, d_model]``.
     """
     cfg = HookedTransformerConfig(
-        d_model=WIDTH, n_layers=2, n_heads=2, n_ctx=6, d_vocab=32, act_fn="relu", normalization_type=None,
+        d_model=WIDTH, n_layers=2, n_heads=2, n_ctx=6, d_vocab=64, act_fn="relu", normalization_type=None,
         init_weights=False,
     )  # fmt: skip
     model, rng = HookedTransformer(cfg), np.random.default_rng(0)
     axes = np.linalg.qr(rng.standard_normal((WIDTH, WIDTH)))[0].T
-    token = np.arange(32)
+    token = np.arange(64)
     first, second = 2.0 * (token & 1) - 1, 2.0 * (token >> 1 & 1) - 1
-    embedding = (
-        first[:, None] * axes[0] + second[:, None] * axes[1] + rng.standard_normal((8, 6))[token >> 2] @ axes[2:8]
-    )
-    unembedding = np.zeros((WIDTH, 32))
-    unembedding[:, 1], unembedding[:, 2] = 3 * axes[0], -3 * axes[0]
-    unembedding[:, 3], unembedding[:, 4] = 3 * axes[1], -3 * axes[1]
+    asked = 1.0 - 2 * (token >> 5)
+    embedding = first[:, None] * axes[0] + 2 * second[:, None] * axes[1] + asked[:, None] * axes[8]
+    embedding += rng.standard_normal((8, 6))[token >> 2 & 7] @ axes[2:8]
+    unembedding = np.zeros((WIDTH, 64))
+    for number, (bit, sign) in enumerate([(0, 1), (0, -1), (1, 1), (1, -1)]):
+        unembedding[:, number + 1] = sign * 3 * axes[bit] + (6 if bit == 0 else -6) * axes[8]
     params = jax.tree.map(np.asarray, model.params)
     params["embed"]["W_E"], params["unembed"]["W_U"] = embedding.astype(np.float32), unembedding.astype(np.float32)
     return model.replace(params=params), axes[:2]
@@ -142,20 +142,20 @@ def test_a_mask_opens_the_right_coordinates(bits: Any) -> None:
 
 
 def test_mdas_leaves_the_other_variable_alone(bits: Any) -> None:
-    """Both bits are answered; DAS of rank 2 may swap both, MDAS swaps the one and keeps the other."""
+    """Of 12 dimensions of 16, most spaces hold both bits; MDAS finds one that holds the first alone."""
     model, _ = bits
     rng = np.random.default_rng(3)
     base, source = rng.integers(0, 32, (2, 192, 3))
-    source[:, -1] = source[:, -1] & ~3 | rng.choice([0, 3], 192)  # in training the bits agree: nothing tells them apart
     cause = InterchangePairs.of(model, base, source, 1 - (source[:, -1] & 1), task_logits=[1, 2, 3, 4])
-    kept = InterchangePairs.of(model, base, source, 3 - (base[:, -1] >> 1 & 1), task_logits=[1, 2, 3, 4])
-    # answers 1/2 and 3/4 compete: the first bit's is made the larger by its own pairs, the second's by the iso pairs
-    both = train_interchange(
-        model, cause, method="mdas", iso=kept, rank=1, layers=[1], pos=-1, epochs=5, batch_size=64, controls=()
-    )
-    assert both.scores.metric_names == ("IIA", "full swap", "iso", "disentangle")
-    scores = both.at()
-    assert scores["disentangle"] == pytest.approx((scores["IIA"] + scores["iso"]) / 2)
+    asked = base + np.asarray([0, 0, 32])
+    kept = InterchangePairs.of(model, asked, source, 3 - (base[:, -1] >> 1 & 1), task_logits=[1, 2, 3, 4])
+    options: dict[str, Any] = {"iso": kept, "layers": [1], "pos": -1, "batch_size": 64, "rank": 12, "controls": ()}
+    alone = train_interchange(model, cause, epochs=15, **options).at()
+    both = train_interchange(model, cause, method="mdas", epochs=40, lr=2e-2, **options).at()
+    assert list(both) == ["IIA", "full swap", "iso", "disentangle"]
+    assert both["disentangle"] == pytest.approx((both["IIA"] + both["iso"]) / 2)
+    assert min(alone["IIA"], both["IIA"], both["iso"]) > 0.95
+    assert alone["iso"] < 0.85
 
 
 @pytest.mark.parametrize("method", ["full", "mean_difference", "probe", "pca", "neuron", "random_neuron", "random"])
@@ -167,7 +167,7 @@ def test_untrained_subspaces(bits: Any, method: str) -> None:
     iia, basis = found.at()["IIA"], found.basis()
     np.testing.assert_allclose(basis.T @ basis, np.eye(basis.shape[1]), atol=1e-5)
     if method in ("full", "mean_difference", "probe"):
-        assert iia > 0.9
+        assert iia > 0.8
     if method in ("mean_difference", "probe"):
         assert basis.shape[1] == 1  # two classes differ in one direction
         assert abs(direction @ basis[:, 0]) > 0.85

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from tljax.interchange.baselines import featurizer_columns, untrained_subspace
@@ -133,7 +132,8 @@ class Fit(OnPairs):
         fixed, count = self._fixed(rows), len(self.sites)
         if not self.settings.trained:
             return fixed, np.zeros((0, count), np.float32)
-        rows = dataclasses.replace(rows, targets=jnp.asarray(self.pairs.targets), weights=jnp.asarray(self.counts))
+        targets, weights = jax.device_put((self.pairs.targets, self.counts))
+        rows = dataclasses.replace(rows, targets=targets, weights=weights)
         starts = [self.method.start(self.settings.seeds[number], fixed.gate.shape[-1]) for number in self.sites.seed]
         start = {name: np.stack([one[name] for one in starts]).astype(self.dtype) for name in starts[0]}
         kept: list[tuple[Subspace, np.ndarray]] = []

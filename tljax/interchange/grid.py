@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 import optax
 
@@ -224,7 +224,7 @@ def _as_result(
         "head": [f"H{head}" for head in settings.heads or ()], "rank": [f"R{rank}" for rank in settings.ranks],
         "seed": [f"S{seed}" for seed in settings.seeds],
     }  # fmt: skip
-    stacked = jnp.asarray(np.stack([value.reshape(lead) for value in values.values()]), jnp.float32)
+    stacked = jax.device_put(np.stack([value.reshape(lead) for value in values.values()]).astype(np.float32))
     scores = PatchingResult(
         stacked, ("metric", "layer", *axes), metric_names=tuple(values), activation_name=point.relative, labels=labels
     )

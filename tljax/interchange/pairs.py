@@ -5,6 +5,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from tljax.cache.activation_cache import ActivationCache
@@ -337,12 +338,15 @@ def _read_targets(model: HookedTransformer, targets: Any, classes: Any, n_classe
     return answers
 
 
-def check_task_logits(pairs: InterchangePairs, logits: Any) -> None:
-    """Raises InputError if a function returned other than one row of task logits for each pair, or too few classes."""
-    shape = np.shape(logits)
-    if len(shape) != 2 or shape[0] != len(pairs):
+def check_task(model: HookedTransformer, pairs: InterchangePairs) -> None:
+    """Raises InputError if a function returns other than a row of task logits for each pair, or too few classes."""
+    if not callable(pairs.task_logits):
+        return
+    shape = (*pairs.base.shape, model.cfg.d_vocab_out)
+    found = jax.eval_shape(pairs.task_logits, jax.ShapeDtypeStruct(shape, model.cfg.jnp_dtype)).shape
+    if len(found) != 2 or found[0] != len(pairs):
         raise InputError(
-            f"task_logits returned shape {shape} for {len(pairs)} pairs: return [pair, class], such as logits[:, -1]."
+            f"task_logits returned shape {found} for {len(pairs)} pairs: return [pair, class], such as logits[:, -1]."
         )
-    if (most := int(pairs.targets.max())) >= shape[1]:
-        raise InputError(f"The target {most} is no index into the task logits: the function gives {shape[1]} classes.")
+    if (most := int(pairs.targets.max())) >= found[1]:
+        raise InputError(f"The target {most} is no index into the task logits: the function gives {found[1]} classes.")

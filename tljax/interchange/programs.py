@@ -103,7 +103,7 @@ class Part:
         source: the source's vector, ``[site, pair, d]``.
         place: array entry to interchange, ``[site, pair]``.
         head: ``[site]``.
-        context: positions and mask, ``[site, pair, pos]``.
+        context: positions and mask, ``[site, pair, pos]``; a program that is given it apart needs none.
         read, targets, weights: ``[site, pair]``.
     """
 
@@ -111,7 +111,7 @@ class Part:
     source: jax.Array
     place: jax.Array
     head: jax.Array
-    context: AttentionContext
+    context: Any
     read: jax.Array
     targets: jax.Array
     weights: jax.Array
@@ -249,31 +249,25 @@ def interchange_block(
         placebo: columns of a random subspace, ``[site, d, k]``; zeros for sites that run no placebo.
     """
 
-    def one(
-        stream: Any,
-        source: Any,
-        place: Any,
-        head: Any,
-        own: AttentionContext,
-        subspace: Subspace,
-        each: Any,
-        random: Any,
-    ) -> jax.Array:
-        mask = jnp.arange(stream.shape[1])[None] == place[:, None]  # [pair, pos]
-        source, mask = source[:, None], mask[:, :, None]
+    leaves, structure = jax.tree.flatten(context)
+
+    def one(own: Part, in_context: list[Any], subspace: Subspace, each: Any, random: Any) -> jax.Array:
+        mask = jnp.arange(own.stream.shape[1])[None] == own.place[:, None]  # [pair, pos]
+        source, mask = own.source[:, None], mask[:, :, None]
         if plan.n_heads is not None:
-            source, mask = source[:, None], mask[..., None] & (jnp.arange(plan.n_heads) == head)[None, None, :, None]
+            is_head = (jnp.arange(plan.n_heads) == own.head)[None, None, :, None]
+            source, mask = source[:, None], mask[..., None] & is_head
         moved = _Moved.stored({
             "source": source, "columns": subspace.columns, "gate": subspace.gate, "whole": each, "placebo": random,
             "strength": strength, "mask": mask.astype(jnp.float32),
         }, ())  # fmt: skip
         slot = HookSlot(HookPoint(plan.relative, plan.axes), (moved,))
-        return run_block(module, params, own, stream, {plan.relative: slot})
+        return run_block(module, params, jax.tree.unflatten(structure, in_context), own.stream, {plan.relative: slot})
 
-    in_context = jax.tree.map(lambda leaf: 0 if np.ndim(leaf) > 1 else None, context)
-    axes = (0, 0, 0, 0, in_context, 0, None if whole is None else 0, None if placebo is None else 0)
-    outputs = jax.vmap(one, axes)(part.stream, part.source, part.place, part.head, context, subspaces, whole, placebo)
-    return _flat(outputs)
+    in_context = [0 if jnp.ndim(leaf) > 1 else None for leaf in leaves]  # the layer's divisor has no site
+    without_context = dataclasses.replace(part, context=None)
+    axes = (0, in_context, 0, None if whole is None else 0, None if placebo is None else 0)
+    return _flat(jax.vmap(one, axes)(without_context, leaves, subspaces, whole, placebo))
 
 
 _interchange = jax.jit(interchange_block, static_argnums=(0, 1))

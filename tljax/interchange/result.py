@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Unpack
 
+import jax.numpy as jnp
 import numpy as np
 
 from tljax.errors import InputError
@@ -141,7 +142,7 @@ class InterchangeResult(Drawable):
         shape = tuple(size for axis, size in zip(axes, values.shape, strict=True) if size > 1 or axis in _KEPT)
         axes = tuple(axis for axis, size in zip(axes, values.shape, strict=True) if size > 1 or axis in _KEPT)
         averaged = PatchingResult(
-            np.asarray(values).reshape(shape), axes, metric_names=chosen.metric_names,  # type: ignore[arg-type]
+            jnp.asarray(values.reshape(shape)), axes, metric_names=chosen.metric_names,
             activation_name=f"{self.method}, {self.activation_name}", labels=chosen.labels,
         )  # fmt: skip
         return dataclasses.replace(averaged.picture("values", facet), colour_title="share of pairs", one_scale=True)

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from tljax.interchange.baselines import random_columns
-from tljax.interchange.pairs import InterchangePairs
+from tljax.interchange.pairs import InterchangePairs, check_task
 from tljax.interchange.programs import (
     Rows,
     Site,
@@ -45,6 +45,7 @@ class OnPairs:
         self.sites = settings.sites(self.places)
         self.dtype = widened(model.cfg.jnp_dtype)
         self.strength = np.asarray(settings.strength, self.dtype)
+        check_task(model, pairs)
 
     def layers(self) -> Iterator[Rows]:
         """Yields the pairs as each layer needs them."""
