@@ -1,4 +1,4 @@
-"""Interchange interventions: ranks, bases, pairs, positions and targets that do not fit, and activations of elsewhere."""
+"""Interchange interventions: ranks, bases, pairs, positions, targets that do not fit, activations of elsewhere."""
 
 import functools
 from typing import Any
@@ -66,19 +66,19 @@ CASES: tuple[Case, ...] = (
         InputError, "has 4 rows", "8 dimensions",
     ),
     Case(
-        "a basis the wrong way round", lambda w: Interchange(0.0, np.eye(8)[:2]), InterventionError, "transpose, [8, 2]",
+        "a basis on its side", lambda w: Interchange(0.0, np.eye(8)[:2]), InterventionError, "transpose, [8, 2]",
     ),
     Case(
         "fewer sources than bases", lambda w: pairs(w, source=IDS[:2]), InputError,
         "3 base prompts, 2 source prompts and 3 targets", "repeat them",
     ),
     Case("fewer targets than pairs", lambda w: pairs(w, targets=[0, 1]), InputError, "3 source prompts and 2 targets"),
-    Case("a base position beyond the text", lambda w: fit(w, base_positions=3), InputError, "no position 3 in prompt 0"),
+    Case("a position beyond the text", lambda w: fit(w, base_positions=3), InputError, "no position 3 in prompt 0"),
     Case(
         "a source position beyond a shorter source", lambda w: fit(w, source_inputs=padded(w), source_positions=2),
         InputError, "source_pos", "no position 2 in prompt 1, which has 2 tokens",
     ),
-    Case("positions of other pairs", lambda w: fit(w, base_positions=[0, 1]), InputError, "one for each of the 3 pairs"),
+    Case("positions of other pairs", lambda w: fit(w, base_positions=[0, 1]), InputError, "each of the 3 pairs"),
     Case("a position with a half", lambda w: fit(w, base_positions=1.5), InputError, "takes a whole number"),
     Case("a name of no position", lambda w: train(w, pos="subject"), InputError, "name no position 'subject'"),
     Case(
@@ -89,7 +89,7 @@ CASES: tuple[Case, ...] = (
         "token ids as targets", lambda w: pairs(w, targets=[2, 3, 2]), InputError, "The target 2 is no index", "0 to 1",
         "not token ids",
     ),
-    Case("a target outside the vocabulary", lambda w: pairs(w, targets=[0, 12, 0], task_logits=None), InputError, "0 to 11"),
+    Case("a target that is no token", lambda w: pairs(w, targets=[0, 12, 0], task_logits=None), InputError, "0 to 11"),
     Case("a class outside the vocabulary", lambda w: pairs(w, task_logits=[2, 12]), InputError, "task_logits holds 12"),
     Case("one class", lambda w: pairs(w, task_logits=[2]), InputError, "two classes or more"),
     Case(
@@ -113,7 +113,7 @@ CASES: tuple[Case, ...] = (
     ),
     Case("a pattern", lambda w: train(w, activation_name="pattern"), InputError, "needs a vector for each position"),
     Case("the embedding", lambda w: fit(w, hook_name="hook_embed"), InputError, "blocks.0.hook_resid_pre"),
-    Case("heads without saying which", lambda w: fit(w, hook_name="blocks.0.attn.hook_z"), InputError, "2 heads", "head="),
+    Case("heads, but not which", lambda w: fit(w, hook_name="blocks.0.attn.hook_z"), InputError, "2 heads", "head="),
     Case("a head of a stream", lambda w: fit(w, head=1), InputError, "no axis of heads"),
     Case("a head that does not exist", lambda w: train(w, activation_name="z", heads=[2]), InputError, "head=2"),
     Case(
@@ -127,8 +127,8 @@ CASES: tuple[Case, ...] = (
     ),
     Case(
         "a cache without the point",
-        lambda w: train(w, given=pairs(w, source=w.small.run_with_cache(IDS, names_filter="hook_embed")[1])), InputError,
-        "does not hold blocks.0.hook_resid_post", "names_filter",
+        lambda w: train(w, given=pairs(w, source=w.small.run_with_cache(IDS, names_filter="hook_embed")[1])),
+        InputError, "does not hold blocks.0.hook_resid_post", "names_filter",
     ),
     Case(
         "a hooked model",
@@ -139,7 +139,7 @@ CASES: tuple[Case, ...] = (
     Case("mdas without iso pairs", lambda w: train(w, method="mdas"), InputError, "pass iso="),
     Case("a temperature for das", lambda w: train(w, temperature=(1, 0.1)), InputError, "belong to gates"),
     Case("a control that does not exist", lambda w: train(w, controls=["random"]), InputError, "'random'"),
-    Case("test pairs of other classes", lambda w: train(w, test=pairs(w, task_logits=[3, 2])), InputError, "same classes"),
+    Case("a test of other classes", lambda w: train(w, test=pairs(w, task_logits=[3, 2])), InputError, "same classes"),
     Case("a reader of the stream", lambda w: reader_matrix(w.small, POINT), InputError, "No single matrix reads"),
     Case("a reader from the left", lambda w: split_by_reader(np.eye(8)[:, :1], np.eye(4)), InputError, "has 8 rows"),
     Case(

@@ -74,6 +74,11 @@ def test_a_placebo_moves_as_far_elsewhere() -> None:
     np.testing.assert_allclose(*lengths, rtol=1e-4)
     np.testing.assert_allclose(np.asarray(placebo) @ BASIS, 0, atol=1e-5)
 
+    def total(base: jax.Array) -> jax.Array:
+        return NormMatchedPlacebo(BASE, BASIS, ROTATION[:, 3:5])(base, POINT).sum()
+
+    assert np.isfinite(jax.grad(total)(jnp.asarray(BASE))).all()  # where source and base are the same, nothing moves
+
 
 def test_a_stack_of_bases_is_vmapped() -> None:
     stack = np.stack([ROTATION[:, n : n + 1] for n in range(3)])

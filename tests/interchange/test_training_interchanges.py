@@ -25,7 +25,7 @@ WIDTH, CLASSES = 16, (1, 2)
 
 @pytest.fixture(scope="module")
 def bits() -> tuple[HookedTransformer, np.ndarray]:
-    """A linear model that answers one of two bits of the last token: the first by tokens 1 and 2, the second by 3 and 4.
+    """A linear model that answers a bit of the last token: the first bit by tokens 1 and 2, the second by 3 and 4.
 
     A token spells both bits, one of eight variants, and which bit is asked; each has directions of its own. Returns the
     model and the directions of the bits ``[2, d_model]``.
@@ -274,7 +274,7 @@ def test_goldens_of_transformerlens() -> None:
         logits = golden[f"das.rank{rank}.logits"]
         found = score_interchange(model, pairs, one["hook"], golden[f"das.rank{rank}.basis"], pos=one["position"])
         np.testing.assert_allclose(found.logits, logits, atol=1e-5 * np.abs(logits).max())
-        ours = train_interchange(model, pairs, one["hook"], rank=rank, pos=one["position"], seeds=range(8), batch_size=4,
+        ours = train_interchange(model, pairs, one["hook"], rank=rank, pos=8, seeds=range(8), batch_size=4,
                                  controls=())  # fmt: skip
         assert np.median(ours.losses[-1]) <= one["losses"][-1] * 1.1
         assert ours.losses[-1].min() < one["losses"][-1]

@@ -81,6 +81,18 @@ def _opened(distance: jax.Array, temperature: Any) -> jax.Array:
     return jnp.where(temperature > 0, soft, (distance > 0).astype(distance.dtype))
 
 
+def as_long_as(wanted: jax.Array, vectors: jax.Array) -> jax.Array:
+    """Returns ``vectors`` ``[..., d]`` with the lengths of ``wanted``; zero vectors stay zero, with zero gradients."""
+
+    def squared(each: jax.Array) -> jax.Array:
+        return (each * each).sum(axis=-1, keepdims=True)
+
+    length, target = squared(vectors), squared(wanted)
+    moves = (length > 0) & (target > 0)
+    ratio = jnp.sqrt(jnp.where(moves, target, 1) / jnp.where(moves, length, 1))
+    return vectors * jnp.where(moves, ratio, 0)
+
+
 class _FromSource(Intervention):
     """Base of interchanges: moves the activation towards the source's."""
 
@@ -349,10 +361,7 @@ class NormMatchedPlacebo(_Gated):
 
     def displacement(self, difference: jax.Array) -> jax.Array:
         placebo = jnp.asarray(self.placebo).astype(difference.dtype)
-        random = (difference @ placebo) @ placebo.T
-        wanted = jnp.linalg.norm(super().displacement(difference), axis=-1, keepdims=True)
-        length = jnp.linalg.norm(random, axis=-1, keepdims=True)
-        return random * jnp.where(length > 0, wanted / jnp.where(length > 0, length, 1), 0)
+        return as_long_as(super().displacement(difference), (difference @ placebo) @ placebo.T)
 
 
 def _weights(coordinates: Any, size: int | None) -> Any:

@@ -234,7 +234,7 @@ def _as_result(
         columns=None if columns is None else columns.reshape(*lead, *columns.shape[2:]),
         gates=fitted.gates.reshape(*lead, -1), losses=fitted.losses.reshape(-1, *lead),
         unpatched=float((answers["unpatched"][0] == scored.targets).mean()), chance=1 / len(np.unique(scored.targets)),
-        correct=(answers["fit"] == scored.targets).reshape(*lead, -1), notes=notes,
+        is_right=(answers["fit"] == scored.targets).reshape(*lead, -1), notes=notes,
     )  # fmt: skip
 
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from tljax.config import HookedTransformerConfig
 from tljax.forward.forward import context_of_layer, embed_positions
+from tljax.hooks.interchanges import as_long_as
 from tljax.hooks.intervention import Intervention
 from tljax.hooks.point import HookPoint, HookSlot, apply_with_slots
 from tljax.interchange.pairs import InterchangePairs, TaskLogits, entries_of
@@ -160,11 +161,8 @@ class _Moved(Intervention):
             if own.whole is not None:
                 moved = moved + own.whole * difference
             if own.placebo is not None:
-                random = (difference @ own.placebo) @ own.placebo.T
-                length = jnp.linalg.norm(random, axis=-1, keepdims=True)
-                wanted = jnp.linalg.norm(moved, axis=-1, keepdims=True)
-                matched = random * jnp.where(length > 0, wanted / jnp.where(length > 0, length, 1), 0)
-                moved = jnp.where((own.placebo != 0).any(), matched, moved)
+                random = as_long_as(moved, (difference @ own.placebo) @ own.placebo.T)
+                moved = jnp.where((own.placebo != 0).any(), random, moved)
         return value.astype(wide) + own.strength.astype(wide) * moved
 
 
@@ -208,11 +206,10 @@ def block_of(model: HookedTransformer, layer: int, part: Part) -> Block:
     """Returns a block and its context, for pairs ``[site, pair]``."""
     context = context_of_layer(model.cfg, part.context, layer)
     if model.cfg.positional_embedding_type == "shortformer":
-        flat = flattened(part.context)
-        embedded = embed_positions(embedding_module(model.cfg), model.params["pos_embed"], _flat(part.stream), flat)
-        shape = (*part.stream.shape[:2], *embedded.shape[1:])
-        context = dataclasses.replace(context, pos_embed=jnp.broadcast_to(embedded.reshape(-1, *shape[2:]), (
-            shape[0] * shape[1], *shape[2:])).reshape(shape))  # fmt: skip
+        places = embed_positions(
+            embedding_module(model.cfg), model.params["pos_embed"], _flat(part.stream), flattened(part.context)
+        )
+        context = dataclasses.replace(context, pos_embed=places.reshape(part.stream.shape))
     return Block(block_module(model.cfg, layer), model.params["blocks"][layer], context)
 
 
@@ -222,8 +219,7 @@ def _flat(array: Any) -> Any:
 
 def flattened(context: AttentionContext) -> AttentionContext:
     """Returns the context of ``[site, pair]`` as that of one batch."""
-    per_pair = {"positions", "token_mask", "pos_embed"}
-    parts = {name: getattr(context, name) for name in per_pair}
+    parts = {name: getattr(context, name) for name in ("positions", "token_mask", "pos_embed")}
     flat = {name: None if value is None else _flat(value) for name, value in parts.items()}
     return dataclasses.replace(context, **flat)
 

@@ -35,7 +35,7 @@ class InterchangeResult(Drawable):
             trained.
         unpatched: share of pairs whose base run already answers the target.
         chance: one over the number of answers that occur, for comparison.
-        correct: whether each pair's intervened answer is the target, ``[layer, pos, ..., seed, pair]``.
+        is_right: whether each pair's intervened answer is the target, ``[layer, pos, ..., seed, pair]``.
         notes: what was not run, and why.
     """
 
@@ -47,7 +47,7 @@ class InterchangeResult(Drawable):
     losses: np.ndarray
     unpatched: float
     chance: float
-    correct: np.ndarray
+    is_right: np.ndarray
     notes: tuple[str, ...] = ()
 
     @property
