@@ -76,6 +76,7 @@ _ROOMS = (
     "analysis",
     "cache",
     "checkpoints",
+    "circuits",
     "errors",
     "generation",
     "hooks",

@@ -65,7 +65,6 @@ MODEL = {
     "remove_all_hook_fns": "use model = model.reset_hooks()",
     "requires_grad_": _GRADIENT,
     "sample_datapoint": "nothing here downloads data: use datasets.load_dataset",
-    "set_ungroup_grouped_query_attention": "hook_k and hook_v keep the key/value heads; model.W_K repeats them",
     "set_use_hook_tokens": "name hook_tokens in a hook or a filter: that is enough",
     "setup": "hook points need no setup: " + _LIST_POINTS,
     "state_dict": "the parameters are model.params, nested dicts; model.save_pretrained(directory) writes them",

@@ -281,9 +281,17 @@ def is_hooked(module: nn.Module, *names: str) -> bool:
 
 
 def apply_with_slots(
-    module: nn.Module, variables: Mapping[str, Any], slots: Mapping[str, HookSlot], *args: Any
+    module: nn.Module,
+    variables: Mapping[str, Any],
+    slots: Mapping[str, HookSlot],
+    *args: Any,
+    method: str | None = None,
 ) -> tuple[Any, dict[str, Any]]:
-    """Applies a Linen module with hook slots given by dotted path, and returns its output and the captured values."""
+    """Applies a Linen module, or one of its methods, with hook slots given by dotted path.
+
+    Returns:
+        The output, and the captured values by dotted path.
+    """
     collection: dict[str, Any] = {}
     for name, slot in slots.items():
         *path, last = name.split(".")
@@ -291,7 +299,7 @@ def apply_with_slots(
         for part in path:
             scope = scope.setdefault(part, {})
         scope[last] = slot
-    output, state = module.apply({**variables, HOOKS: collection}, *args, mutable=[CAPTURED])
+    output, state = module.apply({**variables, HOOKS: collection}, *args, mutable=[CAPTURED], method=method)
     return output, _flatten(dict(state).get(CAPTURED, {}))
 
 

@@ -365,6 +365,8 @@ def _experts_points(cfg: HookedTransformerConfig) -> Iterator[HookPointSpec]:
     yield from (weights, choice) if cfg.router in ("softmax", "sigmoid") else (choice, weights)
     of_experts = _rows(cfg, neurons=cfg.d_expert)
     yield from _neuron_points(of_experts, "mlp.experts", cfg, (*_CHOICES, "neuron"), ", of each chosen expert")
+    result = "output of each routed expert, weighted; zero where it is not chosen"
+    yield row("mlp.hook_expert_result", (*_EXPERTS, "d_model"), result, optional=True)
     if cfg.d_shared_expert is not None:
         shared = _rows(cfg, neurons=cfg.d_shared_expert)
         yield shared("mlp.shared.hook_in", _RESID, "input of the shared expert", optional=True)

@@ -32,6 +32,7 @@ from tljax.typing import PaddingSide, Params
 from tljax.weights.processing import process_weights
 from tljax.weights.properties import WeightProperties
 from tljax.weights.steps import STEPS, ProcessingOptions, processing_report
+from tljax.weights.ungrouping import ungroup_heads
 
 
 class Replaced(TypedDict, total=False):
@@ -172,6 +173,17 @@ class HookedTransformer(CachingMethods, HookMethods, GenerationMethods, TextMeth
             check_parameters(params, cfg)
         model = self._make(cfg, params, self._hooks, self._tokenizer)
         return model.set_tokenizer(changes["tokenizer"]) if "tokenizer" in changes else model
+
+    @typed
+    def set_ungroup_grouped_query_attention(self, ungroup: bool) -> "HookedTransformer":
+        """Returns the model with a key/value head for every query head, so that ``hook_k`` has ``n_heads`` heads.
+
+        The function is the same. ``False`` returns a model as it is; heads that were ungrouped stay so.
+        """
+        if not ungroup:
+            return self
+        cfg, params = ungroup_heads(self.cfg, self.params)
+        return self.replace(cfg=cfg, params=params)
 
     # Loading and saving
 

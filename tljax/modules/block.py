@@ -39,20 +39,51 @@ class TransformerBlock(nn.Module):
     def __call__(self, resid_pre: jax.Array, context: AttentionContext) -> jax.Array:
         """Returns the residual stream ``[batch, pos, d_model]`` after the block, of tokens that are computed."""
         resid_pre = hook(self, "hook_resid_pre", resid_pre)
-        query, key, value = self._attention_inputs(resid_pre, context)
-        attn_out = self.attention_output(self.attn(context.computed(query), key, value, context))
-        attn_out = hook(self, "hook_attn_out", attn_out)
+        attn_out = self.attention_branch(resid_pre, context)
         resid_pre = context.computed(resid_pre)
         if self.cfg.attn_only:
             return hook(self, "hook_resid_post", self._after(self.ln1, resid_pre + attn_out))
         if self.cfg.parallel_attn_mlp:
-            return hook(self, "hook_resid_post", resid_pre + attn_out + self._mlp_out(resid_pre))
+            return hook(self, "hook_resid_post", resid_pre + attn_out + self.mlp_branch(resid_pre))
         resid_mid = hook(self, "hook_resid_mid", self._after(self.ln1, resid_pre + attn_out))
-        return hook(self, "hook_resid_post", self._after(self.ln2, resid_mid + self._mlp_out(resid_mid)))
+        return hook(self, "hook_resid_post", self._after(self.ln2, resid_mid + self.mlp_branch(resid_mid)))
+
+    def attention_branch(self, resid_pre: jax.Array, context: AttentionContext) -> jax.Array:
+        """Returns what attention adds to the residual stream ``[batch, pos, d_model]``, of tokens that are computed."""
+        query, key, value = self._attention_inputs(resid_pre, context)
+        attn_out = self.attention_output(self.attn(context.computed(query), key, value, context))
+        return hook(self, "hook_attn_out", attn_out)
+
+    def mlp_branch(self, resid: jax.Array) -> jax.Array:
+        """Returns what the MLP adds to the residual stream ``[batch, pos, d_model]`` that it reads."""
+        mlp_out = self.ln2_post(self.mlp(self._before(self.ln2, hook(self, "hook_mlp_in", resid))))
+        return hook(self, "hook_mlp_out", scaled(mlp_out, self.cfg.residual_multiplier))
 
     def read_heads(self, resid_pre: jax.Array, context: AttentionContext, letter: str) -> jax.Array:
         """Computes queries, keys or values (``letter`` ``"q"``, ``"k"``, ``"v"``) of the stream entering the block."""
         return self.attn.read(self._read_by(letter, self._before(self.ln1, resid_pre), context), letter)
+
+    def read_apart(self, inputs: jax.Array, context: AttentionContext) -> dict[str, jax.Array]:
+        """Computes queries, keys and values of heads that each read a stream of their own.
+
+        Args:
+            inputs: streams ``[reader, batch, pos, d_model]``: those of all query heads, then of all key/value heads for
+                their keys, then for their values.
+            context: as in :meth:`__call__`.
+
+        Returns:
+            ``"q"``, ``"k"`` and ``"v"``, each ``[batch, pos, head, d_head]``, before any rotation.
+        """
+        heads, kv_heads = self.cfg.n_heads, self.cfg.kv_heads
+        normalized = self._before(self.ln1, inputs)
+        read = {}
+        for letter, first, count in (("q", 0, heads), ("k", heads, kv_heads), ("v", heads + kv_heads, kv_heads)):
+            own = normalized[first : first + count]
+            if letter != "v" and self.cfg.positional_embedding_type == "shortformer":
+                assert context.pos_embed is not None
+                own = own + context.pos_embed[None, :, : inputs.shape[2]]
+            read[letter] = self.attn.read_apart(own, letter)
+        return read
 
     def attention_output(self, combined: jax.Array) -> jax.Array:
         """Returns what attention's combined heads ``[..., d_model]`` add to the residual stream."""
@@ -65,10 +96,6 @@ class TransformerBlock(nn.Module):
     def _after(self, norm: nn.Module, resid: jax.Array) -> jax.Array:
         """Returns the residual stream after an addition, after ``norm`` if the model normalises the stream itself."""
         return norm(resid) if self.cfg.use_normalization_of_residual else resid
-
-    def _mlp_out(self, resid: jax.Array) -> jax.Array:
-        mlp_out = self.ln2_post(self.mlp(self._before(self.ln2, hook(self, "hook_mlp_in", resid))))
-        return hook(self, "hook_mlp_out", scaled(mlp_out, self.cfg.residual_multiplier))
 
     def _read_by(self, letter: str, normalized: jax.Array, context: AttentionContext) -> jax.Array:
         """Returns the input of queries, keys or values; under ``shortformer``, queries and keys get positions added."""

@@ -63,6 +63,9 @@ class LatentAttention(Attention):
         latent = self._kv_latent(normalized)
         return self._keys(normalized, latent) if letter == "k" else _up(latent, self.W_V_up)
 
+    def read_apart(self, normalized: jax.Array, letter: str) -> jax.Array:
+        return self.read(jnp.moveaxis(normalized, 0, 2), letter)
+
     def _kv_latent(self, normalized: jax.Array) -> jax.Array:
         """Returns the latent ``[batch, pos, kv_lora_rank]``, with a head axis before the last if the input has one."""
         return hook(self, "hook_kv_latent", self.kv_latent_norm(_down(normalized, *self.down_kv)))

@@ -110,7 +110,13 @@ class MoE(nn.Module):
         """Maps ``[batch, pos, d_model]`` to the same shape."""
         x = hook(self, "hook_in", x)
         indices, weights = self._route(x)
-        out = (self.experts(x, indices) * weights.astype(x.dtype)[..., None]).sum(axis=2)
+        chosen = self.experts(x, indices) * weights.astype(x.dtype)[..., None]
+        if is_hooked(self, "hook_expert_result"):
+            assert self.cfg.num_experts is not None
+            of_expert = jax.nn.one_hot(indices, self.cfg.num_experts, dtype=chosen.dtype)
+            out = hook(self, "hook_expert_result", jnp.einsum("bpcd,bpce->bped", chosen, of_expert)).sum(axis=2)
+        else:
+            out = chosen.sum(axis=2)
         if self.cfg.d_shared_expert is None:
             return out
         shared = self.shared(x)

@@ -92,8 +92,7 @@ def measure_edits(
     if several and not metric:
         raise InputError("The mapping of metrics is empty: name at least one.")
     metrics = metric if isinstance(metric, Mapping) else {"metric": metric}
-    final = np.asarray(base.final)[:, : base.length]
-    measures = {name: _measure(one, model, base, final) for name, one in metrics.items()}
+    measures = {name: prepare_metric(one, model, base) for name, one in metrics.items()}
     read = [measure.positions for measure in measures.values()]
     everything = any(positions is None for positions in read)
     positions = None if everything else tuple(sorted({p for some in read for p in some or ()}))
@@ -112,8 +111,9 @@ def measure_edits(
     return Measured(values, baseline, clean, several, report)
 
 
-def _measure(metric: Any, model: HookedTransformer, base: BaseRun, final: np.ndarray) -> Measure:
-    """Prepares a metric, with its positions counted in each prompt's text."""
+def prepare_metric(metric: Any, model: HookedTransformer, base: BaseRun) -> Measure:
+    """Prepares a metric for runs of the base run's prompts, with its positions counted in each prompt's text."""
+    final = np.asarray(base.final)[:, : base.length]
     if base.text is None:
         return Measure(metric, model.cfg.computation, model.params, final)
     counted = metric.in_text(base.text) if isinstance(metric, InText) else metric

@@ -150,6 +150,26 @@ class Measure:
             raise
         return jax.device_put(np.concatenate(measured))
 
+    def traced(self, residual: Any) -> jax.Array:
+        """Evaluates the metric on one run as part of a trace, to be differentiated.
+
+        Args:
+            residual: final residual stream ``[batch, pos, d_model]`` of a run of the same prompts.
+
+        Returns:
+            The metric, a number or ``[batch]``.
+
+        Raises:
+            InputError: the metric is a Python function that needs numbers, which a trace does not have.
+        """
+        try:
+            return self._evaluate(residual, self._handed, trusted=True)
+        except _UNTRACEABLE as error:
+            raise InputError(
+                "The metric cannot be differentiated, because it turns logits into Python numbers or NumPy arrays. "
+                "Write it with jax.numpy alone, or use LogitDiff, LogProb or another metric of tljax.patching."
+            ) from error
+
     @property
     def _elements(self) -> int:
         vocab = self.cfg.d_vocab_out
