@@ -61,7 +61,7 @@ def pairs_of_bits(
 def test_a_known_direction_is_found(bits: Any) -> None:
     model, (direction, _) = bits
     train, test = pairs_of_bits(model).split(0.6)
-    found = train_interchange(model, train, pos=[0, -1], seeds=[0, 1], test=test, batch_size=32)
+    found = train_interchange(model, train, pos=[0, -1], seeds=[0, 1], test=test, batch_size=32, epochs=12)
     assert found.scores.axis_names == ("metric", "layer", "pos", "seed")
     scores = {name: np.asarray(found.scores[name].values) for name in found.scores.metric_names}
     assert (scores["IIA"][:, 1] == 1).all()
@@ -150,8 +150,8 @@ def test_mdas_leaves_the_other_variable_alone(bits: Any) -> None:
     asked = base + np.asarray([0, 0, 32])
     kept = InterchangePairs.of(model, asked, source, 3 - (base[:, -1] >> 1 & 1), task_logits=[1, 2, 3, 4])
     options: dict[str, Any] = {"iso": kept, "layers": [1], "pos": -1, "batch_size": 64, "rank": 12, "controls": ()}
-    alone = train_interchange(model, cause, epochs=15, **options).at()
-    both = train_interchange(model, cause, method="mdas", epochs=40, lr=2e-2, **options).at()
+    alone = train_interchange(model, cause, epochs=8, **options).at()
+    both = train_interchange(model, cause, method="mdas", epochs=25, lr=3e-2, **options).at()
     assert list(both) == ["IIA", "full swap", "iso", "disentangle"]
     assert both["disentangle"] == pytest.approx((both["IIA"] + both["iso"]) / 2)
     assert min(alone["IIA"], both["IIA"], both["iso"]) > 0.95

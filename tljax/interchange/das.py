@@ -21,7 +21,7 @@ from tljax.interchange.sites import point_at
 from tljax.model.hooked_transformer import HookedTransformer
 
 _SITE = "site"
-_AT_ONCE = 128
+_AT_ONCE = 32
 """Most pairs that run at once."""
 
 

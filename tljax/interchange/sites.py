@@ -20,8 +20,12 @@ from tljax.memory import batch_budget
 from tljax.model.hooked_transformer import HookedTransformer
 from tljax.modules.context import AttentionContext
 from tljax.patching.naming import named_points
+from tljax.sizes import chunks, power_of_two_within
 from tljax.text.batch import Batch
 from tljax.text.inputs import prepare
+
+_MANY, _FEW = 128, 32
+"""Prompts that run together, so that any number of them shares two sets of programs."""
 
 Positions = Sequence[int | str] | int | str | None
 
@@ -228,7 +232,8 @@ class _Runner:
         self._layer, self._stream = None, None
         cfg, (count, length) = model.cfg, batch.shape
         per_row = length * (8 * cfg.d_model + 4 * (cfg.d_mlp or 0) + 2 * cfg.n_heads * length) * cfg.jnp_dtype.itemsize
-        self._rows = max(1, min(count, batch_budget() // per_row))
+        fitting = power_of_two_within(max(1, batch_budget() // per_row))
+        self._parts = list(chunks(count, min(_MANY, fitting), min(_FEW, fitting)))
 
     def enter(self, layer: int) -> jax.Array:
         """Runs up to a layer and returns the residual stream entering it."""
@@ -243,15 +248,14 @@ class _Runner:
         return self._run(self._stream, layer, layer + 1, (name,))[1][name]
 
     def _run(self, value: Any, start: int | None, stop: int, names: tuple[str, ...] = ()) -> Any:
-        parts = []
-        for first in range(0, len(value), self._rows):
-            rows = slice(first, first + self._rows)
-            context = rows_of(self._context, rows)
+        parts, count = [], len(value)
+        for first, size in self._parts:
+            rows = np.arange(first, first + size) % count  # the first rows fill the last part up
             parts.append(run_forward(
-                self._cfg, self._params, value[rows], context, hooks=HookDictionary(), names=names, start=start,
-                stop=stop
+                self._cfg, self._params, value[rows], rows_of(self._context, rows), hooks=HookDictionary(), names=names,
+                start=start, stop=stop,
             ))  # fmt: skip
-        return parts[0] if len(parts) == 1 else jax.tree.map(lambda *arrays: jnp.concatenate(arrays), *parts)
+        return jax.tree.map(lambda *arrays: jnp.concatenate(arrays)[:count], *parts)
 
 
 def rows_of(context: AttentionContext, rows: Any) -> AttentionContext:
