@@ -11,7 +11,7 @@ from variants import build
 
 from tljax import Add, Batch, HookedTransformer, Replace, Scale, Zero
 from tljax.attribution import AtPStar, RelP, Verify
-from tljax.patching import KL, Logit, LogitDiff, NoEffectWarning, sweep
+from tljax.patching import KL, Logit, LogitDiff, NoEffectWarning, node_attribution, sweep
 
 CLEAN = jnp.asarray(np.random.default_rng(3).integers(0, 13, (2, 5)), jnp.int32)
 CORRUPTED = CLEAN.at[:, 2].set(jnp.asarray([11, 7])).at[1, 1].set(3)
@@ -251,6 +251,22 @@ def test_a_result_says_what_it_estimates() -> None:
     assert np.isfinite(sweep(model, CLEAN, CORRUPTED, distance, "z", ("head",), method="ig").values).all()
     with pytest.warns(NoEffectWarning):
         sweep(model, CLEAN, CLEAN, METRIC, "z", ("head",), method="attribution")
+
+
+@pytest.mark.parametrize("rule", [None, "atp*"])
+def test_nodes_together_are_sweeps_apart(rule: Any) -> None:
+    model = build("llama")
+    names = ("embed", "z", "mlp_out", "k")
+    found = node_attribution(model, CLEAN, CORRUPTED, METRIC, names, layers=1, rule=rule)
+    axes = {"embed": ("pos",), "mlp_out": ("pos",)}
+    for name in names:
+        layers = None if name == "embed" else 1
+        alone = sweep(
+            model, CLEAN, CORRUPTED, METRIC, name, axes.get(name, ("head", "pos")), layers=layers,
+            method="attribution", rule=rule,
+        )  # fmt: skip
+        assert found[name].axis_names == alone.axis_names
+        close(found[name].effect(), alone.effect())
 
 
 def test_hooks_that_the_model_carries_apply() -> None:
