@@ -208,11 +208,13 @@ def test_enough_with_gpt2s_tokenizer(gpt2: HookedTransformer) -> None:
 
 def test_too_many(words: HookedTransformer) -> None:
     few = {"names": ("Mary", "John", "Bob", "Tom", "Alice"), "order": "abba"}
-    template = ("When {first} met {second} at the {place}, {S2} spoke to",)
+    template = ("When {first} met {second} at the {place}, {S2} gave it to",)
     with pytest.raises(InputError, match=r"n=10000 is more .* at most 160 different.* n=160 or fewer"):
         tasks.ioi(words, 10_000, templates=template, **few)
     every = tasks.ioi(words, 160, templates=template, **few)
     assert len(set(every.clean_texts)) == 160
+    with pytest.raises(InputError, match="a word that the vocabulary lacks"):
+        tasks.ioi(words, 1, templates=("When {first} met {second} at the zzyzx, {S2} gave it to",), **few)
 
 
 @pytest.mark.parametrize("name", [one for one in tasks.__all__ if one[0].islower() and "_from" not in one])
