@@ -79,7 +79,7 @@ CASES: tuple[Case, ...] = (
     Case("right and wrong alike", lambda w: own(w, answer=" John"), InputError, "both right and wrong"),
     Case("an answer that is no token", lambda w: own(w, answer=10**6), InputError, "no token 1000000"),
     Case("no answer", lambda w: own(w, answer=[]), InputError, "answer[0] is empty"),
-    Case("token ids for texts", lambda w: own(w, clean=[[1, 2]]), InputError, "Prompt 0 must be two texts", "list"),
+    Case("token ids for texts", lambda w: own(w, clean=[[1, 2]]), InputError, "clean=", "each entry a text"),
     Case("one text for a list", lambda w: own(w, clean=w.P), InputError, "clean= must be a list"),
     Case("lists of different lengths", lambda w: own(w, corrupted=[w.Q, w.Q]), InputError, "corrupted=", "1 clean"),
     Case("a part that the text lacks", lambda w: own(w, parts={"IO": ["Bob"]}), InputError, "'Bob'", "does not stand"),

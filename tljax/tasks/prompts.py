@@ -77,8 +77,6 @@ def from_prompts(
         )
     pairs = []
     for index, (one, other) in enumerate(zip(clean, corrupted, strict=True)):
-        if not isinstance(one, str) or not isinstance(other, str):
-            raise InputError(f"Prompt {index} must be two texts; got {type(one).__name__} and {type(other).__name__}.")
         right, others = (
             _listed(model, ids[index], which, index) for which, ids in (("answer", answer), ("wrong", wrong))
         )
