@@ -59,7 +59,7 @@ def train_interchange(
 ) -> InterchangeResult:
     """Finds a subspace at every site whose interchange turns the base's answer into the counterfactual one.
 
-    The sites of a layer train at the same time, by ``vmap`` over positions, heads, ranks and seeds; all layers share the
+    The sites of a layer train at the same time, ``vmap`` over positions, heads, ranks and seeds; all layers share the
     compiled programs. Base prompts run once up to each layer, sources once.
 
     Args:
