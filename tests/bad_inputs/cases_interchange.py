@@ -138,13 +138,14 @@ CASES: tuple[Case, ...] = (
     Case("a rank for a mask", lambda w: train(w, method="dbm", rank=2), InputError, "leave rank= out"),
     Case("mdas without iso pairs", lambda w: train(w, method="mdas"), InputError, "pass iso="),
     Case("a temperature for das", lambda w: train(w, temperature=(1, 0.1)), InputError, "belong to gates"),
+    Case("a rate of nothing", lambda w: train(w, lr={"rotation": 1e-3}), InputError, "learns ['free']"),
     Case("a control that does not exist", lambda w: train(w, controls=["random"]), InputError, "'random'"),
     Case("a test of other classes", lambda w: train(w, test=pairs(w, task_logits=[3, 2])), InputError, "same classes"),
     Case("a reader of the stream", lambda w: reader_matrix(w.small, POINT), InputError, "No single matrix reads"),
     Case("a reader from the left", lambda w: split_by_reader(np.eye(8)[:, :1], np.eye(4)), InputError, "has 8 rows"),
     Case(
         "arbitrary labels are the same everywhere", lambda w: arbitrary_targets(["a", "b", "c", "d"], 5).tolist(),
-        equals=[2, 3, 0, 3],
+        equals=[2, 0, 1, 3],
     ),
     Case(
         "strength zero is the base run",

@@ -133,14 +133,14 @@ def fit_das(
     )  # fmt: skip
     found = train_interchange(
         model, pairs, point.name(point.layers[0]), rank=rank, pos=(_SITE,), heads=None if head is None else (head,),
-        seeds=(seed,), test=test if test is None else _placed(model, test, base_positions, source_positions),
+        seeds=(seed,), test=test if test is None else _placed(test, base_positions, source_positions),
         epochs=epochs, batch_size=batch_size, micro_batch_size=micro_batch_size, lr=lr, strength=strength,
         controls=controls,
     )  # fmt: skip
     return _as_das(found, point.name(point.layers[0]), rank, head)
 
 
-def _placed(model: HookedTransformer, test: InterchangePairs, base: Any, source: Any) -> InterchangePairs:
+def _placed(test: InterchangePairs, base: Any, source: Any) -> InterchangePairs:
     """Returns test pairs that name the site."""
     if _SITE in test.named_pos:
         return test

@@ -59,8 +59,8 @@ def train_interchange(
 ) -> InterchangeResult:
     """Finds a subspace at every site whose interchange turns the base's answer into the counterfactual one.
 
-    All sites share one compiled program: those of a layer train at the same time, ``vmap`` over positions, heads, ranks
-        and seeds, and the layer is data. Base prompts run once up to each layer, sources once.
+    The sites of a layer train at the same time, ``vmap`` over positions, heads, ranks and seeds; all layers share the
+    compiled programs. Base prompts run once up to each layer, sources once.
 
     Args:
         model: the model; it is not changed.

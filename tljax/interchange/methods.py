@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tljax.errors import InputError
 from tljax.hooks.interchanges import boundary_gate, mask_gate
 from tljax.interchange.programs import Subspace
 
@@ -85,6 +86,8 @@ class Method:
         """Returns the learning rate of each learned part; a number replaces that of the first part alone."""
         rates = dict(_RATES[self.name])
         if isinstance(lr, dict):
+            if unknown := set(lr) - set(rates):
+                raise InputError(f"lr has a rate for {unknown.pop()!r}; method={self.name!r} learns {list(rates)}.")
             rates |= lr
         elif lr is not None:
             rates[next(iter(rates))] = lr
