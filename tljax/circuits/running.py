@@ -260,7 +260,7 @@ def _some(given: Any, rows: np.ndarray, batch: int | None = None) -> Any:
     """Returns the part of prompts, of an alignment, or of constants by hook name that belongs to some prompts."""
     if isinstance(given, ModelInput):
         parts: dict[str, Any] = {field.name: getattr(given, field.name) for field in dataclasses.fields(given)}
-        parts = {name: None if part is None else np.asarray(part)[rows] for name, part in parts.items()}
+        parts = {name: None if part is None else jax.device_put(np.asarray(part)[rows]) for name, part in parts.items()}
         return ModelInput(**parts)
     if isinstance(given, Mapping) and not isinstance(given, MeanActivations | ActivationCache):
         return {
