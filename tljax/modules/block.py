@@ -90,7 +90,15 @@ class TransformerBlock(nn.Module):
         return read
 
     def project_apart(self, normalized: jax.Array, letter: str) -> jax.Array:
-        """Computes what :meth:`read_apart` does, for one letter, from inputs that are normalised already."""
+        """Computes queries, keys or values from an input for each head that is normalised already.
+
+        Args:
+            normalized: ``[head, batch, pos, d_model]``, with key/value heads for ``"k"`` and ``"v"``.
+            letter: ``"q"``, ``"k"`` or ``"v"``.
+
+        Returns:
+            ``[batch, pos, head, d_head]``, before any rotation.
+        """
         return self.attn.read_apart(normalized, letter)
 
     def attention_output(self, combined: jax.Array) -> jax.Array:
