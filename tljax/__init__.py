@@ -74,6 +74,7 @@ __all__ = [
 
 _ROOMS = (
     "analysis",
+    "attribution",
     "cache",
     "checkpoints",
     "circuits",
@@ -81,6 +82,7 @@ _ROOMS = (
     "generation",
     "hooks",
     "patching",
+    "tasks",
     "text",
     "train",
     "utils",

@@ -26,7 +26,7 @@ from tljax.patching.engine.edits import expand
 from tljax.patching.sources import cached
 from tljax.text import positions
 from tljax.text.batch import Batch
-from tljax.text.inputs import prepare
+from tljax.text.inputs import ModelInput, prepare
 from tljax.text.padding import pad_axis
 
 AblationKind = Literal["patching", "zero", "mean", "positional_mean"]
@@ -245,7 +245,8 @@ def _from_source(model: HookedTransformer, base: BaseRun, names: Sequence[str], 
     elif isinstance(source, Mapping):
         raise InputError("source= is prompts or a cache; pass values by hook name as ablation=.")
     else:
-        run = run_base(model, prepare(model.cfg, model._tokenizer, source), names)
+        prepared = source if isinstance(source, ModelInput) else prepare(model.cfg, model._tokenizer, source)
+        run = run_base(model, prepared, names)
         found, text = run.activations, _text_of(run)
     if len(text) != base.batch:
         raise InputError(f"There are {base.batch} base prompts and {len(text)} source prompts: give one for each.")

@@ -74,7 +74,7 @@ def greedy(scores: np.ndarray, graph: ResidualGraph, n: int, by: By = "absolute"
     n = whole(n, "top", at_least=0, at_most=graph.n_edges)
     values, reads = ranked(scores, by), reads_of(graph)
     mask, joined = np.zeros(graph.shape, bool), np.zeros(graph.n_readers, bool)
-    heap: list[tuple[float, int, int, int, np.ndarray]] = []
+    heap: list[tuple[float, int, int, np.ndarray]] = []
     lists = 0
 
     def join(readers: np.ndarray) -> None:
@@ -87,17 +87,18 @@ def greedy(scores: np.ndarray, graph: ResidualGraph, n: int, by: By = "absolute"
         if candidates.size:
             lists += 1
             order = candidates[np.argsort(-values.ravel()[candidates], kind="stable")]
-            heapq.heappush(heap, (-values.flat[order[0]], int(order[0]), lists, 0, order))
+            heapq.heappush(heap, (-float(values.flat[order[0]]), lists, 0, order))
 
     join(np.arange(graph.n_readers) == graph.n_readers - 1)
     present = np.zeros(graph.n_writers, bool)
     while n and heap:
-        _, edge, which, place, order = heap[0]
+        _, which, place, order = heap[0]
         if place + 1 < len(order):
-            following = order[place + 1]
-            heapq.heapreplace(heap, (-values.flat[following], int(following), which, place + 1, order))
+            value = -float(values.flat[order[place + 1]])
+            heapq.heapreplace(heap, (value, which, place + 1, order))
         else:
             heapq.heappop(heap)
+        edge = int(order[place])
         mask.flat[edge] = True
         n -= 1
         writer = edge // graph.n_readers

@@ -166,6 +166,20 @@ def _stages(
         yield stage_at(head_module(cfg), own, other, HEAD, exit=last), ()
 
 
+def block_stage(
+    cfg: HookedTransformerConfig, params: Params, context: AttentionContext, hooks: HookDictionary, layer: int
+) -> tuple[Stage, tuple[Any, ...]]:
+    """Returns one block as a stage, and its inputs besides the residual stream; a shortformer's need ``pos_embed``."""
+    return next(_stages(cfg, params, {}, context, hooks, (), layer, layer + 1))
+
+
+def embedding_stage(
+    cfg: HookedTransformerConfig, params: Params, context: AttentionContext, hooks: HookDictionary
+) -> tuple[Stage, tuple[Any, ...]]:
+    """Returns the embedding as a stage, and its inputs besides the tokens."""
+    return next(_stages(cfg, params, {}, context, hooks, (), None, 0))
+
+
 def _part(tree: Params, *keys: str) -> Params:
     return {key: tree[key] for key in keys if key in tree}
 

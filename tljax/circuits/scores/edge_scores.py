@@ -1,6 +1,7 @@
 """``EdgeScores``: the scores of a residual graph's edges as an array, with the convention they were computed by."""
 
 import dataclasses
+import os
 from typing import Any, Literal
 
 import jax
@@ -8,11 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from tljax.checks import typed, whole
+from tljax.circuits.circuit import Circuit
+from tljax.circuits.eap_ig_files import write_eap_ig_json, write_eap_ig_pt
 from tljax.circuits.graph import ResidualGraph
-from tljax.circuits.selection import By, ranked
-from tljax.errors import InputError
+from tljax.circuits.scores.score_files import EAP_IG, as_eap_ig, read_scores_json, read_scores_pt, write_scores
+from tljax.circuits.selection import By, ranked, select
+from tljax.errors import CheckpointError, InputError
 from tljax.fingerprint import Fingerprint
+from tljax.model.hooked_transformer import HookedTransformer
 from tljax.patching.statistics import bootstrap_interval
+from tljax.safetensors_files import own_errors
 
 EDGE_AXES = ("writer", "reader")
 Method = Literal[
@@ -76,6 +82,8 @@ class Convention:
     def __str__(self) -> str:
         if self.method == "information-flow":
             return f"information-flow: {self.sign}"
+        if self.method == EAP_IG:
+            return f"a file of EAP-IG, which does not say how scores were computed, negated; {self.sign}"
         how = "measured one edge at a time" if self.gradient_at is None else f"gradient {self.gradient_at}"
         norm = {"ignored": "; the norm after attention is ignored"}.get(self.post_norm or "", "")
         return f"{self.method} of {self.metric}: {how}, times {self.delta}{norm}; {self.sign}"
@@ -250,6 +258,112 @@ class EdgeScores:
         if not sizes.all():
             raise InputError("A rank correlation needs scores that differ from edge to edge; one side's are all equal.")
         return float((centred[0] * centred[1]).sum() / sizes.prod())
+
+    @typed
+    def circuit(
+        self,
+        *,
+        top: int | None = None,
+        fraction: float | None = None,
+        threshold: float | None = None,
+        by: By = "absolute",
+        greedy: bool = False,
+        prune: bool = True,
+    ) -> Circuit:
+        """Returns the circuit of the best edges, by exactly one of three sizes.
+
+        Scores are summed over positions and averaged over prompts first.
+
+        Args:
+            top: how many edges.
+            fraction: which share of all edges, in (0, 1]; rounded down to a whole number of edges.
+            threshold: the least score.
+            by: what is preferred: ``"absolute"``, large scores; ``"lowers"``, edges whose replacement lowers the metric
+                (what EAP-IG calls signed); ``"raises"``.
+            greedy: whether edges are found from the logits up, each leading to a part of the circuit.
+            prune: whether to remove edges on no way from the token embedding to the logits.
+
+        Raises:
+            InputError: none or several of the sizes, one out of range, or scores that are NaN.
+        """
+        sizes = {"top": top, "fraction": fraction, "threshold": threshold}
+        mask = select(self._whole(), self.graph, **sizes, by=by, greedy=greedy, prune=prune)
+        return Circuit(mask, self.graph, name=self.convention.method)
+
+    @typed
+    def to_json(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        layout: Literal["tljax", "eap-ig"] = "tljax",
+        circuit: Circuit | None = None,
+    ) -> None:
+        """Writes the scores as JSON.
+
+        Args:
+            path: the file, replaced atomically.
+            layout: ``"tljax"``, which keeps all that there is; or ``"eap-ig"``, for a file that EAP-IG and the MIB
+                circuit track read: scores summed over positions, averaged over prompts, and negated, because theirs are
+                of a loss. (EAP-IG's own numbers are divided by the number of prompts once more.)
+            circuit: in EAP-IG's layout, the circuit to write with them; empty by default.
+
+        Raises:
+            InputError: scores that EAP-IG's layout has no place for, such as those of grouped key and value heads.
+        """
+        if layout == "eap-ig":
+            write_eap_ig_json(path, as_eap_ig(self.graph, self._whole(), circuit))
+            return
+        if circuit is not None:
+            raise InputError(
+                'circuit= belongs to layout="eap-ig"; write it to a file of its own: circuit.to_json(path).'
+            )
+        write_scores(path, self)
+
+    @classmethod
+    @typed
+    def from_json(cls, path: str | os.PathLike[str], model: HookedTransformer | None = None) -> "EdgeScores":
+        """Reads scores that :meth:`to_json` or EAP-IG wrote.
+
+        EAP-IG's are negated, so that they are effects on the metric; its files do not say how they were computed.
+
+        Args:
+            path: the file.
+            model: the model that they must belong to. EAP-IG's scores of a grouped-query model belong to
+                ``model.set_ungroup_grouped_query_attention(True)``.
+
+        Raises:
+            CheckpointError: the file is missing, damaged, or belongs to another model.
+            InputError: its graph is not the model's.
+        """
+        return cls._of_file(path, read_scores_json(path, model))
+
+    @typed
+    def to_pt(self, path: str | os.PathLike[str], *, circuit: Circuit | None = None) -> None:
+        """Writes the scores as EAP-IG's ``.pt``, as :meth:`to_json` does in its layout; this needs torch.
+
+        Raises:
+            UnsupportedModelError: torch is not installed.
+            InputError: scores that the layout has no place for.
+        """
+        write_eap_ig_pt(path, as_eap_ig(self.graph, self._whole(), circuit))
+
+    @classmethod
+    @typed
+    def from_pt(cls, path: str | os.PathLike[str], model: HookedTransformer | None = None) -> "EdgeScores":
+        """Reads scores from EAP-IG's ``.pt``, as :meth:`from_json`; this needs torch, and runs no code of the file.
+
+        Raises:
+            UnsupportedModelError: torch is not installed.
+            CheckpointError: the file is missing, damaged or something else.
+            InputError: its graph is not the model's.
+        """
+        return cls._of_file(path, read_scores_pt(path, model))
+
+    @classmethod
+    def _of_file(cls, path: str | os.PathLike[str], fields: dict[str, Any]) -> "EdgeScores":
+        with own_errors(path, "Write it anew with to_json.", CheckpointError):
+            fields["convention"] = Convention(**fields["convention"])
+            return cls(**fields)
 
     def check_comparable(self, other: "EdgeScores") -> None:
         """Checks that other scores are of the same graph and model, and mean the same.

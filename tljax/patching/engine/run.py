@@ -88,11 +88,7 @@ def measure_edits(
         clean_final: final residual stream of the run that values come from, ``[batch, pos, d_model]``.
         max_batch, progress: as in :func:`sweep`.
     """
-    several = isinstance(metric, Mapping)
-    if several and not metric:
-        raise InputError("The mapping of metrics is empty: name at least one.")
-    metrics = metric if isinstance(metric, Mapping) else {"metric": metric}
-    measures = {name: prepare_metric(one, model, base) for name, one in metrics.items()}
+    measures = prepare_metrics(metric, model, base)
     read = [measure.positions for measure in measures.values()]
     everything = any(positions is None for positions in read)
     positions = None if everything else tuple(sorted({p for some in read for p in some or ()}))
@@ -104,11 +100,23 @@ def measure_edits(
         values, rows, engine = _run(model, base, n_sites, rows_before, edits, measures, reach, max_batch, progress)
     clean = None
     if clean_final is not None:
-        clean_finals = np.asarray(clean_final)[None]
-        clean = {name: np.asarray(_measure_all(measure, clean_finals)[0]) for name, measure in measures.items()}
+        clean = {name: measure_run(measure, clean_final) for name, measure in measures.items()}
     report = _report(model.cfg, base, n_sites, rows, reach, measures, engine)
     baseline = {name: np.asarray(measure.baseline) for name, measure in measures.items()}
-    return Measured(values, baseline, clean, several, report)
+    return Measured(values, baseline, clean, isinstance(metric, Mapping), report)
+
+
+def prepare_metrics(metric: Metrics, model: HookedTransformer, base: BaseRun) -> dict[str, Measure]:
+    """Prepares metrics to be evaluated on runs of the base run's prompts; one without a name is ``"metric"``."""
+    if isinstance(metric, Mapping) and not metric:
+        raise InputError("The mapping of metrics is empty: name at least one.")
+    metrics = metric if isinstance(metric, Mapping) else {"metric": metric}
+    return {name: prepare_metric(one, model, base) for name, one in metrics.items()}
+
+
+def measure_run(measure: Measure, final: Any) -> np.ndarray:
+    """Returns a metric of one run, ``[]`` or ``[batch]``, from its final residual stream ``[batch, pos, d_model]``."""
+    return np.asarray(_measure_all(measure, np.asarray(final)[None])[0])
 
 
 def prepare_metric(metric: Any, model: HookedTransformer, base: BaseRun) -> Measure:

@@ -170,6 +170,29 @@ class Measure:
                 "Write it with jax.numpy alone, or use LogitDiff, LogProb or another metric of tljax.patching."
             ) from error
 
+    def gradient(self, final: Any, weights: Any = None) -> jax.Array:
+        """Differentiates the metric, summed over prompts, with respect to a run's final residual stream.
+
+        Args:
+            final: the stream, ``[batch, pos, d_model]``.
+            weights: ``[batch]``, factors of the prompts in the sum; by default 1.
+
+        Returns:
+            The gradient, shaped like ``final``.
+
+        Raises:
+            InputError: as for :meth:`traced`.
+        """
+        final = jnp.asarray(final)
+        weights = jnp.ones(self.baseline.shape, jnp.float32) if weights is None else jnp.asarray(weights)
+        if self.how != "compiled":
+            return jax.grad(lambda final: _weighted(self.traced(final), weights))(final)
+        only = self.positions[0] if self.positions is not None and len(self.positions) == 1 else None
+        part = slice(None) if only is None else slice(only, only + 1)
+        metric, length, kept = self._for_position(only)
+        static = (self.cfg, self._handed, length, kept)
+        return jnp.zeros_like(final).at[:, part].set(_gradient(*static, metric, self.params, final[:, part], weights))
+
     @property
     def _elements(self) -> int:
         vocab = self.cfg.d_vocab_out
@@ -267,11 +290,13 @@ class Measure:
         return reads
 
     def _compiled(self, chunk: np.ndarray, count: int, kept: int | None) -> jax.Array:
-        metric, length = self.metric, self._length
-        if kept is not None and isinstance(metric, DeclaredMetric):  # prompts of all lengths share a program
-            alone = metric.of_one_position()
-            metric, length, kept = (metric, length, kept) if alone is None else (alone, 1, 0)
+        metric, length, kept = self._for_position(kept)
         return _measure_compiled(self.cfg, self._handed, length, kept, metric, self.params, chunk)
+
+    def _for_position(self, kept: int | None) -> tuple[Any, int, int | None]:
+        """Returns metric, length and kept position for a program that prompts of all lengths share, if there is one."""
+        alone = self.metric.of_one_position() if kept is not None and isinstance(self.metric, DeclaredMetric) else None
+        return (self.metric, self._length, kept) if alone is None else (alone, 1, 0)
 
     def _batched(self, chunk: np.ndarray, count: int, kept: int | None) -> jax.Array:
         def one(residual: Any, known: Any) -> jax.Array:
@@ -360,3 +385,26 @@ def _measure(
 
 
 _measure_compiled = jax.jit(_measure, static_argnums=(0, 1, 2, 3))
+
+
+def _weighted(values: jax.Array, weights: jax.Array) -> jax.Array:
+    return (values * weights.astype(values.dtype)).sum()
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _gradient(
+    cfg: HookedTransformerConfig,
+    handed: _Handed,
+    length: int,
+    kept: int | None,
+    metric: Callable[[Any], Any],
+    params: Params,
+    final: jax.Array,
+    weights: jax.Array,
+) -> jax.Array:
+    """Differentiates the weighted sum of a metric with respect to ``final`` ``[batch, pos, d_model]``."""
+
+    def total(final: jax.Array) -> jax.Array:
+        return _weighted(_measure(cfg, handed, length, kept, metric, params, final[None])[0], weights)
+
+    return jax.grad(total)(final)
