@@ -204,7 +204,7 @@ def test_estimate_is_exact_where_the_model_is_linear() -> None:
     masks[np.arange(len(edges)), 0, 0, edges[:, 0], edges[:, 1]] = 0
     streams = masked_stream(cfg, model.params, graph, clean, AttentionContext(), masks, replacement)
     exact = jnp.stack([metric(unembed(cfg, {"unembed": model.params["unembed"]}, one)) for one in streams])
-    close(scores.values[:, edges[:, 0], edges[:, 1]].T, exact - scores.baseline)
+    close(scores.values[:, edges[:, 0], edges[:, 1]].T, exact - scores.baseline[None])
     for method in ("eap-ig", "mask-ig"):
         close(
             edge_scores(model, clean, corrupted, metric, method, reduce="none").values[:, 0, -1],
@@ -255,8 +255,8 @@ def test_an_alignment_puts_source_tokens_where_it_says() -> None:
 def test_gradients_at_layer_norms_are_orthogonal_to_ones() -> None:
     model = model_of("gpt2")
     rng = np.random.default_rng(0)
-    stream = rng.normal(size=(1, 3, 32)).astype(np.float32)
-    slopes = Slopes(*(rng.normal(size=(1, 3, 4, 8)).astype(np.float32) for _ in "qkv"), None)
+    stream = jnp.asarray(rng.normal(size=(1, 3, 32)), jnp.float32)
+    slopes = Slopes(*(jnp.asarray(rng.normal(size=(1, 3, 4, 8)), jnp.float32) for _ in "qkv"), None)
     found = reader_slopes(block_module(model.cfg, 0), model.params["blocks"][0], stream, AttentionContext(), slopes)
     assert found.shape == (12, 1, 3, 32)
     assert float(jnp.abs(found).max()) > 0.1
