@@ -43,7 +43,7 @@ def run_page(page: str) -> dict[str, Any]:
     return names
 
 
-@pytest.mark.parametrize("guide", ["patching.md", "tasks.md", "text.md"])
+@pytest.mark.parametrize("guide", ["gradients.md", "patching.md", "tasks.md", "text.md"])
 def test_a_guide_runs(guide: str) -> None:
     run_page(guide)
 

@@ -7,7 +7,7 @@ from table import Case, World
 
 KINDS = (
     "ids", "positions", "meanings", "models", "files", "arithmetic", "types", "messages", "text", "checkpoints",
-    "tasks", "edges",
+    "tasks", "edges", "exact", "learned", "gradients",
 )  # fmt: skip
 """A module ``cases_<kind>.py`` each."""
 TABLE = [

@@ -15,7 +15,7 @@ import numpy as np
 
 from tljax.checks import is_traced
 from tljax.circuits.graph import ResidualGraph
-from tljax.circuits.writers import EXPERTS, HEADS, head_outputs, mlp_outputs
+from tljax.circuits.writers import EXPERTS, HEADS, mlp_outputs, outputs_by_head
 from tljax.config import HookedTransformerConfig
 from tljax.errors import InputError
 from tljax.forward.forward import context_of_layer, embed_positions, run_forward
@@ -306,7 +306,7 @@ def _run_block(
     slots[HEADS] = HookSlot(HookPoint(HEADS), captured=True)
     with matmul_precision(cfg):
         attn_out, seen = apply_with_slots(module, variables, slots, state.stream, context, method="attention_branch")
-    results = head_outputs(cfg, params["attn"]["W_O"], seen[HEADS])
+    results = outputs_by_head(cfg, params["attn"]["W_O"], seen[HEADS])
     own = _lacking_of(replacement[:heads], results, len(lacks))
     state, before = _wrote(state, own, first), state
     whole = None

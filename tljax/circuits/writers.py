@@ -58,7 +58,7 @@ def outputs_of(
         return jnp.asarray(activations[EMBED])[:, :, None]
     prefix = f"blocks.{layer}."
     heads = head_outputs(cfg, params["blocks"][layer]["attn"]["W_O"], activations[prefix + HEADS])
-    parts = [jnp.moveaxis(heads, 0, 2)]
+    parts = [heads]
     if not graph.attn_only:
         n_experts = graph.experts[layer] if graph.experts else 0
         experts = activations[prefix + EXPERTS] if n_experts else None
@@ -67,7 +67,12 @@ def outputs_of(
 
 
 def head_outputs(cfg: HookedTransformerConfig, W_O: jax.Array, z: Any) -> jax.Array:
-    """Computes what heads write, ``[head, batch, pos, d_model]``, from ``z`` ``[batch, pos, head, d_head]``."""
+    """Computes what heads write, ``[batch, pos, head, d_model]``, from ``z`` ``[batch, pos, head, d_head]``."""
+    return jnp.moveaxis(outputs_by_head(cfg, W_O, z), 0, 2)
+
+
+def outputs_by_head(cfg: HookedTransformerConfig, W_O: jax.Array, z: Any) -> jax.Array:
+    """Computes what heads write, with the heads first, ``[head, batch, pos, d_model]``."""
     with matmul_precision(cfg):
         result = jnp.einsum("bphe,hed->hbpd", z, W_O)
     return result if cfg.has_norms_after else scaled(result, cfg.residual_multiplier)

@@ -14,7 +14,7 @@ import numpy as np
 
 from tljax.circuits.graph import ResidualGraph
 from tljax.circuits.scores.gradients import Slopes, reader_slopes
-from tljax.circuits.writers import EMBED, EXPERTS, HEADS, MLP, head_outputs, mlp_outputs
+from tljax.circuits.writers import EMBED, EXPERTS, HEADS, MLP, outputs_by_head, mlp_outputs
 from tljax.config import HookedTransformerConfig
 from tljax.memory import how_many
 from tljax.modules.context import AttentionContext
@@ -192,11 +192,11 @@ def _segment(
 def _head_changes(module: Any, params: Params, change: _LayerChanges) -> jax.Array:
     """Returns what a layer's heads change in the residual stream, ``[head, batch, pos, d_model]``."""
     cfg, W_O = module.cfg, params["attn"]["W_O"]
-    heads = head_outputs(cfg, W_O, change.z)
+    heads = outputs_by_head(cfg, W_O, change.z)
     if change.now is None:
         return heads
     now = change.now.astype(heads.dtype)
-    combined = head_outputs(cfg, W_O, now).sum(axis=0) + params["attn"]["b_O"][None, None]
+    combined = outputs_by_head(cfg, W_O, now).sum(axis=0) + params["attn"]["b_O"][None, None]
 
     def added(combined: jax.Array) -> Any:
         norm = {"params": {"ln1_post": params["ln1_post"]}}

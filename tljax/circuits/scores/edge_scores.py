@@ -252,8 +252,8 @@ class EdgeScores:
                 against effects on a metric.
         """
         self.check_comparable(other)
-        ranks = [_ranks(scores._whole()[self.graph.edges]) for scores in (self, other)]
-        centred = [one - one.mean() for one in ranks]
+        ordered = [ranks(scores._whole()[self.graph.edges]) for scores in (self, other)]
+        centred = [one - one.mean() for one in ordered]
         sizes = np.sqrt([float((one**2).sum()) for one in centred])
         if not sizes.all():
             raise InputError("A rank correlation needs scores that differ from edge to edge; one side's are all equal.")
@@ -421,7 +421,7 @@ class EdgeScores:
         return jnp.asarray(values)
 
 
-def _ranks(values: np.ndarray) -> np.ndarray:
+def ranks(values: np.ndarray) -> np.ndarray:
     """Returns ranks of values, the mean rank for equal ones."""
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
     last = np.cumsum(counts)

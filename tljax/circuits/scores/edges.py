@@ -12,7 +12,7 @@ from tljax.circuits.replacement import Ablation, mean_activations
 from tljax.circuits.scores.batches import Pairs, PerBatch, slices
 from tljax.circuits.scores.edge_scores import EDGE_AXES, EdgeScores, Method
 from tljax.circuits.scores.integrated import Grid
-from tljax.circuits.scores.one_batch import BatchScores, score_batch
+from tljax.circuits.scores.one_batch import BatchScores, score_batch, score_exactly
 from tljax.circuits.scores.plan import Plan, PostNorm
 from tljax.errors import InputError
 from tljax.fingerprint import fingerprint_of
@@ -39,6 +39,7 @@ def edge_scores(
     *,
     ablation: Ablation = "patching",
     graph: ResidualGraph | None = None,
+    edges: Any = None,
     steps: int | None = None,
     grid: Grid | None = None,
     tolerance: float | None = None,
@@ -68,6 +69,9 @@ def edge_scores(
     - ``"information-flow"``: the share of what a reader reads that comes from the writer (information flow routes,
       Ferrando and Voita 2024); no metric, no source.
 
+    ``"exact"`` is no estimate: it patches one edge at a time and computes everything after its reader anew
+    (:func:`~tljax.circuits.scores.exact.exact_edge_effects`).
+
     Args:
         model: the model, without hooks.
         prompt: the base run: text, a list of texts, token ids ``[batch, pos]`` or a ``Batch``.
@@ -82,6 +86,8 @@ def edge_scores(
         graph: the graph, by default that of the model; ``ResidualGraph.of(model, experts=True)`` has each expert of a
             mixture as a writer. EAP-IG's edges of a model with grouped key/value heads are those of
             ``model.set_ungroup_grouped_query_attention(True)``.
+        edges: for ``"exact"``, the edges to measure, a boolean mask ``[writer, reader]``; all by default. The scores of
+            others are NaN.
         steps: for methods with a path, how many points it has; 5 by default.
         grid: where they lie: ``"left"`` includes the base, ``"right"`` the other end, ``"midpoint"`` neither,
             ``"both"`` both (one point more than steps); ``"gauss"`` are Gauss-Legendre's points, by far the most exact.
@@ -96,6 +102,7 @@ def edge_scores(
         align: for prompts of different lengths, ``[batch, pos]``: for each entry of the base's array the entry of the
             source's that stands for it, or -1 for a token that keeps its own value (``tljax.text.align``).
         batch_size: prompts that run at once; by default as many as memory allows. It does not change the scores.
+            ``"exact"`` runs all, and cuts what it runs by itself.
         progress: whether to show a progress bar; by default one appears after three seconds.
 
     Returns:
@@ -130,14 +137,21 @@ def edge_scores(
         if source is None:
             raise InputError(f"ablation={ablation!r} averages over prompts: give them as source=.")
         plan = plan.replaced_by(mean_activations(model, source, graph, by_position=ablation == "positional_mean"))
-    batches = list(slices(model.cfg, graph, pairs, batch_size))
+    if edges is not None and method != "exact":
+        raise InputError(f'edges= chooses the edges that method="exact" measures; {method!r} scores all at once.')
+    is_exact = method == "exact"
+    batches = list(slices(model.cfg, graph, pairs, len(pairs) if is_exact else batch_size))
     metrics = PerBatch(metric, model, pairs, batches) if plan.uses_metric else None
     tried = [plan.steps or 1] if tolerance is None else [_FEWEST * 2**n for n in range(10) if _FEWEST * 2**n <= _MOST]
     scores = None
     for number in tried:
         plan = plan.with_steps(number)
-        with Progress(len(batches) * plan.n_runs(model.cfg), progress, "edge scores") as bar:
-            found = [score_batch(model, graph, plan, pairs, metrics, rows, bar.advance) for rows in batches]
+        if is_exact:
+            assert metrics is not None
+            found = [score_exactly(model, graph, plan, pairs, metrics, edges, progress)]
+        else:
+            with Progress(len(batches) * plan.n_runs(model.cfg), progress, "edge scores") as bar:
+                found = [score_batch(model, graph, plan, pairs, metrics, rows, bar.advance) for rows in batches]
         scores = _joined(model, graph, plan, found, len(pairs))
         if tolerance is None or (scores.completeness_error or 0.0) <= tolerance:
             break

@@ -14,7 +14,7 @@ import numpy as np
 
 from tljax.circuits.graph import ResidualGraph
 from tljax.circuits.scores.contraction import token_parts
-from tljax.circuits.writers import EMBED, EXPERTS, HEADS, MLP, head_outputs, mlp_outputs
+from tljax.circuits.writers import EMBED, EXPERTS, HEADS, MLP, outputs_by_head, mlp_outputs
 from tljax.config import HookedTransformerConfig
 from tljax.hooks.interventions import Replace
 from tljax.hooks.point import HookPoint, HookSlot, apply_with_slots
@@ -142,7 +142,7 @@ def _outputs(
     mlp: jax.Array | None,
     experts: jax.Array | None,
 ) -> jax.Array:
-    heads = head_outputs(module.cfg, params["attn"]["W_O"], z)
+    heads = outputs_by_head(module.cfg, params["attn"]["W_O"], z)
     if through_norms:
         heads = _through_norm(module, params, heads)
     parts = [heads] if mlp is None else [heads, jnp.moveaxis(mlp_outputs(module.cfg, n_experts, mlp, experts), 2, 0)]

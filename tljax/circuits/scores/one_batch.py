@@ -12,6 +12,7 @@ from tljax.circuits.graph import ResidualGraph
 from tljax.circuits.replacement import Replacement, read_replacement
 from tljax.circuits.scores.batches import Pairs, PerBatch, SomePrompts, run_pairs
 from tljax.circuits.scores.contraction import Gradients, edge_products
+from tljax.circuits.scores.exact import exact_edge_effects, exact_points
 from tljax.circuits.scores.flow_routes import flow_points, flow_shares
 from tljax.circuits.scores.gradients import final_slope, layer_slopes
 from tljax.circuits.scores.integrated import Ends, Step, input_path, mixed_path
@@ -88,6 +89,35 @@ def score_batch(
     if plan.by_position:
         values = values[..., :longest, :, :]
     return BatchScores(values, baseline, source_metric, completeness, bool(baseline.ndim))
+
+
+def score_exactly(
+    model: HookedTransformer,
+    graph: ResidualGraph,
+    plan: Plan,
+    pairs: Pairs,
+    metrics: PerBatch,
+    edges: Any,
+    progress: bool | None,
+) -> BatchScores:
+    """Measures the exact effects of edges on all prompts; arguments as for :func:`score_batch`."""
+    rows = slice(0, len(pairs))
+    base = run_pairs(model, pairs.base, exact_points(graph))
+    measure = metrics.measure(base, rows)
+    baseline = np.asarray(measure.baseline)
+    _check_baseline(baseline, plan, 0)
+    replacement = read_replacement(model, base, graph, pairs.source, plan.ablation, align=pairs.align)
+    _check_changes(Ends.of(model, graph, base, replacement.activations, None, False), pairs, rows)
+    source = _at_own_positions(base, replacement, pairs)
+    source_metric = _source_metric(measure, metrics, base, replacement.run, source, rows)
+    found = exact_edge_effects(
+        model, base, graph, replacement.activations, metrics.metric, edges, progress=progress
+    )  # fmt: skip
+    values = np.moveaxis(found.values, 2, 0) if baseline.ndim else found.values
+    asked = values if edges is None else values[..., np.asarray(edges)]
+    _check_scores(asked, plan, 0)
+    values = values if plan.by_prompt or not baseline.ndim else values.sum(axis=0)
+    return BatchScores(values, baseline, source_metric, per_prompt=bool(baseline.ndim))
 
 
 def _flow(model: HookedTransformer, graph: ResidualGraph, plan: Plan, own: Pairs, longest: int) -> BatchScores:

@@ -87,6 +87,8 @@ class Plan:
         if tolerance is not None:
             _check_tolerance(method, steps, grid, tolerance)
         usual = "gauss" if tolerance is not None else None if path is None else path[0]
+        if method == "exact" and tuple(axes):
+            raise InputError('method="exact" patches an edge at all positions: leave axes= out, or take an estimate.')
         if tuple(axes) not in ((), ("pos",)):
             raise InputError(f'axes={tuple(axes)!r}: edges are told apart by position, axes=("pos",), or not, axes=().')
         if method != "information-flow" and (isinstance(metric, Mapping) or not callable(metric)):
