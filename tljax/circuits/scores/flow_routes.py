@@ -14,7 +14,7 @@ import numpy as np
 
 from tljax.circuits.graph import ResidualGraph
 from tljax.circuits.scores.contraction import token_parts
-from tljax.circuits.writers import EMBED, EXPERTS, HEADS, MLP, head_outputs, mlp_outputs
+from tljax.circuits.writers import EMBED, EXPERTS, HEADS, MLP, mlp_outputs, outputs_by_head
 from tljax.config import HookedTransformerConfig
 from tljax.hooks.interventions import Replace
 from tljax.hooks.point import HookPoint, HookSlot, apply_with_slots
@@ -66,7 +66,7 @@ def flow_shares(
     weights = text / text.sum(axis=1, keepdims=True)
     for prompts, tokens in token_parts(batch, pos, how_many(graph.n_writers * cfg.d_model * width.itemsize)):
         part = prompts, tokens
-        written = {-1: base.activations[EMBED][part][:, :, None]}
+        written = {-1: base.activations[EMBED][part][None]}
         ranks = positions.ranks(text)[part]
         for layer in range(cfg.n_layers + 1):
             if layer < cfg.n_layers:
@@ -101,7 +101,7 @@ def _shares(graph: ResidualGraph, written: Mapping[int, jax.Array], read: jax.Ar
     for layer, outputs in written.items():
         rows = graph.writers_of(layer)
         if known[rows].any():
-            found[..., rows] = np.asarray(_contributions(outputs, read)) * known[rows]
+            found[..., rows] = np.moveaxis(np.asarray(_contributions(outputs, read)), 0, -1) * known[rows]
     whole = found.sum(axis=-1, keepdims=True)
     return found / np.where(whole > 0, whole, 1)
 
@@ -109,7 +109,7 @@ def _shares(graph: ResidualGraph, written: Mapping[int, jax.Array], read: jax.Ar
 @jax.jit
 def _contributions(outputs: jax.Array, read: jax.Array) -> jax.Array:
     wide = jnp.promote_types(read.dtype, jnp.float32)
-    read = read.astype(wide)[:, :, None]
+    read = read.astype(wide)[None]
     left = jnp.abs(read - outputs.astype(wide)).sum(axis=-1)
     return jnp.maximum(jnp.abs(read).sum(axis=-1) - left, 0)
 
@@ -123,7 +123,7 @@ def _written(
     part: tuple[slice, slice],
     through_norms: bool,
 ) -> jax.Array:
-    """Returns what a layer's writers write, ``[batch, pos, writer, d_model]``."""
+    """Returns what a layer's writers write, ``[writer, batch, pos, d_model]``."""
     prefix = f"blocks.{layer}."
     n_experts = graph.experts[layer] if graph.experts else 0
     mlp = None if graph.attn_only else base.activations[prefix + MLP][part]
@@ -142,23 +142,23 @@ def _outputs(
     mlp: jax.Array | None,
     experts: jax.Array | None,
 ) -> jax.Array:
-    heads = head_outputs(module.cfg, params["attn"]["W_O"], z)
+    heads = outputs_by_head(module.cfg, params["attn"]["W_O"], z)
     if through_norms:
         heads = _through_norm(module, params, heads)
-    parts = [heads] if mlp is None else [heads, mlp_outputs(module.cfg, n_experts, mlp, experts)]
-    return jnp.concatenate(parts, axis=2)
+    parts = [heads] if mlp is None else [heads, jnp.moveaxis(mlp_outputs(module.cfg, n_experts, mlp, experts), 2, 0)]
+    return jnp.concatenate(parts)
 
 
 def _through_norm(module: Any, params: Params, heads: jax.Array) -> jax.Array:
     """Returns each head's part of what attention adds: the norm after attention with its scale as in this run."""
     name = "ln1_post.hook_scale"
-    combined = heads.sum(axis=2) + params["attn"]["b_O"][None, None]
+    combined = heads.sum(axis=0) + params["attn"]["b_O"][None, None]
 
     def added(value: jax.Array, slot: HookSlot) -> tuple[Any, Any]:
         norm = {"params": {"ln1_post": params["ln1_post"]}}
         return apply_with_slots(module, norm, {name: slot}, value, method="attention_output")
 
     _, seen = added(combined, HookSlot(HookPoint(name), captured=True))
-    scale = HookSlot(HookPoint(name), (Replace(seen[name][:, :, None]),))
+    scale = HookSlot(HookPoint(name), (Replace(seen[name][None]),))
     at_scale = functools.partial(added, slot=scale)
     return at_scale(heads)[0] - at_scale(jnp.zeros_like(heads))[0]

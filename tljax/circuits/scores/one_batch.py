@@ -136,7 +136,7 @@ def _step_scores(plan: Plan, ends: Ends, step: Step, slope: jax.Array) -> np.nda
     cfg, params, context = ends.cfg, ends.params, ends.context
     layers, _ = layer_slopes(cfg, params, context, step.path, slope)
     heads_now = {name: step.path.activations[name] for name in ends.heads} if plan.through_norms else None
-    parts = step.changes, Gradients(step.path.streams, layers, slope), heads_now
+    parts = step.changes, Gradients(step.path.streams, tuple(layers), slope), heads_now
     if plan.by_position:
         parts = _in_text(ends, parts)
     changes, gradients, heads_now = parts
