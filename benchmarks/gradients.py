@@ -8,7 +8,8 @@
 ``held`` is what lies in memory between the forward and the backward pass, beside the model: counted from the live
 arrays at the moment when the metric is called. ``compiled`` is what the compiler plans for temporary arrays when the
 same call is one ``jax.jit``. There XLA's default scheduler for CPUs computes all blocks again at once, which undoes
-most of ``remat``; run this with ``XLA_FLAGS=--xla_cpu_enable_concurrency_optimized_scheduler=false`` to see the other one.
+most of ``remat``; run this with ``XLA_FLAGS=--xla_cpu_enable_concurrency_optimized_scheduler=false`` to see the other
+one.
 """
 
 import argparse
