@@ -7,8 +7,9 @@
 
 ``held`` is what lies in memory between the forward and the backward pass, beside the model: counted from the live
 arrays at the moment when the metric is called. ``compiled`` is what the compiler plans for temporary arrays when the
-same call is one ``jax.jit``. On CPU XLA's default scheduler recomputes every block at once, which undoes ``remat``;
-the figure is with the other one, ``jax.jit(f, compiler_options=ONE_AFTER_ANOTHER)``.
+same call is one ``jax.jit``. There XLA's default scheduler for CPUs computes all blocks again at once, which undoes
+most of ``remat``; run this with ``XLA_FLAGS=--xla_cpu_enable_concurrency_optimized_scheduler=false`` to see the other
+one.
 """
 
 import argparse
@@ -29,7 +30,6 @@ GRADIENTS_BAR, REMAT_BAR = 3.0, 4.0
 """Most times that a forward pass may take with gradients at every layer, and with blocks computed again."""
 HELD_BAR = 2.0
 """Most times that what ``remat`` holds may be of the residual streams between blocks."""
-ONE_AFTER_ANOTHER = {"xla_cpu_enable_concurrency_optimized_scheduler": False}
 Row = dict[str, Any]
 
 
@@ -136,8 +136,7 @@ def compiled(model: Any, tokens: np.ndarray, remat: bool | None) -> int:
         found = model.run_with_grads(tokens, LogitDiff(3, 4), "hook_embed", remat=remat)
         return found.value, dict(found.grads)
 
-    options = ONE_AFTER_ANOTHER if jax.default_backend() == "cpu" else {}
-    return jax.jit(run, compiler_options=options).lower(model, tokens).compile().memory_analysis().temp_size_in_bytes
+    return jax.jit(run).lower(model, tokens).compile().memory_analysis().temp_size_in_bytes
 
 
 def memory(arguments: argparse.Namespace) -> list[Row]:
