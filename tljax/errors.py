@@ -69,6 +69,10 @@ class CacheError(TljaxError, ValueError):
     """A cache was asked for something it does not hold."""
 
 
+class TrainingError(TljaxError, ArithmeticError):
+    """Training failed in a way that more steps would not fix."""
+
+
 class MissingAttributeError(TljaxError, AttributeError):
     """An attribute that does not exist, perhaps of TransformerLens or torch; the message says what to write instead."""
 

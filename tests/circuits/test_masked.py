@@ -1,36 +1,16 @@
 """The forward pass of a circuit: all edges give the clean run, none the corrupted one, for every kind of block."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from kinds import KINDS, model_of
 
-from tljax import HookedTransformer, HookedTransformerConfig
 from tljax.circuits.graph import ResidualGraph
 from tljax.circuits.masked import masked_stream
 from tljax.circuits.writers import writer_outputs, writer_points
 from tljax.modules.context import AttentionContext
 from tljax.patching.metrics.reads import unembed
 from tljax.text.inputs import prepare
-
-ROTARY = {"positional_embedding_type": "rotary", "rotary_dim": 8, "gated_mlp": True, "normalization_type": "RMS"}
-KINDS = {
-    "gpt2": {"normalization_type": "LN"},
-    "neox": {"normalization_type": "LN", "parallel_attn_mlp": True, "positional_embedding_type": "rotary"},
-    "llama": {**ROTARY, "n_key_value_heads": 2},
-    "gemma2": {**ROTARY, "n_key_value_heads": 2, "use_normalization_before_and_after": True},
-    "mixtral": {**ROTARY, "num_experts": 4, "experts_per_token": 2, "residual_multiplier": 0.5},
-}
-
-
-def model_of(kind: str) -> HookedTransformer:
-    fields = {"rotary_dim": 4 if kind == "neox" else None} | KINDS[kind]
-    cfg = HookedTransformerConfig(
-        d_model=32, n_heads=4, d_head=8, n_layers=2, n_ctx=8, d_vocab=50, act_fn="gelu", d_mlp=48, **fields
-    )
-    model, keys = HookedTransformer(cfg), iter(jax.random.split(jax.random.key(0), 200))
-    spread = jax.tree.map(lambda leaf: leaf + 0.2 * jax.random.normal(next(keys), leaf.shape), model.params)
-    return model.replace(params=spread)
 
 
 @pytest.mark.parametrize("kind", KINDS)

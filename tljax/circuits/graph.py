@@ -11,6 +11,7 @@ import functools
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
+import jax
 import numpy as np
 
 from tljax.checks import typed
@@ -219,6 +220,50 @@ class ResidualGraph:
         chosen = np.asarray(mask).astype(bool) & self.edges
         return [self.edge_name(writer, reader) for writer, reader in np.argwhere(chosen)]
 
+    @property
+    def ungrouped(self) -> "ResidualGraph":
+        """The graph with a key and a value reader for each query head, as EAP-IG has it; itself if it has them."""
+        return dataclasses.replace(self, n_kv_heads=self.n_heads)
+
+    def group(self, scores: Any) -> Any:
+        """Sums scores of the ungrouped graph's key and value readers over the query heads that share a key/value head.
+
+        Args:
+            scores: ``[..., writer, reader]`` of :attr:`ungrouped`, of NumPy or JAX.
+
+        Returns:
+            ``[..., writer, reader]`` of this graph.
+
+        Raises:
+            InputError: they are of another shape.
+        """
+        array = _of_shape(scores, self.ungrouped.shape, "scores of the ungrouped graph")
+        one_hot = self._group_of[:, None] == np.arange(self.n_readers)
+        return array @ one_hot.astype(array.dtype)
+
+    def ungroup(self, mask: Any) -> Any:
+        """Gives each query head's key and value readers what this graph has at their key/value head.
+
+        Args:
+            mask: ``[..., writer, reader]`` of this graph, of NumPy or JAX.
+
+        Returns:
+            ``[..., writer, reader]`` of :attr:`ungrouped`.
+
+        Raises:
+            InputError: it is of another shape.
+        """
+        return _of_shape(mask, self.shape, "a mask of this graph")[..., self._group_of]
+
+    @functools.cached_property
+    def _group_of(self) -> np.ndarray:
+        """This graph's reader for each reader of the ungrouped one."""
+        heads = self.n_heads // self.n_kv_heads
+        return np.asarray([
+            self.readers_of(reader.layer, reader.kind).start + reader.number // (heads if reader.kind in "kv" else 1)
+            for reader in self.ungrouped.readers
+        ])  # fmt: skip
+
     def check(self, cfg: HookedTransformerConfig) -> None:
         """Checks that this is the graph of a model.
 
@@ -266,6 +311,13 @@ def _fields_of(cfg: HookedTransformerConfig) -> dict[str, Any]:
         "n_layers": cfg.n_layers, "n_heads": cfg.n_heads, "n_kv_heads": cfg.kv_heads, "d_model": cfg.d_model,
         "parallel_attn_mlp": cfg.parallel_attn_mlp, "attn_only": cfg.attn_only,
     }  # fmt: skip
+
+
+def _of_shape(array: Any, shape: tuple[int, int], what: str) -> Any:
+    array = array if isinstance(array, jax.Array) else np.asarray(array)
+    if array.shape[-2:] != shape:
+        raise InputError(f"The array has shape {array.shape}; {what} has [..., {shape[0]}, {shape[1]}].")
+    return array
 
 
 def _experts(cfg: HookedTransformerConfig, layer: int) -> int:

@@ -15,7 +15,8 @@ import optax
 from jaxtyping import Array, Float
 
 from tljax import checks
-from tljax.errors import ConfigError, TljaxError
+from tljax.errors import ConfigError
+from tljax.errors import TrainingError as TrainingError
 from tljax.model.hooked_transformer import HookedTransformer
 from tljax.model.losses import lm_cross_entropy_loss
 from tljax.train.batches import Batch, batch_function, check_batch
@@ -26,10 +27,6 @@ LossFunction = Callable[[HookedTransformer, jax.Array, jax.Array | None], jax.Ar
 
 _MAY_CHANGE = ("log_every", "save_every", "directory", "progress")
 _RUN_ONLY = {"log_every": 1, "save_every": None, "directory": None, "progress": False, "batch_size": 1, "seed": 0}
-
-
-class TrainingError(TljaxError, ArithmeticError):
-    """Training failed in a way that more steps would not fix."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

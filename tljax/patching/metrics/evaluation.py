@@ -11,6 +11,7 @@ import numpy as np
 from tljax.config import HookedTransformerConfig
 from tljax.errors import InputError, TljaxError
 from tljax.memory import WORKING_BYTES
+from tljax.model.metrics import UNTRACEABLE, as_numbers, check_metric, is_pytree, read_padding
 from tljax.patching.metrics.lazy_logits import LazyLogits
 from tljax.patching.metrics.metrics import DeclaredMetric
 from tljax.patching.metrics.reads import FEW, PositionNotKept, Reads, unembed
@@ -22,12 +23,6 @@ _Handed = Literal["views", "rows", "array"]
 """The form of logits a metric gets: lazy with lazy rows, lazy with rows that are arrays, or a plain array."""
 
 _T = TypeVar("_T")
-_UNTRACEABLE = (
-    jax.errors.ConcretizationTypeError,
-    jax.errors.TracerArrayConversionError,
-    jax.errors.TracerIntegerConversionError,
-    jax.errors.NonConcreteBooleanIndexError,
-)
 
 
 class Measure:
@@ -72,13 +67,12 @@ class Measure:
         *,
         budget: int = WORKING_BYTES,
     ) -> None:
-        if not callable(metric):
-            raise InputError(f"A metric is a function of the logits, such as LogitDiff(answer, wrong); got {metric!r}.")
+        check_metric(metric)
         self.metric, self.cfg, self.budget = metric, cfg, budget
         self.params = {name: params[name] for name in ("ln_final", "unembed") if name in params}
         self._base = np.asarray(base)
         self._batch, self._length = self._base.shape[:2]
-        compiled = _is_pytree(metric) and self._try_compiled()
+        compiled = is_pytree(metric) and self._try_compiled()
         if compiled:
             self.how = "compiled"
         else:
@@ -108,12 +102,7 @@ class Measure:
                 continue
             if (wrong := np.flatnonzero(~text[prompts, places])).size:
                 prompt, place = int(prompts.flat[wrong[0]]), int(places.flat[wrong[0]])
-                raise InputError(
-                    f"The metric reads position {place} of prompt {prompt}, where there is padding: that prompt has "
-                    f"{int(text[prompt].sum())} tokens. LogitDiff and the other metrics of tljax.patching count "
-                    "positions in each prompt's text; a function indexes the whole array, so give it the places: "
-                    "logits[np.arange(batch), last]."
-                )
+                raise read_padding(place, prompt, int(text[prompt].sum()))
 
     def __call__(self, finals: Any, kept: int | None = None) -> jax.Array:
         """Measures runs.
@@ -162,13 +151,12 @@ class Measure:
         Raises:
             InputError: the metric is a Python function that needs numbers, which a trace does not have.
         """
-        try:
-            return self._evaluate(residual, self._handed, trusted=True)
-        except _UNTRACEABLE as error:
-            raise InputError(
-                "The metric cannot be differentiated, because it turns logits into Python numbers or NumPy arrays. "
-                "Write it with jax.numpy alone, or use LogitDiff, LogProb or another metric of tljax.patching."
-            ) from error
+        return traced_metric(self.metric, self.cfg, self.params, residual, self._handed, self._length)
+
+    @property
+    def handed(self) -> Literal["views", "rows", "array"]:
+        """The form of logits that the metric gets, which :func:`traced_metric` takes."""
+        return self._handed
 
     def gradient(self, final: Any, weights: Any = None) -> jax.Array:
         """Differentiates the metric, summed over prompts, with respect to a run's final residual stream.
@@ -243,7 +231,7 @@ class Measure:
                 self._follow()
             static = (self.cfg, self._handed, self._length, None)
             jax.eval_shape(partial(_measure, *static), self.metric, self.params, stack)
-        except _UNTRACEABLE:
+        except UNTRACEABLE:
             return False
         return True
 
@@ -324,12 +312,39 @@ class Measure:
         return {key: unembed(self.cfg, self.params, rows[key], read.tokens) for key, read in self._reads.known.items()}
 
 
-def _is_pytree(metric: Any) -> bool:
-    """Whether a metric is a pytree of arrays and numbers."""
-    if jax.tree_util.all_leaves([metric]):
-        return False
-    kinds = jax.Array | np.ndarray | np.generic | bool | int | float
-    return all(isinstance(leaf, kinds) for leaf in jax.tree.leaves(metric))
+def traced_metric(
+    metric: Callable[[Any], Any],
+    cfg: HookedTransformerConfig,
+    params: Params,
+    residual: Any,
+    handed: _Handed = "views",
+    length: int | None = None,
+) -> jax.Array:
+    """Evaluates a metric on one run as part of a trace, to be differentiated; :meth:`Measure.traced` for any prompts.
+
+    Args:
+        metric: the metric, its positions counted in the array.
+        cfg: the model's config.
+        params: the model's parameters, of which ``ln_final`` and ``unembed`` are used.
+        residual: final residual stream ``[batch, pos, d_model]``.
+        handed: the form of logits that the metric gets, as a :class:`Measure` of it found.
+        length: how many of the stream's positions are logits that the metric sees; all by default.
+
+    Returns:
+        The metric, a number or ``[batch]``.
+
+    Raises:
+        InputError: the metric is a Python function that needs numbers, which a trace does not have.
+    """
+    head = {name: params[name] for name in ("ln_final", "unembed") if name in params}
+    logits = LazyLogits(cfg, head, residual, length=length, views=handed == "views", trusted=True)
+    try:
+        return _evaluate(metric, logits, handed)
+    except UNTRACEABLE as error:
+        raise InputError(
+            "The metric cannot be differentiated, because it turns logits into Python numbers or NumPy arrays. "
+            "Write it with jax.numpy alone, or use LogitDiff, LogProb or another metric of tljax.patching."
+        ) from error
 
 
 def _evaluate(metric: Callable[[Any], Any], logits: LazyLogits, handed: _Handed) -> jax.Array:
@@ -340,30 +355,7 @@ def _evaluate(metric: Callable[[Any], Any], logits: LazyLogits, handed: _Handed)
     except Exception as error:
         error.add_note("(raised in the metric)")
         raise
-    return _as_numbers(value, len(logits))
-
-
-def _as_numbers(value: Any, batch: int) -> jax.Array:
-    """Converts what a metric returned to floats.
-
-    Raises:
-        InputError: ``value`` is neither a number nor one number a prompt.
-    """
-    wanted = "A metric returns one number, or one for each prompt [batch]"
-    if value is None or isinstance(value, list | tuple | dict | str):
-        raise InputError(f"The metric returned {value!r}. {wanted}: return the number.")
-    try:
-        array = jnp.asarray(value)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"The metric returned a {type(value).__name__}. {wanted}: return the number.") from error
-    if array.shape not in ((), (batch,)):
-        raise InputError(
-            f"The metric returned an array of shape {array.shape} for {batch} prompts. {wanted}: index the position "
-            "and the token, or average."
-        )
-    if jnp.issubdtype(array.dtype, jnp.complexfloating):
-        raise InputError(f"The metric returned complex numbers. {wanted}: take the real part or the magnitude.")
-    return array if jnp.issubdtype(array.dtype, jnp.floating) else array.astype(jnp.float32)
+    return as_numbers(value, len(logits))
 
 
 def _measure(
