@@ -6,10 +6,11 @@ import re
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import tljax
 from tljax import patching
+from tljax.attribution.options import EstimateOptions
 
 SECTION = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text().partition("\n## Words for arguments\n")[2]
 ROWS = re.findall(r"^\| (.*`.*) \|$", SECTION.partition("\n## ")[0], re.MULTILINE)
@@ -84,7 +85,10 @@ def test_the_tables_speak_of_what_is_there() -> None:
 def test_every_sweep_takes_the_same_options() -> None:
     wanted = inspect.signature(patching.sweep).parameters
     options = {name: one.default for name, one in wanted.items() if one.kind is one.KEYWORD_ONLY}
+    estimates = {"method", *get_type_hints(EstimateOptions)}
+    assert estimates < set(options)
     for sweep in (patching.ablation_sweep, patching.steering_sweep, patching.path_patch):
         found = inspect.signature(sweep).parameters
+        taken = set(options) if sweep is patching.ablation_sweep else set(options) - estimates
         assert "axes" in found
-        assert {name: found[name].default for name in options} == options
+        assert {name: found[name].default for name in taken} == {name: options[name] for name in taken}

@@ -11,7 +11,7 @@ from variants import build
 
 from tljax import Add, Batch, HookedTransformer, Replace, Scale, Zero
 from tljax.attribution import AtPStar, RelP, Verify
-from tljax.patching import KL, Logit, LogitDiff, NoEffectWarning, node_attribution, sweep
+from tljax.patching import KL, Logit, LogitDiff, NoEffectWarning, ablation_sweep, node_attribution, sweep
 
 CLEAN = jnp.asarray(np.random.default_rng(3).integers(0, 13, (2, 5)), jnp.int32)
 CORRUPTED = CLEAN.at[:, 2].set(jnp.asarray([11, 7])).at[1, 1].set(3)
@@ -247,6 +247,8 @@ def test_a_result_says_what_it_estimates() -> None:
     close(at_source.effect(), -swapped.effect())
     distance = KL(model(CLEAN))
     assert np.isfinite(sweep(model, CLEAN, CORRUPTED, distance, "z", ("head",), method="ig").values).all()
+    ablated = ablation_sweep(model, CLEAN, METRIC, method="attribution")
+    close(ablated.effect(), sweep(model, CLEAN, Zero(), METRIC, "z", ("head",), method="attribution").effect())
     with pytest.warns(NoEffectWarning):
         sweep(model, CLEAN, CLEAN, METRIC, "z", ("head",), method="attribution")
 

@@ -1,12 +1,14 @@
 """Ablation sweeps: knock out every site in turn and measure the effect."""
 
+import functools
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tljax.attribution.options import EstimateOptions, Method, read_estimate
 from tljax.cache.activation_cache import ActivationCache
 from tljax.checks import typed
 from tljax.errors import InputError
@@ -22,7 +24,7 @@ from tljax.patching.sources import FromReference
 from tljax.patching.sweep import sweep
 
 
-@typed
+@functools.partial(typed, receiver=read_estimate)
 def ablation_sweep(
     model: HookedTransformer,
     prompt: Any,
@@ -39,13 +41,16 @@ def ablation_sweep(
     reduce: Reduce = "mean",
     max_batch: int | Literal["auto"] = "auto",
     progress: bool | None = None,
+    method: Method = "exact",
+    **options: Unpack[EstimateOptions],
 ) -> PatchingResult:
     """Replaces each site's activation by zero, a mean or another prompt's activation, and measures the metric.
 
     A negative effect means that the metric was higher with the site in place, so the site was needed.
 
     Args:
-        model, metric, activation_name, layers, at, reduce, max_batch, progress: as in :func:`~tljax.patching.sweep`.
+        model, metric, activation_name, layers, at, reduce, max_batch, progress, method, **options: as in
+            :func:`~tljax.patching.sweep`.
         prompt: the run that is ablated: text, a list of texts, or token ids ``[batch, pos]``.
         axes: as in :func:`~tljax.patching.sweep`; by default ``("head",)``.
         kind: ``"zero"``; ``"mean"``, the average over a reference set; ``"resample"``, the activation at the same
@@ -71,7 +76,7 @@ def ablation_sweep(
         source = mean_source(cache, over, token_mask) if kind == "mean" else resample_source(cache, seed)
     return sweep(
         model, prompt, source, metric, activation_name, axes,
-        layers=layers, at=at, reduce=reduce, max_batch=max_batch, progress=progress,
+        layers=layers, at=at, reduce=reduce, max_batch=max_batch, progress=progress, method=method, **options,
     )  # fmt: skip
 
 
