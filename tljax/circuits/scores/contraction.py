@@ -14,7 +14,7 @@ import numpy as np
 
 from tljax.circuits.graph import ResidualGraph
 from tljax.circuits.scores.gradients import Slopes, reader_slopes
-from tljax.circuits.writers import EMBED, EXPERTS, HEADS, MLP, outputs_by_head, mlp_outputs
+from tljax.circuits.writers import EMBED, EXPERTS, HEADS, MLP, mlp_outputs, outputs_by_head
 from tljax.config import HookedTransformerConfig
 from tljax.memory import how_many
 from tljax.modules.context import AttentionContext

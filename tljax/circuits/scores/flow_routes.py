@@ -14,7 +14,7 @@ import numpy as np
 
 from tljax.circuits.graph import ResidualGraph
 from tljax.circuits.scores.contraction import token_parts
-from tljax.circuits.writers import EMBED, EXPERTS, HEADS, MLP, outputs_by_head, mlp_outputs
+from tljax.circuits.writers import EMBED, EXPERTS, HEADS, MLP, mlp_outputs, outputs_by_head
 from tljax.config import HookedTransformerConfig
 from tljax.hooks.interventions import Replace
 from tljax.hooks.point import HookPoint, HookSlot, apply_with_slots
