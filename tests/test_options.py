@@ -7,6 +7,7 @@ from typing import Any, get_type_hints
 import pytest
 
 from tljax import ActivationCache, HookedTransformer
+from tljax.attribution.options import EstimateOptions, read_estimate
 from tljax.checkpoints import load_checkpoint, load_transformer_lens
 from tljax.checkpoints.loading import LoadOptions, ReadOptions
 from tljax.errors import ArgumentError
@@ -27,6 +28,7 @@ BUNDLES: dict[str, tuple[type, Callable[..., Any]]] = {
     "loading": (LoadOptions, load_checkpoint),
     "a state dict": (ReadOptions, load_transformer_lens),
     "a heat map": (HeatmapOptions, heatmap),
+    "an estimate": (EstimateOptions, read_estimate),
     "a lens's table": (TableOptions, logit_lens_table),
     "a lens's figure": (FigureOptions, logit_lens_figure),
     "from_pretrained": (PretrainedOptions, HookedTransformer.from_pretrained),

@@ -89,6 +89,7 @@ _ROOMS = (
     "errors",
     "generation",
     "hooks",
+    "interchange",
     "patching",
     "tasks",
     "text",

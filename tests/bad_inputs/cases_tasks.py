@@ -33,6 +33,10 @@ def file(text: str, name: str = "rows.jsonl") -> Path:
 
 
 ROW = '{"clean_prefix": "John met", "patch_prefix": "Mary met", "clean_answer": " Mary", "patch_answer": " John"}'
+MCQA = (
+    '{"prompt": "a", "choices": {"label": ["A", "B"]}, "answerKey": "E", "symbol_counterfactual": {"prompt": "b", '
+    '"choices": {"label": ["A", "B"]}, "answerKey": 0}}'
+)
 CSV = "clean,corrupted,correct_idx,incorrect_idx\n"
 
 
@@ -75,6 +79,7 @@ CASES: tuple[Case, ...] = (
     Case("right and wrong alike", lambda w: own(w, answer=" John"), InputError, "both right and wrong"),
     Case("an answer that is no token", lambda w: own(w, answer=10**6), InputError, "no token 1000000"),
     Case("no answer", lambda w: own(w, answer=[]), InputError, "answer[0] is empty"),
+    Case("token ids for texts", lambda w: own(w, clean=[[1, 2]]), InputError, "clean=", "each entry a text"),
     Case("one text for a list", lambda w: own(w, clean=w.P), InputError, "clean= must be a list"),
     Case("lists of different lengths", lambda w: own(w, corrupted=[w.Q, w.Q]), InputError, "corrupted=", "1 clean"),
     Case("a part that the text lacks", lambda w: own(w, parts={"IO": ["Bob"]}), InputError, "'Bob'", "does not stand"),
@@ -103,6 +108,8 @@ CASES: tuple[Case, ...] = (
          InputError, "None of the 1 rows", "not one token"),
     Case("a counterfactual that is not there", lambda w: tasks.load_mib(file(ROW), w.tiny, task="ioi"), InputError,
          "'s2_io_flip_counterfactual'", "none"),
+    Case("a choice that is not there", lambda w: tasks.load_mib(file(MCQA), w.tiny, task="mcqa"), InputError,
+         "answerKey='E'", "A, B"),
     Case("prompts to align in other numbers", lambda _: align([[1]], [[1], [2]]), InputError, "1 base", "2 source"),
     Case("texts to align", lambda _: align("John", "Mary"), InputError, "to_batch"),
     Case("parts of one side only", lambda _: align([[1]], [[1, 2]], spans={"a": [0]}), InputError, "source_spans="),

@@ -7,7 +7,7 @@ from table import Case, World
 
 KINDS = (
     "ids", "positions", "meanings", "models", "files", "arithmetic", "types", "messages", "text", "checkpoints",
-    "tasks", "edges", "exact", "learned", "gradients",
+    "tasks", "exact", "learned", "gradients", "interchange", "attribution", "edges", "circuits",
 )  # fmt: skip
 """A module ``cases_<kind>.py`` each."""
 TABLE = [

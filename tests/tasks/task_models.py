@@ -1,6 +1,7 @@
 """Untrained models, and a tokenizer that has the words of all tasks as single tokens, for machines without GPT-2's."""
 
 import re
+import string
 from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
@@ -40,7 +41,13 @@ def word_tokenizer() -> Any:
     letters = [chr(number) for number in range(65, 91)]
     pairs = [f"{number:02d}" for number in range(100)] + [str(number) for number in range(100, 199)]
     symbols = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocab = [EOT, *symbols, *own, *(f"Ġ{word}" for word in [*own, *letters, *pairs, *map(str, range(10))]), *pairs]
+    vocab = [
+        EOT,
+        *symbols,
+        *own,
+        *(f"Ġ{word}" for word in [*own, *letters, *pairs, *map(str, range(10)), *string.punctuation]),
+        *pairs,
+    ]
     backend = Tokenizer(models.WordLevel({word: n for n, word in enumerate(dict.fromkeys(vocab))}, unk_token=EOT))
     split = r" ?1[0-9](?=[0-9]{2}(?![0-9]))| ?[0-9]+| ?[A-Za-z]+| ?[^\sA-Za-z0-9]|\s"
     bytewise = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)

@@ -119,7 +119,7 @@ def test_sfc(words: HookedTransformer, write: Callable[..., Path]) -> None:
 def test_ravel(words: HookedTransformer, write: Callable[..., Path]) -> None:
     row = {"input": "We flew to Paris, the capital of", "label": "France", "source_label": "Italy"}
     row |= {
-        "source_input": "People in Rome speak",
+        "source_input": "The city of Rome",
         "inv_label": "Italy",
         "split": "Country",
         "source_split": "Language",
@@ -130,7 +130,7 @@ def test_ravel(words: HookedTransformer, write: Callable[..., Path]) -> None:
     assert (len(task), task.templates.tolist()) == (3, [0, 1, 0])
     assert words.to_string(np.r_[task.answer[:1], task.wrong[:1]]) == " France Italy"
     at, to = task.pos("entity")[0], task.pos("entity", corrupted=True)[0]
-    assert (at, to) == (4, 3)
+    assert (at, to) == (4, 4)
     assert task.align()[0, at] == to
     assert len(tasks.load_ravel(files, words, split="Language")) == 1
     with pytest.raises(InputError, match="no rows of split='Colour'; there are: Country, Language"):

@@ -61,10 +61,9 @@ def test_it_is_a_pytree(task: Task) -> None:
 def test_a_model_on_a_task(task: Task, tiny: HookedTransformer) -> None:
     """The scores are those of single runs, in batches of any size."""
     found = task.evaluate(tiny)
-    for size in (1, 7):
-        again = task[:9].evaluate(tiny, batch_size=size)
-        np.testing.assert_allclose(again.logit_diff, found.logit_diff[:9], atol=1e-4)
-        np.testing.assert_allclose(again.corrupted_prob_diff, found.corrupted_prob_diff[:9], atol=1e-5)
+    again = task[:9].evaluate(tiny, batch_size=4)
+    np.testing.assert_allclose(again.logit_diff, found.logit_diff[:9], atol=1e-4)
+    np.testing.assert_allclose(again.corrupted_prob_diff, found.corrupted_prob_diff[:9], atol=1e-5)
     for number in (0, 11):
         logits = tiny(task.clean_texts[number])[0, -1]
         right, wrong = task.answer[number], task.wrong[number]

@@ -36,7 +36,6 @@ def fixes(sites: Sites, how: Estimate) -> bool:
 def fixed_products(
     model: HookedTransformer,
     run: Trajectory,
-    run_at: BaseRun,
     base: BaseRun,
     sites: Sites,
     slopes: jax.Array,

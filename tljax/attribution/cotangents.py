@@ -45,6 +45,7 @@ def cotangents(
 
 
 def _under_constant_norm(measure: Measure, run: Trajectory, final: jax.Array) -> jax.Array:
+    jax.eval_shape(measure.traced, final)  # its error says what a metric must not do
     norms = [point.name for point in head_points(run.cfg) if point.name.endswith("hook_scale")]
     hooks = HookDictionary(tuple(HookEntry(name, Zero(), "bwd") for name in norms))
     metric, only = measure.metric, measure.positions

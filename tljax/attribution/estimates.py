@@ -1,7 +1,8 @@
 """Estimates the effects of a sweep's sites from gradients."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from tljax.attribution.integrated import Completeness, Values
 from tljax.attribution.options import Estimate, RelP
 from tljax.attribution.relevance import relevance_rules
 from tljax.errors import InputError
+from tljax.hooks.points import layer_of
 from tljax.memory import how_many
 from tljax.model.hooked_transformer import HookedTransformer
 from tljax.patching.engine.base_run import BaseRun
@@ -43,7 +45,7 @@ class Estimated:
 def estimate_sites(
     model: HookedTransformer,
     base: BaseRun,
-    sites: Sites,
+    kinds: Sequence[Sites],
     measures: Mapping[str, Measure],
     how: Estimate,
     *,
@@ -51,11 +53,12 @@ def estimate_sites(
     at_run: BaseRun | None = None,
     at_measures: Mapping[str, Measure] | None = None,
     each_prompt: bool = False,
-) -> Estimated:
-    """Estimates every site.
+) -> list[Estimated]:
+    """Estimates the sites of some activations; all from one backward pass, if there is no path and no fix.
 
     Args:
-        model, base, sites: the model, its unpatched run and the sites, which take the first variant of the values.
+        model, base: the model and its unpatched run.
+        kinds: the sites of each activation, which take the first variant of the values.
         measures: the metrics.
         how: the method and its options.
         values: function from any point to the values that a patch writes there.
@@ -66,81 +69,91 @@ def estimate_sites(
     Raises:
         InputError: a point without a gradient, or a metric without one.
     """
-    _check_points(base, sites)
-    run_at = base if at_run is None else at_run
-    run, there = trajectory_of(model, run_at), measures if at_measures is None else at_measures
-    fixed = atp_star.fixes(sites, how)
-    convention, completeness = how.convention(fixed, model.cfg.n_layers), None
+    for sites in kinds:
+        _check_points(base, sites)
+    there = measures if at_measures is None else at_measures
+    run = trajectory_of(model, base if at_run is None else at_run)
     slopes = cotangents(there, run, base.length, constant_norm=isinstance(how.rule, RelP))
     if how.method == "attribution":
         check_slopes(there, run, base.length, slopes)
     if each_prompt:
         check_separate(there, run, base.length, slopes)
-    passes = 3.0
+    passes, completeness = 3.0, [None] * len(kinds)
     if how.method == "ig":
-        products, completeness, passes = integrated.integrate(model, base, sites, measures, how, values)
+        found = [integrated.integrate(model, base, sites, measures, how, values) for sites in kinds]
+        products, completeness, spent = (list(parts) for parts in zip(*found, strict=True))
+        passes = sum(spent)
     elif how.drops and model.cfg.n_layers > 1:
-        products = _dropped(model, run, run_at, base, sites, slopes, how)
+        products = _dropped(model, run, base, kinds, slopes, how)
         passes = 1.0 + 2.0 * model.cfg.n_layers
     else:
         rules = relevance_rules(model.cfg, how.rule) if isinstance(how.rule, RelP) else None
-        products = first_order(model, run, run_at, base, sites, slopes, how, rules=rules)
-    change = {
-        name: found if measure.baseline.ndim else found.sum(axis=-1)
-        for (name, measure), found in zip(measures.items(), products, strict=True)
-    }
-    return Estimated(change, convention, completeness, passes)
+        products = first_order(model, run, base, kinds, slopes, how, rules=rules)
+    estimated = []
+    for sites, product, complete in zip(kinds, products, completeness, strict=True):
+        change = {
+            name: each if measure.baseline.ndim else each.sum(axis=-1)
+            for (name, measure), each in zip(measures.items(), product, strict=True)
+        }
+        convention = how.convention(atp_star.fixes(sites, how), model.cfg.n_layers)
+        estimated.append(Estimated(change, convention, complete, passes))
+    return estimated
 
 
 def first_order(
     model: HookedTransformer,
     run: Trajectory,
-    run_at: BaseRun,
     base: BaseRun,
-    sites: Sites,
+    kinds: Sequence[Sites],
     slopes: jax.Array,
     how: Estimate,
     *,
     rules: Mapping[int, BlockRule] | None = None,
     dropped: np.ndarray | None = None,
-) -> np.ndarray:
-    """Estimates every site from one backward pass, ``[n, site, batch]``, for ``n`` gradients of the final stream."""
-    if atp_star.fixes(sites, how):
-        return atp_star.fixed_products(model, run, run_at, base, sites, slopes, dropped)
-    shapes = shapes_at(base, sites, sites.values)
-    layers = {sites.full_name(layer): layer for layer in sites.values}
-    found = {
-        layers[name]: site_products(sites, base.activations[name], layers[name], gradients)
-        for name, gradients in pull_back(run, slopes, shapes, rules, dropped)
-    }
-    return of_sites(sites, base, found)
+) -> list[np.ndarray]:
+    """Estimates the sites of each activation, ``[n, site, batch]``, from ``n`` gradients of the final stream."""
+    found: list[dict[int, jax.Array]] = [{} for _ in kinds]
+    plain = [number for number, sites in enumerate(kinds) if not atp_star.fixes(sites, how)]
+    shapes = {name: shape for number in plain for name, shape in shapes_at(base, kinds[number]).items()}
+    for name, gradients in pull_back(run, slopes, shapes, rules, dropped) if plain else ():
+        for number in plain:
+            sites, layer = kinds[number], layer_of(name) or 0
+            if layer in sites.values and sites.full_name(layer) == name:
+                found[number][layer] = site_products(sites, base.activations[name], layer, gradients)
+    return [
+        of_sites(sites, base, found[number])
+        if number in plain
+        else atp_star.fixed_products(model, run, base, sites, slopes, dropped)
+        for number, sites in enumerate(kinds)
+    ]
 
 
-def shapes_at(base: BaseRun, sites: Sites, layers: Iterable[int]) -> dict[str, tuple[int, ...]]:
-    """Returns the shapes of the patched activations at some layers, by full name."""
-    return {name: base.activations[name].shape for name in map(sites.full_name, layers)}
+def shapes_at(base: BaseRun, sites: Sites) -> dict[str, tuple[int, ...]]:
+    """Returns the shapes of the patched activations, by full name."""
+    return {name: base.activations[name].shape for name in map(sites.full_name, sites.values)}
 
 
 def _dropped(
     model: HookedTransformer,
     run: Trajectory,
-    run_at: BaseRun,
     base: BaseRun,
-    sites: Sites,
+    kinds: Sequence[Sites],
     slopes: jax.Array,
     how: Estimate,
-) -> np.ndarray:
-    """Sums the estimates' sizes over dropped layers, divided by ``n_layers - 1``, ``[metric, site, batch]``."""
+) -> list[np.ndarray]:
+    """Sums the estimates' sizes over dropped layers, divided by ``n_layers - 1``, ``[metric, site, batch]`` each."""
     n_layers, metrics = model.cfg.n_layers, len(slopes)
-    largest = max(base.activations[name].nbytes for name in shapes_at(base, sites, sites.values))
+    largest = max(base.activations[name].nbytes for sites in kinds for name in shapes_at(base, sites))
     at_once = max(1, how_many(4 * max(largest, run.final.nbytes)) // metrics)
-    total = 0.0
+    totals: list[Any] = [0.0] * len(kinds)
     for first in range(0, n_layers, at_once):
         layers = np.arange(first, min(first + at_once, n_layers))
         repeated = jnp.repeat(slopes, len(layers), axis=0)
-        found = first_order(model, run, run_at, base, sites, repeated, how, dropped=np.tile(layers, metrics))
-        total = total + np.abs(found.reshape(metrics, len(layers), *found.shape[1:])).sum(axis=1)
-    return np.asarray(total / (n_layers - 1))
+        found = first_order(model, run, base, kinds, repeated, how, dropped=np.tile(layers, metrics))
+        for number, part in enumerate(found):
+            sizes = np.abs(part.reshape(metrics, len(layers), *part.shape[1:]))
+            totals[number] = totals[number] + sizes.sum(axis=1)
+    return [np.asarray(total / (n_layers - 1)) for total in totals]
 
 
 def _check_points(base: BaseRun, sites: Sites) -> None:

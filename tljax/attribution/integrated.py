@@ -115,7 +115,11 @@ def integrate(
         exact.append([np.sum(measure_run(one, final) - start[key]) for key, one in measures.items()])
     counts = np.asarray([max(1, one.baseline.size) for one in measures.values()])[:, None]
     completeness = Completeness(moved, np.stack(attributed, axis=1) / counts, np.asarray(exact).T / counts)
-    passes = sum(_share(model, name) for name in moved) * (4 * how.steps + 1)
+    back = 3.0 * how.steps
+    shares = [_share(model, name) for name in moved]
+    passes = sum(
+        share * (how.steps + 1) + back * (share if how.along == "activation" else 1) for share in shares
+    )  # fmt: skip
     return of_sites(sites, base, {layer: found[layer] for layer in sites.values}), completeness, passes
 
 

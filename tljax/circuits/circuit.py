@@ -110,8 +110,8 @@ class Circuit:
         return cls(np.zeros(graph.shape, bool), graph)
 
     @classmethod
-    def stack(cls, circuits: Sequence["Circuit"], axis: str = "circuit") -> "Circuit":
-        """Returns circuits of one graph as a stack along a new first axis.
+    def stack(cls, circuits: Sequence["Circuit"], name: str = "circuit") -> "Circuit":
+        """Returns circuits of one graph as a stack along a new first axis of this name.
 
         Raises:
             InputError: no circuits, or circuits of different graphs or axes.
@@ -120,7 +120,7 @@ class Circuit:
             raise InputError("A stack is made of one or more circuits of one graph with the same axes.")
         xp = np if all(isinstance(one.mask, np.ndarray) for one in circuits) else jnp
         masks = xp.stack([one.mask for one in circuits])
-        return cls(masks, circuits[0].graph, (axis, *circuits[0].axes))
+        return cls(masks, circuits[0].graph, (name, *circuits[0].axes))
 
     @property
     def axes(self) -> tuple[str, ...]:
@@ -405,10 +405,11 @@ def _read_mask(mask: Any, graph: ResidualGraph) -> Any:
         return array * jnp.asarray(graph.edges, array.dtype)
     if array.dtype == bool:
         return array & graph.edges
-    known = np.where(graph.edges, np.asarray(array), 0)
-    if known.dtype.kind in "iu" and np.isin(known, (0, 1)).all():
+    numeric = array.dtype.kind in "iu" or jnp.issubdtype(array.dtype, jnp.floating)
+    known = np.where(graph.edges, np.asarray(array), np.zeros((), array.dtype)) if numeric else np.asarray(array)
+    if array.dtype.kind in "iu" and np.isin(known, (0, 1)).all():
         return known.astype(bool)
-    if not jnp.issubdtype(array.dtype, jnp.floating) or not np.isfinite(known.astype(np.float64)).all():
+    if not numeric or array.dtype.kind in "iu" or not np.isfinite(known.astype(np.float64)).all():
         raise InputError(
             f"The mask has dtype {array.dtype}: give booleans, or finite numbers from 0 (absent) to 1 (present)."
         )

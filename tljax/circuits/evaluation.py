@@ -57,9 +57,10 @@ def faithfulness(
         InputError: the metric is the same with all edges and with none, so that there is nothing to explain.
 
     Example:
-        >>> model = tljax.HookedTransformer.from_pretrained("tljax-tiny")
+        >>> model = HookedTransformer.from_pretrained("tljax-tiny")
         >>> clean, corrupted = "When John and Mary went home, John gave", "When John and Mary went home, Mary gave"
-        >>> metric = tljax.patching.LogitDiff(*(model.to_single_token(name) for name in (" Mary", " John")))
+        >>> from tljax.patching import LogitDiff
+        >>> metric = LogitDiff(*(model.to_single_token(name) for name in (" Mary", " John")))
         >>> result = faithfulness(model, Circuit.full(model), clean, corrupted, metric)
         >>> float(result.faithfulness())
         1.0

@@ -145,7 +145,7 @@ def mean_activations(
         batch_size: prompts that run at once.
 
     Example:
-        >>> model = tljax.HookedTransformer.from_pretrained("tljax-tiny")
+        >>> model = HookedTransformer.from_pretrained("tljax-tiny")
         >>> means = mean_activations(model, ["The cat sat", "A dog ran away"])
         >>> means["blocks.0.attn.hook_z"].shape
         (1, 4, 16)

@@ -1,11 +1,12 @@
-"""Runs circuits on prompts: prepares what absent edges carry, and runs stacks of masks in chunks that fit into memory.
+"""Runs circuits on prompts: prepares what absent edges carry, and runs stacks of masks.
 
-Prompts run a few at a time and masks a few at a time, so that a data set and a whole curve of circuits need no more
-memory than one chunk of both. Prompts and masks are padded to standard sizes, so that programs are shared.
+Prompts run a few at a time, so that what every writer carries fits into memory for a data set of any size; all masks of
+a stack run on them, as many at once as :func:`~tljax.circuits.masked.masked_stream` has memory for. Prompts are padded
+to standard lengths, so that programs are shared.
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypedDict
 
 import jax
@@ -19,20 +20,17 @@ from tljax.circuits.masked import masked_stream
 from tljax.circuits.replacement import Ablation, MeanActivations, mean_activations, read_replacement
 from tljax.circuits.writers import writer_outputs, writer_points
 from tljax.errors import InputError
-from tljax.memory import batch_budget
+from tljax.memory import batch_budget, how_many
 from tljax.model.hooked_transformer import HookedTransformer
 from tljax.patching.engine.base_run import BaseRun, run_base
 from tljax.patching.engine.run import prepare_metric
 from tljax.patching.metrics.evaluation import Measure, PositionNotKept
 from tljax.patching.metrics.reads import unembed
 from tljax.progress import Progress
-from tljax.sizes import chunks, power_of_two_within, prompt_length
+from tljax.sizes import prompt_length
 from tljax.text import positions
 from tljax.text.inputs import ModelInput, prepare
 from tljax.text.padding import pad_axis
-
-_MOST_MASKS = 16
-"""Most masks that run at once; more would not be faster."""
 
 
 class RunOptions(TypedDict, total=False):
@@ -54,14 +52,14 @@ class CircuitRuns:
         graph: its graph.
         base: the prompts' unpatched run, without activations.
         chunks: prompts that run together.
-        max_batch: most masks at once.
+        max_batch: most masks at once; ``None`` goes by the memory.
     """
 
     model: HookedTransformer
     graph: ResidualGraph
     base: BaseRun
     chunks: tuple["Chunk", ...]
-    max_batch: int
+    max_batch: int | None
 
     @property
     def text(self) -> np.ndarray:
@@ -138,26 +136,21 @@ class CircuitRuns:
         return np.concatenate(finals, axis=1)
 
     def _finals(self, masks: Any, chunk: "Chunk", only: int | None) -> list[jax.Array]:
-        """Returns the final streams of one chunk of prompts, for each chunk of masks."""
+        """Returns the final streams of one chunk of prompts, for each group of masks."""
         own = masks[:, chunk.rows] if masks.shape[1] > 1 else masks
-        xp = np if isinstance(own, np.ndarray) else jnp
-        base, finals = chunk.base, []
+        base = chunk.base
         if own.shape[2] > 1:
             own = pad_axis(own, base.padded_length, axis=2)
         replacement = chunk.replacement(self.model, self.graph)
-        cfg, params = self.model.cfg, self.model.params
-        for first, size in self._mask_chunks(len(own)):
+        cfg, params, where = self.model.cfg, self.model.params, slice(base.length)
+        if only is not None:
+            where = slice(only, only + 1)
+        finals, size = [], self.max_batch or how_many(base.final.nbytes)  # streams held before they are cut
+        for first in range(0, len(own), size):
             some = own[first : first + size]
-            filled = xp.concatenate([some, xp.repeat(some[-1:], size - len(some), axis=0)])
-            stream = masked_stream(cfg, params, self.graph, base.tokens, base.context, filled, replacement)
-            where = slice(base.length) if only is None else slice(only, only + 1)
-            finals.append(stream[: len(some), : chunk.count, where])
+            stream = masked_stream(cfg, params, self.graph, base.tokens, base.context, some, replacement)
+            finals.append(stream[:, : chunk.count, where])
         return finals
-
-    def _mask_chunks(self, count: int) -> Iterator[tuple[int, int]]:
-        """Yields start and size of chunks of masks: powers of two, so that few programs serve any number of masks."""
-        many = power_of_two_within(max(1, min(count, self.max_batch, _MOST_MASKS)))
-        return chunks(count, many, max(1, many // 4))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -230,8 +223,9 @@ def prepare_runs(
             n = source.batch_and_pos[0]
             raise InputError(f"There are {batch} base prompts and {n} source prompts: give one for each.")
         width = prompt_length(length, model.cfg.n_ctx)
-        affordable = max(1, _affordable(model, graph) // width)
-        at_once = affordable if batch_size == "auto" else whole(batch_size, "batch_size", at_least=1)
+        at_once = (
+            _affordable(model, graph, width) if batch_size == "auto" else whole(batch_size, "batch_size", at_least=1)
+        )
         at_once = batch if isinstance(source, ActivationCache) else min(at_once, batch)
         parts = []
         for first in range(0, batch, at_once):
@@ -240,8 +234,7 @@ def prepare_runs(
             run = run_base(model, _some(prepared, rows), writer_points(graph))
             run = run if align is not None else dataclasses.replace(run, activations={})
             parts.append(Chunk(rows, min(at_once, batch - first), run, **own))
-    most = max(1, affordable // at_once)
-    most = most if max_batch == "auto" else min(most, whole(max_batch, "max_batch", at_least=1))
+    most = None if max_batch == "auto" else whole(max_batch, "max_batch", at_least=1)
     return CircuitRuns(model, graph, _joined(parts), tuple(parts), most)
 
 
@@ -267,7 +260,7 @@ def _some(given: Any, rows: np.ndarray, batch: int | None = None) -> Any:
     """Returns the part of prompts, of an alignment, or of constants by hook name that belongs to some prompts."""
     if isinstance(given, ModelInput):
         parts: dict[str, Any] = {field.name: getattr(given, field.name) for field in dataclasses.fields(given)}
-        parts = {name: None if part is None else np.asarray(part)[rows] for name, part in parts.items()}
+        parts = {name: None if part is None else jax.device_put(np.asarray(part)[rows]) for name, part in parts.items()}
         return ModelInput(**parts)
     if isinstance(given, Mapping) and not isinstance(given, MeanActivations | ActivationCache):
         return {
@@ -288,9 +281,7 @@ def _joined(parts: Sequence[Chunk]) -> BaseRun:
     return dataclasses.replace(runs[0], activations={}, final=final, tokens=tokens, text=text)
 
 
-def _affordable(model: HookedTransformer, graph: ResidualGraph) -> int:
-    """Returns how many tokens of masked runs fit into memory: each holds what every writer lacks, and reads apart."""
-    cfg = model.cfg
-    layer = max(len(range(graph.n_readers)[graph.readers_of(layer)]) for layer in range(graph.n_layers))
-    per_token = cfg.jnp_dtype.itemsize * cfg.d_model * (2 * graph.n_writers + 2 * layer)
-    return batch_budget(next(iter(jax.tree.leaves(model.params)[0].devices()))) // per_token
+def _affordable(model: HookedTransformer, graph: ResidualGraph, length: int) -> int:
+    """Returns for how many prompts what every writer carries fits into memory, in the source's run and in this one."""
+    per_prompt = 2 * model.cfg.jnp_dtype.itemsize * model.cfg.d_model * graph.n_writers * length
+    return max(1, batch_budget(next(iter(jax.tree.leaves(model.params)[0].devices()))) // per_prompt)

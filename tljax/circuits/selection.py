@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from tljax.checks import check_type, is_traced, whole
+from tljax.checks import check_type, is_traced, typed, whole
 from tljax.circuits.graph import ResidualGraph
 from tljax.errors import InputError
 
@@ -108,15 +108,16 @@ def greedy(scores: np.ndarray, graph: ResidualGraph, n: int, by: By = "absolute"
     return mask
 
 
+@typed
 def top_nodes(
-    scores: Any, graph: ResidualGraph, n: int, by: By = "absolute", *, prune: bool = True, whole_rows: bool = False
+    scores: Any, graph: ResidualGraph, k: int, by: By = "absolute", *, prune: bool = True, whole_rows: bool = False
 ) -> np.ndarray:
-    """Returns the mask of all edges out of the ``n`` best writers.
+    """Returns the mask of all edges out of the ``k`` best writers.
 
     Args:
         scores: ``[writer]``.
         graph: the graph.
-        n: how many writers; the token embedding is one of them.
+        k: how many writers; the token embedding is one of them.
         by: what is preferred.
         prune: whether to remove what is on no way from the token embedding to the logits: then only edges between
             chosen writers, and those into the logits, remain.
@@ -129,7 +130,7 @@ def top_nodes(
     values = ranked(np.asarray(scores, np.float64), by)
     if values.shape != (graph.n_writers,) or not np.isfinite(values).all():
         raise InputError(f"Scores of nodes are finite numbers [{graph.n_writers}], one a writer; got {values.shape}.")
-    chosen = np.argsort(-values, kind="stable")[: whole(n, "top", at_least=0, at_most=graph.n_writers)]
+    chosen = np.argsort(-values, kind="stable")[: whole(k, "k", at_least=0, at_most=graph.n_writers)]
     rows = np.broadcast_to(np.isin(np.arange(graph.n_writers), chosen)[:, None], graph.shape)
     mask = rows if whole_rows else rows & graph.edges
     return (_pruned(mask, graph) if prune else mask) & graph.edges
@@ -182,6 +183,7 @@ def reads_of(graph: ResidualGraph) -> np.ndarray:
     return reads
 
 
+@typed
 def select(
     scores: Any,
     graph: ResidualGraph,

@@ -3,6 +3,7 @@
 from tljax.patching.ablation import ablation_sweep, mean_source, resample_source
 from tljax.patching.engine.report import SweepReport
 from tljax.patching.metrics import KL, LazyLogits, Logit, LogitDiff, LogProb, Loss, Normalized, ProbDiff
+from tljax.patching.node_attribution import node_attribution
 from tljax.patching.paths import path_patch
 from tljax.patching.result import PatchingResult
 from tljax.patching.steering import steering_sweep
@@ -80,6 +81,7 @@ __all__ = [
     "layer_pos_patch_setter",
     "make_df_from_ranges",
     "mean_source",
+    "node_attribution",
     "path_patch",
     "resample_source",
     "steering_sweep",

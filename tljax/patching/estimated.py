@@ -1,6 +1,7 @@
 """Sweeps whose effects are estimated from gradients, in the same result as exact ones."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -13,68 +14,74 @@ from tljax.model.hooked_transformer import HookedTransformer
 from tljax.patching.assembly import as_result
 from tljax.patching.engine.base_run import BaseRun
 from tljax.patching.engine.engine import floor_flops, reach_of
-from tljax.patching.engine.packing import Rows
 from tljax.patching.engine.report import SweepReport, blocks_flops, forward_flops
 from tljax.patching.engine.run import Measured, Metrics, Reduce, measure_run, prepare_metrics
-from tljax.patching.engine.sites import find_rows
+from tljax.patching.engine.sites import Sites, find_rows
+from tljax.patching.metrics.evaluation import Measure
 from tljax.patching.result import PatchingResult
 from tljax.patching.sources import Source
 from tljax.patching.tables import entry_name
 
 if TYPE_CHECKING:
-    from tljax.patching.sweep import Setup, SiteGrid
+    from tljax.patching.sweep import SiteGrid
 
 
-def estimated_sweep(
+def estimated_sweeps(
     model: HookedTransformer,
-    setup: "Setup",
-    swept: "SiteGrid",
+    base: BaseRun,
+    kinds: Mapping[str, "SiteGrid"],
     source: Source,
     metric: Metrics,
     how: Estimate,
     reduce: Reduce,
     max_batch: int | Literal["auto"],
     progress: bool | None,
-) -> PatchingResult:
-    """Estimates every site of a prepared sweep; arguments as in :func:`~tljax.patching.sweep`.
+) -> list[PatchingResult]:
+    """Estimates the sites of some activations, from one backward pass if the method needs no more.
+
+    Args:
+        model, base: the model and its unpatched run.
+        kinds: for each activation's name, its sites.
+        source: the values that patches write.
+        how: the method.
+        metric, reduce, max_batch, progress: as in :func:`~tljax.patching.sweep`.
 
     Raises:
         InputError: the source does not have what the method needs, or there is no gradient.
     """
-    base, sites = setup.base, swept.sites
-    measures = prepare_metrics(metric, model, base)
-    several = len(measures) > 1 or not callable(metric)
-    if how.verify is not None and several:
+    if how.verify is not None and not callable(metric):
         raise InputError("verify= ranks sites by one metric, and several were given by name: pass one alone.")
     if how.method == "ig" and how.along != "activation" and not source.everywhere:
         raise InputError(
             f"along={how.along!r} moves other activations than the patched one, and the source is an array for "
             "that one alone: pass the source prompt or its cache, or along='activation'."
         )
+    measures = prepare_metrics(metric, model, base)
     at_run = None if how.gradient_at == "base" else _run_of(source, base)
     estimated = estimate_sites(
-        model, base, sites, measures, how,
+        model, base, [swept.sites for swept in kinds.values()], measures, how,
         values=source.values, at_run=at_run,
         at_measures=None if at_run is None else prepare_metrics(metric, model, at_run),
         each_prompt=reduce == "none",
     )  # fmt: skip
-    rows = find_rows(model.cfg, base, sites, base.length)
-    baseline = {name: np.asarray(measure.baseline) for name, measure in measures.items()}
     clean = None
     if source.final is not None:
         clean = {name: measure_run(measure, source.final) for name, measure in measures.items()}
-    values = {name: baseline[name] + change for name, change in estimated.change.items()}
-    report = _report(model, base, rows, len(sites), estimated, measures)
-    measured = Measured(values, baseline, clean, not callable(metric), report)
-    result = as_result(
-        measured, swept.sizes, swept.names, reduce, setup.name, swept.labels, change=estimated.change
-    )  # fmt: skip
-    result = dataclasses.replace(result, convention=estimated.convention, completeness=estimated.completeness)
-    if how.verify is None:
-        return result
-    return dataclasses.replace(result, verified=_verified(
-        model, base, swept, measures["metric"], metric, result, how.verify, max_batch, progress
-    ))  # fmt: skip
+    baseline = {name: np.asarray(measure.baseline) for name, measure in measures.items()}
+    results = []
+    for (name, swept), found in zip(kinds.items(), estimated, strict=True):
+        values = {key: baseline[key] + change for key, change in found.change.items()}
+        report = _report(model, base, swept.sites, found, measures)
+        measured = Measured(values, baseline, clean, not callable(metric), report)
+        result = as_result(measured, swept.sizes, swept.names, reduce, name, swept.labels, change=found.change)
+        result = dataclasses.replace(result, convention=found.convention, completeness=found.completeness)
+        if how.verify is not None:
+            checked = _verified(
+                model, base, swept, measures["metric"], metric, result, how.verify, max_batch, progress
+            )  # fmt: skip
+            result = dataclasses.replace(result, verified=checked)
+        results.append(result)
+    return results
 
 
 def _run_of(source: Source, base: BaseRun) -> BaseRun:
@@ -90,9 +97,10 @@ def _run_of(source: Source, base: BaseRun) -> BaseRun:
 
 
 def _report(
-    model: HookedTransformer, base: BaseRun, rows: Rows, n_sites: int, estimated: Estimated, measures: Any
+    model: HookedTransformer, base: BaseRun, sites: Sites, estimated: Estimated, measures: Mapping[str, Measure]
 ) -> SweepReport:
-    cfg = model.cfg
+    cfg, n_sites = model.cfg, len(sites)
+    rows = find_rows(cfg, base, sites, base.length)
     positions = [measure.positions for measure in measures.values()]
     known = None if None in positions else tuple(sorted({p for some in positions for p in some or ()}))
     return SweepReport(
@@ -110,7 +118,7 @@ def _verified(
     model: HookedTransformer,
     base: BaseRun,
     swept: "SiteGrid",
-    measure: Any,
+    measure: Measure,
     metric: Any,
     result: PatchingResult,
     how: Verify,

@@ -27,7 +27,7 @@ from tljax.patching.assembly import as_result
 from tljax.patching.engine.base_run import BaseRun, run_base
 from tljax.patching.engine.run import Metrics, Reduce, measure_sites
 from tljax.patching.engine.sites import Sites, grid
-from tljax.patching.estimated import estimated_sweep
+from tljax.patching.estimated import estimated_sweeps
 from tljax.patching.naming import named_points
 from tljax.patching.result import PatchingResult
 from tljax.patching.sources import read_source
@@ -116,7 +116,8 @@ def sweep(
         )
         result = as_result(measured, swept.sizes, swept.names, reduce, setup.name, swept.labels)
     else:
-        result = estimated_sweep(model, setup, swept, read, metric, how, reduce, max_batch, progress)
+        kinds = {setup.name: swept}
+        (result,) = estimated_sweeps(model, setup.base, kinds, read, metric, how, reduce, max_batch, progress)
     if result.report.skipped == len(swept.sites):
         warnings.warn(
             f"No patch of {activation_name!r} changes anything that the metric reads: the values patched in are those "

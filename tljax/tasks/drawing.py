@@ -17,7 +17,7 @@ class Draw:
 
     >>> draw = Draw(0)
     >>> draw.below(10), draw.one("abc"), draw.some("abcdef", 3)
-    (8, 'c', ['c', 'b', 'd'])
+    (8, 'c', ['c', 'a', 'e'])
     """
 
     def __init__(self, seed: int) -> None:

@@ -155,14 +155,19 @@ class Task:
     def align(self, base: str = "clean") -> np.ndarray:
         """Returns which position of the other prompt each position of ``base`` belongs to, int32 ``[batch, pos]``.
 
-        By the labelled parts where lengths differ; see :func:`tljax.text.align`.
+        By the labelled parts where lengths differ; see :func:`tljax.text.align`. ``"end"`` counts as a part where it is
+        the end of no other.
 
         Args:
             base: ``"clean"`` or ``"corrupted"``.
         """
         if base not in ("clean", "corrupted"):
             raise InputError(f"base={base!r} must be 'clean' or 'corrupted'.")
-        sides = (self.clean, self.spans), (self.corrupted, self.corrupted_spans)
+        shared = _ends_a_part(self.spans) | _ends_a_part(self.corrupted_spans)
+        sides = tuple(
+            (batch, {label: np.where((label == "end") & shared[:, None], -1, span) for label, span in spans.items()})
+            for batch, spans in ((self.clean, self.spans), (self.corrupted, self.corrupted_spans))
+        )
         (one, spans), (other, other_spans) = sides if base == "clean" else sides[::-1]
         return align(one, other, spans=spans, source_spans=other_spans)
 
@@ -240,6 +245,14 @@ def _rows(batch: Batch, numbers: np.ndarray) -> Batch:
     tokens, mask = np.asarray(batch.tokens)[numbers], np.asarray(batch.mask)[numbers]
     used = mask.any(axis=0)
     return Batch.from_mask(tokens[:, used], mask[:, used], batch.padding_side)
+
+
+def _ends_a_part(spans: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Returns in which prompts the last token belongs to another part too, ``[batch]``."""
+    others = [span for label, span in spans.items() if label != "end"]
+    if "end" not in spans or not others:
+        return np.zeros(len(next(iter(spans.values()), [])), bool)
+    return np.any([span[:, 1] == spans["end"][:, 1] for span in others], axis=0)
 
 
 def _rectangular(ids: np.ndarray, mask: np.ndarray, what: str) -> np.ndarray:

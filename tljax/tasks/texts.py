@@ -151,6 +151,14 @@ class Reader:
         ids = self._after(prompt if end is None else end.group(), answer)
         return ids[0] if ids and answer.strip().startswith(self.pieces(ids[:1])[0].strip()) else answer
 
+    def spells(self, ids: Sequence[int], text: str) -> bool:
+        """Whether tokens spell a text, spaces and case aside; not checked where there are accents, which may go."""
+        if self.tokenizer.unk_token_id in ids:
+            return False
+        if not text.isascii():
+            return True
+        return "".join(self.tokenizer.decode(ids).casefold().split()) == "".join(text.casefold().split())
+
     def boundaries(self, text: str, ids: Sequence[int]) -> dict[int, int] | None:
         """Returns at which characters tokens begin, each with the token's number, and the text's end.
 
@@ -178,10 +186,10 @@ def locate(reader: Reader, texts: Sequence[Text]) -> list[tuple[list[int], dict[
 
 def _located(reader: Reader, text: Text, row: list[int], ids: list[int]) -> tuple[list[int], dict[str, Bounds]] | None:
     starts = [n for n in range(len(row) - len(ids) + 1) if row[n : n + len(ids)] == ids]
-    if not ids or not starts or reader.tokenizer.unk_token_id in ids:
+    begins = reader.boundaries(text.text, ids)
+    if not ids or not starts or (begins is None and not reader.spells(ids, text.text)):
         return None
     first, spans = starts[0], {}
-    begins = reader.boundaries(text.text, ids)
     for label, bounds in text.parts.items():
         if bounds[0] == bounds[1]:
             spans[label] = ABSENT

@@ -45,7 +45,9 @@ def groups_of(graph: ResidualGraph, layer: int) -> dict[ReaderGroup, slice]:
     groups: dict[ReaderGroup, slice] = {
         "attention": slice(graph.readers_of(layer, "q").start, graph.readers_of(layer, "v").stop)
     }
-    return groups if graph.attn_only else groups | {"mlp": graph.readers_of(layer, "mlp")}
+    if not graph.attn_only:
+        groups["mlp"] = graph.readers_of(layer, "mlp")
+    return groups
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,19 +149,21 @@ def make_edits(
     """
     change, changed = changes
     writer, readers = edges[:, 0], [graph.readers[reader] for reader in edges[:, 1]]
-    kept = {point: base.activations.get(f"blocks.{layer}.{point}") for point in (*HEAD_POINTS.values(), _ATTN_OUT)}
     head: dict[str, np.ndarray] = {}
+
+    def kept(point: str) -> jax.Array:
+        return base.activations[f"blocks.{layer}.{point}"]
+
     if group == "logits":
         tables, given = {_FINAL: base.final[None] + change}, {}
     elif group == "mlp":
-        entering = base.activations[f"blocks.{layer}.{_MLP_IN}"]
-        tables, given = {_MLP_IN: entering[None] + change}, {_ATTN_OUT: kept[_ATTN_OUT]}
+        tables, given = {_MLP_IN: kept(_MLP_IN)[None] + change}, {_ATTN_OUT: kept(_ATTN_OUT)}
     else:
         stream = base.residual(layer)[None] + change
         tables = {point: read_heads(model, base, layer, letter, stream) for letter, point in HEAD_POINTS.items()}
-        given = {point: kept[point] for point in tables}
+        given = {point: kept(point) for point in tables}
         if graph.parallel_attn_mlp and not graph.attn_only:
-            given[_MLP_OUT] = base.activations[f"blocks.{layer}.{_MLP_OUT}"]
+            given[_MLP_OUT] = kept(_MLP_OUT)
         for letter, point in HEAD_POINTS.items():
             head[point] = np.asarray([reader.number if reader.kind == letter else -1 for reader in readers])
     points = {*tables, *given} - {_FINAL}

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tljax.config import HookedTransformerConfig
-from tljax.errors import TljaxError
+from tljax.errors import InputError, TljaxError
 from tljax.memory import WORKING_BYTES
 from tljax.model.metrics import UNTRACEABLE, as_numbers, check_metric, is_pytree, read_padding
 from tljax.patching.metrics.lazy_logits import LazyLogits
@@ -340,7 +340,7 @@ def traced_metric(
     logits = LazyLogits(cfg, head, residual, length=length, views=handed == "views", trusted=True)
     try:
         return _evaluate(metric, logits, handed)
-    except _UNTRACEABLE as error:
+    except UNTRACEABLE as error:
         raise InputError(
             "The metric cannot be differentiated, because it turns logits into Python numbers or NumPy arrays. "
             "Write it with jax.numpy alone, or use LogitDiff, LogProb or another metric of tljax.patching."

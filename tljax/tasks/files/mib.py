@@ -94,9 +94,10 @@ def _choice(row: Row, path: Any, number: int) -> str:
     choices = need(row, "choices", path, number, dict)
     labels = need(choices, "label", path, number, list)
     key = need(row, "answerKey", path, number, (int, str))
-    place = key if isinstance(key, int) else [str(label).strip() for label in labels].index(key.strip())
+    named = [str(label).strip() for label in labels]
+    place = key if isinstance(key, int) else named.index(key.strip()) if key.strip() in named else -1
     if not 0 <= place < len(labels):
-        raise InputError(f"{fspath(path)}, row {number}: answerKey={key!r} is none of the {len(labels)} choices.")
+        raise InputError(f"{fspath(path)}, row {number}: answerKey={key!r} is none of the choices {', '.join(named)}.")
     return str(labels[place])
 
 

@@ -133,7 +133,7 @@ def ioi(
     needed = {"abc": 5, "s2_random": 3}.get(corruption, 2)
     people = people if len(people) >= needed else []
     things = {"place": reader.single(PLACES), "object": reader.single(OBJECTS)}
-    sentences = _spelled(reader, VARIANTS[variant] if templates is None else _own(templates))
+    sentences = _spelled(reader, VARIANTS[variant]) if templates is None else _own(templates)
     made = [
         _template(_ordered(sentence, one), people, things, CORRUPTIONS[corruption])
         for sentence in sentences
