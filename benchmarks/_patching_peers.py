@@ -179,14 +179,12 @@ def ask_transformerlens4(python: Path, request: dict[str, Any]) -> dict[str, Any
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def answer(request: dict[str, Any]) -> dict[str, Any]:
-    """Boots TransformerLens 4's bridge on the request's weights and times its sweeps."""
+def boot_bridge(shape: dict[str, Any], state: dict[str, Any], device: str) -> Any:
+    """Boots TransformerLens 4's bridge on weights by Hugging Face's names, without a network."""
     os.environ["HF_HUB_OFFLINE"] = "1"
-    import transformer_lens.patching as patching
     from transformer_lens.model_bridge import TransformerBridge
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    shape, device = request["shape"], request["device"]
     config = GPT2Config(
         n_layer=shape["n_layers"],
         n_embd=shape["d_model"],
@@ -197,11 +195,19 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
         tie_word_embeddings=False,
     )
     model = GPT2LMHeadModel(config).eval()
-    model.load_state_dict(request["state"], strict=False)
+    model.load_state_dict(state, strict=False)
     with tempfile.TemporaryDirectory() as directory:
         model.save_pretrained(Path(directory) / "gpt2")
         bridge = TransformerBridge.boot_transformers(str(Path(directory) / "gpt2"), device=device)
-    bridge.eval()
+    return bridge.eval()
+
+
+def answer(request: dict[str, Any]) -> dict[str, Any]:
+    """Boots TransformerLens 4's bridge on the request's weights and times its sweeps."""
+    import transformer_lens.patching as patching
+
+    device = request["device"]
+    bridge = boot_bridge(request["shape"], request["state"], device)
     _, cache = bridge.run_with_cache(torch.as_tensor(request["clean"]).long().to(device))
     seconds, values = [], []
     for corrupted in request["corrupted"]:

@@ -43,7 +43,9 @@ def run_page(page: str) -> dict[str, Any]:
     return names
 
 
-@pytest.mark.parametrize("guide", ["patching.md", "text.md"])
+@pytest.mark.parametrize(
+    "guide", ["attribution.md", "circuits.md", "gradients.md", "interchange.md", "patching.md", "tasks.md", "text.md"]
+)
 def test_a_guide_runs(guide: str) -> None:
     run_page(guide)
 

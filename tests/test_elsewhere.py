@@ -35,7 +35,7 @@ def test_every_name_says_what_instead(owner: str, owners: dict[str, Any]) -> Non
 
 @pytest.mark.parametrize(
     ("owner", "name", "near"),
-    [("model", "run_with_ckpt", "run_with_cache"), ("cache", "stack_heads", "stack_head_results"),
+    [("model", "run_with_cahe", "run_with_cache"), ("cache", "stack_heads", "stack_head_results"),
      ("f", "eigenvalue", "eigenvalues"), ("cfg", "n_layer", "n_layers"), ("hook", "layers", "layer"),
      ("tljax", "HookedTransfomer", "HookedTransformer"),
      ("utils", "get_act_nam", "get_act_name")],

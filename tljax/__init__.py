@@ -4,6 +4,7 @@ import importlib
 from typing import Any
 
 from tljax.cache.activation_cache import ActivationCache
+from tljax.cache.derivative_cache import DerivativeCache
 from tljax.cache.memory import LargeCacheWarning
 from tljax.config import HookedTransformerConfig
 from tljax.elsewhere import PACKAGE, missing
@@ -26,8 +27,10 @@ from tljax.hooks.interventions import (
 from tljax.hooks.names import get_act_name
 from tljax.hooks.point import HookPoint, hook, run_module_with_hooks
 from tljax.hooks.saving import load_interventions, save_interventions
+from tljax.model.derivatives import GradOutput, HVPOutput, JVPOutput
 from tljax.model.hooked_transformer import HookedTransformer
 from tljax.model.losses import lm_accuracy, lm_cross_entropy_loss
+from tljax.model.metrics import ZeroGradientWarning
 from tljax.model.running import Output
 from tljax.text.batch import Batch
 from tljax.text.warned import DoubledBosWarning, PaddingWarning, TruncationWarning
@@ -40,15 +43,19 @@ __all__ = [
     "Add",
     "Batch",
     "Chain",
+    "DerivativeCache",
     "DoubledBosWarning",
     "FactoredMatrix",
     "GenerateOutput",
+    "GradOutput",
+    "HVPOutput",
     "HookDictionary",
     "HookPoint",
     "HookedTransformer",
     "HookedTransformerConfig",
     "HookedTransformerKeyValueCache",
     "Intervention",
+    "JVPOutput",
     "KeyValueCache",
     "LargeCacheWarning",
     "Mean",
@@ -62,6 +69,7 @@ __all__ = [
     "TruncationWarning",
     "UnusedHooksWarning",
     "Zero",
+    "ZeroGradientWarning",
     "get_act_name",
     "hook",
     "lm_accuracy",
@@ -74,13 +82,16 @@ __all__ = [
 
 _ROOMS = (
     "analysis",
+    "attribution",
     "cache",
     "checkpoints",
     "circuits",
     "errors",
     "generation",
     "hooks",
+    "interchange",
     "patching",
+    "tasks",
     "text",
     "train",
     "utils",

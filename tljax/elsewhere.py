@@ -10,7 +10,7 @@ from tljax.errors import MissingAttributeError, nearest
 
 _LIST_POINTS = "model.hook_points() lists every point by name"
 _CACHE = "model.run_with_cache(tokens, names_filter=...) returns activations; a hook may store them too"
-_GRADIENT = "gradients are asked for: jax.grad of a function of model.params, or run_with_cache(..., incl_bwd=True)"
+_GRADIENT = "gradients are asked for: model.run_with_grads(input, metric), or jax.grad of a function of model.params"
 _PROCESS = "use model = model.process_weights(fold_ln=True), which says by name what to do"
 _VALUE = "there are no modules with state: parts of a model are model.blocks[0].attn and the like"
 _DTYPE = 'use model = model.to("bfloat16"), or "float16", "float32"'

@@ -7,7 +7,7 @@ from table import Case, World
 
 KINDS = (
     "ids", "positions", "meanings", "models", "files", "arithmetic", "types", "messages", "text", "checkpoints",
-    "learned",
+    "tasks", "exact", "learned", "gradients", "interchange",
 )  # fmt: skip
 """A module ``cases_<kind>.py`` each."""
 TABLE = [

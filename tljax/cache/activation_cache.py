@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import jax
 import numpy as np
@@ -41,19 +41,11 @@ class _Carried:
         return hash(_Carried)
 
 
-@jax.tree_util.register_pytree_with_keys_class
-class ActivationCache(Mapping[str, jax.Array], SaysWhatInstead):
-    """An immutable mapping from hook name to activation, and a pytree whose leaves are the activations.
-
-    ``cache["blocks.5.hook_resid_post"]``, ``cache["resid_post", 5]``, ``cache["pattern", -1]``, ``cache["q0"]`` and
-    ``cache["scale", 1, "ln1"]`` all work. Methods return new caches.
-
-    Its analyses are pure functions of the cache and its model, and work under ``jax.jit`` and ``jax.vmap`` (over
-    prompts) with both as arguments:
-    ``jax.jit(lambda model, cache: cache.with_model(model).stack_head_results())(model, cache)``.
+class ArraysByName(Mapping[str, jax.Array], SaysWhatInstead):
+    """Base of caches: an immutable mapping from hook name to an array of the activation's shape, and a pytree of them.
 
     Args:
-        cache_dict: activations by full hook name.
+        cache_dict: arrays by full hook name.
         model: the model that made them; analyses use its config, and some its weights. It is not part of the pytree: a
             cache that went through ``jit`` or ``vmap`` needs :meth:`with_model` for the weights. The pytree does hold
             the :attr:`fingerprint` that identifies the model (``jit`` and ``vmap`` keep only its config).
@@ -63,12 +55,14 @@ class ActivationCache(Mapping[str, jax.Array], SaysWhatInstead):
         key_mask: the same along ``key_pos``, where fewer positions than keys were kept.
 
     Attributes:
-        cache_dict: the activations by full name.
+        cache_dict: the arrays by full name.
         cfg: the model's config.
         has_batch_dim: as given.
     """
 
     _instead = CACHE
+    _kept_by = "include it in names_filter"
+    """What to do for a point that is not there."""
 
     @access.checked
     def __init__(
@@ -83,7 +77,7 @@ class ActivationCache(Mapping[str, jax.Array], SaysWhatInstead):
     ) -> None:
         config = model.cfg if model is not None else cfg
         if config is None:
-            raise CacheError("An ActivationCache needs the model (or its cfg) that the activations came from.")
+            raise CacheError(f"{type(self).__name__} needs the model (or its cfg) that the activations came from.")
         self.cache_dict = dict(cache_dict)
         self.cfg: HookedTransformerConfig = config
         self.has_batch_dim = has_batch_dim
@@ -99,7 +93,7 @@ class ActivationCache(Mapping[str, jax.Array], SaysWhatInstead):
         return [*keyed, (padding_key, self._padding)], aux
 
     @classmethod
-    def tree_unflatten(cls, aux: Any, children: Sequence[Any]) -> "ActivationCache":
+    def tree_unflatten(cls, aux: Any, children: Sequence[Any]) -> Self:
         names, cfg, has_batch_dim, carried = aux
         cache = cls(dict(zip(names, children[:-1], strict=True)), cfg=cfg, has_batch_dim=has_batch_dim)
         cache._padding = children[-1]
@@ -142,7 +136,7 @@ class ActivationCache(Mapping[str, jax.Array], SaysWhatInstead):
                 "on this model. If you mean to put one model's activations into another, pass cache.as_if_from(model)."
             )
 
-    def with_model(self, model: "HookedTransformer") -> "ActivationCache":
+    def with_model(self, model: "HookedTransformer") -> Self:
         """Returns the same cache with its model attached.
 
         Raises:
@@ -151,24 +145,24 @@ class ActivationCache(Mapping[str, jax.Array], SaysWhatInstead):
         self.check_model(model)
         return self.as_if_from(model)
 
-    def as_if_from(self, model: "HookedTransformer") -> "ActivationCache":
+    def as_if_from(self, model: "HookedTransformer") -> Self:
         """Returns the same activations as if ``model`` had made them: for patching from one model into another.
 
         ``sweep(tuned, prompt, base_cache.as_if_from(tuned), metric, "resid_pre")``
         """
-        cache = ActivationCache(self.cache_dict, model, self.has_batch_dim)
+        cache = type(self)(self.cache_dict, model, self.has_batch_dim)
         cache._padding = self._padding
         return cache
 
-    def _map(self, function: Callable[[Any], Any], has_batch_dim: bool | None = None) -> "ActivationCache":
+    def _map(self, function: Callable[[Any], Any], has_batch_dim: bool | None = None) -> Self:
         """Applies a function to every array, including the padding marks."""
         batch = self.has_batch_dim if has_batch_dim is None else has_batch_dim
         kept = {name: function(value) for name, value in self.cache_dict.items()}
         return self._like(kept, batch, tuple(None if mark is None else function(mark) for mark in self._padding))
 
-    def _like(self, cache_dict: Mapping[str, jax.Array], has_batch_dim: bool, marks: Any) -> "ActivationCache":
+    def _like(self, cache_dict: Mapping[str, jax.Array], has_batch_dim: bool, marks: Any) -> Self:
         """Returns a cache of other arrays of the same model."""
-        cache = ActivationCache(cache_dict, self._model, has_batch_dim, self.cfg)
+        cache = type(self)(cache_dict, self._model, has_batch_dim, self.cfg)
         cache._padding, cache._weights = marks, self._weights
         return cache
 
@@ -183,11 +177,11 @@ class ActivationCache(Mapping[str, jax.Array], SaysWhatInstead):
         tokens, keys = self._padding
         return padding.to_mask(tokens if keys is None else keys)
 
-    def with_activations(self, cache_dict: Mapping[str, jax.Array]) -> "ActivationCache":
+    def with_activations(self, cache_dict: Mapping[str, jax.Array]) -> Self:
         """Returns a cache of other activations of the same run."""
         return self._like(cache_dict, self.has_batch_dim, self._padding)
 
-    def without_padding(self, cache_dict: Mapping[str, jax.Array]) -> "ActivationCache":
+    def without_padding(self, cache_dict: Mapping[str, jax.Array]) -> Self:
         """Returns a cache of other, unpadded activations of the same model."""
         return self._like(cache_dict, self.has_batch_dim, (None, None))
 
@@ -212,7 +206,7 @@ class ActivationCache(Mapping[str, jax.Array], SaysWhatInstead):
             raise type(error)(f"{error} cache.keys() lists what was kept in this cache.") from None
         name += "_grad" if gradient else ""
         if name not in self.cache_dict:
-            how = "run with incl_bwd=True" if gradient else "include it in names_filter"
+            how = "run with incl_bwd=True" if gradient else self._kept_by
             raise UnknownHookError(f"{name!r} was not kept in this cache ({len(self)} activations): {how}.")
         return name
 
@@ -233,29 +227,19 @@ class ActivationCache(Mapping[str, jax.Array], SaysWhatInstead):
         return len(self.cache_dict)
 
     def __repr__(self) -> str:
-        return f"ActivationCache with keys {list(self.cache_dict)}"
-
-    @property
-    def has_embed(self) -> bool:
-        """Whether the token embedding was kept."""
-        return "hook_embed" in self.cache_dict
-
-    @property
-    def has_pos_embed(self) -> bool:
-        """Whether a learned position embedding was kept."""
-        return "hook_pos_embed" in self.cache_dict
+        return f"{type(self).__name__} with keys {list(self.cache_dict)}"
 
     @property
     def nbytes(self) -> int:
         """Size of the activations in bytes."""
         return sum(value.nbytes for value in self.cache_dict.values())
 
-    def to(self, device: DeviceLike) -> "ActivationCache":
+    def to(self, device: DeviceLike) -> Self:
         """Returns the cache on another device (``"cpu"``, ``"gpu"``, a jax device or a sharding)."""
         target = resolve_device(device)
         return self._map(lambda value: jax.device_put(value, target))
 
-    def remove_batch_dim(self) -> "ActivationCache":
+    def remove_batch_dim(self) -> Self:
         """Returns the cache without its batch axis of size one.
 
         Raises:
@@ -270,12 +254,38 @@ class ActivationCache(Mapping[str, jax.Array], SaysWhatInstead):
             )
         return self._map(lambda value: value[0], has_batch_dim=False)
 
-    def apply_slice_to_batch_dim(self, batch_slice: SliceInput) -> "ActivationCache":
+    def apply_slice_to_batch_dim(self, batch_slice: SliceInput) -> Self:
         """Returns the cache of some prompts; a number drops the batch axis."""
         if not self.has_batch_dim:
             raise CacheError("This cache has no batch axis left to slice.")
         one = isinstance(batch_slice, int | np.integer)
         return self._map(lambda value: apply_slice(value, batch_slice, 0), has_batch_dim=not one)
+
+    stack_activation = residual.stack_activation
+
+
+@jax.tree_util.register_pytree_with_keys_class
+class ActivationCache(ArraysByName):
+    """An immutable mapping from hook name to activation, and a pytree whose leaves are the activations.
+
+    ``cache["blocks.5.hook_resid_post"]``, ``cache["resid_post", 5]``, ``cache["pattern", -1]``, ``cache["q0"]`` and
+    ``cache["scale", 1, "ln1"]`` all work. Methods return new caches.
+
+    Its analyses are pure functions of the cache and its model, and work under ``jax.jit`` and ``jax.vmap`` (over
+    prompts) with both as arguments:
+    ``jax.jit(lambda model, cache: cache.with_model(model).stack_head_results())(model, cache)``. Arguments and
+    attributes are those of :class:`ArraysByName`.
+    """
+
+    @property
+    def has_embed(self) -> bool:
+        """Whether the token embedding was kept."""
+        return "hook_embed" in self.cache_dict
+
+    @property
+    def has_pos_embed(self) -> bool:
+        """Whether a learned position embedding was kept."""
+        return "hook_pos_embed" in self.cache_dict
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the cache as one safetensors file that records which model made it."""
@@ -303,7 +313,6 @@ class ActivationCache(Mapping[str, jax.Array], SaysWhatInstead):
 
     # Decompositions of the residual stream and the logits
 
-    stack_activation = residual.stack_activation
     accumulated_resid = residual.accumulated_resid
     decompose_resid = residual.decompose_resid
     compute_head_results = heads.compute_head_results

@@ -5,7 +5,7 @@ attention mask: sums, differences and multiples of caches (``jax.tree.map(jnp.su
 respect to one then work, and leave padding marked.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,9 @@ from tljax.hooks.points import point_table
 from tljax.text.positions import read_mask
 
 if TYPE_CHECKING:
-    from tljax.cache.activation_cache import ActivationCache
+    from tljax.cache.activation_cache import ArraysByName
+
+    _Cache = TypeVar("_Cache", bound=ArraysByName)
 
 
 def to_offsets(mask: Any) -> jax.Array | None:
@@ -35,7 +37,7 @@ def to_mask(offsets: Any) -> jax.Array | None:
 
 
 @access.checked
-def unpad(cache: "ActivationCache", index: int) -> "ActivationCache":
+def unpad(cache: "_Cache", index: int) -> "_Cache":
     """Returns one prompt's activations without padding, as if it had run alone.
 
     Args:
@@ -71,7 +73,7 @@ def unpad(cache: "ActivationCache", index: int) -> "ActivationCache":
     return cache.without_padding(kept)
 
 
-def _axes(cache: "ActivationCache", name: str) -> tuple[str, ...]:
+def _axes(cache: "ArraysByName", name: str) -> tuple[str, ...]:
     spec = point_table(cache.cfg).get(name.removesuffix("_grad"))
     if spec is None:
         raise CacheError(

@@ -13,14 +13,14 @@ from tljax.errors import CacheError
 from tljax.text.positions import TextCut
 
 if TYPE_CHECKING:
-    from tljax.cache.activation_cache import ActivationCache
+    from tljax.cache.activation_cache import ActivationCache, ArraysByName
 
 MODES = ("all", "attn", "mlp")
 
 
 @access.checked
 def stack_activation(
-    cache: "ActivationCache", activation_name: str, layer: int = -1, sublayer_type: str | None = None
+    cache: "ArraysByName", activation_name: str, layer: int = -1, sublayer_type: str | None = None
 ) -> jax.Array:
     """Stacks one activation over layers.
 

@@ -57,7 +57,8 @@ def outputs_of(
     if layer < 0:
         return jnp.asarray(activations[EMBED])[:, :, None]
     prefix = f"blocks.{layer}."
-    parts = [head_outputs(cfg, params["blocks"][layer]["attn"]["W_O"], activations[prefix + HEADS])]
+    heads = head_outputs(cfg, params["blocks"][layer]["attn"]["W_O"], activations[prefix + HEADS])
+    parts = [heads]
     if not graph.attn_only:
         n_experts = graph.experts[layer] if graph.experts else 0
         experts = activations[prefix + EXPERTS] if n_experts else None
@@ -67,13 +68,13 @@ def outputs_of(
 
 def head_outputs(cfg: HookedTransformerConfig, W_O: jax.Array, z: Any) -> jax.Array:
     """Computes what heads write, ``[batch, pos, head, d_model]``, from ``z`` ``[batch, pos, head, d_head]``."""
+    return jnp.moveaxis(outputs_by_head(cfg, W_O, z), 0, 2)
+
+
+def outputs_by_head(cfg: HookedTransformerConfig, W_O: jax.Array, z: Any) -> jax.Array:
+    """Computes what heads write, with the heads first, ``[head, batch, pos, d_model]``."""
     with matmul_precision(cfg):
-        result = jnp.einsum("bphe,hed->bphd", z, W_O)
-    return written(cfg, result)
-
-
-def written(cfg: HookedTransformerConfig, result: jax.Array) -> jax.Array:
-    """Returns what heads write from their results: times ``residual_multiplier``, unless a norm follows."""
+        result = jnp.einsum("bphe,hed->hbpd", z, W_O)
     return result if cfg.has_norms_after else scaled(result, cfg.residual_multiplier)
 
 

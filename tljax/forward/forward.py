@@ -74,6 +74,26 @@ def _hooked_rows(
     return [row for row in rows if row.name in hooked], repeated
 
 
+def rows_of_run(cfg: HookedTransformerConfig, names: Sequence[str], hooks: HookDictionary) -> dict[str, HookPointSpec]:
+    """Returns the points of a run that have one gradient, as they are in this run, by full name in firing order.
+
+    Left out are points that hold whole numbers, and those that fire several times: ``ln1``, where queries, keys and
+    values have inputs of their own.
+
+    Args:
+        cfg: the model's config.
+        names: the points, which the run also records.
+        hooks: the hooks of the run; where they sit decides how a block calls ``ln1``.
+    """
+    named, found = set(names), {}
+    for stage, relative in _group_names((*names, *(entry.name for entry in hooks.entries))).items():
+        prefix = stage if stage.startswith("blocks.") else ""
+        rows, repeated = _hooked_rows(cfg, stage, relative, ())
+        once = {prefix + row.name: row for row in rows if not row.holds_numbers and row.name not in repeated}
+        found |= {name: row for name, row in once.items() if name in named}
+    return {name: found[name] for name in names if name in found}
+
+
 def run_forward(
     cfg: HookedTransformerConfig,
     params: Params,
@@ -86,6 +106,7 @@ def run_forward(
     stop: int | None = None,
     layouts: Params | None = None,
     keep: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+    remat: bool = False,
 ) -> tuple[Any, dict[str, Any]]:
     """Runs the model, or a range of its blocks.
 
@@ -100,6 +121,8 @@ def run_forward(
         stop: block to stop before; ``None`` runs to the logits.
         layouts: other layouts of some of the parameters, by the same paths.
         keep: applied to the recorded activations of each stage as they come (slice, move to another device).
+        remat: whether a backward pass recomputes each stage, so that it keeps no more than the residual streams between
+            them.
 
     Returns:
         Logits ``[batch, pos, d_vocab_out]``, or with ``stop`` the residual stream ``[batch, pos, d_model]``; and the
@@ -115,7 +138,7 @@ def run_forward(
     for stage, inputs in _stages(cfg, params, layouts or {}, context, hooks, asked, start, stop):
         if shortformer and stage.entry is not None:  # a block
             inputs = (dataclasses.replace(inputs[0], pos_embed=positions),)
-        value, recorded = run_stage(stage, (value, *inputs), traced)
+        value, recorded = run_stage(stage, (value, *inputs), traced, remat)
         positions = recorded.get(POSITIONS, positions)
         wanted = [name for name in stage.captured if not (unasked and name == POSITIONS)]
         recorded = {stage.prefix + name: recorded[name] for name in wanted}
@@ -164,6 +187,20 @@ def _stages(
         own, other = _part(params, "ln_final", "unembed"), _part(layouts, "unembed")
         last = "unembed.hook_out" if cfg.output_logits_soft_cap <= 0 and cfg.logits_multiplier == 1.0 else None
         yield stage_at(head_module(cfg), own, other, HEAD, exit=last), ()
+
+
+def block_stage(
+    cfg: HookedTransformerConfig, params: Params, context: AttentionContext, hooks: HookDictionary, layer: int
+) -> tuple[Stage, tuple[Any, ...]]:
+    """Returns one block as a stage, and its inputs besides the residual stream; a shortformer's need ``pos_embed``."""
+    return next(_stages(cfg, params, {}, context, hooks, (), layer, layer + 1))
+
+
+def embedding_stage(
+    cfg: HookedTransformerConfig, params: Params, context: AttentionContext, hooks: HookDictionary
+) -> tuple[Stage, tuple[Any, ...]]:
+    """Returns the embedding as a stage, and its inputs besides the tokens."""
+    return next(_stages(cfg, params, {}, context, hooks, (), None, 0))
 
 
 def _part(tree: Params, *keys: str) -> Params:

@@ -59,15 +59,19 @@ def _apply(
 
 
 _apply_compiled = jax.jit(_apply, static_argnums=(0, 1))
+_apply_recomputed = jax.jit(jax.checkpoint(_apply, static_argnums=(0, 1)), static_argnums=(0, 1))
+"""The same, for derivatives: a backward pass keeps its inputs alone and computes everything between them again."""
 
 
-def run_stage(stage: Stage, inputs: tuple[Any, ...], traced: bool) -> tuple[Any, dict[str, Any]]:
+def run_stage(stage: Stage, inputs: tuple[Any, ...], traced: bool, remat: bool = False) -> tuple[Any, dict[str, Any]]:
     """Runs one stage.
 
     Args:
         stage: what to run.
         inputs: arguments of its module; the first is the activation that flows through.
         traced: whether the run is part of a caller's trace.
+        remat: whether a backward pass recomputes the stage instead of keeping what it computed; a stage with plain
+            Python hooks is kept all the same, because these see concrete gradients only while nothing is recomputed.
 
     Returns:
         The stage's output, and the captured activations by relative name.
@@ -80,7 +84,8 @@ def run_stage(stage: Stage, inputs: tuple[Any, ...], traced: bool) -> tuple[Any,
     try:
         if python_forward:
             return _run_with_python_hooks(stage, python_forward, inputs)
-        return _apply_compiled(stage.module, stage.captured, stage.variables, slots, inputs)
+        apply = _apply_recomputed if remat else _apply_compiled
+        return apply(stage.module, stage.captured, stage.variables, slots, inputs)
     except jax.errors.UnexpectedTracerError as error:
         raise leaked_tracer(stage.prefix + " or ".join(slots)) from error
 

@@ -35,6 +35,8 @@ class Intervention:
     arrays: ClassVar[tuple[str, ...]] = ()
     apart: ClassVar[tuple[str, ...]] = ()
     """The ``arrays`` whose axes are not those of the activation."""
+    optional: ClassVar[tuple[str, ...]] = ()
+    """The ``arrays`` that may be ``None``."""
     settings: ClassVar[tuple[str, ...]] = ()
     at: tuple[Selector, ...]
     mask: Any

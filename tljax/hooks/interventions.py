@@ -91,7 +91,7 @@ class Mean(Intervention):
         mask, **at: see :class:`Intervention`.
     """
 
-    arrays = ("reference",)
+    arrays = optional = ("reference",)
     settings = ("over",)
     reference: Any
     over: tuple[str, ...]

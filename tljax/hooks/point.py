@@ -245,11 +245,16 @@ def attach_backward(value: Any, functions: tuple[Callable[..., Any], ...], point
         arrays_left, static_left = iter(arrays), iter(static)
         merged = [next(arrays_left) if array else next(static_left) for array in is_array]
         for function in jax.tree.unflatten(treedef, merged):
-            gradient = call_hook(function, gradient, point)
+            gradient = call_hook(lambda value, hook, function=function: _alone(function(value, hook)), gradient, point)
         return gradient, None
 
     identity.defvjp(forward, backward)
     return identity(value, [leaf for leaf, array in zip(leaves, is_array, strict=True) if array])
+
+
+def _alone(result: Any) -> Any:
+    """Returns the gradient of a backward hook that returns it in a tuple, ``(gradient,)``, as PyTorch's do."""
+    return result[0] if isinstance(result, tuple) and len(result) == 1 else result
 
 
 def hook(module: nn.Module, name: str, value: Any) -> Any:

@@ -9,6 +9,13 @@ import numpy as np
 
 from tljax.errors import CheckpointError, InterventionError
 from tljax.fingerprint import FORM, Fingerprint, fingerprint_of
+from tljax.hooks.interchanges import (
+    BoundlessInterchange,
+    Interchange,
+    MaskedInterchange,
+    NormMatchedPlacebo,
+    RotatedInterchange,
+)
 from tljax.hooks.intervention import Intervention
 from tljax.hooks.interventions import (
     Add,
@@ -32,7 +39,8 @@ if TYPE_CHECKING:
 _FORMAT = "tljax-interventions-1"
 _REMEDY = "Save the interventions again."
 _DEEPEST = 50
-_KINDS = {kind.__name__: kind for kind in (Replace, Add, Scale, Zero, Mean, Project, ProjectOut, Noise)}
+_INTERCHANGES = (Interchange, RotatedInterchange, BoundlessInterchange, MaskedInterchange, NormMatchedPlacebo)
+_KINDS = {kind.__name__: kind for kind in (Replace, Add, Scale, Zero, Mean, Project, ProjectOut, Noise, *_INTERCHANGES)}
 _AXIS, _BOUND = frozenset(AXES), (None, int)
 _INTERVENTION = {
     "type": frozenset(_KINDS),
@@ -165,7 +173,7 @@ def _rebuild(described: Any, unread: dict[str, Any], depth: int = 0) -> Interven
     stored, settings = described["arrays"], described["settings"]
     if stored.keys() != {*kind.arrays, "mask"} or settings.keys() != set(kind.settings):
         raise ValueError(f"a {kind.__name__} has other parts than {sorted(stored)} and {sorted(settings)}")
-    if absent := [key for key in kind.arrays if stored[key] is None and kind is not Mean]:
+    if absent := [key for key in kind.arrays if stored[key] is None and key not in kind.optional]:
         raise ValueError(f"a {kind.__name__} needs its {absent[0]}")
     if unknown := [axis for names in settings.values() for axis in names if axis not in AXES]:
         raise ValueError(f"{unknown[0]!r} is no axis")

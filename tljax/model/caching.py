@@ -15,9 +15,9 @@ from tljax.checks import is_traced
 from tljax.config import HookedTransformerConfig
 from tljax.devices import resolve_device
 from tljax.errors import InputError
-from tljax.forward.backward import with_gradients
+from tljax.forward.backward import pull_back, zero_offsets
 from tljax.hooks.dictionary import HookDictionary
-from tljax.hooks.points import attention_input, block_points, layer_of, point_table, stage_of
+from tljax.hooks.points import point_table
 from tljax.model.running import RunMethods, reached_names, refuse_persistent_hooks, typed_run
 from tljax.text.inputs import LayerBounds, ModelInput
 from tljax.text.positions import NoPosition, TextCut, may_pad, text_cut
@@ -70,13 +70,13 @@ class CachingMethods(RunMethods):
         target = resolve_device(device)
         prepared, bounds = self._read(input, stop_at_layer, options)
         names = reached_names(names_filter, self.cfg, *bounds)
-        keep = Keep(self.cfg, pos_slice, target, _text_cut(prepared, pos_slice))
-        self._warn_if_large(names, prepared, keep)
+        keep = Keep.of(self.cfg, prepared, pos_slice, target)
+        self._warn_if_large(names, prepared, keep, copies=1 + incl_bwd)
         if incl_bwd:
             if return_type != "loss" or loss_per_token or stop_at_layer is not None:
                 raise InputError(
                     'incl_bwd=True differentiates a scalar: call run_with_cache(input, return_type="loss", '
-                    "incl_bwd=True). For another metric use jax.grad with respect to a tljax.Add at the point."
+                    "incl_bwd=True). For another metric call run_with_grads(input, metric)."
                 )
             output, cache = self._run_with_gradients(prepared, bounds, names, keep)
         else:
@@ -91,30 +91,21 @@ class CachingMethods(RunMethods):
     def _run_with_gradients(
         self, prepared: ModelInput, bounds: LayerBounds, names: tuple[str, ...], keep: "Keep"
     ) -> tuple[Any, dict[str, Any]]:
-        table, size = point_table(self.cfg), prepared.batch_and_pos
-        shapes = {name: table[name].shape(*size) for name in names if self._has_one_gradient(name, names)}
-
         def run(hooks: HookDictionary) -> tuple[Any, dict[str, Any]]:
             return self._run(prepared, bounds, hooks, "loss", names=names, keep=keep)
 
-        loss, cache, gradients = with_gradients(run, self._hooks, shapes)
-        in_order = {name: cache[name] for name in names}  # jax.grad hands dicts back sorted by key
-        return loss, in_order | {f"{name}_grad": value for name, value in keep(gradients).items()}
+        offsets = zero_offsets(self.cfg, names, self._hooks, *prepared.batch_and_pos)
+        loss, cache, gradients = pull_back(run, self._hooks, offsets)
+        kept = keep(gradients(jnp.ones_like(loss)))
+        return loss, cache | {f"{name}_grad": value for name, value in kept.items()}
 
-    def _has_one_gradient(self, name: str, names: tuple[str, ...]) -> bool:
-        """Whether a point has one gradient: integers have none, ``ln1`` has three if its input is split for q, k, v."""
-        table, layer = point_table(self.cfg), layer_of(name)
-        if layer is None or len(table[name].read_by) < 2:
-            return not table[name].holds_numbers
-        in_use = [stage_of(other)[1] for other in names if layer_of(other) == layer]
-        return attention_input(block_points(self.cfg, self.cfg.layer_kind(layer)), in_use) != "split"
-
-    def _warn_if_large(self, names: tuple[str, ...], prepared: ModelInput, keep: "Keep") -> None:
+    def _warn_if_large(self, names: tuple[str, ...], prepared: ModelInput, keep: "Keep", copies: int = 1) -> None:
+        """Warns of a cache that takes much of the free memory, ``copies`` times: with its gradients, say."""
         if names and not is_traced(prepared.value):
             batch, pos = prepared.batch_and_pos
             kept = len(_positions(pos, keep.pos_slice))
             device = keep.device if isinstance(keep.device, jax.Device) else None
-            warn_if_large(cache_bytes(self.cfg, names, batch, pos) * kept // pos, len(names), device)
+            warn_if_large(copies * cache_bytes(self.cfg, names, batch, pos) * kept // pos, copies * len(names), device)
 
 
 def _text_cut(prepared: ModelInput, pos_slice: SliceInput) -> TextCut | None:
@@ -165,9 +156,14 @@ class Keep:
     device: Any = None
     taken: TextCut | None = None
 
+    @classmethod
+    def of(cls, cfg: HookedTransformerConfig, prepared: ModelInput, pos_slice: SliceInput, device: Any) -> "Keep":
+        """Returns the function for one input's run."""
+        return cls(cfg, pos_slice, device, _text_cut(prepared, pos_slice))
+
     def __call__(self, recorded: dict[str, Any]) -> dict[str, Any]:
         """Returns the activations as they are kept."""
-        if not is_full(self.pos_slice):
+        if recorded and not is_full(self.pos_slice):
             table = point_table(self.cfg)
             named = {name: table[name.removesuffix("_grad")].axes for name in recorded}
             axes = tuple((name, axis.index("pos" if "pos" in axis else "query_pos")) for name, axis in named.items())

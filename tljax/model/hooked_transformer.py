@@ -19,7 +19,7 @@ from tljax.elsewhere import MODEL, SaysWhatInstead
 from tljax.errors import ConfigError, FrozenModelError
 from tljax.generation.methods import GenerationMethods
 from tljax.hooks.dictionary import HookDictionary
-from tljax.model.caching import CachingMethods
+from tljax.model.derivatives import DerivativeMethods
 from tljax.model.hooking import HookMethods
 from tljax.model.views import ModuleView, block_view, end_view
 from tljax.modules.parameters import stored_dtype
@@ -68,7 +68,9 @@ def _with_tokenizer(
 
 
 @jax.tree_util.register_pytree_with_keys_class
-class HookedTransformer(CachingMethods, HookMethods, GenerationMethods, TextMethods, WeightProperties, SaysWhatInstead):
+class HookedTransformer(
+    DerivativeMethods, HookMethods, GenerationMethods, TextMethods, WeightProperties, SaysWhatInstead
+):
     """A decoder-only transformer whose every activation can be named, read and changed.
 
     The object is immutable and a pytree: its leaves are the parameters and the arrays inside its hooks, so it goes

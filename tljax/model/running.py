@@ -35,7 +35,8 @@ _loss = jax.jit(lm_cross_entropy_loss, static_argnames="per_token")
 
 _NO_GRADIENT = (
     "nothing differentiates this run. For gradients with hooks write jax.grad of a function that makes the run, or "
-    'model.with_hooks(bwd_hooks=hooks).run_with_cache(input, return_type="loss", incl_bwd=True), which keeps them.'
+    "model.with_hooks(bwd_hooks=hooks).run_with_grads(input, metric); for the loss run_with_cache(input, "
+    'return_type="loss", incl_bwd=True).'
 )
 
 
@@ -185,6 +186,7 @@ class RunMethods:
         loss_per_token: bool = False,
         names: tuple[str, ...] = (),
         keep: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+        remat: bool = False,
     ) -> tuple[Any, dict[str, Any]]:
         """Returns the output, and the named activations after ``keep`` was applied."""
         start, stop = bounds
@@ -194,7 +196,7 @@ class RunMethods:
             last = _last_needed(self.cfg, start or 0, [*names, *(entry.name for entry in hooks.entries)])
         value, cache = run_forward(
             self.cfg, self.params, prepared.value, AttentionContext.of(prepared),
-            hooks=hooks, names=names, start=start, stop=last, keep=keep,
+            hooks=hooks, names=names, start=start, stop=last, keep=keep, remat=remat,
         )  # fmt: skip
         return (value if stop is not None else _output(value, prepared, return_type, loss_per_token)), cache
 

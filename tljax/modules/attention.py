@@ -112,7 +112,8 @@ class Attention(nn.Module):
         As one matrix product for each head, which is four times as fast as with the head axis inside.
         """
         weight, bias = getattr(self, f"projection_{letter}")
-        return jnp.einsum("hbpd,dhe->bphe", normalized, weight) + bias[None, None]
+        by_head = jnp.einsum("hbpd,dhe->hbpe", normalized, weight)
+        return jnp.moveaxis(by_head, 0, 2) + bias[None, None]
 
     def _prepare(
         self, q: jax.Array, k: jax.Array, v: jax.Array, context: AttentionContext

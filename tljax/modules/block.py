@@ -61,23 +61,44 @@ class TransformerBlock(nn.Module):
 
     def read_heads(self, resid_pre: jax.Array, context: AttentionContext, letter: str) -> jax.Array:
         """Computes queries, keys or values (``letter`` ``"q"``, ``"k"``, ``"v"``) of the stream entering the block."""
-        return self.attn.read(self._read_by(letter, self._before(self.ln1, resid_pre), context), letter)
+        return self.attn.read(self.attention_input(resid_pre, context, letter), letter)
 
-    def read_apart(self, inputs: jax.Array, context: AttentionContext, letter: str) -> jax.Array:
-        """Computes queries, keys or values of heads that each read a stream of their own.
+    def attention_input(self, resid_pre: jax.Array, context: AttentionContext, letter: str) -> jax.Array:
+        """Returns what queries, keys or values are computed from: the normalised residual stream."""
+        return self._read_by(letter, self._before(self.ln1, resid_pre), context)
+
+    def read_apart(self, inputs: jax.Array, context: AttentionContext) -> dict[str, jax.Array]:
+        """Computes queries, keys and values of heads that each read a stream of their own.
 
         Args:
-            inputs: ``[head, batch, pos, d_model]``, with key/value heads for ``"k"`` and ``"v"``.
+            inputs: streams ``[reader, batch, pos, d_model]``: those of all query heads, then of all key/value heads for
+                their keys, then for their values.
             context: as in :meth:`__call__`.
+
+        Returns:
+            ``"q"``, ``"k"`` and ``"v"``, each ``[batch, pos, head, d_head]``, before any rotation.
+        """
+        heads, kv_heads = self.cfg.n_heads, self.cfg.kv_heads
+        normalized = self._before(self.ln1, inputs)
+        read = {}
+        for letter, first, count in (("q", 0, heads), ("k", heads, kv_heads), ("v", heads + kv_heads, kv_heads)):
+            own = normalized[first : first + count]
+            if letter != "v" and self.cfg.positional_embedding_type == "shortformer":
+                assert context.pos_embed is not None
+                own = own + context.pos_embed[None, :, : inputs.shape[2]]
+            read[letter] = self.project_apart(own, letter)
+        return read
+
+    def project_apart(self, normalized: jax.Array, letter: str) -> jax.Array:
+        """Computes queries, keys or values from an input for each head that is normalised already.
+
+        Args:
+            normalized: ``[head, batch, pos, d_model]``, with key/value heads for ``"k"`` and ``"v"``.
             letter: ``"q"``, ``"k"`` or ``"v"``.
 
         Returns:
             ``[batch, pos, head, d_head]``, before any rotation.
         """
-        normalized = self._before(self.ln1, inputs)
-        if letter != "v" and self.cfg.positional_embedding_type == "shortformer":
-            assert context.pos_embed is not None
-            normalized = normalized + context.pos_embed[None, :, : inputs.shape[2]]
         return self.attn.read_apart(normalized, letter)
 
     def attention_output(self, combined: jax.Array) -> jax.Array:

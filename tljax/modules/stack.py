@@ -131,11 +131,14 @@ class BlockWeights:
         stored: all of them.
         read_later: those that make a token's keys and values, which later tokens read.
         others: the others that a token's own output needs; of the experts, only those it is sent to.
+        queries, heads: those of ``others`` that make queries, and that combine heads.
     """
 
     stored: int
     read_later: int
     others: int
+    queries: int
+    heads: int
 
 
 @functools.lru_cache(maxsize=256)
@@ -143,11 +146,15 @@ def block_weights(cfg: HookedTransformerConfig, kind: LayerKind) -> BlockWeights
     """Counts the weights of a block's matrices, by the axes they declare."""
     sizes = axis_sizes(cfg)
     read_later = {f"attn.{name}" for name in make_attention(cfg, kind).read_later}
-    stored, met = 0, {True: 0, False: 0}
+    stored, met, queries, heads = 0, {True: 0, False: 0}, 0, 0
     for path, axes in stage_axes(TransformerBlock, cfg, kind).items():
         if path.rpartition(".")[2].startswith("W_"):
             size = math.prod(sizes[axis] for axis in axes)
             stored += size
             each = size // sizes["n_experts"] * (cfg.experts_per_token or 0) if axes[0] == "n_experts" else size
             met[path in read_later] += each
-    return BlockWeights(stored, met[True], met[False])
+            if path == "attn.W_O":
+                heads = each
+            elif path.startswith("attn.") and path not in read_later:
+                queries += each
+    return BlockWeights(stored, met[True], met[False], queries, heads)

@@ -2,7 +2,7 @@
 
 from tljax.patching.ablation import ablation_sweep, mean_source, resample_source
 from tljax.patching.engine.report import SweepReport
-from tljax.patching.metrics import KL, LazyLogits, Logit, LogitDiff, LogProb, Loss, Normalized
+from tljax.patching.metrics import KL, LazyLogits, Logit, LogitDiff, LogProb, Loss, Normalized, ProbDiff
 from tljax.patching.paths import path_patch
 from tljax.patching.result import PatchingResult
 from tljax.patching.steering import steering_sweep
@@ -48,6 +48,7 @@ __all__ = [
     "NoEffectWarning",
     "Normalized",
     "PatchingResult",
+    "ProbDiff",
     "SweepReport",
     "ablation_sweep",
     "generic_activation_patch",

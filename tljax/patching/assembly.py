@@ -19,8 +19,9 @@ def as_result(
     activation_name: str = "",
     labels: Mapping[str, Sequence[str]] | None = None,
     rows: Any = None,
+    change: Mapping[str, np.ndarray] | None = None,
 ) -> PatchingResult:
-    """Builds a result, with the axis of sites reshaped to ``sizes``."""
+    """Builds a result, with the axis of sites reshaped to ``sizes``; ``change`` holds estimates, like ``values``."""
     if reduce not in ("mean", "none"):
         raise InputError(f'reduce={reduce!r} is not one of "mean" and "none".')
     per_prompt = reduce == "none"
@@ -49,4 +50,5 @@ def as_result(
         labels or {},
         rows,
         measured.report,
+        None if change is None else shaped(change, sizes),
     )

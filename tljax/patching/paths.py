@@ -235,7 +235,9 @@ def _read(model: HookedTransformer, base: BaseRun, receiver: Receiver, stream: n
     return read_heads(model, base, receiver.layer, receiver.point[-1], stream)
 
 
-def read_heads(model: HookedTransformer, base: BaseRun, layer: int, letter: str, stream: np.ndarray) -> jax.Array:
+def read_heads(
+    model: HookedTransformer, base: BaseRun, layer: int, letter: str, stream: np.ndarray | jax.Array
+) -> jax.Array:
     """Computes queries, keys or values from residual streams entering a layer.
 
     Args:

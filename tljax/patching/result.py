@@ -10,6 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from tljax.attribution.convention import Convention
+from tljax.attribution.integrated import Completeness
+from tljax.attribution.verification import Verification
 from tljax.checks import typed, whole
 from tljax.errors import InputError, nearest
 from tljax.patching import tables
@@ -20,6 +23,7 @@ from tljax.viz.heatmap import HeatmapOptions, heatmap
 
 _RUN_AXES = ("metric", "batch")
 """The axes that are not axes of sites; ``baseline`` and ``clean`` have no others."""
+_LEAVES = ("values", "baseline", "clean", "change")
 
 
 @jax.tree_util.register_pytree_with_keys_class
@@ -29,7 +33,8 @@ class PatchingResult(Drawable):
 
     It can be used as the array ``values``: ``np.asarray(result)``, ``jnp.mean(result)``, ``result[3]`` and
     ``result.shape`` refer to it. ``result["kl"]`` is the result for one of several metrics. As a pytree its leaves are
-    ``values``, ``baseline`` and ``clean``; jax transformations drop ``report``.
+    ``values``, ``baseline``, ``clean`` and ``change``; jax transformations drop ``report``, ``completeness`` and
+    ``verified``.
 
     **Signs.** An effect is patched minus baseline, the baseline being the base run as it is. Denoising puts clean
     activations into a corrupted run: with a metric that is larger on the clean run, a positive effect restores. Noising
@@ -48,6 +53,11 @@ class PatchingResult(Drawable):
             Labels of axes that ``values`` lacks are dropped.
         rows: the listed sites, a pandas DataFrame with one row for each entry of the ``"row"`` axis.
         report: the sweep's :class:`~tljax.patching.SweepReport`: what was skipped and what was spent.
+        change: of an estimated sweep, the estimates themselves, shaped like ``values``, which are ``baseline + change``
+            rounded; :meth:`effect` returns them. ``None`` if the sweep was exact.
+        convention: of an estimated sweep, where the gradient was taken, of what, and with which sign.
+        completeness: of integrated gradients, how well they add up.
+        verified: what exact patching says of the estimates, if that was asked for.
 
     Raises:
         InputError: names or arrays that do not fit ``values``.
@@ -70,6 +80,10 @@ class PatchingResult(Drawable):
     labels: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
     rows: Any = None
     report: Any = None
+    change: jax.Array | None = None
+    convention: Convention | None = None
+    completeness: Completeness | None = None
+    verified: Verification | None = None
 
     def __post_init__(self) -> None:
         labels = {axis: tuple(texts) for axis, texts in self.labels.items() if axis in self.axis_names}
@@ -82,6 +96,8 @@ class PatchingResult(Drawable):
                 raise InputError(f"{len(texts)} labels for axis {axis!r}, which has {self.sizes[axis]} entries.")
         if len(self.metric_names) != self.sizes.get("metric", 1):
             raise InputError(f"{len(self.metric_names)} metric names for values with axes {self.sizes}.")
+        if self.change is not None and self.change.shape != shape:
+            raise InputError(f"change has shape {self.change.shape}, not that of values, {shape}.")
         for name in ("baseline", "clean"):
             array = getattr(self, name)
             if array is not None and array.shape != self._run_shape:
@@ -156,6 +172,8 @@ class PatchingResult(Drawable):
             activation_name=self.activation_name,
             labels={axis: texts for axis, texts in self.labels.items() if axis not in chosen},
             rows=None if "row" in chosen else self.rows, report=self.report,
+            change=at(self.change, self.axis_names), convention=self.convention, completeness=self.completeness,
+            verified=self.verified,
         )  # fmt: skip
 
     def mean(self) -> jax.Array:
@@ -176,10 +194,12 @@ class PatchingResult(Drawable):
     def effect(self) -> jax.Array:
         """Returns patched minus baseline, shaped like ``values``: how far each patch moves the metric.
 
+        Of an estimated sweep, what it estimates: see ``convention``.
+
         Raises:
             InputError: the result has no baseline.
         """
-        return self.values - self._spread(self._baseline())
+        return self.values - self._spread(self._baseline()) if self.change is None else self.change
 
     def normalized(self, clean_baseline: Any = None) -> jax.Array:
         """Returns effects on the scale where 0 is the base run and 1 the run that the patched-in values come from.
@@ -386,17 +406,18 @@ class PatchingResult(Drawable):
         key = jax.tree_util.GetAttrKey
         labels = tuple(sorted(self.labels.items()))
         rows = None if self.rows is None else _Same(self.rows)
-        leaves = tuple((key(name), getattr(self, name)) for name in ("values", "baseline", "clean"))
-        return leaves, (self.axis_names, self.metric_names, self.activation_name, labels, rows)
+        leaves = tuple((key(name), getattr(self, name)) for name in _LEAVES)
+        return leaves, (self.axis_names, self.metric_names, self.activation_name, labels, rows, self.convention)
 
     @classmethod
     def tree_unflatten(cls, static: tuple[Any, ...], leaves: Sequence[Any]) -> "PatchingResult":
-        axis_names, metric_names, activation_name, labels, rows = static
+        axis_names, metric_names, activation_name, labels, rows, convention = static
         result = object.__new__(cls)  # leaves may be anything while jax transforms, so nothing is checked
         fields = {
-            **dict(zip(("values", "baseline", "clean"), leaves, strict=True)),
+            **dict(zip(_LEAVES, leaves, strict=True)),
             "axis_names": axis_names, "metric_names": metric_names, "activation_name": activation_name,
             "labels": dict(labels), "rows": None if rows is None else rows.value, "report": None,
+            "convention": convention, "completeness": None, "verified": None,
         }  # fmt: skip
         for name, value in fields.items():
             object.__setattr__(result, name, value)

@@ -33,11 +33,15 @@ class Source:
         tolerance: differences from the base run up to this share of the largest activation count as rounding. (Other
             programs may have computed a cache, so even a prefix that the prompts share is only nearly equal.)
         final: final residual stream of the run the values come from, ``[batch, pos, d_model]``; ``None`` if unknown.
+        run: the run itself, if the source is a prompt.
+        everywhere: whether there are values for any point, and not for the patched one alone.
     """
 
     values: Values
     tolerance: float = 0.0
     final: np.ndarray | None = None
+    run: BaseRun | None = None
+    everywhere: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +80,7 @@ def read_source(model: HookedTransformer, base: BaseRun, source: Any, names: tup
     if isinstance(made_of, ActivationCache):
         made_of.check_model(model, "The cache to patch from")
     if is_by_layer(source):
-        return Source(_from_arrays(base, source, names, model.cfg.n_layers))
+        return Source(_from_arrays(base, source, names, model.cfg.n_layers), everywhere=False)
     if isinstance(source, ActivationCache | Mapping):
         return Source(_from_cache(base, source), rounding(model.cfg), _final_of(base, source, model.cfg.n_layers))
     if callable(source):
@@ -84,7 +88,7 @@ def read_source(model: HookedTransformer, base: BaseRun, source: Any, names: tup
     if _is_prompt(source):
         return _from_prompt(model, base, source, names)
     if hasattr(source, "dtype") or isinstance(source, float | int):
-        return Source(_from_arrays(base, jnp.asarray(source), names, model.cfg.n_layers))
+        return Source(_from_arrays(base, jnp.asarray(source), names, model.cfg.n_layers), everywhere=False)
     raise InputError(
         f"The values to patch in came as {type(source).__name__}. Pass a clean ActivationCache, the clean prompt (text "
         "or tokens), an array, or a hook such as tljax.Zero()."
@@ -184,12 +188,12 @@ def _from_prompt(model: HookedTransformer, base: BaseRun, source: Any, names: tu
     clean = run_base(model, prepared, names)
     final = np.asarray(clean.final)[:, : base.length]
     if clean.text is None or base.text is None or (clean.text == base.text).all():
-        return Source(lambda spec: clean.activations[spec.name], final=final)
+        return Source(lambda spec: clean.activations[spec.name], final=final, run=clean)
 
     def values(spec: HookPointSpec) -> jax.Array:
         return into_padding(base, spec, lined_up(base, out_of_padding(clean, spec), spec.axes, clean.text))
 
-    return Source(values, final=np.asarray(lined_up(base, final, ("batch", "pos", "d_model"), clean.text)))
+    return Source(values, final=np.asarray(lined_up(base, final, ("batch", "pos", "d_model"), clean.text)), run=clean)
 
 
 def _from_hook(base: BaseRun, source: Callable[..., Any]) -> Values:

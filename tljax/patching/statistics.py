@@ -1,6 +1,6 @@
 """Resampling statistics over prompts, for many sites at once and in bounded memory."""
 
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -50,6 +50,34 @@ def bootstrap_interval(
     ]
     low, high = np.concatenate(parts, axis=1).reshape(2, *samples.shape[:-1])
     return low, high
+
+
+def resampling_weights(n: int, *, n_resamples: int, seed: int, clusters: Any = None) -> np.ndarray:
+    """Draws prompts, or whole clusters of them, with replacement.
+
+    Args:
+        n: number of prompts.
+        n_resamples: how many times to draw.
+        seed: seed of the draws.
+        clusters: a number for each prompt ``[n]``; prompts of one number (such as one template's) are drawn together.
+
+    Returns:
+        How often each prompt was drawn, as a share of its resample, ``[n_resamples, n]``; rows sum to one.
+
+    Raises:
+        InputError: an argument out of range, or fewer than two prompts or clusters.
+    """
+    _check_count(n_resamples, "n_resamples")
+    ids = np.arange(n) if clusters is None else np.asarray(clusters)
+    if ids.shape != (n,):
+        raise InputError(f"clusters= has shape {ids.shape}; give one number for each of the {n} prompts.")
+    _, of_prompt = np.unique(ids, return_inverse=True)
+    count = int(of_prompt.max(initial=-1)) + 1
+    if count < 2:
+        raise InputError(f"Resampling needs at least two {'prompts' if clusters is None else 'clusters'}; got {count}.")
+    drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=n_resamples)
+    weights = drawn[:, of_prompt].astype(np.float64)
+    return weights / weights.sum(axis=1, keepdims=True)
 
 
 def _resampled(flat: np.ndarray, statistic: str, n_resamples: int, seed: int) -> np.ndarray:

@@ -6,13 +6,16 @@ packed without padding, and only what the metric reads is unembedded.
 """
 
 import dataclasses
+import functools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import jax
 import numpy as np
 
+from tljax.attribution.integrated import extra_points
+from tljax.attribution.options import EstimateOptions, Method, read_estimate
 from tljax.checks import is_traced, typed
 from tljax.errors import InputError, nearest
 from tljax.hooks.names import ActName
@@ -24,6 +27,7 @@ from tljax.patching.assembly import as_result
 from tljax.patching.engine.base_run import BaseRun, run_base
 from tljax.patching.engine.run import Metrics, Reduce, measure_sites
 from tljax.patching.engine.sites import Sites, grid
+from tljax.patching.estimated import estimated_sweep
 from tljax.patching.naming import named_points
 from tljax.patching.result import PatchingResult
 from tljax.patching.sources import read_source
@@ -38,7 +42,7 @@ class NoEffectWarning(UserWarning):
     """Warning that no site of a sweep changes anything."""
 
 
-@typed
+@functools.partial(typed, receiver=read_estimate)
 def sweep(
     model: HookedTransformer,
     corrupted: Any,
@@ -52,8 +56,13 @@ def sweep(
     reduce: Reduce = "mean",
     max_batch: int | Literal["auto"] = "auto",
     progress: bool | None = None,
+    method: Method = "exact",
+    **options: Unpack[EstimateOptions],
 ) -> PatchingResult:
     """Patches each site of an activation into a base run, one at a time, and measures the metric.
+
+    With another ``method`` the effects are estimated from gradients, at the same sites: ``values`` is then the
+    baseline plus the estimate, ``effect()`` the estimate, and ``convention`` says what it means.
 
     Args:
         model: the model. If it carries hooks, which may do anything, sites are run one by one.
@@ -78,31 +87,44 @@ def sweep(
         reduce: ``"mean"`` averages a metric over prompts, ``"none"`` keeps it for each prompt.
         max_batch: most runs computed at once; ``"auto"`` chooses by the free memory.
         progress: whether to show a progress bar; by default one appears when a sweep takes more than a few seconds.
+        method: ``"exact"``; ``"attribution"``, the first-order estimate from one backward pass, ``(source - base) ·
+            gradient`` at the base run; or ``"ig"``, with the gradient averaged on the way from base to source.
+        **options: of the estimate: ``rule``, ``gradient_at``, ``steps``, ``grid``, ``along``, ``verify``; see
+            :func:`~tljax.attribution.options.read_estimate`. ``verify=20`` patches the 20 sites with the largest
+            estimates exactly.
 
     Returns:
         The metric at each site, ``["layer", *axes]``, with its baseline.
 
     Raises:
         InputError: an axis that the activation lacks, prompts of different lengths, a metric that reads a position or
-            token that does not exist.
+            token that does not exist; of an estimate, a metric or a point without a gradient.
         CacheError: a cache that another model made; ``cache.as_if_from(model)`` is accepted.
         UnknownHookError: an activation that the model does not have.
 
     Warns:
         NoEffectWarning: no patch changes anything, as when both prompts are the same.
     """
-    setup = prepare_sweep(model, corrupted, activation_name, layers)
-    read = read_source(model, setup.base, source, setup.names)
+    how = read_estimate(method, **options)
+    extra = () if how is None or how.method != "ig" else extra_points(model, how.along)
+    setup = prepare_sweep(model, corrupted, activation_name, layers, extra)
+    read = read_source(model, setup.base, source, (*setup.names, *extra))
     swept = site_grid(model, setup, lambda spec: read.values(spec)[None], axes, at, tolerance=read.tolerance)
-    measured = measure_sites(model, setup.base, swept.sites, metric, read.final, max_batch=max_batch, progress=progress)
-    if measured.report.skipped == len(swept.sites):
+    if how is None:
+        measured = measure_sites(
+            model, setup.base, swept.sites, metric, read.final, max_batch=max_batch, progress=progress
+        )
+        result = as_result(measured, swept.sizes, swept.names, reduce, setup.name, swept.labels)
+    else:
+        result = estimated_sweep(model, setup, swept, read, metric, how, reduce, max_batch, progress)
+    if result.report.skipped == len(swept.sites):
         warnings.warn(
             f"No patch of {activation_name!r} changes anything that the metric reads: the values patched in are those "
             "of the base run there. Are both prompts the same?",
             NoEffectWarning,
             stacklevel=level_of_caller(),
         )
-    return as_result(measured, swept.sizes, swept.names, reduce, setup.name, swept.labels)
+    return result
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,7 +16,8 @@ def describe(result: Any) -> str:
         parts.append(f"metrics {', '.join(result.metric_names)}")
     if all(isinstance(leaf, jax.Array) and not isinstance(leaf, Tracer) for leaf in jax.tree.leaves(result)):
         parts += _in_numbers(result)
-    parts += [str(result.report)] if result.report is not None else []
+    said = (result.convention, result.completeness, result.verified, result.report)
+    parts += [str(part) for part in said if part is not None]
     return f"PatchingResult({'; '.join(parts)})"
 
 

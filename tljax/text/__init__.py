@@ -1,5 +1,6 @@
 """Text and tokens: tokenizers, token ids, batches and padding."""
 
+from tljax.text.alignment import align as align
 from tljax.text.tokenizer import Tokenizer as Tokenizer
 from tljax.text.tokenizer import wrap_tokenizer as wrap_tokenizer
 from tljax.text.tokenizer_files import load_tokenizer as load_tokenizer

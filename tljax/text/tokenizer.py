@@ -65,7 +65,11 @@ class Tokenizer:
 
     def plain(self, text: str) -> list[int]:
         """Returns the ids of a text alone, without the special tokens that ``hf`` adds by itself."""
-        return self._encode([text], add_special_tokens=False)[0]
+        return self.plain_rows([text])[0]
+
+    def plain_rows(self, texts: Sequence[str]) -> list[list[int]]:
+        """Returns the same for several texts, one list of ids each."""
+        return self._encode(texts, add_special_tokens=False)
 
     def _encode(self, texts: Sequence[str], **options: Any) -> list[list[int]]:
         try:

@@ -8,5 +8,6 @@ from tljax.viz.heatmap import text_heatmap as text_heatmap
 from tljax.viz.html import Html as Html
 from tljax.viz.lens_table import logit_lens_figure as logit_lens_figure
 from tljax.viz.lens_table import logit_lens_table as logit_lens_table
+from tljax.viz.scatter import scatter as scatter
 from tljax.viz.tokens import colored_tokens as colored_tokens
 from tljax.viz.tokens import colored_tokens_figure as colored_tokens_figure

@@ -1,6 +1,8 @@
 """The interventions that write a sweep's values into packed batches."""
 
 import dataclasses
+import functools
+import operator
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -19,7 +21,8 @@ class TakeRows(Intervention):
     Args:
         table: values to take, ``[..., *entry]``; the leading axes are indexed as one flattened axis.
         index: ``[token]``, or ``[row]`` for attention patterns: the entry to write there.
-        factors: boolean arrays that broadcast to the activation; the mask is their conjunction.
+        factors: boolean arrays that broadcast to the activation; the mask is their conjunction. Without any, the whole
+            activation is replaced, and what only it depended on is not computed.
         query_pos: for patterns, the query positions of the table that the activation holds; ``None`` means all.
     """
 
@@ -43,10 +46,7 @@ class TakeRows(Intervention):
         return taken if self.query_pos is None else taken[:, :, self.query_pos]
 
     def where(self, value: jax.Array, hook: HookPoint) -> jax.Array | None:
-        chosen = self.factors[0]
-        for factor in self.factors[1:]:
-            chosen = chosen & factor
-        return chosen
+        return functools.reduce(operator.and_, self.factors) if self.factors else None
 
 
 @runtime_checkable

@@ -117,7 +117,7 @@ class Engine:
                 self.advance(len(packed.rows) / (top - packed.layer))
                 if layer == top:
                     self._collect(layout, np.asarray(stream), finals, only)
-        self.spent.floor += self._floor(running)
+        self.spent.floor += floor_flops(self.cfg, running, self.reach)
         return finals
 
     def streams(self, rows: Rows, edits: Edits, n_sites: int, layers: Sequence[int]) -> dict[int, np.ndarray]:
@@ -228,10 +228,11 @@ class Engine:
         tokens = {"positions": positions, "lengths": lengths, "token_mask": mask[layout.prompt]}
         return jax.device_put({"packing": packing, **tokens})
 
-    def _floor(self, rows: Rows) -> float:
-        skipped = 1 if self.reach.only is not None else 0
-        layers = np.maximum(self.cfg.n_layers - skipped - rows.layer, 0)
-        return float((layers * (self.reach.end - rows.start)).sum() * block_flops_per_token(self.cfg))
+
+def floor_flops(cfg: HookedTransformerConfig, rows: Rows, reach: Reach) -> float:
+    """Returns the least FLOPs that an exact sweep of some rows can spend in blocks."""
+    layers = np.maximum(cfg.n_layers - (reach.only is not None) - rows.layer, 0)
+    return float((layers * np.maximum(reach.end - rows.start, 0)).sum() * block_flops_per_token(cfg))
 
 
 @functools.lru_cache(maxsize=256)

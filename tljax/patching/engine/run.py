@@ -12,6 +12,7 @@ from tljax.config import HookedTransformerConfig
 from tljax.errors import InputError
 from tljax.memory import batch_budget, how_many
 from tljax.model.hooked_transformer import HookedTransformer
+from tljax.model.metrics import InText
 from tljax.patching.engine.base_run import BaseRun
 from tljax.patching.engine.edits import Edits
 from tljax.patching.engine.engine import Engine, Reach, reach_of
@@ -20,7 +21,6 @@ from tljax.patching.engine.report import SweepReport, blocks_flops, forward_flop
 from tljax.patching.engine.site_by_site import SiteBySite
 from tljax.patching.engine.sites import Sites, find_rows, place
 from tljax.patching.metrics.evaluation import Measure, PositionNotKept
-from tljax.patching.metrics.metrics import InText
 from tljax.progress import Progress
 
 Reduce = Literal["mean", "none"]
@@ -88,11 +88,7 @@ def measure_edits(
         clean_final: final residual stream of the run that values come from, ``[batch, pos, d_model]``.
         max_batch, progress: as in :func:`sweep`.
     """
-    several = isinstance(metric, Mapping)
-    if several and not metric:
-        raise InputError("The mapping of metrics is empty: name at least one.")
-    metrics = metric if isinstance(metric, Mapping) else {"metric": metric}
-    measures = {name: prepare_metric(one, model, base) for name, one in metrics.items()}
+    measures = prepare_metrics(metric, model, base)
     read = [measure.positions for measure in measures.values()]
     everything = any(positions is None for positions in read)
     positions = None if everything else tuple(sorted({p for some in read for p in some or ()}))
@@ -104,11 +100,23 @@ def measure_edits(
         values, rows, engine = _run(model, base, n_sites, rows_before, edits, measures, reach, max_batch, progress)
     clean = None
     if clean_final is not None:
-        clean_finals = np.asarray(clean_final)[None]
-        clean = {name: np.asarray(_measure_all(measure, clean_finals)[0]) for name, measure in measures.items()}
+        clean = {name: measure_run(measure, clean_final) for name, measure in measures.items()}
     report = _report(model.cfg, base, n_sites, rows, reach, measures, engine)
     baseline = {name: np.asarray(measure.baseline) for name, measure in measures.items()}
-    return Measured(values, baseline, clean, several, report)
+    return Measured(values, baseline, clean, isinstance(metric, Mapping), report)
+
+
+def prepare_metrics(metric: Metrics, model: HookedTransformer, base: BaseRun) -> dict[str, Measure]:
+    """Prepares metrics to be evaluated on runs of the base run's prompts; one without a name is ``"metric"``."""
+    if isinstance(metric, Mapping) and not metric:
+        raise InputError("The mapping of metrics is empty: name at least one.")
+    metrics = metric if isinstance(metric, Mapping) else {"metric": metric}
+    return {name: prepare_metric(one, model, base) for name, one in metrics.items()}
+
+
+def measure_run(measure: Measure, final: Any) -> np.ndarray:
+    """Returns a metric of one run, ``[]`` or ``[batch]``, from its final residual stream ``[batch, pos, d_model]``."""
+    return np.asarray(_measure_all(measure, np.asarray(final)[None])[0])
 
 
 def prepare_metric(metric: Any, model: HookedTransformer, base: BaseRun) -> Measure:
@@ -142,30 +150,51 @@ def _run(
     progress: bool | None,
 ) -> tuple[dict[str, np.ndarray], Rows, Engine | SiteBySite]:
     rows = rows_before(reach.end)
-    positions = base.length if reach.only is None else 1
-    site_bytes = base.batch * positions * model.cfg.d_model * model.cfg.jnp_dtype.itemsize
-    group = how_many(site_bytes)  # final residual streams held before they are measured
-    values: dict[str, list[np.ndarray]] = {name: [] for name in measures}
     with Progress(len(rows), progress) as bar:
-        limits = batch_limits(model.cfg, base, max_batch)
         if isinstance(edits, Sites):
             engine = SiteBySite(model, base, reach, bar.advance)
             run = functools.partial(engine.run, sites=edits)
         else:
-            engine = Engine(model, base, reach, limits, bar.advance)
+            engine = Engine(model, base, reach, batch_limits(model.cfg, base, max_batch), bar.advance)
             run = functools.partial(engine.run, edits=edits)
-        for first in range(0, n_sites, group):
-            count = min(group, n_sites - first)
-            part = rows.take(np.flatnonzero((rows.site >= first) & (rows.site < first + count)))
-            finals = run(part, first=first, n_sites=count)
-            live = np.unique(part.site) - first
-            finals = finals[live] if len(live) < count else finals
-            for name, measure in measures.items():
-                # The metric of a site without effect is that of the base run.
-                measured = np.repeat(np.asarray(measure.baseline)[None], count, axis=0)
-                measured[live] = np.asarray(measure(finals, reach.only))
-                values[name].append(measured)
-    return {name: np.concatenate(parts) for name, parts in values.items()}, rows, engine
+        values = measure_rows(run, rows, n_sites, measures, base, reach)
+    return values, rows, engine
+
+
+def measure_rows(
+    run: Callable[..., np.ndarray],
+    rows: Rows,
+    n_sites: int,
+    measures: Mapping[str, Measure],
+    base: BaseRun,
+    reach: Reach,
+) -> dict[str, np.ndarray]:
+    """Runs rows and measures them, as many sites at a time as final residual streams of them fit in memory.
+
+    Args:
+        run: function of ``rows``, ``first`` and ``n_sites`` that returns final streams, as :meth:`Engine.run` does.
+        rows: the rows.
+        n_sites: number of sites.
+        measures: the metrics.
+        base, reach: the unpatched run, and the positions that ``run`` returns.
+
+    Returns:
+        For each metric, ``[site]`` or ``[site, batch]``. A site without rows measures as the base run does.
+    """
+    positions = base.length if reach.only is None else 1
+    group = how_many(base.batch * positions * base.final.shape[-1] * base.final.dtype.itemsize)
+    values: dict[str, list[np.ndarray]] = {name: [] for name in measures}
+    for first in range(0, n_sites, group):
+        count = min(group, n_sites - first)
+        part = rows.take(np.flatnonzero((rows.site >= first) & (rows.site < first + count)))
+        finals = run(part, first=first, n_sites=count)
+        live = np.unique(part.site) - first
+        finals = finals[live] if len(live) < count else finals
+        for name, measure in measures.items():
+            measured = np.repeat(np.asarray(measure.baseline)[None], count, axis=0)
+            measured[live] = np.asarray(measure(finals, reach.only))
+            values[name].append(measured)
+    return {name: np.concatenate(parts) for name, parts in values.items()}
 
 
 def batch_limits(cfg: HookedTransformerConfig, base: BaseRun, max_batch: int | Literal["auto"]) -> BatchLimits:

@@ -2,6 +2,7 @@
 
 from tljax.patching.metrics.lazy_logits import LazyLogits
 from tljax.patching.metrics.metrics import KL, Logit, LogitDiff, LogProb, Loss, Normalized
+from tljax.patching.metrics.sets import ProbDiff
 
 __all__ = [
     "KL",
@@ -11,4 +12,5 @@ __all__ = [
     "LogitDiff",
     "Loss",
     "Normalized",
+    "ProbDiff",
 ]

@@ -11,6 +11,7 @@ import numpy as np
 from tljax.config import HookedTransformerConfig
 from tljax.errors import InputError, TljaxError
 from tljax.memory import WORKING_BYTES
+from tljax.model.metrics import UNTRACEABLE, as_numbers, check_metric, is_pytree, read_padding
 from tljax.patching.metrics.lazy_logits import LazyLogits
 from tljax.patching.metrics.metrics import DeclaredMetric
 from tljax.patching.metrics.reads import FEW, PositionNotKept, Reads, unembed
@@ -22,12 +23,6 @@ _Handed = Literal["views", "rows", "array"]
 """The form of logits a metric gets: lazy with lazy rows, lazy with rows that are arrays, or a plain array."""
 
 _T = TypeVar("_T")
-_UNTRACEABLE = (
-    jax.errors.ConcretizationTypeError,
-    jax.errors.TracerArrayConversionError,
-    jax.errors.TracerIntegerConversionError,
-    jax.errors.NonConcreteBooleanIndexError,
-)
 
 
 class Measure:
@@ -72,13 +67,12 @@ class Measure:
         *,
         budget: int = WORKING_BYTES,
     ) -> None:
-        if not callable(metric):
-            raise InputError(f"A metric is a function of the logits, such as LogitDiff(answer, wrong); got {metric!r}.")
+        check_metric(metric)
         self.metric, self.cfg, self.budget = metric, cfg, budget
         self.params = {name: params[name] for name in ("ln_final", "unembed") if name in params}
         self._base = np.asarray(base)
         self._batch, self._length = self._base.shape[:2]
-        compiled = _is_pytree(metric) and self._try_compiled()
+        compiled = is_pytree(metric) and self._try_compiled()
         if compiled:
             self.how = "compiled"
         else:
@@ -108,12 +102,7 @@ class Measure:
                 continue
             if (wrong := np.flatnonzero(~text[prompts, places])).size:
                 prompt, place = int(prompts.flat[wrong[0]]), int(places.flat[wrong[0]])
-                raise InputError(
-                    f"The metric reads position {place} of prompt {prompt}, where there is padding: that prompt has "
-                    f"{int(text[prompt].sum())} tokens. LogitDiff and the other metrics of tljax.patching count "
-                    "positions in each prompt's text; a function indexes the whole array, so give it the places: "
-                    "logits[np.arange(batch), last]."
-                )
+                raise read_padding(place, prompt, int(text[prompt].sum()))
 
     def __call__(self, finals: Any, kept: int | None = None) -> jax.Array:
         """Measures runs.
@@ -169,6 +158,29 @@ class Measure:
         """The form of logits that the metric gets, which :func:`traced_metric` takes."""
         return self._handed
 
+    def gradient(self, final: Any, weights: Any = None) -> jax.Array:
+        """Differentiates the metric, summed over prompts, with respect to a run's final residual stream.
+
+        Args:
+            final: the stream, ``[batch, pos, d_model]``.
+            weights: ``[batch]``, factors of the prompts in the sum; by default 1.
+
+        Returns:
+            The gradient, shaped like ``final``.
+
+        Raises:
+            InputError: as for :meth:`traced`.
+        """
+        final = jnp.asarray(final)
+        weights = jnp.ones(self.baseline.shape, jnp.float32) if weights is None else jnp.asarray(weights)
+        if self.how != "compiled":
+            return jax.grad(lambda final: _weighted(self.traced(final), weights))(final)
+        only = self.positions[0] if self.positions is not None and len(self.positions) == 1 else None
+        part = slice(None) if only is None else slice(only, only + 1)
+        metric, length, kept = self._for_position(only)
+        static = (self.cfg, self._handed, length, kept)
+        return jnp.zeros_like(final).at[:, part].set(_gradient(*static, metric, self.params, final[:, part], weights))
+
     @property
     def _elements(self) -> int:
         vocab = self.cfg.d_vocab_out
@@ -219,7 +231,7 @@ class Measure:
                 self._follow()
             static = (self.cfg, self._handed, self._length, None)
             jax.eval_shape(partial(_measure, *static), self.metric, self.params, stack)
-        except _UNTRACEABLE:
+        except UNTRACEABLE:
             return False
         return True
 
@@ -266,11 +278,13 @@ class Measure:
         return reads
 
     def _compiled(self, chunk: np.ndarray, count: int, kept: int | None) -> jax.Array:
-        metric, length = self.metric, self._length
-        if kept is not None and isinstance(metric, DeclaredMetric):  # prompts of all lengths share a program
-            alone = metric.of_one_position()
-            metric, length, kept = (metric, length, kept) if alone is None else (alone, 1, 0)
+        metric, length, kept = self._for_position(kept)
         return _measure_compiled(self.cfg, self._handed, length, kept, metric, self.params, chunk)
+
+    def _for_position(self, kept: int | None) -> tuple[Any, int, int | None]:
+        """Returns metric, length and kept position for a program that prompts of all lengths share, if there is one."""
+        alone = self.metric.of_one_position() if kept is not None and isinstance(self.metric, DeclaredMetric) else None
+        return (self.metric, self._length, kept) if alone is None else (alone, 1, 0)
 
     def _batched(self, chunk: np.ndarray, count: int, kept: int | None) -> jax.Array:
         def one(residual: Any, known: Any) -> jax.Array:
@@ -326,19 +340,11 @@ def traced_metric(
     logits = LazyLogits(cfg, head, residual, length=length, views=handed == "views", trusted=True)
     try:
         return _evaluate(metric, logits, handed)
-    except _UNTRACEABLE as error:
+    except UNTRACEABLE as error:
         raise InputError(
             "The metric cannot be differentiated, because it turns logits into Python numbers or NumPy arrays. "
             "Write it with jax.numpy alone, or use LogitDiff, LogProb or another metric of tljax.patching."
         ) from error
-
-
-def _is_pytree(metric: Any) -> bool:
-    """Whether a metric is a pytree of arrays and numbers."""
-    if jax.tree_util.all_leaves([metric]):
-        return False
-    kinds = jax.Array | np.ndarray | np.generic | bool | int | float
-    return all(isinstance(leaf, kinds) for leaf in jax.tree.leaves(metric))
 
 
 def _evaluate(metric: Callable[[Any], Any], logits: LazyLogits, handed: _Handed) -> jax.Array:
@@ -349,30 +355,7 @@ def _evaluate(metric: Callable[[Any], Any], logits: LazyLogits, handed: _Handed)
     except Exception as error:
         error.add_note("(raised in the metric)")
         raise
-    return _as_numbers(value, len(logits))
-
-
-def _as_numbers(value: Any, batch: int) -> jax.Array:
-    """Converts what a metric returned to floats.
-
-    Raises:
-        InputError: ``value`` is neither a number nor one number a prompt.
-    """
-    wanted = "A metric returns one number, or one for each prompt [batch]"
-    if value is None or isinstance(value, list | tuple | dict | str):
-        raise InputError(f"The metric returned {value!r}. {wanted}: return the number.")
-    try:
-        array = jnp.asarray(value)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"The metric returned a {type(value).__name__}. {wanted}: return the number.") from error
-    if array.shape not in ((), (batch,)):
-        raise InputError(
-            f"The metric returned an array of shape {array.shape} for {batch} prompts. {wanted}: index the position "
-            "and the token, or average."
-        )
-    if jnp.issubdtype(array.dtype, jnp.complexfloating):
-        raise InputError(f"The metric returned complex numbers. {wanted}: take the real part or the magnitude.")
-    return array if jnp.issubdtype(array.dtype, jnp.floating) else array.astype(jnp.float32)
+    return as_numbers(value, len(logits))
 
 
 def _measure(
@@ -394,3 +377,26 @@ def _measure(
 
 
 _measure_compiled = jax.jit(_measure, static_argnums=(0, 1, 2, 3))
+
+
+def _weighted(values: jax.Array, weights: jax.Array) -> jax.Array:
+    return (values * weights.astype(values.dtype)).sum()
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _gradient(
+    cfg: HookedTransformerConfig,
+    handed: _Handed,
+    length: int,
+    kept: int | None,
+    metric: Callable[[Any], Any],
+    params: Params,
+    final: jax.Array,
+    weights: jax.Array,
+) -> jax.Array:
+    """Differentiates the weighted sum of a metric with respect to ``final`` ``[batch, pos, d_model]``."""
+
+    def total(final: jax.Array) -> jax.Array:
+        return _weighted(_measure(cfg, handed, length, kept, metric, params, final[None])[0], weights)
+
+    return jax.grad(total)(final)

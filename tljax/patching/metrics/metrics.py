@@ -12,7 +12,7 @@ where denoising restores and rise where noising destroys.
 import copy
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,7 @@ from jaxtyping import Array, Float
 
 from tljax.errors import InputError
 from tljax.model.losses import check_labels, next_tokens
+from tljax.model.metrics import InText
 from tljax.patching.metrics.arguments import (
     each_prompt,
     mask_in,
@@ -42,15 +43,6 @@ from tljax.text.batch import Batch
 
 Logits = jax.Array | np.ndarray | LazyLogits
 """``[batch, pos, d_vocab]``."""
-
-
-@runtime_checkable
-class InText(Protocol):
-    """A metric that can count its positions in padded prompts."""
-
-    def in_text(self, attention_mask: Any) -> Any:
-        """Returns the same metric for logits of prompts with this padding."""
-        ...
 
 
 class DeclaredMetric:
@@ -75,6 +67,11 @@ class DeclaredMetric:
             return self
         placed = dataclasses.replace(self, pos=places_in_text(pos, attention_mask, type(self).__name__))  # type: ignore[type-var]
         return placed._with(_is_placed=True)
+
+    @property
+    def read_at(self) -> Any:
+        """The position that the metric reads, or one for each prompt ``[batch]``; ``None`` if it reads several."""
+        return getattr(self, "pos", None)
 
     def of_one_position(self) -> Any:
         """Returns the metric for logits of its only position, ``[batch, 1, d_vocab]``; ``None`` if it reads several."""
@@ -334,6 +331,10 @@ class Normalized(DeclaredMetric):
                 "numbers, clean=metric.in_text(batch)(logits), or metric.in_text(batch) as its metric."
             )
         return dataclasses.replace(self, metric=self.metric.in_text(attention_mask))
+
+    @property
+    def read_at(self) -> Any:
+        return self.metric.read_at if isinstance(self.metric, DeclaredMetric) else None
 
     def of_one_position(self) -> Any:
         alone = self.metric.of_one_position() if isinstance(self.metric, DeclaredMetric) else None

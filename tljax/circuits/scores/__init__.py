@@ -1,0 +1,1 @@
+"""Scores of a residual graph's edges: from gradients, and how they are computed."""

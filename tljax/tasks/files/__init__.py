@@ -1,0 +1,1 @@
+"""Readers of public task files: local files only, nothing is downloaded."""

@@ -1,0 +1,1 @@
+"""Generators of prompts from templates, one module for each kind of task."""
