@@ -135,7 +135,12 @@ def begin(form: Form, gates: dict[str, jax.Array], constants: jax.Array | None) 
         }
     if constants is not None:
         learned["constants"] = constants
-    return {"learned": learned, "optimizer": jax.jit(jax.vmap(form.optimizer.init))(learned)}
+    return {"learned": learned, "optimizer": _first_moments(form, learned)}
+
+
+@functools.partial(jax.jit, static_argnames="form")
+def _first_moments(form: Form, learned: dict[str, Any]) -> Any:
+    return jax.vmap(form.optimizer.init)(learned)
 
 
 def _loss(
