@@ -1,4 +1,4 @@
-"""Edges and circuits at gpt2-small's shape: tljax against the published procedure on TransformerLens 3.9, and against 4.
+"""Edges and circuits at gpt2-small's shape: tljax, the published procedure on TransformerLens 3.9, TransformerLens 4.
 
 Needs the ``[bench]`` extra (``transformer-lens<4`` and torch) for ``peers``; TransformerLens 4 joins where ``--tl4``
 names the Python of another environment that has it::

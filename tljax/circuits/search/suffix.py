@@ -45,7 +45,8 @@ class SuffixRuns:
     def of(cls, runs: CircuitRuns, measure: Measure) -> "SuffixRuns":
         """Runs the prompts unpatched and keeps what runs of circuits start from."""
         prompts = tuple(_Prompts.of(runs.model, runs.graph, chunk) for chunk in runs.chunks)
-        return cls(runs.model, runs.graph, prompts, measure, runs.base.length, min(runs.max_batch, _MANY))
+        most = _MANY if runs.max_batch is None else min(runs.max_batch, _MANY)
+        return cls(runs.model, runs.graph, prompts, measure, runs.base.length, most)
 
     @property
     def sizes(self) -> tuple[int, int]:
