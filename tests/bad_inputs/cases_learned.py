@@ -9,6 +9,7 @@ from table import Case, World
 
 from tljax import Zero
 from tljax.circuits import ResidualGraph, draw_circuit, learn_circuit, optimal_constants, plot_edge_matrix
+from tljax.circuits.writers import writer_points
 from tljax.errors import InputError, TrainingError
 from tljax.patching import LogitDiff
 
@@ -24,6 +25,10 @@ def _learn(w: World, *source: Any, model: Any = None, prompts: Any = BASE, **opt
 
 def _scaled(w: World, factor: float) -> Any:
     return w.small.replace(params=jax.tree.map(lambda leaf: leaf * factor, w.small.params))
+
+
+def _wide(w: World) -> dict[str, np.ndarray]:
+    return {name: np.zeros(9 if name == "hook_embed" else ()) for name in writer_points(GRAPH)}
 
 
 def _right(logits: Any) -> Any:
@@ -65,7 +70,8 @@ CASES: tuple[Case, ...] = (
     ),
     Case("a model with hooks", lambda w: _learn(w, model=w.small.add_hook("hook_embed", Zero())), InputError, "hooks"),
     Case("another model's graph", lambda w: _learn(w, graph=ResidualGraph(2, 2, 2, 8)), InputError, "another model"),
-    Case("constants of another width", lambda w: _learn(w, None, ablation=np.zeros((4, 9))), InputError, "ablation="),
+    Case("constants of another width", lambda w: _learn(w, None, ablation=_wide(w)), InputError, "hook_embed", "(9,)"),
+    Case("constants of one point", lambda w: _learn(w, None, ablation={"hook_embed": 0.0}), InputError, "writer_po"),
     Case("constants of no edge", lambda w: optimal_constants(w.small, BASE, GRAPH.edges), InputError, "every edge"),
     Case("a mask of another graph", lambda w: optimal_constants(w.small, BASE, np.ones((3, 3))), InputError, "(4, 8)"),
     Case("a picture of nothing", lambda w: draw_circuit(GRAPH, 0 * EDGES), InputError, "no edge"),

@@ -144,13 +144,18 @@ def test_learned_constants_do_less_harm_than_means(toy: HookedTransformer) -> No
     base, _, _ = induction_prompts(32, seed=5)
     graph = ResidualGraph.of(toy)
     mask = graph.mask(CIRCUIT[1:])
+    empty = optimal_constants(toy, base, graph.mask(), steps=60, **QUICK)
     constants = optimal_constants(toy, base, np.stack([mask, ~mask & graph.edges]), steps=60, **QUICK)
-    assert constants.shape == (2, graph.n_writers, graph.d_model)
+    assert {name: value.shape[1:] for name, value in constants.items()} == {
+        name: value.shape for name, value in empty.items()
+    }
 
     def harm(ablation: Any) -> float:
         return learn_circuit(toy, base, ablation=ablation, steps=1, target=0.5, **QUICK).empty_distance
 
-    empty = optimal_constants(toy, base, graph.mask(), steps=60, **QUICK)
     assert harm(empty) < harm("mean") - 1e-3
     together = learn_circuit(toy, base, ablation="optimal", target=0.5, steps=5, **QUICK)
-    assert together.constants.shape == empty.shape
+    alone = together.circuit().run(toy, base, ablation=together.constants)[:, -1]
+    model, circuit = (jax.nn.log_softmax(logits) for logits in (toy(base)[:, -1], alone))
+    far = float((jnp.exp(model) * (model - circuit)).sum(axis=-1).mean())
+    assert together.distance == pytest.approx(far, rel=1e-3)

@@ -19,6 +19,7 @@ from tljax.circuits.eap_ig_files import (
 )
 from tljax.circuits.files import ARRAY, decoded, parsed, write_json
 from tljax.circuits.graph import ResidualGraph
+from tljax.circuits.picture import CircuitPicture, draw_circuit
 from tljax.circuits.replacement import Ablation
 from tljax.circuits.running import prepare_runs
 from tljax.circuits.selection import pruned, reads_of
@@ -159,6 +160,19 @@ class Circuit:
     def prune(self) -> "Circuit":
         """Removes edges that are on no way from the token embedding to the logits (see :func:`pruned`)."""
         return self._with(pruned(self._known("prune()"), self.graph))
+
+    @typed
+    def plot(
+        self, scores: Any = None, *, k: int | None = None, title: str | None = None, score_name: str = "effect"
+    ) -> CircuitPicture:
+        """Draws the circuit, layers upward: a picture that a notebook shows and ``.save(path)`` writes.
+
+        Args:
+            scores: a score for each edge, ``[writer, reader]``, which widths and colours of lines show.
+            k, title, score_name: as in :func:`~tljax.circuits.draw_circuit`; the title is the name by default.
+        """
+        title = self.name or None if title is None else title
+        return draw_circuit(self.graph, self.mask, scores, k=k, title=title, score_name=score_name)
 
     def complement(self) -> "Circuit":
         """Returns the circuit of all other edges."""

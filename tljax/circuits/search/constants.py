@@ -4,7 +4,6 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
 
 from tljax.checks import typed, whole
 from tljax.circuits.graph import ResidualGraph
@@ -26,7 +25,7 @@ def optimal_constants(
     seed: int = 0,
     graph: ResidualGraph | None = None,
     progress: bool | None = None,
-) -> Float[np.ndarray, "*circuit writer d_model"]:
+) -> dict[str, np.ndarray]:
     """Learns a constant for each writer that its absent edges carry, so that a circuit stays near the model.
 
     This is optimal ablation (Li and Janson 2024, arXiv 2409.09951): constants start at the mean of what writers write
@@ -43,7 +42,8 @@ def optimal_constants(
         progress: whether to show a progress bar.
 
     Returns:
-        The constants, of the same leading axes as ``mask``; :func:`learn_circuit` takes them as ``ablation=``.
+        The constants: activations by full hook name, each with the leading axes of ``mask``. ``Circuit.run`` and
+        :func:`learn_circuit` take them as ``ablation=``.
 
     Raises:
         InputError: a mask of another shape than the graph, or the whole model, which has no absent edges.
@@ -63,4 +63,5 @@ def optimal_constants(
     schedule = Schedule("fixed", whole(steps, "steps", 1), 0.0, "linear")
     start = training.mean_constants(len(masks))
     learned, _ = training.run(stack, schedule, start, progress, {"edges": jnp.asarray(masks)})
-    return learned["constants"].reshape(*np.shape(mask)[:-2], graph.n_writers, graph.d_model)
+    stacked = np.shape(mask)[:-2]
+    return {name: value.reshape(*stacked, *value.shape[1:]) for name, value in learned["constants"].items()}

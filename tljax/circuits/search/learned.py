@@ -66,8 +66,8 @@ def learn_circuit(
         method: as above.
         ablation: what absent edges carry: ``"patching"``, the value in the source run; ``"zero"``; ``"mean"``, the mean
             over prompts of the mean over tokens; ``"positional_mean"``; ``"optimal"``, a constant for each writer,
-            learned together with the gates (rate 1e-3, from the mean); or an array ``[writer, d_model]``, with or
-            without axes ``[prompt, pos]`` before these.
+            learned together with the gates (rate 1e-3, from the mean); or constants by full hook name, such as
+            :func:`~tljax.circuits.mean_activations` and :func:`optimal_constants` return.
         objective: what is wanted of ``metric``: to ``"keep"`` what it is in the model, in squared distance; or to
             ``"lower"`` or ``"raise"`` it.
         target: for ``"edge_pruning"``, the share of edges to take out, between 0 and 1; .95 by default.

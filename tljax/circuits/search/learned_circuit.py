@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from tljax.checks import whole
+from tljax.circuits.circuit import Circuit
 from tljax.circuits.graph import ResidualGraph
 from tljax.circuits.search.gates import most_open
 from tljax.circuits.search.training import Form, Method, Objective, chances
@@ -48,7 +49,8 @@ class LearnedCircuit:
             after each prompt, unless a metric was given.
         empty_distance: the same without any edge.
         history: for each step ``[step]``: ``"loss"``, ``"distance"`` and ``"kept"``, the expected share of edges.
-        constants: what absent edges carry, ``[writer, d_model]``, if that was learned.
+        constants: what absent edges carry, activations by full hook name, if that was learned; ``Circuit.run`` takes
+            them as ``ablation=``.
         graph: the model's graph.
         settings: how it was learned.
     """
@@ -71,6 +73,10 @@ class LearnedCircuit:
     def chances(self) -> Any:
         """The chance that each edge's gate is open, by its score alone, ``[writer, reader]``; 0 where there is none."""
         return chances(Form("ugs" if self.settings.method == "ugs" else "edge_pruning"), {"edges": self.scores})
+
+    def circuit(self, name: str = "") -> Circuit:
+        """Returns the circuit, or the stack of them, to run, prune, compare or save."""
+        return Circuit(self.mask, self.graph, name=name)
 
     def top(self, k: int) -> np.ndarray:
         """Returns a mask ``[writer, reader]`` of the ``k`` edges of highest score, to compare circuits of one size."""

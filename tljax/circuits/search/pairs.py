@@ -9,11 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from tljax.circuits.graph import ResidualGraph
+from tljax.circuits.replacement import MeanActivations, mean_activations
 from tljax.circuits.writers import writer_outputs, writer_points
 from tljax.config import HookedTransformerConfig
 from tljax.errors import InputError
 from tljax.forward.forward import run_forward
 from tljax.hooks.dictionary import HookDictionary
+from tljax.hooks.points import point_table
 from tljax.model.hooked_transformer import HookedTransformer
 from tljax.modules.context import AttentionContext
 from tljax.patching.engine.base_run import BaseRun
@@ -65,9 +67,8 @@ class Pairs:
         source: the prompts whose values absent edges carry.
         aligned: for each base token the source token's position, -1 where there is none, ``[prompt, pos]``; ``None``
             if all tokens match.
-        means: means of activations by full name, ``[position or 1, ...]``, in place of ``source``.
-        ranks: which of the positions of ``means`` each token is at, ``[prompt, pos]``.
-        values: what absent edges carry, ``[prompt or 1, pos or 1, writer, d_model]``, in place of both.
+        means: constants in place of ``source``: activations by full name, ``[position or 1, ...]``.
+        ranks: which of the positions of ``means`` each token is at, ``[prompt or 1, pos or 1]``.
     """
 
     base: Prompts
@@ -79,7 +80,6 @@ class Pairs:
     aligned: jax.Array | None = None
     means: dict[str, jax.Array] | None = None
     ranks: jax.Array | None = None
-    values: jax.Array | None = None
 
     @property
     def n_prompts(self) -> int:
@@ -141,13 +141,11 @@ def read_pairs(
         by_prompt = measure.metric if measure.how == "compiled" else None
         at_last = jnp.asarray(finals[np.arange(count), last])
         pairs = Pairs(base, jnp.asarray(last), at_last, by_prompt, measure.baseline)
-    return _with_replacement(model, graph, pairs, text, source, ablation, align, batch_size), measure
+    return _with_replacement(model, graph, pairs, prompts, text, source, ablation, align, batch_size), measure
 
 
 def replacement_of(cfg: HookedTransformerConfig, params: Params, graph: ResidualGraph, pairs: Pairs) -> jax.Array:
     """Computes what absent edges carry, ``[prompt or 1, pos or 1, writer, d_model]``; traceable."""
-    if pairs.values is not None:
-        return pairs.values
     names = writer_points(graph)
     if pairs.means is not None:
         assert pairs.ranks is not None
@@ -220,6 +218,7 @@ def _with_replacement(
     model: HookedTransformer,
     graph: ResidualGraph,
     pairs: Pairs,
+    prompts: Any,
     text: np.ndarray,
     source: Any,
     ablation: Any,
@@ -227,41 +226,71 @@ def _with_replacement(
     batch_size: int,
 ) -> Pairs:
     """Returns the pairs with what absent edges carry."""
-    if not isinstance(ablation, str):
-        return dataclasses.replace(pairs, values=_as_values(ablation, graph, pairs))
+    if isinstance(ablation, Mapping):
+        return with_constants(pairs, _constants(model, graph, ablation), text)
     if ablation == "zero":
-        return dataclasses.replace(pairs, values=jnp.zeros((1, 1, graph.n_writers, graph.d_model)))
-    given = None if source is None else prepare(model.cfg, model._tokenizer, source)
+        zero = dict.fromkeys(writer_points(graph), 0.0)
+        return with_constants(pairs, _constants(model, graph, zero), text)
     if ablation == "patching":
-        if given is None:
+        if source is None:
             raise InputError(
                 'ablation="patching" gives absent edges the values of another run: pass its prompts as source=. '
                 'Without one, choose ablation="mean", "zero" or "optimal".'
             )
+        given = prepare(model.cfg, model._tokenizer, source)
         aligned = _alignment(pairs, text, given, align)
         return dataclasses.replace(pairs, source=Prompts.of(given), aligned=aligned)
-    means_of, seen_text = (pairs.base, text) if given is None else (Prompts.of(given), _text_of(given))
-    means = _means(model, graph, means_of, seen_text, batch_size, ablation == "positional_mean")
-    n_positions = next(iter(means.values())).shape[0]
-    ranks = np.clip(positions.ranks(text), 0, n_positions - 1)
-    return dataclasses.replace(pairs, means=means, ranks=jnp.asarray(ranks))
+    over, by_position = prompts if source is None else source, ablation == "positional_mean"
+    means = mean_activations(model, over, graph, by_position=by_position, batch_size=batch_size)
+    return with_constants(pairs, means.means, text)
 
 
-def _as_values(ablation: Any, graph: ResidualGraph, pairs: Pairs) -> jax.Array:
-    """Checks an array of what absent edges carry and gives it four axes."""
-    values = jnp.asarray(ablation)
-    if not jnp.issubdtype(values.dtype, jnp.floating):
-        raise InputError(f"ablation= of dtype {values.dtype} is no array of activations, nor a word such as 'zero'.")
-    values = values.reshape((1,) * (4 - values.ndim) + values.shape) if values.ndim < 4 else values
-    wanted = (*pairs.base.tokens.shape, graph.n_writers, graph.d_model)
-    if values.shape[2:] != wanted[2:] or any(
-        size not in (1, whole) for size, whole in zip(values.shape, wanted, strict=True)
-    ):
-        raise InputError(
-            f"ablation= has shape {np.shape(ablation)}; it is what each writer is replaced by, [writer, d_model] = "
-            f"{list(wanted[2:])}, with axes [prompt, pos] = {list(wanted[:2])} before them or without."
-        )
-    return values
+def with_constants(pairs: Pairs, means: dict[str, jax.Array], text: np.ndarray | None = None) -> Pairs:
+    """Returns the pairs with constants as what absent edges carry.
+
+    Args:
+        pairs: the prompts.
+        means: activations by full name, ``[position or 1, ...]``.
+        text: which tokens are text, ``[prompt, pos]``; not needed for constants that are the same at all positions.
+
+    Raises:
+        InputError: a prompt has more tokens than there are positions.
+    """
+    known = next(iter(means.values())).shape[0]
+    ranks = np.zeros((1, 1), np.int32)
+    if known > 1:
+        assert text is not None
+        ranks = np.maximum(positions.ranks(text), 0)
+        if ranks.max() >= known:
+            raise InputError(
+                f"There are constants for {known} positions, and the longest prompt has {ranks.max() + 1} tokens. "
+                'Average over prompts of that length, or take ablation="mean".'
+            )
+    return dataclasses.replace(pairs, source=None, aligned=None, means=means, ranks=jnp.asarray(ranks))
+
+
+def _constants(model: HookedTransformer, graph: ResidualGraph, given: Mapping[str, Any]) -> dict[str, jax.Array]:
+    """Checks constants by full name, and gives each an axis of positions, ``[position or 1, ...]``."""
+    table, names, dtype = point_table(model.cfg), writer_points(graph), model.cfg.jnp_dtype
+    if isinstance(given, MeanActivations):
+        given = given.means
+    if wrong := set(given) ^ set(names):
+        raise InputError(f"ablation= as a mapping names each of writer_points(graph) and no other; see {min(wrong)!r}.")
+    shapes = {name: table[name].shape(1, 1)[2:] for name in names}
+    found = {}
+    for name, shape in shapes.items():
+        value = jnp.asarray(given[name], dtype)
+        by_position = value.ndim == len(shape) + 1
+        try:
+            fits = np.broadcast_shapes(value.shape[by_position:], shape) == shape
+        except ValueError:
+            fits = False
+        if not fits:
+            raise InputError(f"ablation[{name!r}] has shape {value.shape}; it is {shape}, or [position, ...] of these.")
+        found[name] = jnp.broadcast_to(value, (len(value) if by_position else 1, *shape))
+    if len({len(value) for value in found.values()}) > 1:
+        raise InputError("ablation= holds different numbers of positions for its hook points: give all for the same.")
+    return found
 
 
 def _text_of(given: ModelInput) -> np.ndarray:
@@ -291,27 +320,3 @@ def _alignment(pairs: Pairs, text: np.ndarray, source: ModelInput, align: Any) -
             f"position of the source's {other.shape[1]} for each token of the base, {shape}, or -1."
         )
     return jnp.asarray(np.where(text, numbers, -1), jnp.int32)
-
-
-def _means(
-    model: HookedTransformer,
-    graph: ResidualGraph,
-    prompts: Prompts,
-    text: np.ndarray,
-    batch_size: int,
-    by_position: bool,
-) -> dict[str, jax.Array]:
-    """Computes means of activations over prompts: of the mean over their tokens ``[1, ...]``, or by position."""
-    names, ranks, n_positions = writer_points(graph), positions.ranks(text), int(text.sum(axis=1).max())
-    sums = dict.fromkeys(names, 0.0)
-    if by_position:
-        weights = (ranks[:, None] == np.arange(n_positions)[:, None]).astype(np.float64)  # [prompt, position, pos]
-        weights /= weights.sum(axis=(0, 2))[:, None]
-    else:
-        weights = (text / text.sum(axis=1, keepdims=True) / len(text))[:, None]
-    for rows, kept in in_batches(len(text), batch_size):
-        _, seen = _run(model, prompts, rows, names)
-        for name in names:
-            values = np.asarray(seen[name], np.float64)[:kept]
-            sums[name] = sums[name] + np.einsum("bpt,bt...->p...", weights[rows[:kept]], values)
-    return {name: jnp.asarray(total, model.cfg.jnp_dtype) for name, total in sums.items()}

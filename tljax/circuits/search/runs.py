@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tljax.circuits.graph import ResidualGraph
-from tljax.circuits.search.pairs import Pairs, in_batches, replacement_of
+from tljax.circuits.search.pairs import Pairs, in_batches
 from tljax.circuits.search.training import Form, Method, Numbers, State, begin, distances, training_step
 from tljax.config import HookedTransformerConfig
 from tljax.errors import InputError, TrainingError
@@ -134,7 +134,7 @@ class Training:
         self,
         stack: Stack,
         schedule: Schedule,
-        constants: jax.Array | None,
+        constants: dict[str, jax.Array] | None,
         progress: bool | None,
         gates: dict[str, jax.Array] | None = None,
     ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -192,10 +192,10 @@ class Training:
             )
         return empty
 
-    def mean_constants(self, count: int) -> jax.Array:
-        """Returns the constants to start from, the means, ``[circuit, writer, d_model]``."""
-        one = self.pairs.take(np.arange(1))
-        return jnp.tile(replacement_of(self.cfg, self.params, self.graph, one)[:, 0], (count, 1, 1))
+    def mean_constants(self, count: int) -> dict[str, jax.Array]:
+        """Returns the constants to start from, the means, by full name ``[circuit, ...]``."""
+        assert self.pairs.means is not None
+        return {name: jnp.tile(mean, (count, *(1,) * (mean.ndim - 1))) for name, mean in self.pairs.means.items()}
 
     def _step(
         self, state: State, rows: np.ndarray, numbers: Numbers, step: np.int32, rate: np.float32

@@ -11,7 +11,7 @@ import optax
 from tljax.circuits.graph import ResidualGraph
 from tljax.circuits.masked import masked_stream
 from tljax.circuits.search.gates import hard_concrete, open_chance, uniform_gradient
-from tljax.circuits.search.pairs import Pairs, replacement_of
+from tljax.circuits.search.pairs import Pairs, replacement_of, with_constants
 from tljax.config import HookedTransformerConfig
 from tljax.numerics import widened
 from tljax.patching.metrics.evaluation import traced_metric
@@ -126,7 +126,7 @@ def training_step(
     return jax.vmap(one)(state, rows, numbers)
 
 
-def begin(form: Form, gates: dict[str, jax.Array], constants: jax.Array | None) -> State:
+def begin(form: Form, gates: dict[str, jax.Array], constants: dict[str, jax.Array] | None) -> State:
     """Returns the state before the first step; leaves have a leading axis of circuits."""
     learned: dict[str, Any] = {"gates": gates}
     if form.method == "edge_pruning":
@@ -213,7 +213,7 @@ def distance_of(
     params: Params,
     pairs: Pairs,
     masks: jax.Array,
-    constants: jax.Array | None = None,
+    constants: dict[str, jax.Array] | None = None,
 ) -> jax.Array:
     """Computes how far a circuit is from what is wanted of it, ``[prompt]``.
 
@@ -223,9 +223,11 @@ def distance_of(
         cfg, graph, form, params: as in :func:`training_step`.
         pairs: the prompts to run.
         masks: one mask, ``[1, prompt or 1, 1, writer, reader]``.
-        constants: what absent edges carry, ``[writer, d_model]``, in place of what ``pairs`` says.
+        constants: what absent edges carry, activations by full name, in place of what ``pairs`` says.
     """
-    replacement = replacement_of(cfg, params, graph, pairs) if constants is None else constants[None, None]
+    if constants is not None:
+        pairs = with_constants(pairs, {name: value[None] for name, value in constants.items()})
+    replacement = replacement_of(cfg, params, graph, pairs)
     stream = masked_stream(cfg, params, graph, pairs.base.tokens, pairs.base.context, masks, replacement)[0]
     metric = pairs.metric if form.metric is None else form.metric
     if metric is None:
