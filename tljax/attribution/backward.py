@@ -15,18 +15,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from tljax.config import HookedTransformerConfig
-from tljax.errors import InputError
 from tljax.forward.forward import block_stage, embedding_stage, run_forward
 from tljax.forward.stages import Stage, run_stage
 from tljax.hooks.dictionary import HookDictionary, HookEntry
 from tljax.hooks.interventions import Add, Replace, Scale, Zero
 from tljax.hooks.point import HookPoint, HookSlot
-from tljax.hooks.points import HEAD, layer_of, stage_of
+from tljax.hooks.points import layer_of, stage_of
 from tljax.model.hooked_transformer import HookedTransformer
 from tljax.modules.activations import activation
 from tljax.modules.context import AttentionContext
 from tljax.numerics import widened
 from tljax.patching.engine.base_run import BaseRun
+from tljax.patching.engine.site_by_site import refuse_late_hooks
 from tljax.typing import Params
 
 _OUTPUTS = ("hook_attn_out", "hook_mlp_out")
@@ -59,11 +59,7 @@ def trajectory_of(model: HookedTransformer, base: BaseRun) -> Trajectory:
     Raises:
         InputError: a hook sits at the final norm or the unembedding, which a sweep leaves out.
     """
-    if late := [entry.name for entry in model._hooks.entries if stage_of(entry.name)[0] == HEAD]:
-        raise InputError(
-            f"The model carries a hook at {late[0]}, and a sweep unembeds only what its metric reads, without hooks. "
-            "Remove it: put what it does into the metric."
-        )
+    refuse_late_hooks(model)
     if model._hooks.entries:
         return follow(model, base)
     streams = {layer: base.residual(layer) for layer in range(model.cfg.n_layers)}

@@ -37,11 +37,7 @@ class SiteBySite:
     ) -> None:
         self.model, self.base, self.reach, self.advance = model, base, reach, advance
         self.spent = Spent()
-        if late := [entry.name for entry in model._hooks.entries if stage_of(entry.name)[0] == HEAD]:
-            raise InputError(
-                f"The model carries a hook at {late[0]}, and a sweep unembeds only what its metric reads, without "
-                "hooks. Remove it: put what it does into the metric."
-            )
+        refuse_late_hooks(model)
 
     def run(self, rows: Rows, sites: Sites, first: int, n_sites: int) -> np.ndarray:
         """See :meth:`tljax.patching.engine.engine.Engine.run`."""
@@ -58,6 +54,15 @@ class SiteBySite:
     def _kept(self, final: object) -> np.ndarray:
         final, only = np.asarray(final), self.reach.only
         return final if only is None else final[:, only : only + 1]
+
+
+def refuse_late_hooks(model: HookedTransformer) -> None:
+    """Raises InputError if a hook sits at the final norm or the unembedding, which a sweep leaves out."""
+    if late := [entry.name for entry in model._hooks.entries if stage_of(entry.name)[0] == HEAD]:
+        raise InputError(
+            f"The model carries a hook at {late[0]}, and a sweep unembeds only what its metric reads, without "
+            "hooks. Remove it: put what it does into the metric."
+        )
 
 
 def _patch(model: HookedTransformer, sites: Sites, site: int) -> HookEntry:
