@@ -96,7 +96,8 @@ def draw_circuit(
     joins = sorted(joins, key=lambda one: abs(one.score))  # the strongest are drawn last, over the others
     layout = lay_out(boxes, joins, made_of)
     largest = max(abs(one.score) for one in joins)
-    lines = tuple(_line(one, layout.curves[n], largest, signed) for n, one in enumerate(joins))
+    crowd = min(1.0, len(joins) / _READABLE)
+    lines = tuple(_line(one, layout.curves[n], largest, signed, crowd) for n, one in enumerate(joins))
     count, every = int(chosen.sum()), _count_of(graph, mask)
     note = (
         f"{count} of {graph.n_edges} edges" if count == every else f"the {count} strongest of a circuit's {every} edges"
@@ -208,9 +209,11 @@ def _count_of(graph: ResidualGraph, mask: Any) -> int:
     return int(((np.asarray(mask, np.float64) != 0) & graph.edges).sum())
 
 
-def _line(one: Join, points: np.ndarray, largest: float, signed: bool) -> DiagramLine:
+def _line(one: Join, points: np.ndarray, largest: float, signed: bool, crowd: float) -> DiagramLine:
+    """Returns an edge's line; the more there are (``crowd``, 0 to 1), the more weak ones stand back."""
     share = abs(one.score) / largest if signed and largest else 0.35
     colour = (_ABOVE if one.score >= 0 else _BELOW) if signed else _UNSIGNED
+    share = share ** (1 + crowd)
     opacity = _FAINTEST + (1 - _FAINTEST) * share**0.5 if signed else 0.6
     about = f"{one.name}: {one.score:+.4g}" if signed else one.name
     width = _NARROWEST + (_WIDEST - _NARROWEST) * share
