@@ -27,7 +27,7 @@ from _timing import GPT2_SMALL, CompilationCounter, machine, print_table, use_th
 
 import tljax
 from tljax.circuits import ResidualGraph, edge_scores, faithfulness_curve
-from tljax.patching import LogitDiff, sweep
+from tljax.patching import LogitDiff, node_attribution
 
 PAIRS, LENGTH, ANSWER, WRONG, STEPS = 8, 15, 1000, 2000, 5
 FRACTIONS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
@@ -65,11 +65,7 @@ def tasks(model: Any, length: int = LENGTH) -> dict[str, Task]:
         return lambda: edge_scores(model, clean, corrupted, metric, progress=False, **options).values
 
     def nodes() -> Any:
-        found = [
-            sweep(model, clean, corrupted, metric, name, axes, method="attribution", progress=False).values
-            for name, axes in (("embed", ("pos",)), ("z", ("pos", "head")), ("mlp_out", ("pos",)))
-        ]
-        return found
+        return [one.values for one in node_attribution(model, clean, corrupted, metric).values()]
 
     one = edge_scores(model, clean, corrupted, metric, progress=False)
     return {

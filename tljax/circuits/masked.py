@@ -37,6 +37,11 @@ _CPU_BYTES = 24 * 2**20
 operating system anew each time, and touching them for the first time costs more than computing them."""
 
 
+_GROUPS = 4
+"""Into how many groups layers are cut. A block reads what writers lack up to the end of its layer's group: there is a
+program for each group, and not for each layer."""
+
+
 class _State(NamedTuple):
     """A run of several masks on the same prompts, between two blocks.
 
@@ -201,13 +206,24 @@ def _without(absent: Any, own: slice) -> Any:
 def _shape_of(graph: ResidualGraph, layer: int) -> "_LayerShape":
     """Returns what a block's program depends on besides the block: equal for layers that share programs."""
     experts = graph.experts[layer] if graph.experts else 0
-    return _LayerShape(graph.n_heads, not graph.attn_only, experts)
+    size = -(-graph.n_layers // _GROUPS)
+    layers = min((layer // size + 1) * size, graph.n_layers)
+    return _LayerShape(graph.n_heads, not graph.attn_only, experts, layers, graph.writers_of(layers - 1).stop)
 
 
 class _LayerShape(NamedTuple):
+    """What a block's program depends on besides the block.
+
+    Attributes:
+        n_heads, has_mlp, experts: heads of the layer, whether it has an MLP, how many of its experts are writers.
+        layers, writers: how many layers and writers the block reads: those up to the end of the layer's group.
+    """
+
     n_heads: int
     has_mlp: bool
     experts: int
+    layers: int
+    writers: int
 
 
 def _begin(
@@ -297,7 +313,10 @@ def _run_block(
     """
     cfg, heads = module.cfg, shape.n_heads
     variables = {"params": params}
-    lacks = corrections(module, norms, state, absent, heads)
+    combined = None if state.combined is None else state.combined[:, : shape.layers]
+    known = _State(state.stream, state.lacking[:, : shape.writers], combined)
+    reached = jax.tree.map(lambda leaf: leaf[: shape.layers], norms)
+    lacks = corrections(module, reached, known, absent[..., : shape.writers, :], heads)
     read, slots = _by_reader(lacks[:, : lacks.shape[1] - shape.has_mlp]) + state.stream[None], {}
     with matmul_precision(cfg):
         heads_read: Any = module.apply(variables, read, context, method="read_apart")
