@@ -36,3 +36,15 @@ def test_import_is_quick_and_light() -> None:
 
 def test_import_sets_no_jax_option() -> None:
     run(OPTIONS)
+
+
+def test_each_room_can_be_imported_first() -> None:
+    code = """
+import importlib, sys
+import tljax
+for room in tljax._ROOMS:
+    for name in [name for name in sys.modules if name.split(".")[0] == "tljax"]:
+        del sys.modules[name]
+    importlib.import_module(f"tljax.{room}")
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
