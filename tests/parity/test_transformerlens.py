@@ -29,7 +29,7 @@ TOKENS_SHAPE = (2, 7)
 CASES = sorted(path.stem.removeprefix("transformerlens_") for path in GOLDEN.glob("transformerlens_*.safetensors"))
 OPTIONAL_LEAVES = {
     "hook_tokens", "hook_attn_in", "hook_q_input", "hook_k_input", "hook_v_input", "hook_result",
-    "hook_mlp_in", "hook_in", "hook_router_scores",
+    "hook_mlp_in", "hook_in", "hook_router_scores", "hook_expert_result",
 }  # fmt: skip
 
 

@@ -118,6 +118,9 @@ def edge_scores(
         ZeroGapWarning: some prompts have the same metric on both sides.
 
     Example:
+        >>> import tljax
+        >>> from tljax.circuits import edge_scores
+        >>> from tljax.patching import LogitDiff
         >>> model = tljax.HookedTransformer.from_pretrained("tljax-tiny")
         >>> clean = "When John and Mary went to the store, John gave a drink to"
         >>> corrupted = "When John and Mary went to the store, Mary gave a drink to"

@@ -47,6 +47,9 @@ def verify_edges(
         InputError: scores of another model's graph, of another ablation, or in other units than the metric's.
 
     Example:
+        >>> import tljax
+        >>> from tljax.circuits import edge_scores
+        >>> from tljax.patching import LogitDiff
         >>> model = tljax.HookedTransformer.from_pretrained("tljax-tiny")
         >>> clean = "When John and Mary went to the store, John gave a drink to"
         >>> corrupted = "When John and Mary went to the store, Mary gave a drink to"

@@ -111,6 +111,7 @@ def acdc(
         InputError: a threshold that is negative or no number, a metric without ``by``, a metric that is not finite.
 
     Example:
+        >>> import tljax
         >>> model = tljax.HookedTransformer.from_pretrained("tljax-tiny")
         >>> clean = "When John and Mary went to the store, John gave a drink to"
         >>> corrupted = "When John and Mary went to the store, Mary gave a drink to"
