@@ -8,11 +8,7 @@ TransformerLens 4: ``python _circuits_peers.py REQUEST``, where :func:`ask_trans
 
 import contextlib
 import json
-import os
-import resource
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from importlib import metadata
@@ -20,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _patching_peers import boot_bridge, hugging_face_state
+from _patching_peers import ask, boot_bridge
 
 Tensor = torch.Tensor
 
@@ -71,6 +67,19 @@ class EdgesByHooks:
             hooks.append((f"blocks.{layer}.hook_mlp_out", keep(slice(first + self.heads, first + self.heads + 1))))
         return hooks
 
+    def at_inputs(self, make: Callable[[int, slice], Callable[..., Any]]) -> list[tuple[str, Callable[..., Any]]]:
+        """Hooks at every reader's input, by ``make``: how many writers come before the readers, and which those are."""
+        hooks = []
+        for layer in range(self.layers):
+            before, first = self.first_writer(layer), self.first_reader(layer)
+            for number, letter in enumerate("qkv"):
+                columns = slice(first + number * self.heads, first + (number + 1) * self.heads)
+                hooks.append((f"blocks.{layer}.hook_{letter}_input", make(before, columns)))
+            mlp = first + 3 * self.heads
+            hooks.append((f"blocks.{layer}.hook_mlp_in", make(before + self.heads, slice(mlp, mlp + 1))))
+        last = slice(self.readers - 1, self.readers)
+        return [*hooks, (f"blocks.{self.layers - 1}.hook_resid_post", make(self.writers, last))]
+
     def keep_scores(self, difference: Tensor, scores: Tensor) -> list[tuple[str, Callable[..., Any]]]:
         """Backward hooks that add to ``scores`` the product of each input's gradient with the differences."""
 
@@ -82,17 +91,7 @@ class EdgesByHooks:
 
             return hook
 
-        hooks = []
-        for layer in range(self.layers):
-            before, first = self.first_writer(layer), self.first_reader(layer)
-            for number, letter in enumerate("qkv"):
-                columns = slice(first + number * self.heads, first + (number + 1) * self.heads)
-                hooks.append((f"blocks.{layer}.hook_{letter}_input", contract(before, columns)))
-            mlp = first + 3 * self.heads
-            hooks.append((f"blocks.{layer}.hook_mlp_in", contract(before + self.heads, slice(mlp, mlp + 1))))
-        last = slice(self.readers - 1, self.readers)
-        hooks.append((f"blocks.{self.layers - 1}.hook_resid_post", contract(self.writers, last)))
-        return hooks
+        return self.at_inputs(contract)
 
     def difference(self) -> tuple[Tensor, Tensor, Tensor]:
         """What writers write in the corrupted run less the clean one, and the embeddings of both."""
@@ -135,25 +134,12 @@ class EdgesByHooks:
 
             return hook
 
-        hooks = []
-        for layer in range(self.layers):
-            before, first = self.first_writer(layer), self.first_reader(layer)
-            for number, letter in enumerate("qkv"):
-                columns = slice(first + number * self.heads, first + (number + 1) * self.heads)
-                hooks.append((f"blocks.{layer}.hook_{letter}_input", add(before, columns)))
-            mlp = first + 3 * self.heads
-            hooks.append((f"blocks.{layer}.hook_mlp_in", add(before + self.heads, slice(mlp, mlp + 1))))
-        last = slice(self.readers - 1, self.readers)
-        final = (f"blocks.{self.layers - 1}.hook_resid_post", add(self.writers, last))
         with torch.no_grad():
             self.model.run_with_hooks(self.corrupted, fwd_hooks=self.keep_outputs(lacking, 1.0))
-            logits = self.model.run_with_hooks(self.clean, fwd_hooks=[*self.keep_outputs(lacking, -1.0), *hooks, final])
+            logits = self.model.run_with_hooks(
+                self.clean, fwd_hooks=[*self.keep_outputs(lacking, -1.0), *self.at_inputs(add)]
+            )
         return float(self.metric(logits))
-
-
-def peak_bytes() -> int:
-    """The most memory that this process has held."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def ask_transformerlens4(python: Path, request: dict[str, Any]) -> dict[str, Any]:
@@ -168,17 +154,7 @@ def ask_transformerlens4(python: Path, request: dict[str, Any]) -> dict[str, Any
         ``version``; ``seconds`` of node attribution of all pairs and of per-position edges of the first; the sum of
         each one's absolute scores.
     """
-    with tempfile.TemporaryDirectory() as directory:
-        path = Path(directory) / "request.pt"
-        state = hugging_face_state(request["state"], request["shape"]["n_layers"])
-        torch.save({**request, "state": state}, path)
-        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-        done = subprocess.run(
-            [str(python), __file__, str(path)], capture_output=True, text=True, env=environment, check=False
-        )
-    if done.returncode:
-        raise SystemExit(f"{python} could not run TransformerLens 4's attribution:\n{done.stderr[-2000:]}")
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    return ask(python, Path(__file__), request, "TransformerLens 4's attribution")
 
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:

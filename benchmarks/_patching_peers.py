@@ -166,16 +166,21 @@ def ask_transformerlens4(python: Path, request: dict[str, Any]) -> dict[str, Any
     Returns:
         ``version``, and ``seconds`` and ``values`` of each corrupted prompt's sweep.
     """
+    return ask(python, Path(__file__), request, "TransformerLens 4's sweep")
+
+
+def ask(python: Path, script: Path, request: dict[str, Any], what: str) -> dict[str, Any]:
+    """Runs a script of this folder in another environment, with the request in a file, and returns what it answers."""
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "request.pt"
         state = hugging_face_state(request["state"], request["shape"]["n_layers"])
         torch.save({**request, "state": state}, path)
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         done = subprocess.run(
-            [str(python), __file__, str(path)], capture_output=True, text=True, env=environment, check=False
+            [str(python), str(script), str(path)], capture_output=True, text=True, env=environment, check=False
         )
     if done.returncode:
-        raise SystemExit(f"{python} could not run TransformerLens 4's sweep:\n{done.stderr[-2000:]}")
+        raise SystemExit(f"{python} could not run {what}:\n{done.stderr[-2000:]}")
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 

@@ -77,7 +77,7 @@ class EAPIGGraph:
                     "EAP-IG counts key and value heads by query head, and scores of grouped heads cannot be split: "
                     "compute them on model.set_ungroup_grouped_query_attention(True)."
                 )
-            mask, graph = _ungrouped(mask, graph)
+            mask, graph = graph.ungroup(mask), graph.ungrouped
         mask = mask.astype(bool) & graph.edges
         entered = (mask.any(axis=0) @ reads_of(graph).T) | (np.arange(graph.n_writers) == 0)
         stored = np.zeros(graph.shape) if scores is None else np.where(graph.edges, np.asarray(scores), 0)
@@ -290,17 +290,6 @@ def _column(rows: list[Any], key: str, shape: tuple[int, ...], graph: ResidualGr
 
 def _is_nan(value: Any) -> bool:
     return isinstance(value, float) and math.isnan(value)
-
-
-def _ungrouped(mask: np.ndarray, graph: ResidualGraph) -> tuple[np.ndarray, ResidualGraph]:
-    """Returns mask and graph with each key and value edge once for each query head."""
-    wide, group = dataclasses.replace(graph, n_kv_heads=graph.n_heads), graph.n_heads // graph.n_kv_heads
-    columns = []
-    for reader in wide.readers:
-        grouped = reader.kind in ("k", "v")
-        start = graph.readers_of(reader.layer, reader.kind).start
-        columns.append(start + (reader.number // group if grouped else reader.number))
-    return mask[:, columns], wide
 
 
 def _need_torch(doing: str) -> None:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tljax.attribution.integrated import nodes_of_grid
 from tljax.circuits.graph import ResidualGraph
 from tljax.circuits.scores.gradients import Edits, Path, follow, full_context
 from tljax.circuits.writers import EMBED, HEADS, MLP
@@ -32,13 +33,9 @@ def points_of(grid: Grid, steps: int) -> tuple[np.ndarray, np.ndarray]:
     >>> [array.tolist() for array in points_of("right", 4)]
     [[0.25, 0.5, 0.75, 1.0], [0.25, 0.25, 0.25, 0.25]]
     """
-    if grid == "gauss":
-        places, weights = np.polynomial.legendre.leggauss(steps)
-        return (places + 1) / 2, weights / 2
     if grid == "both":
         return np.linspace(0, 1, steps + 1), np.full(steps + 1, 1 / (steps + 1))
-    first = {"left": 0.0, "midpoint": 0.5, "right": 1.0}[grid]
-    return (np.arange(steps) + first) / steps, np.full(steps, 1 / steps)
+    return nodes_of_grid(grid, steps)
 
 
 @dataclasses.dataclass(frozen=True)
