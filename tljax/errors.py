@@ -69,6 +69,10 @@ class CacheError(TljaxError, ValueError):
     """A cache was asked for something it does not hold."""
 
 
+class DictionaryError(TljaxError, ValueError):
+    """A dictionary (sparse autoencoder, transcoder) that is damaged, or does not fit what it is used on."""
+
+
 class TrainingError(TljaxError, ArithmeticError):
     """Training failed in a way that more steps would not fix."""
 

@@ -1,0 +1,101 @@
+"""Cross-layer transcoders: features read at one layer write to the MLP outputs of that layer and all later ones."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from tljax.dictionaries.dictionary import Reconstruction, product
+from tljax.dictionaries.maths.config import CrossLayerConfig
+from tljax.errors import DictionaryError, FrozenModelError
+
+
+@jax.tree_util.register_pytree_with_keys_class
+class CrossLayerTranscoder:
+    """Features that write to the MLP outputs of their own layer and of every later one.
+
+    ``a_l = act(x_l W_enc[l] + b_enc[l])`` and ``y_w = b_dec[w] + sum_{l <= w} a_l W_dec[l][:, w - l]``.
+
+    Args:
+        layers: for each layer ``W_enc`` ``[d_in, d_sae]``, ``b_enc`` ``[d_sae]``, ``b_dec`` ``[d_in]``, ``W_dec``
+            ``[d_sae, n_layers - layer, d_in]``, and ``threshold`` ``[d_sae]`` with ``jumprelu``.
+        cfg: what it computes.
+
+    Raises:
+        DictionaryError: parameters are missing, unknown or of a wrong shape; lists them all.
+    """
+
+    layers: tuple[dict[str, jax.Array], ...]
+    cfg: CrossLayerConfig
+
+    def __init__(self, layers: Sequence[Mapping[str, Any]], cfg: CrossLayerConfig) -> None:
+        arrays = tuple({name: jnp.asarray(value) for name, value in layer.items()} for layer in layers)
+        _check(arrays, cfg)
+        self.__dict__.update(layers=arrays, cfg=cfg)
+
+    def tree_flatten_with_keys(self) -> tuple[list[tuple[Any, Any]], Any]:
+        return [(jax.tree_util.GetAttrKey("layers"), self.layers)], self.cfg
+
+    @classmethod
+    def tree_unflatten(cls, aux: CrossLayerConfig, children: Sequence[Any]) -> "CrossLayerTranscoder":
+        transcoder = object.__new__(cls)
+        transcoder.__dict__.update(layers=children[0], cfg=aux)
+        return transcoder
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise FrozenModelError(f"A CrossLayerTranscoder cannot change in place (setting {name!r}): build a new one.")
+
+    def __repr__(self) -> str:
+        cfg = self.cfg
+        return f"CrossLayerTranscoder({cfg.n_layers} layers, {cfg.d_in} -> {cfg.d_sae})"
+
+    def encode_layer(self, activations: jax.Array, layer: int) -> jax.Array:
+        """Computes a layer's features ``[..., d_sae]`` from what it reads, ``[..., d_in]``."""
+        own = self.layers[layer]
+        h = product(activations.astype(own["W_enc"].dtype), own["W_enc"]) + own["b_enc"]
+        return jnp.where(h > jnp.maximum(own["threshold"], 0), h, 0) if self.cfg.jumprelu else jax.nn.relu(h)
+
+    def encode(self, activations: jax.Array) -> jax.Array:
+        """Computes features ``[layer, ..., d_sae]`` from what every layer reads, ``[layer, ..., d_in]``."""
+        x = jnp.asarray(activations)
+        if x.shape[0] != self.cfg.n_layers or x.shape[-1] != self.cfg.d_in:
+            raise DictionaryError(
+                f"Activations of shape {x.shape} do not fit {self!r}: [{self.cfg.n_layers}, ..., {self.cfg.d_in}]."
+            )
+        return jnp.stack([self.encode_layer(x[layer], layer) for layer in range(self.cfg.n_layers)])
+
+    def decode_layer(self, features: Sequence[jax.Array] | jax.Array, layer: int) -> jax.Array:
+        """Computes a layer's output ``[..., d_in]`` from the features of layers up to it, each ``[..., d_sae]``."""
+        written = [
+            product(features[source], self.layers[source]["W_dec"][:, layer - source]) for source in range(layer + 1)
+        ]
+        return sum(written[1:], written[0]) + self.layers[layer]["b_dec"]
+
+    def decode(self, features: jax.Array) -> jax.Array:
+        """Computes outputs ``[layer, ..., d_in]`` from features ``[layer, ..., d_sae]``."""
+        return jnp.stack([self.decode_layer(features, layer) for layer in range(self.cfg.n_layers)])
+
+    def __call__(self, activations: jax.Array) -> Reconstruction:
+        """Encodes and decodes all layers: ``y_hat, features = transcoder(x)``."""
+        features = self.encode(activations)
+        return Reconstruction(self.decode(features), features)
+
+
+def _check(layers: Sequence[Mapping[str, jax.Array]], cfg: CrossLayerConfig) -> None:
+    if len(layers) != cfg.n_layers:
+        raise DictionaryError(f"Parameters of {len(layers)} layers were given for n_layers={cfg.n_layers}.")
+    problems = []
+    for number, layer in enumerate(layers):
+        d, f = cfg.d_in, cfg.d_sae
+        shapes = {"W_enc": (d, f), "b_enc": (f,), "W_dec": (f, cfg.n_layers - number, d), "b_dec": (d,)}
+        shapes |= {"threshold": (f,)} if cfg.jumprelu else {}
+        problems += [f"{name} of layer {number} is missing" for name in shapes if name not in layer]
+        problems += [f"{name} of layer {number} is unknown" for name in layer if name not in shapes]
+        problems += [
+            f"{name} of layer {number} has shape {list(layer[name].shape)}, expected {list(shape)}"
+            for name, shape in shapes.items()
+            if name in layer and layer[name].shape != shape
+        ]
+    if problems:
+        raise DictionaryError("The parameters do not fit: " + "; ".join(problems) + ".")

@@ -1,0 +1,56 @@
+"""Folds: the same reconstruction from rescaled parameters."""
+
+import jax.numpy as jnp
+
+from tljax.dictionaries.dictionary import Dictionary
+from tljax.errors import DictionaryError
+
+_SMALLEST = 1e-8
+"""Decoder norms below it count as it, so that a dead row gives no NaN."""
+
+
+def fold_W_dec_norm(dictionary: Dictionary) -> Dictionary:
+    """Returns the dictionary with decoder rows of unit norm and features multiplied by the norms they had.
+
+    The reconstruction is the same. Features whose selection would change are refused: a ``topk`` dictionary can be
+    folded only if it selects by rescaled features.
+
+    Raises:
+        DictionaryError: the fold would change which features are selected.
+    """
+    cfg = dictionary.cfg
+    selects = cfg.architecture in ("topk", "abstopk", "batchtopk", "groupmax")
+    if (selects and not cfg.rescale_acts_by_decoder_norm) or cfg.architecture in ("matching_pursuit", "temporal"):
+        raise DictionaryError(
+            f"Folding decoder norms into a {cfg.architecture} dictionary would change which features it selects"
+            + (" (rescale_acts_by_decoder_norm is off)." if selects else ".")
+        )
+    norms = jnp.maximum(dictionary.decoder_norms, _SMALLEST)
+    params = dict(dictionary.params)
+    params["W_dec"] = params["W_dec"] / norms[..., :, None]
+    params["W_enc"] = params["W_enc"] * norms[..., None, :]
+    for name in ("b_enc", "threshold", "b_gate", "b_mag"):
+        if name in params:
+            params[name] = params[name] * norms
+    return dictionary.replace(params=params, cfg=cfg.replace(rescale_acts_by_decoder_norm=False))
+
+
+def fold_activation_norm(dictionary: Dictionary, scale: float) -> Dictionary:
+    """Returns a dictionary that takes raw activations, from one that was trained on activations times ``scale``.
+
+    Raises:
+        DictionaryError: the dictionary normalises its input in another way than by one number.
+    """
+    cfg = dictionary.cfg
+    if cfg.normalize_activations not in ("none", "expected_average_only_in"):
+        raise DictionaryError(
+            f'A scale cannot be folded under normalize_activations="{cfg.normalize_activations}", only under '
+            '"expected_average_only_in".'
+        )
+    if not 0 < scale < float("inf"):
+        raise DictionaryError(f"The scale {scale} must be positive and finite.")
+    params = dict(dictionary.params)
+    params["W_enc"] = params["W_enc"] * scale
+    params["W_dec"] = params["W_dec"] / scale
+    params["b_dec"] = params["b_dec"] / scale
+    return dictionary.replace(params=params, cfg=cfg.replace(normalize_activations="none"))

@@ -1,0 +1,1 @@
+"""Files of dictionaries as they are published: readers, writers and the names of releases."""

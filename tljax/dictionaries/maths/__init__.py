@@ -1,0 +1,1 @@
+"""What dictionaries compute: their configs, and pure functions of arrays."""

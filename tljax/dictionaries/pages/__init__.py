@@ -1,0 +1,1 @@
+"""Pages of features: their examples, densities and logits."""
