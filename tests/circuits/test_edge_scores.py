@@ -16,7 +16,7 @@ from tljax import HookedTransformer, HookedTransformerConfig
 from tljax.circuits import EdgeScores, ResidualGraph, edge_scores
 from tljax.circuits.masked import masked_stream
 from tljax.circuits.scores.gradients import Slopes, reader_slopes
-from tljax.circuits.scores.integrated import points_of
+from tljax.circuits.scores.integrated import Ends, points_of
 from tljax.circuits.writers import writer_outputs, writer_points
 from tljax.forward.forward import run_forward
 from tljax.hooks.dictionary import HookDictionary, HookEntry
@@ -327,3 +327,14 @@ def test_goldens_of_float64_brute_force(name: str) -> None:
         close(sign * scores.values, brute[f"edge.{key}.per_example"], 1e-5)
         if f"edge.{key}" in reference and method in ("eap", "eap-ig") and "mean" not in key:
             close(sign * scores.mean().values / len(mask), reference[f"edge.{key}"], 1e-5)
+
+
+def test_runs_along_a_path_may_share_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, (clean, corrupted) = model_of("gemma2"), pairs_of("left")
+
+    def scores(at_once: int) -> Any:
+        monkeypatch.setattr(Ends, "runs_at_once", at_once)
+        return edge_scores(model, clean, corrupted, METRIC, "eap-ig", steps=5, axes=("pos",), reduce="none").values
+
+    together = scores(3)
+    close(together, scores(1))

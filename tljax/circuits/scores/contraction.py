@@ -5,6 +5,7 @@ position × d_model is ever held.
 """
 
 import functools
+import operator
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -62,7 +63,7 @@ def edge_products(
     graph: ResidualGraph,
     context: AttentionContext,
     changes: Mapping[str, jax.Array],
-    gradients: Gradients,
+    gradients: Sequence[Gradients],
     *,
     by_prompt: bool,
     by_position: bool,
@@ -74,16 +75,16 @@ def edge_products(
         cfg, params, graph: the model and its graph.
         context: positions and padding (:func:`~tljax.circuits.scores.gradients.full_context`).
         changes: what activations change by, by full name, ``[batch, pos, ...]``, zero at padding.
-        gradients: gradients at readers.
+        gradients: gradients at readers in each of one or more runs, which are summed.
         by_prompt, by_position: whether prompts and positions are kept apart, or summed.
         heads_now: ``hook_z`` of the run by full name: heads' changes then go through the derivative of the norm after
-            attention, taken at this run.
+            attention, taken at this run, and there is one run only.
 
     Returns:
         float32 or wider, ``[batch, pos, writer, reader]`` without the axes that are summed. Entries that are no edges
         are zero.
     """
-    batch, pos = gradients.final.shape[:2]
+    batch, pos = gradients[0].final.shape[:2]
     width = widened(np.dtype(cfg.jnp_dtype))
     sizes = (*((batch,) if by_prompt else ()), *((pos,) if by_position else ()), *graph.shape)
     total = np.zeros(sizes, width)
@@ -104,13 +105,15 @@ def edge_products(
         found = []
         for number, layers in enumerate(groups):
             for layer in layers:
-                readers = _readers(
-                    block_module(cfg, layer), kept, params["blocks"][layer], cut(gradients.streams[layer]),
-                    here, cut(gradients.layers[layer]),
-                )  # fmt: skip
+                module, own = block_module(cfg, layer), params["blocks"][layer]
+                runs = (
+                    _readers(module, kept, own, cut(run.streams[layer]), here, cut(run.layers[layer]))
+                    for run in gradients
+                )
+                readers = functools.reduce(operator.add, runs)
                 products = _products(cfg, kept, tuple(segments[: number + 1]), readers)
                 found.append((graph.readers_of(layer), products))
-        last = _laid_out(cut(gradients.final)[None], kept)
+        last = functools.reduce(operator.add, (_laid_out(cut(run.final)[None], kept) for run in gradients))
         found.append((graph.readers_of(graph.n_layers), _products(cfg, kept, tuple(segments), last)))
         for columns, products in found:
             total[(*places, slice(products.shape[-2]), columns)] += np.asarray(products)

@@ -1,6 +1,7 @@
 """Scores of one batch of prompts."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -79,11 +80,13 @@ def score_batch(
     source_metric = _source_metric(measure, metrics, base, replacement.run, source, rows)
     values: Any = 0.0
     for step in plan.runs(ends):
-        _, slope = final_slope(measure, step.path.final, base.length, step.weight)
+        slopes = [final_slope(measure, step.path.final[run], base.length, weight)[1]
+                  for run, weight in zip(step.paths(), step.weights, strict=True)]  # fmt: skip
+        slope = jnp.concatenate(slopes) if len(slopes) > 1 else slopes[0]
         if plan.convention.method == "eap":
             _check_slope(slope, base, baseline, source_metric, metrics.metric, rows.start)
         values = values + _step_scores(plan, ends, step, slope)
-        advance(1)
+        advance(len(step.weights))
     _check_scores(values, plan, rows.start)
     completeness = _missed(plan, ends, measure, values, baseline, source_metric)
     if plan.by_position:
@@ -132,18 +135,21 @@ def _flow(model: HookedTransformer, graph: ResidualGraph, plan: Plan, own: Pairs
 
 
 def _step_scores(plan: Plan, ends: Ends, step: Step, slope: jax.Array) -> np.ndarray:
-    """Contracts what writers change by with the gradients at readers in one run."""
-    cfg, params, context = ends.cfg, ends.params, ends.context
+    """Contracts what writers change by with the gradients at readers in the runs of a step."""
+    cfg, params, context = ends.cfg, ends.params, ends.context_of(len(step.weights))
     layers, _ = layer_slopes(cfg, params, context, step.path, slope)
     heads_now = {name: step.path.activations[name] for name in ends.heads} if plan.through_norms else None
-    parts = step.changes, Gradients(step.path.streams, tuple(layers), slope), heads_now
-    if plan.by_position:
-        parts = _in_text(ends, parts)
-    changes, gradients, heads_now = parts
-    return edge_products(
-        cfg, params, ends.graph, context, changes, gradients,
-        by_prompt=plan.by_prompt, by_position=plan.by_position, heads_now=heads_now,
+    together = Gradients(step.path.streams, tuple(layers), slope), heads_now
+    runs = [jax.tree.map(lambda array, rows=rows: array[rows], together) for rows in step.paths()]
+    changes, runs = _in_text(ends, (step.changes, runs)) if plan.by_position else (step.changes, runs)
+    products = functools.partial(
+        edge_products, cfg, params, ends.graph, ends.context, changes,
+        by_prompt=plan.by_prompt, by_position=plan.by_position,
     )  # fmt: skip
+    if heads_now is None:
+        return products([gradients for gradients, _ in runs])
+    apart = [products([gradients], heads_now=now) for gradients, now in runs]
+    return np.sum(apart, axis=0)
 
 
 def _in_text(ends: Ends, tree: Any) -> Any:
