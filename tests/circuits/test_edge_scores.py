@@ -330,7 +330,7 @@ def test_goldens_of_float64_brute_force(name: str) -> None:
 
 
 def test_runs_along_a_path_may_share_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, (clean, corrupted) = model_of("gemma2"), pairs_of("left")
+    model, (clean, corrupted) = model_of("llama"), pairs_of("left")
 
     def scores(at_once: int) -> Any:
         monkeypatch.setattr(Ends, "runs_at_once", at_once)

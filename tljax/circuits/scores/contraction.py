@@ -63,10 +63,11 @@ def edge_products(
     graph: ResidualGraph,
     context: AttentionContext,
     changes: Mapping[str, jax.Array],
-    gradients: Sequence[Gradients],
+    gradients: Gradients,
     *,
     by_prompt: bool,
     by_position: bool,
+    runs: int = 1,
     heads_now: Mapping[str, jax.Array] | None = None,
 ) -> np.ndarray:
     """Computes, for each edge, the change of its writer's output times the gradient at its reader.
@@ -75,8 +76,9 @@ def edge_products(
         cfg, params, graph: the model and its graph.
         context: positions and padding (:func:`~tljax.circuits.scores.gradients.full_context`).
         changes: what activations change by, by full name, ``[batch, pos, ...]``, zero at padding.
-        gradients: gradients at readers in each of one or more runs, which are summed.
+        gradients: gradients at readers; of several runs of the same prompts one after another, which are summed.
         by_prompt, by_position: whether prompts and positions are kept apart, or summed.
+        runs: number of runs that ``gradients`` hold.
         heads_now: ``hook_z`` of the run by full name: heads' changes then go through the derivative of the norm after
             attention, taken at this run, and there is one run only.
 
@@ -84,7 +86,7 @@ def edge_products(
         float32 or wider, ``[batch, pos, writer, reader]`` without the axes that are summed. Entries that are no edges
         are zero.
     """
-    batch, pos = gradients[0].final.shape[:2]
+    batch, pos = gradients.final.shape[0] // runs, gradients.final.shape[1]
     width = widened(np.dtype(cfg.jnp_dtype))
     sizes = (*((batch,) if by_prompt else ()), *((pos,) if by_position else ()), *graph.shape)
     total = np.zeros(sizes, width)
@@ -106,19 +108,26 @@ def edge_products(
         for number, layers in enumerate(groups):
             for layer in layers:
                 module, own = block_module(cfg, layer), params["blocks"][layer]
-                runs = (
-                    _readers(module, kept, own, cut(run.streams[layer]), here, cut(run.layers[layer]))
-                    for run in gradients
-                )
-                readers = functools.reduce(operator.add, runs)
+                along = gradients.streams[layer], gradients.layers[layer]
+                parts = (_run(along, run, runs) for run in range(runs))
+                read = (_readers(module, kept, own, cut(stream), here, cut(slopes)) for stream, slopes in parts)
+                readers = functools.reduce(operator.add, read)
                 products = _products(cfg, kept, tuple(segments[: number + 1]), readers)
                 found.append((graph.readers_of(layer), products))
-        last = functools.reduce(operator.add, (_laid_out(cut(run.final)[None], kept) for run in gradients))
+        finals = (_laid_out(cut(_run(gradients.final, run, runs))[None], kept) for run in range(runs))
+        last = functools.reduce(operator.add, finals)
         found.append((graph.readers_of(graph.n_layers), _products(cfg, kept, tuple(segments), last)))
         for columns, products in found:
             total[(*places, slice(products.shape[-2]), columns)] += np.asarray(products)
     total[..., ~graph.edges] = 0
     return total
+
+
+def _run(tree: Any, run: int, runs: int) -> Any:
+    """Returns the part that belongs to one of several runs, which lie one after another along the first axis."""
+    if runs == 1:
+        return tree
+    return jax.tree.map(lambda array: array[run * len(array) // runs : (run + 1) * len(array) // runs], tree)
 
 
 def _groups(graph: ResidualGraph) -> list[list[int]]:

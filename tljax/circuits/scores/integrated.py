@@ -90,7 +90,9 @@ class Ends:
 
     @property
     def runs_at_once(self) -> int:
-        """How many runs of the base's prompts fit into one batch."""
+        """How many runs of the base's prompts fit into one batch; one, where heads' changes differ between runs."""
+        if self.keeps_heads:
+            return 1
         limits = batch_limits(self.cfg, self.base, "auto")
         batch, length = self.base.tokens.shape
         return max(1, min(limits.tokens // (batch * length), limits.rows // batch))

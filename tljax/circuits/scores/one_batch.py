@@ -1,7 +1,6 @@
 """Scores of one batch of prompts."""
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -136,27 +135,25 @@ def _flow(model: HookedTransformer, graph: ResidualGraph, plan: Plan, own: Pairs
 
 def _step_scores(plan: Plan, ends: Ends, step: Step, slope: jax.Array) -> np.ndarray:
     """Contracts what writers change by with the gradients at readers in the runs of a step."""
-    cfg, params, context = ends.cfg, ends.params, ends.context_of(len(step.weights))
+    cfg, params, context, runs = ends.cfg, ends.params, ends.context_of(len(step.weights)), len(step.weights)
     layers, _ = layer_slopes(cfg, params, context, step.path, slope)
     heads_now = {name: step.path.activations[name] for name in ends.heads} if plan.through_norms else None
-    together = Gradients(step.path.streams, tuple(layers), slope), heads_now
-    runs = [jax.tree.map(lambda array, rows=rows: array[rows], together) for rows in step.paths()]
-    changes, runs = _in_text(ends, (step.changes, runs)) if plan.by_position else (step.changes, runs)
-    products = functools.partial(
-        edge_products, cfg, params, ends.graph, ends.context, changes,
-        by_prompt=plan.by_prompt, by_position=plan.by_position,
+    changes, gradients = step.changes, Gradients(step.path.streams, tuple(layers), slope)
+    if plan.by_position:
+        changes, heads_now = _in_text(ends, (changes, heads_now))
+        gradients = _in_text(ends, gradients, runs)
+    return edge_products(
+        cfg, params, ends.graph, ends.context, changes, gradients,
+        by_prompt=plan.by_prompt, by_position=plan.by_position, runs=runs, heads_now=heads_now,
     )  # fmt: skip
-    if heads_now is None:
-        return products([gradients for gradients, _ in runs])
-    apart = [products([gradients], heads_now=now) for gradients, now in runs]
-    return np.sum(apart, axis=0)
 
 
-def _in_text(ends: Ends, tree: Any) -> Any:
-    """Moves arrays ``[batch, pos, ...]`` so that every prompt's text begins at position 0, if it does not already."""
+def _in_text(ends: Ends, tree: Any, copies: int = 1) -> Any:
+    """Moves arrays ``[copies * batch, pos, ...]`` so that every prompt's text begins at position 0."""
     if ends.text[:, 0].all():
         return tree
-    places, there = positions.find(ends.text, np.arange(ends.text.shape[1]))
+    text = np.tile(ends.text, (copies, 1))
+    places, there = positions.find(text, np.arange(text.shape[1]))
 
     def moved(array: jax.Array) -> jax.Array:
         shape = *places.shape, *(1,) * (array.ndim - 2)
