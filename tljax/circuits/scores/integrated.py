@@ -15,6 +15,7 @@ from tljax.circuits.writers import EMBED, HEADS, MLP
 from tljax.config import HookedTransformerConfig
 from tljax.hooks.interventions import Add, Chain, Replace, Scale
 from tljax.hooks.points import ENTRY
+from tljax.memory import how_many
 from tljax.modules.context import AttentionContext
 from tljax.patching.engine.base_run import BaseRun
 from tljax.patching.engine.run import batch_limits
@@ -24,6 +25,8 @@ Grid = Literal["gauss", "midpoint", "left", "right", "both"]
 """Where points lie between base (0) and replacement (1): ``"left"`` includes base, ``"right"`` the replacement."""
 
 _MID = "hook_resid_mid"
+_SHARE = 3
+"""The part of the working memory that runs of one batch may hold is one over this."""
 
 
 def points_of(grid: Grid, steps: int) -> tuple[np.ndarray, np.ndarray]:
@@ -95,7 +98,8 @@ class Ends:
             return 1
         limits = batch_limits(self.cfg, self.base, "auto")
         batch, length = self.base.tokens.shape
-        return max(1, min(limits.tokens // (batch * length), limits.rows // batch))
+        held = 5 * self.cfg.n_layers * self.base.final.nbytes  # streams, and gradients at four projections
+        return max(1, min(limits.tokens // (batch * length), limits.rows // batch, how_many(_SHARE * held)))
 
     def context_of(self, copies: int) -> AttentionContext:
         """Returns the context of a batch that holds the base's prompts several times, one copy after another."""
