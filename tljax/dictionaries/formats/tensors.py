@@ -86,6 +86,11 @@ class Stored:
             )
         return array.astype(np.float32) if array.dtype.name in ("float16", "bfloat16") else array
 
+    def read(self, name: str) -> np.ndarray:
+        """Returns an array as it is stored, unchecked; it does not count as taken."""
+        with dictionary_errors():
+            return self._arrays[name]()
+
     def number(self, name: str) -> float:
         """Returns an array of one number.
 
@@ -197,7 +202,9 @@ def read_rows(
         elif parameter not in optional:
             problems.append(f"{' or '.join(name for name, _ in alternatives)} is missing")
     if problems:
-        raise DictionaryError(f"{stored.origin}: {'; '.join(problems)}. It holds {', '.join(stored.names) or 'nothing'}.")
+        raise DictionaryError(
+            f"{stored.origin}: {'; '.join(problems)}. It holds {', '.join(stored.names) or 'nothing'}."
+        )
     sizes: dict[str, int] = {}
     for _, axes, array in found.values():
         if len(axes) == 1 and array.ndim == 1:
@@ -217,9 +224,7 @@ def read_rows(
     return same_dtype(arrays)
 
 
-def orient(
-    array: np.ndarray, stored: Sequence[str], wanted: Sequence[str], sizes: dict[str, int]
-) -> np.ndarray | None:
+def orient(array: np.ndarray, stored: Sequence[str], wanted: Sequence[str], sizes: dict[str, int]) -> np.ndarray | None:
     """Returns an array with its axes in the wanted order, or ``None`` if its shape fits in neither.
 
     Args:
@@ -279,21 +284,43 @@ def expect_sizes(origin: Path, **pairs: tuple[Any, int]) -> None:
     Raises:
         DictionaryError: a stated size is not the arrays'; lists them all.
     """
-    wrong = [f"{name}={stated} (arrays: {found})" for name, (stated, found) in pairs.items() if stated not in (None, found)]
+    wrong = [
+        f"{name}={stated} (arrays: {found})" for name, (stated, found) in pairs.items() if stated not in (None, found)
+    ]
     if wrong:
         raise DictionaryError(
             f"{origin}: the config and the arrays are of two dictionaries: the config says {', '.join(wrong)}."
         )
 
 
-def read_config(file: Path) -> dict[str, Any]:
-    """Returns the JSON object in a file.
+def read_config(file: Path, facts: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Returns the JSON object in a file, with the ``config_overrides`` of the facts.
 
     Raises:
         DictionaryError: the file is missing, damaged or no object.
     """
     with dictionary_errors():
-        return read_json(file)
+        return read_json(file) | dict((facts or {}).get("config_overrides") or {})
+
+
+def whole(origin: Path, config: Mapping[str, Any], key: str) -> int:
+    """Returns a config's entry that must be a whole number of at least 1.
+
+    Raises:
+        DictionaryError: it is absent, or something else.
+    """
+    value = config.get(key)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise DictionaryError(f"{origin}: {key} is {value!r} in the config, expected a whole number of at least 1.")
+    return value
+
+
+def shapes_in(file: Path) -> dict[str, tuple[int, ...]]:
+    """Returns the shapes in a safetensors file's header by name, nothing if it is no such file; never fails."""
+    try:
+        return {name: info.shape for name, info in SafetensorsFiles([file]).info.items()} if file.is_file() else {}
+    except CheckpointError:
+        return {}
 
 
 def has_keys(file: Path, *keys: str) -> bool:

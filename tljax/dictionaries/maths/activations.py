@@ -55,3 +55,23 @@ def select(h: jax.Array, cfg: DictionaryConfig, threshold: jax.Array | None = No
             return jnp.where(group_max_mask(positive, cfg.k or 1), positive, 0)
         case _:
             return jax.nn.relu(h)
+
+
+def selected(values: jax.Array, cfg: DictionaryConfig, threshold: jax.Array | None = None) -> jax.Array:
+    """Returns a mask of the features that are kept, by non-negative values ``[..., d_sae]`` to compare them by.
+
+    Args:
+        values: rectified features times whatever they are compared by.
+        cfg: the config: ``standard``, ``jumprelu``, ``topk`` or ``batchtopk``.
+        threshold: ``[d_sae]``, of ``jumprelu``.
+    """
+    match cfg.architecture:
+        case "jumprelu":
+            assert threshold is not None
+            return values > jnp.maximum(threshold, 0)
+        case "topk":
+            return top_k_mask(values, cfg.k or 1)
+        case "batchtopk":
+            return batch_top_k_mask(values, cfg.k or 1)
+        case _:
+            return values > 0
