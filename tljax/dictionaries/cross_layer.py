@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from tljax.dictionaries.dictionary import Reconstruction, product
 from tljax.dictionaries.formats.own import write_own_cross_layer
 from tljax.dictionaries.formats.table import read_kind
+from tljax.dictionaries.maths.broadcasting import each
 from tljax.dictionaries.maths.config import CrossLayerConfig
 from tljax.errors import DictionaryError, FrozenModelError
 
@@ -58,8 +59,10 @@ class CrossLayerTranscoder:
     def encode_layer(self, activations: jax.Array, layer: int) -> jax.Array:
         """Computes a layer's features ``[..., d_sae]`` from what it reads, ``[..., d_in]``."""
         own = self.layers[layer]
-        h = product(activations.astype(own["W_enc"].dtype), own["W_enc"]) + own["b_enc"]
-        return jnp.where(h > jnp.maximum(own["threshold"], 0), h, 0) if self.cfg.jumprelu else jax.nn.relu(h)
+        h = product(activations.astype(own["W_enc"].dtype), own["W_enc"])
+        h = h + each(own["b_enc"], h)
+        above = h > each(jnp.maximum(own["threshold"], 0), h) if self.cfg.jumprelu else h > 0
+        return jnp.where(above, h, 0)
 
     def encode(self, activations: jax.Array) -> jax.Array:
         """Computes features ``[layer, ..., d_sae]`` from what every layer reads, ``[layer, ..., d_in]``."""
@@ -75,7 +78,8 @@ class CrossLayerTranscoder:
         written = [
             product(features[source], self.layers[source]["W_dec"][:, layer - source]) for source in range(layer + 1)
         ]
-        return sum(written[1:], written[0]) + self.layers[layer]["b_dec"]
+        output = sum(written[1:], written[0])
+        return output + each(self.layers[layer]["b_dec"], output)
 
     def decode(self, features: jax.Array) -> jax.Array:
         """Computes outputs ``[layer, ..., d_in]`` from features ``[layer, ..., d_sae]``."""
@@ -110,7 +114,8 @@ class CrossLayerTranscoder:
             DictionaryError: the files are damaged, or hold something else.
         """
         found = read_kind(Path(directory), "cross-layer transcoder", **facts)
-        assert isinstance(found.cfg, CrossLayerConfig) and isinstance(found.params, tuple)
+        assert isinstance(found.cfg, CrossLayerConfig)
+        assert isinstance(found.params, tuple)
         return cls(found.params, found.cfg)
 
 

@@ -12,6 +12,7 @@ from tljax.dictionaries.dictionary import Reconstruction
 from tljax.dictionaries.formats.own import write_own_crosscoder
 from tljax.dictionaries.formats.table import read_kind
 from tljax.dictionaries.maths.activations import select, selected
+from tljax.dictionaries.maths.broadcasting import each
 from tljax.dictionaries.maths.config import CrosscoderConfig
 from tljax.errors import DictionaryError, FrozenModelError
 
@@ -68,9 +69,9 @@ class Crosscoder:
         features = jax.nn.relu(h)
         norms, threshold = self.code_norms, self.params.get("threshold")
         if cfg.code_normalization != "decoupled":
-            return jnp.where(selected(features * norms, cfg.selection, threshold), features, 0)
+            return jnp.where(selected(features * each(norms, features), cfg.selection, threshold), features, 0)
         masks = [
-            selected(features * norms[n], cfg.selection, None if threshold is None else threshold[n])
+            selected(features * each(norms[n], features), cfg.selection, None if threshold is None else threshold[n])
             for n in range(cfg.n_sources)
         ]  # of the whole batch for each source alone
         return jnp.where(jnp.stack(masks, axis=-2), features[..., None, :], 0)
@@ -85,8 +86,9 @@ class Crosscoder:
             )
         x = x.astype(params["W_enc"].dtype)
         if "mean" in params:
-            x = (x - params["mean"]) * params["scale"][:, None]
-        return jnp.einsum("...nd,ndf->...f", x, params["W_enc"], precision="highest") + params["b_enc"]
+            x = (x - each(params["mean"], x)) * each(params["scale"][:, None], x)
+        h = jnp.einsum("...nd,ndf->...f", x, params["W_enc"], precision="highest")
+        return h + each(params["b_enc"], h)
 
     def decode(self, features: jax.Array) -> jax.Array:
         """Computes reconstructions ``[..., n, d_in]`` from features ``[..., d_sae]``, or as ``encode`` returns them."""
@@ -95,8 +97,11 @@ class Crosscoder:
         if features.shape[-len(expected) :] != expected:
             raise DictionaryError(f"Features of shape {features.shape} do not fit {self!r}: [..., {list(expected)}].")
         axes = "...nf,fnd->...nd" if cfg.code_normalization == "decoupled" else "...f,fnd->...nd"
-        output = jnp.einsum(axes, features, params["W_dec"], precision="highest") + params["b_dec"]
-        return output / (params["scale"] + cfg.scale_eps)[:, None] + params["mean"] if "mean" in params else output
+        output = jnp.einsum(axes, features, params["W_dec"], precision="highest")
+        output = output + each(params["b_dec"], output)
+        if "mean" not in params:
+            return output
+        return output / each((params["scale"] + cfg.scale_eps)[:, None], output) + each(params["mean"], output)
 
     def __call__(self, activations: jax.Array) -> Reconstruction:
         """Encodes and decodes: ``x_hat [..., n, d_in], features = crosscoder(x)``."""
@@ -141,7 +146,8 @@ class Crosscoder:
             DictionaryError: the files are damaged, or hold something else.
         """
         found = read_kind(Path(directory), "crosscoder", **facts)
-        assert isinstance(found.cfg, CrosscoderConfig) and isinstance(found.params, dict)
+        assert isinstance(found.cfg, CrosscoderConfig)
+        assert isinstance(found.params, dict)
         return cls(found.params, found.cfg)
 
     def relative_norms(self, first: int = 0, second: int = 1) -> jax.Array:

@@ -55,14 +55,14 @@ def read(path: Path, **facts: Any) -> Read:
     return read_layer(directory, layer, files[layer], **facts)
 
 
-def read_layer(directory: Path, layer: int, file: Path, **facts: Any) -> Read:
+def read_layer(directory: Path, number: int, file: Path, **facts: Any) -> Read:
     """Reads the transcoder of a layer from its file; the tap is the one that ``config.yaml`` says."""
     config = config_of(directory)
-    reads, writes = points_of(config, layer)
+    reads, writes = points_of(config, number)
     facts = {"model_name": config.get("model_name"), **{name: fact for name, fact in facts.items() if fact is not None}}
     tap = tap_of(reads, writes, facts=facts)
     if not file.is_file():
-        raise DictionaryError(f"{directory}: {CONFIG} names {file.name} for layer {layer}, and there is no such file.")
+        raise DictionaryError(f"{directory}: {CONFIG} names {file.name} for layer {number}, and there is no such file.")
     if file.suffix == ".npz":
         return _tapped(gemma_scope.read(file), tap)
     if "w_enc" in shapes_in(file):
