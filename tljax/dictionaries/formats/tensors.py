@@ -72,7 +72,8 @@ class Stored:
         """
         if name not in self._arrays:
             raise DictionaryError(
-                f"{self.origin} lacks {name!r}; it holds {', '.join(self.names) or 'nothing'}.{nearest(name, self.names)}"
+                f"{self.origin} lacks {name!r}; it holds {', '.join(self.names) or 'nothing'}."
+                + nearest(name, self.names)
             )
         self._taken.add(name)
         with dictionary_errors():
