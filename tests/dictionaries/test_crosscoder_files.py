@@ -16,7 +16,7 @@ from tljax.dictionaries import (
     CrossLayerConfig,
     CrossLayerTranscoder,
     Tap,
-    save_circuit_tracer,
+    save_transcoders,
 )
 from tljax.errors import DictionaryError
 
@@ -157,10 +157,10 @@ def test_files_of_two_saves_are_refused(tmp_path: Path) -> None:
 
 def test_cross_layer_transcoders_written_for_circuit_tracer(tmp_path: Path) -> None:
     one = cross_layer(skip=False)
-    save_circuit_tracer(one, tmp_path, model_name="gpt2")
+    save_transcoders(one, tmp_path, model_name="gpt2")
     again = CrossLayerTranscoder.load(tmp_path)
     x = np.random.default_rng(2).normal(size=(2, 4, D)).astype(np.float32)
     close(again(x).reconstruction, np.asarray(one(x).reconstruction, np.float64))
     assert [tap.writes for tap in again.cfg.taps] == ["blocks.0.hook_mlp_out", "blocks.1.hook_mlp_out"]
     with pytest.raises(DictionaryError, match="skip"):
-        save_circuit_tracer(cross_layer(), tmp_path, model_name="gpt2")
+        save_transcoders(cross_layer(), tmp_path, model_name="gpt2")

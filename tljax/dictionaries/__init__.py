@@ -5,12 +5,7 @@ from tljax.dictionaries.crosscoder import Crosscoder
 from tljax.dictionaries.dictionary import Dictionary, Reconstruction, TopFeatures
 from tljax.dictionaries.folding import fold_activation_norm, fold_W_dec_norm, scale_biases
 from tljax.dictionaries.maths.config import CrosscoderConfig, CrossLayerConfig, DictionaryConfig, Tap
-from tljax.dictionaries.transcoder_sets import (
-    load_transcoders,
-    save_circuit_tracer,
-    save_transcoders,
-    transcoder_sizes,
-)
+from tljax.dictionaries.transcoder_sets import load_transcoders, save_transcoders, transcoder_sizes
 
 __all__ = [
     "CrossLayerConfig",
@@ -25,7 +20,6 @@ __all__ = [
     "fold_W_dec_norm",
     "fold_activation_norm",
     "load_transcoders",
-    "save_circuit_tracer",
     "save_transcoders",
     "scale_biases",
     "transcoder_sizes",

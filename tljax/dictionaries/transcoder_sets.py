@@ -65,45 +65,32 @@ def load_transcoders(
 
 @typed
 def save_transcoders(
-    transcoders: Mapping[int, Dictionary] | Sequence[Dictionary],
+    transcoders: Mapping[int, Dictionary] | Sequence[Dictionary] | CrossLayerTranscoder,
     directory: str | os.PathLike[str],
     *,
     model_name: str | None = None,
 ) -> None:
-    """Writes transcoders of every layer as a set that circuit-tracer and :func:`load_transcoders` read.
+    """Writes a set of transcoders, or a cross-layer transcoder, in circuit-tracer's format.
 
-    Negative thresholds are written as 0, which is what they mean here, and a ``b_dec`` that is subtracted from the
-    input is folded into ``b_enc``: the functions are the same.
+    :func:`load_transcoders` reads a set again, :meth:`CrossLayerTranscoder.load` the other. Negative thresholds are
+    written as 0, which is what they mean here, and a ``b_dec`` that is subtracted from the input is folded into
+    ``b_enc``: the functions are the same.
 
     Args:
-        transcoders: by layer, from layer 0.
+        transcoders: of every layer from 0, by layer or in order; or one cross-layer transcoder.
         directory: where to.
         model_name: the model; ``None`` means the one of the taps.
 
     Raises:
         DictionaryError: layers are missing, the taps do not name the same points of every block, or a transcoder
-            computes what circuit-tracer cannot (``topk``, normalisation).
+            computes what circuit-tracer's files cannot hold (``topk``, normalisation, a cross-layer one's skips).
     """
+    if isinstance(transcoders, CrossLayerTranscoder):
+        layers = [_on_host(layer) for layer in transcoders.layers]
+        write_cross_layer(Path(directory), layers, transcoders.cfg, model_name)
+        return
     by_layer = transcoders if isinstance(transcoders, Mapping) else dict(enumerate(transcoders))
-    arrays = {layer: (_on_host(one.params), one.cfg) for layer, one in by_layer.items()}
-    write_set(Path(directory), arrays, model_name)
-
-
-@typed
-def save_circuit_tracer(
-    transcoder: CrossLayerTranscoder, directory: str | os.PathLike[str], *, model_name: str | None = None
-) -> None:
-    """Writes a cross-layer transcoder as circuit-tracer and :meth:`CrossLayerTranscoder.load` read it.
-
-    Args:
-        transcoder: what to write.
-        directory: where to.
-        model_name: the model; ``None`` means the one of the taps.
-
-    Raises:
-        DictionaryError: it has skip connections, or its taps do not name the same points of every block.
-    """
-    write_cross_layer(Path(directory), [_on_host(layer) for layer in transcoder.layers], transcoder.cfg, model_name)
+    write_set(Path(directory), {layer: (_on_host(one.params), one.cfg) for layer, one in by_layer.items()}, model_name)
 
 
 @typed

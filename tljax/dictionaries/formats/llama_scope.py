@@ -36,6 +36,8 @@ ROWS = {
     "b_dec": [("decoder.bias", "d_out"), ("b_D", "d_out")],
 }
 _LOGS = ("log_jumprelu_threshold", "activation_function.log_jumprelu_threshold")
+_MODEL = "meta-llama/Llama-3.1-8B"
+"""The model of all dictionaries of the first vintage."""
 _NORM = "dataset_average_activation_norm"
 
 
@@ -91,7 +93,7 @@ def read(path: Path, **facts: Any) -> Read:
         apply_b_dec_to_input=subtracts,
         rescale_acts_by_decoder_norm=counts_norms and "topk" in activation,
         transcoder=writes is not None,
-        tap=tap_of(reads, writes, facts=facts, model_name=config.get("model_name", "meta-llama/Llama-3.1-8B")),
+        tap=tap_of(reads, writes, facts=facts, model_name=config.get("model_name", _MODEL if first else None)),
         metadata=metadata_of(config),
     )
     return Read(fold_scales(params, read_scale, write_scale), cfg)
