@@ -1,9 +1,9 @@
 """Writes the table of dictionary releases, ``tljax/dictionaries/formats/releases.json``.
 
 ``python -m tools.dictionary_releases.make pretrained_saes.yaml`` takes the names, repositories, paths and stated
-figures from the list of SAELens (in its repository and its package), and keeps facts only: which folder of which repository
-a release's dictionary is, for which model, its L0 and the scale of its activations where they are stated. What a release
-reads, where only its name says so, is in the rules here.
+figures from the list of SAELens (in its repository and its package), and keeps facts only: which folder of which
+repository a dictionary is, for which model, its L0 and the scale of its activations where they are stated. What a
+release reads, where only its name says so, is in the rules here.
 """
 
 import argparse
