@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from tljax.dictionaries import SAE, Dictionary, DictionaryConfig, Tap
-from tljax.errors import CheckpointError, DictionaryError
+from tljax.errors import DictionaryError
 
 D, F = 6, 10
 
@@ -206,5 +206,5 @@ def test_files_that_are_damaged_say_so(tmp_path: Path) -> None:
     path = write(tmp_path, weights(), **V6 | SIZES)
     file = path / "sae_weights.safetensors"
     file.write_bytes(file.read_bytes()[:-8])
-    with pytest.raises(CheckpointError, match="damaged or half-downloaded"):
+    with pytest.raises(DictionaryError, match="damaged or half-downloaded"):
         Dictionary.load(path)

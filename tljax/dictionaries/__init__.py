@@ -5,7 +5,7 @@ from tljax.dictionaries.cross_layer import CrossLayerTranscoder
 from tljax.dictionaries.crosscoder import Crosscoder
 from tljax.dictionaries.dictionary import Dictionary, Reconstruction, TopFeatures
 from tljax.dictionaries.fitting import UnknownModelWarning, fit_to
-from tljax.dictionaries.folding import fold_activation_norm, fold_W_dec_norm
+from tljax.dictionaries.folding import fold_activation_norm, fold_W_dec_norm, scale_biases
 from tljax.dictionaries.formats.releases import releases, sae_ids
 from tljax.dictionaries.loading import UnscaledDictionaryWarning
 from tljax.dictionaries.maths.config import CrosscoderConfig, CrossLayerConfig, DictionaryConfig, Tap
@@ -33,4 +33,5 @@ __all__ = [
     "fold_activation_norm",
     "releases",
     "sae_ids",
+    "scale_biases",
 ]

@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 
 from tljax.checkpoints.files import hub
-from tljax.dictionaries.formats.arrays import dtype_named
+from tljax.dictionaries.formats.dtypes import dtype_named
 from tljax.dictionaries.formats.read import Format, Read
 from tljax.dictionaries.formats.releases import RELEASES, find_release
-from tljax.dictionaries.formats.table import FORMATS, detected, format_named, format_of
+from tljax.dictionaries.formats.table import FORMATS, detected, format_named, format_of, wrong_kind
 from tljax.dictionaries.maths.config import DictionaryConfig
 from tljax.errors import CheckpointError, DictionaryError, nearest
 
@@ -132,15 +132,11 @@ def read(source: Source, *, holds: str = "dictionary", dtype: Any = None, **fact
     Raises:
         DictionaryError: the format is unknown, or the files make something else.
     """
-    row = source.format or format_of(source.path)
-    if row.holds != holds:
-        classes = {"dictionary": "Dictionary", "crosscoder": "Crosscoder"}
-        raise DictionaryError(
-            f"{source.path} is a {row.holds} ({row.name}), not a {holds}: "
-            f"{classes.get(row.holds, 'CrossLayerTranscoder')}.load reads it."
-        )
     if not source.path.exists():
         raise DictionaryError(f"There is no directory {source.path}.")
+    row = source.format or format_of(source.path, holds)
+    if row.holds != holds:
+        raise wrong_kind(source.path, row, holds)
     found = row.reads(source.path, **{**source.facts, **facts})
     if source.l0 is not None and isinstance(found.cfg, DictionaryConfig):
         stated = (*found.cfg.metadata, ("l0", json.dumps(source.l0)))

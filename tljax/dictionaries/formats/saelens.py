@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from tljax.checkpoints.files.reader import SafetensorsFiles, read_json
-from tljax.dictionaries.formats.arrays import check_finite, dtype_named, in_dtype, oriented
+from tljax.dictionaries.formats import tensors
+from tljax.dictionaries.formats.dtypes import dtype_named, in_dtype
 from tljax.dictionaries.formats.read import Format, Read
 from tljax.dictionaries.formats.saelens_config import read_config
 from tljax.dictionaries.maths.config import DictionaryConfig
@@ -40,19 +40,17 @@ def read_saelens(
         training: whether a BatchTopK training checkpoint is read as what trains.
 
     Raises:
-        DictionaryError: the config is not one of SAELens's, or it and the weights disagree.
-        CheckpointError: a file is missing or damaged.
+        DictionaryError: the config is not one of SAELens's, it and the weights disagree, or a file is missing or
+            damaged.
     """
-    stored = _overridden(read_json(path / CONFIG), config_overrides or {})
+    stored = _overridden(tensors.read_config(path / CONFIG), config_overrides or {})
     cfg = read_config(stored, str(path / CONFIG), training=training)
     cfg = cfg.replace(tap=cfg.tap.known(reads=reads, writes=writes, model_name=model_name))
     if processing is not None:
         cfg = cfg.replace(tap=cfg.tap.replace(processing=processing))
     origin = str(path / WEIGHTS)
-    files = SafetensorsFiles([path / WEIGHTS])
-    arrays = {key: files.read(key) for key in files.info}
-    check_finite(arrays, origin)
-    params, cfg = _parameters(arrays, cfg, stored, origin)
+    files = tensors.open_safetensors(path / WEIGHTS)
+    params, cfg = _parameters({name: files.take(name) for name in files.names}, cfg, stored, origin)
     dtype = dtype_named(stored.get("dtype", "float32"), str(path / CONFIG))
     return Read({name: in_dtype(array, dtype, name, origin) for name, array in params.items()}, cfg, _sparsity(path))
 
@@ -71,11 +69,11 @@ def _parameters(
 ) -> tuple[dict[str, np.ndarray], DictionaryConfig]:
     """Returns the parameters by our names, and the config with what only the weights say."""
     params = dict(arrays)
-    shapes = {"W_enc": (cfg.d_in, cfg.d_sae), "W_dec": (cfg.d_sae, cfg.output_width)}
-    shapes["W_skip"] = (cfg.output_width, cfg.d_in)
-    for name, shape in shapes.items():
-        if name in params and params[name].ndim == 2:
-            params[name] = oriented(params[name], shape, name, origin)
+    sizes = {"d_in": cfg.d_in, "d_sae": cfg.d_sae, "d_out": cfg.output_width}
+    for name in params.keys() & {"W_enc", "W_dec", "W_skip"}:  # either way round, and if square as SAELens has it
+        axes = tensors.AXES[name]
+        array = tensors.orient(params[name], axes, axes, dict(sizes))
+        params[name] = params[name] if array is None else array
     _drop_scaling_factor(params, stored, origin)
     if "log_threshold" in params:
         params["threshold"] = np.exp(params.pop("log_threshold"))
@@ -86,7 +84,9 @@ def _parameters(
                 "selected outside training. training=True reads it to be trained further."
             )
         return params, cfg
-    threshold = float(params.pop(THRESHOLD))
+    if params[THRESHOLD].size != 1:
+        raise DictionaryError(f"{origin}: {THRESHOLD} has shape {list(params[THRESHOLD].shape)}, expected one number.")
+    threshold = float(params.pop(THRESHOLD).reshape(()))
     if cfg.architecture == "batchtopk":
         return params, cfg.replace(metadata=(*cfg.metadata, (THRESHOLD, json.dumps(threshold))))
     if stored.get("rescale_acts_by_decoder_norm", True):  # the threshold is in units of the rescaled features
@@ -113,10 +113,7 @@ def _drop_scaling_factor(params: dict[str, np.ndarray], stored: Mapping[str, Any
 def _sparsity(path: Path) -> np.ndarray | None:
     if not (path / SPARSITY).is_file():
         return None
-    files = SafetensorsFiles([path / SPARSITY])
-    if "sparsity" not in files.info:
-        raise DictionaryError(f"{path / SPARSITY} holds {', '.join(files.info) or 'nothing'}, expected sparsity.")
-    return files.read("sparsity")
+    return tensors.open_safetensors(path / SPARSITY).take("sparsity", may_be_nan=True)
 
 
 def _detects(path: Path) -> bool:
