@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 from table import Case, World
 
 from tljax.dictionaries import Crosscoder, CrossLayerTranscoder, Dictionary, load_transcoders, save_transcoders
-from tljax.dictionaries.formats.table import FORMATS
+from tljax.dictionaries.formats.table import detected
 from tljax.dictionaries.maths.config import DictionaryConfig
 from tljax.errors import DictionaryError
 
@@ -29,7 +29,7 @@ def folder(name: str = "dictionary") -> Path:
 
 
 def load(path: Path, **facts: Any) -> Dictionary:
-    (row,) = [row for row in FORMATS if row.detects(path)]
+    (row,) = detected(path)
     found = row.reads(path, **facts)
     assert isinstance(found.params, dict)
     assert isinstance(found.cfg, DictionaryConfig)
@@ -294,7 +294,10 @@ CASES: tuple[Case, ...] = (
         "W_dec_0.safetensors",
     ),
     Case(
-        "a dictionary, not a crosscoder", lambda w: Crosscoder.load(sparse()), DictionaryError, "looks like a sparsify"
+        "a dictionary, not a crosscoder",
+        lambda w: Crosscoder.load(sparse()),
+        DictionaryError,
+        "(sparsify), not a crosscoder",
     ),
     Case(
         "a crosscoder in no format", lambda w: Crosscoder.load(text_in(folder(), "a.txt", "")), DictionaryError, "a.txt"

@@ -139,7 +139,7 @@ def test_what_is_saved_comes_back(tmp_path: Path) -> None:
     back = CrossLayerTranscoder.load(tmp_path / "clt")
     assert back.cfg == other.cfg
     assert jax.tree.all(jax.tree.map(np.array_equal, back.layers, other.layers))
-    with pytest.raises(DictionaryError, match="something else"):
+    with pytest.raises(DictionaryError, match="not a crosscoder"):
         Crosscoder.load(tmp_path / "clt")
 
 

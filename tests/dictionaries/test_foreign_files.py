@@ -13,7 +13,7 @@ from foreign_files import Arrays, inputs, parameters, relu, top_k, wide
 
 from tljax.dictionaries import CrossLayerTranscoder, Dictionary, load_transcoders, save_transcoders, transcoder_sizes
 from tljax.dictionaries.formats.points import point_of
-from tljax.dictionaries.formats.table import FORMATS
+from tljax.dictionaries.formats.table import detected
 from tljax.dictionaries.maths.config import DictionaryConfig
 from tljax.errors import DictionaryError
 
@@ -22,8 +22,10 @@ SIZES = [(6, 16), (8, 8)]
 
 
 def load(path: Path, **facts: Any) -> Dictionary:
-    """Loads a path by the one format that detects it."""
-    (row,) = [row for row in FORMATS if row.detects(path)]
+    """Loads a path by the one format that detects it, with facts that only a release or the caller knows."""
+    if not facts:
+        return Dictionary.load(path)
+    (row,) = detected(path)
     found = row.reads(path, **facts)
     assert isinstance(found.params, dict)
     assert isinstance(found.cfg, DictionaryConfig)

@@ -36,9 +36,8 @@ def read(path: Path, **facts: Any) -> Read:
     named, layer = _NAME.fullmatch(file.stem), facts.get("layer")
     layer = int(named[2]) if named and layer is None else layer
     model_name = named[1] if named else None
-    model_name = next(
-        (f"{team}/{model_name}" for start, team in _TEAMS.items() if str(model_name).startswith(start)), model_name
-    )
+    team = next((team for start, team in _TEAMS.items() if model_name and model_name.startswith(start)), None)
+    model_name = f"{team}/{model_name}" if team else model_name
     d_in, d_sae = params["W_enc"].shape
     point = None if layer is None else f"blocks.{layer}.hook_resid_post"
     tap = tap_of(point, facts=facts, model_name=model_name)
