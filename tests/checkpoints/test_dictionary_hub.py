@@ -1,10 +1,12 @@
 """Dictionaries by release, hub id and directory: the hub is a local server that speaks its API."""
 
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -13,7 +15,16 @@ from safetensors.numpy import save
 
 import tljax
 from tljax import HookedTransformer, HookedTransformerConfig
-from tljax.dictionaries import Dictionary, UnscaledDictionaryWarning, releases, sae_ids
+from tljax.dictionaries import (
+    Crosscoder,
+    CrosscoderConfig,
+    CrossLayerConfig,
+    CrossLayerTranscoder,
+    Dictionary,
+    UnscaledDictionaryWarning,
+    releases,
+    sae_ids,
+)
 from tljax.dictionaries.formats.releases import RELEASES, find_release
 from tljax.dictionaries.formats.table import FORMATS
 from tljax.errors import CheckpointError, DictionaryError
@@ -131,6 +142,54 @@ def test_a_scale_that_the_release_states_is_folded(hub: Hub, tmp_path: Path) -> 
         "someone/saes", "blocks.0.hook_mlp_out", norm_scaling_factor=scale, cache_dir=tmp_path
     )
     np.testing.assert_allclose(given.W_enc, sae.W_enc)
+
+
+def test_a_release_of_another_format(hub: Hub, tmp_path: Path) -> None:
+    w = {name: array for name, array in weights().items() if name != "scaling_factor"} | {"threshold": np.ones(F, "f4")}
+    content = io.BytesIO()
+    np.savez(content, **w)
+    path = "layer_12/width_16k/average_l0_82"
+    hub.repos["google/gemma-scope-2b-pt-res"] = {
+        "main": {f"{path}/params.npz": content.getvalue(), "layer_12/width_16k/average_l0_22/params.npz": b"no"}
+    }
+    sae = Dictionary.from_pretrained(
+        "gemma-scope-2b-pt-res-canonical", "layer_12/width_16k/canonical", cache_dir=tmp_path
+    )
+    assert (sae.cfg.architecture, sae.cfg.tap.reads) == ("jumprelu", "blocks.12.hook_resid_post")
+    assert (sae.cfg.tap.model_name, sae.cfg.tap.processing) == ("gemma-2-2b", ())
+    assert dict(sae.cfg.metadata)["l0"] == "82.0"
+    np.testing.assert_array_equal(sae.W_enc, w["W_enc"])
+    assert not any("l0_22" in path for _, path, _ in hub.requests)
+    sae.save(tmp_path / "as SAELens has it")
+    again = Dictionary.load(tmp_path / "as SAELens has it")
+    assert again.cfg == sae.cfg.replace(metadata=again.cfg.metadata, d_out=None)
+
+
+def test_crosscoders_and_cross_layer_transcoders(hub: Hub, tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    shapes = {"W_enc": (2, D, F), "b_enc": (F,), "W_dec": (F, 2, D), "b_dec": (2, D)}
+    params = {name: draw.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    crosscoder = Crosscoder(params, CrosscoderConfig(n_sources=2, d_in=D, d_sae=F))
+    shapes = {"W_enc": (D, F), "b_enc": (F,), "b_dec": (D,)}
+    layers = [
+        {
+            name: draw.normal(size=shape).astype(np.float32)
+            for name, shape in (shapes | {"W_dec": (F, 2 - n, D)}).items()
+        }
+        for n in range(2)
+    ]
+    transcoder = CrossLayerTranscoder(layers, CrossLayerConfig(n_layers=2, d_in=D, d_sae=F))
+    for one in (crosscoder, transcoder):
+        folder = tmp_path / type(one).__name__
+        one.save(folder)
+        files = {f"{folder.name}/{file.name}": file.read_bytes() for file in folder.iterdir()}
+        hub.repos[f"someone/{folder.name}"] = {"main": files}
+        for given, name in ((folder, None), (f"someone/{folder.name}", folder.name)):
+            again = type(one).from_pretrained(given, name, cache_dir=tmp_path / "cache")
+            assert again.cfg == one.cfg
+            assert all(map(np.array_equal, jax.tree.leaves(again), jax.tree.leaves(one)))
+        with pytest.raises(DictionaryError, match=f"not a dictionary: tljax.dictionaries.{folder.name} loads it"):
+            Dictionary.from_pretrained(folder)
 
 
 def test_a_directory_needs_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -87,7 +87,12 @@ def fit_to(
         dictionary = _moved_before_gain(dictionary, model, resolve_point(reads, model))
     elif dictionary.cfg.tap.gain is not None:
         dictionary = _at_its_gain(dictionary, model)
-    return _retapped(dictionary, processing=model.cfg.weight_processing, gain=None)
+    tap = dictionary.cfg.tap
+    return _retapped(
+        dictionary,
+        processing=None if tap.processing is None else model.cfg.weight_processing,
+        gain=tap.gain if stage_of(_reads(dictionary))[1] in _AFTER_GAIN else None,
+    )
 
 
 def resolve_point(name: str, model: "HookedTransformer") -> str:
