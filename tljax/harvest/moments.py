@@ -50,15 +50,15 @@ class Statistics:
     """Statistics of a point's stored activations, ``d`` wide.
 
     Attributes:
-        count: tokens.
+        n_tokens: how many.
         mean: float64 ``[d]``.
-        variance: of each entry, about the mean (divided by ``count``), float64 ``[d]``.
+        variance: of each entry, about the mean (divided by ``n_tokens``), float64 ``[d]``.
         mean_norm: mean of the tokens' norms.
         norm_counts: tokens by bins of their norm, int64.
         products: ``[d, d]`` sums of products about the mean, or ``None`` if they were not asked for.
     """
 
-    count: int
+    n_tokens: int
     mean: np.ndarray
     variance: np.ndarray
     mean_norm: float
@@ -81,7 +81,7 @@ class Statistics:
 
     @property
     def covariance(self) -> np.ndarray:
-        """Covariance of the entries, divided by ``count``, float64 ``[d, d]``.
+        """Covariance of the entries, divided by ``n_tokens``, float64 ``[d, d]``.
 
         Raises:
             HarvestError: it was not harvested.
@@ -90,7 +90,7 @@ class Statistics:
             raise HarvestError(
                 "This store has no covariance: harvest(..., covariance=True) sums it up, or compute it from the rows."
             )
-        return self.products / max(self.count, 1)
+        return self.products / max(self.n_tokens, 1)
 
     def norm_quantiles(self, shares: Sequence[float] = (0.01, 0.1, 0.5, 0.9, 0.99)) -> np.ndarray:
         """Returns quantiles of the tokens' norms, right to 0.6 %.
