@@ -19,7 +19,7 @@ def random_dictionary(seed: int = 0, **fields: object) -> Dictionary:
     draw = np.random.default_rng(seed).normal
     params = {
         "W_enc": draw(size=(64, 96)),
-        "b_enc": draw(size=96) - 1,
+        "b_enc": draw(size=96) - 16,
         "W_dec": draw(size=(96, 64)),
         "b_dec": draw(size=64),
     }
