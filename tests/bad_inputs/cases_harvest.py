@@ -105,6 +105,8 @@ CASES: tuple[Case, ...] = (
     Case("no store", lambda _: ActivationStore.open("/nowhere"), HarvestError, "no such directory"),
     Case("a directory that holds something else", lambda w: run(w, directory=occupied()), HarvestError,
          "holds something else (thesis.txt)", "empty or a new directory"),
+    Case("a directory of another program's shards",
+         lambda w: run(w, directory=file("x", "shard-00000.safetensors").parent), HarvestError, "holds something else"),
     Case("a store in place of a directory", lambda w: run(w, directory=file("", "a.txt")), HarvestError, "is a file"),
     Case("no prompts", lambda w: run(w, []), InputError, "too few tokens for one window", "context_size=128"),
     Case("empty texts", lambda w: run(w, ["", ""], packed=False), InputError, "holds no tokens"),

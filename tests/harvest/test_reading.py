@@ -118,8 +118,12 @@ def test_a_buffer_that_is_made_again_gives_the_same(tiny: HookedTransformer) -> 
     np.testing.assert_array_equal(restored.batch(0)[POINT], batches[0])
     with pytest.raises(HarvestError, match=r"another buffer: seed=3 and 4"):
         buffer(tiny, seed=4).restore(state)
-    with pytest.raises(HarvestError, match=r"other prompts"):
-        buffer(tiny, ROWS[::-1]).restore(state)
+    begun = buffer(tiny)
+    buffer(tiny, ROWS[::-1]).restore(begun.state())  # nothing was read
+    begun(0)
+    for one in (state, begun.state()):
+        with pytest.raises(HarvestError, match=r"other prompts"):
+            buffer(tiny, ROWS[::-1]).restore(one)
 
 
 def test_a_buffer_runs_each_window_once(tiny: HookedTransformer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import errno
 import hashlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,8 @@ from tljax.safetensors_files import write_safetensors
 
 SUMS = "sums/"
 """Prefix of a shard's sums."""
-BESIDE = {"tokens": np.int32, "positions": np.int32, "documents": np.int32, "windows": np.int32}
-"""Arrays beside the stored ones, one entry a token."""
+SHARD = re.compile(r"shard-\d{5,}\.safetensors")
+"""Names of shards."""
 CONTEXT = "context"
 """Tokens of a shard's windows ``[window, pos]``, -1 at padding."""
 
