@@ -33,11 +33,12 @@ from tljax.hooks.points import (
     head_points,
     stage_of,
 )
-from tljax.hooks.splices import Splice, value_after
+from tljax.hooks.splices import value_after
 from tljax.modules.context import AttentionContext
 from tljax.modules.embedding import EmbeddingStage
 from tljax.modules.products import LAYOUTS
 from tljax.modules.stack import block_module, embedding_module, head_module
+from tljax.splice import Splice
 from tljax.typing import Params
 
 POSITIONS = "hook_pos_embed"

@@ -16,11 +16,12 @@ from tljax.dictionary_params import DICTIONARIES
 from tljax.hooks.intervention import Intervention
 from tljax.hooks.interventions import Replace
 from tljax.hooks.point import SPLICES, HookPoint, HookSlot, apply_with_slots, is_compiled, leaked_tracer
-from tljax.hooks.splices import Splice, Splicing
+from tljax.hooks.splices import Splicing
 from tljax.modules.block import TransformerBlock
 from tljax.modules.context import AttentionContext
 from tljax.modules.embedding import EmbeddingStage
 from tljax.numerics import matmul_precision
+from tljax.splice import Splice
 from tljax.typing import Params
 
 

@@ -13,7 +13,7 @@ from tljax.dictionaries import Crosscoder, CrossLayerTranscoder, Dictionary
 from tljax.errors import DictionaryError
 from tljax.hooks.names import is_act_tuple, resolve
 from tljax.hooks.points import EMBEDDING, HEAD, HookPointSpec, point_table, stage_of
-from tljax.hooks.splices import ErrorTerm, Gradient, Splice
+from tljax.splice import ErrorTerm, Gradient, Splice
 
 _WIDTHS = ("d_model", "neuron", "latent", "all_heads", "d_head")
 """Axes that a dictionary can read, each alone or after an axis of heads."""

@@ -11,10 +11,10 @@ from tljax.errors import DictionaryError, HookError, nearest
 from tljax.hooks.dictionary import HookDictionary
 from tljax.hooks.names import resolve
 from tljax.hooks.points import point_table
-from tljax.hooks.splices import ErrorTerm, Gradient
 from tljax.model.hooking import HookContext
 from tljax.model.running import typed_run
 from tljax.model.splice_sites import SpliceOptions, excluded_tokens, given_pairs, splice_of
+from tljax.splice import ErrorTerm, Gradient
 from tljax.typing import HookList, InputOptions, NamesFilter, Params, ReturnType
 
 if TYPE_CHECKING:
