@@ -1,15 +1,19 @@
 """Folds: the same reconstruction from rescaled parameters."""
 
+from typing import TYPE_CHECKING
+
 import jax.numpy as jnp
 
-from tljax.dictionaries.dictionary import Dictionary
 from tljax.errors import DictionaryError
+
+if TYPE_CHECKING:
+    from tljax.dictionaries.dictionary import Dictionary
 
 _SMALLEST = 1e-8
 """Decoder norms below it count as it, so that a dead row gives no NaN."""
 
 
-def fold_W_dec_norm(dictionary: Dictionary) -> Dictionary:
+def fold_W_dec_norm(dictionary: "Dictionary") -> "Dictionary":
     """Returns the dictionary with decoder rows of unit norm and features multiplied by the norms they had.
 
     The reconstruction is the same. Features whose selection would change are refused: a ``topk`` dictionary can be
@@ -35,7 +39,7 @@ def fold_W_dec_norm(dictionary: Dictionary) -> Dictionary:
     return dictionary.replace(params=params, cfg=cfg.replace(rescale_acts_by_decoder_norm=False))
 
 
-def fold_activation_norm(dictionary: Dictionary, scale: float) -> Dictionary:
+def fold_activation_norm(dictionary: "Dictionary", scale: float) -> "Dictionary":
     """Returns a dictionary that takes raw activations, from one that was trained on activations times ``scale``.
 
     Raises:
@@ -54,3 +58,25 @@ def fold_activation_norm(dictionary: Dictionary, scale: float) -> Dictionary:
     params["W_dec"] = params["W_dec"] / scale
     params["b_dec"] = params["b_dec"] / scale
     return dictionary.replace(params=params, cfg=cfg.replace(normalize_activations="none"))
+
+
+def scale_biases(dictionary: "Dictionary", scale: float) -> "Dictionary":
+    """Returns a dictionary of activations times ``scale``, from one of the activations: its features are times ``scale``.
+
+    dictionary_learning's function of that name, for its dictionaries: with biases and thresholds times ``scale``,
+    ``f(scale * x) = scale * f(x)``.
+
+    Raises:
+        DictionaryError: the dictionary normalises its input, or selects features by more than their values.
+    """
+    cfg = dictionary.cfg
+    if cfg.normalize_activations != "none" or cfg.architecture in ("matching_pursuit", "temporal"):
+        raise DictionaryError(
+            f'Biases cannot be scaled under normalize_activations="{cfg.normalize_activations}" and '
+            f"architecture={cfg.architecture!r}."
+        )
+    if not 0 < scale < float("inf"):
+        raise DictionaryError(f"The scale {scale} must be positive and finite.")
+    scaled = ("b_enc", "b_dec", "threshold", "b_gate", "b_mag")
+    params = {name: array * scale if name in scaled else array for name, array in dictionary.params.items()}
+    return dictionary.replace(params=params)
