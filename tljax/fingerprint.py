@@ -201,9 +201,8 @@ def sample_of(params: Params) -> WeightSample | None:
 
     Samples of the latest few sets of parameters are cached for as long as the arrays live.
     """
-    own = {
-        name: part for name, part in without_dictionaries(params).items() if name != "pos_embed"
-    }  # it has n_ctx rows
+    own = without_dictionaries(params)
+    own = {name: part for name, part in own.items() if name != "pos_embed"}  # its length is n_ctx
     leaves = jax.tree.leaves(own) + jax.tree.leaves(dictionaries_in(params))
     key = tuple(map(id, leaves))
     references, sample = _kept.get(key, ([], None))
