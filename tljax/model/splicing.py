@@ -13,7 +13,7 @@ from tljax.hooks.names import resolve
 from tljax.hooks.points import point_table
 from tljax.model.hooking import HookContext
 from tljax.model.running import typed_run
-from tljax.model.splice_sites import SpliceOptions, excluded_tokens, given_pairs, splice_of
+from tljax.model.splice_sites import SpliceOptions, excluded_tokens, given_pairs, splice_of, with_config
 from tljax.splice import ErrorTerm, Gradient
 from tljax.typing import HookList, InputOptions, NamesFilter, Params, ReturnType
 
@@ -78,15 +78,16 @@ class SplicingMethods:
             exclude_tokens=excluded_tokens(exclude_tokens, self.cfg, special),
         )
         splices, arrays = list(self.cfg.splices), dictionaries_in(self.params)
+        plain = self._with_spliced((), {}) if splices else model
         for where, dictionary in given_pairs(dictionaries):
-            splice, computing = splice_of(self.cfg.without_splices, where, dictionary, options)
+            splice, computing = splice_of(plain, where, dictionary, options)
             if splice.writes in arrays:
                 raise DictionaryError(
                     f"There is a dictionary at {splice.writes} already. To put another in its place: "
                     f"model.without_dictionaries({splice.writes!r}).with_dictionaries(...)."
                 )
             splices.append(splice)
-            arrays[splice.writes] = computing.replace(sparsity=None)
+            arrays[splice.writes] = computing
         return self._with_spliced(tuple(splices), arrays)
 
     @typed
@@ -116,7 +117,7 @@ class SplicingMethods:
         """The spliced dictionaries, by the full name of the point that each writes; in firing order."""
         sources, arrays = {splice.writes: splice.source for splice in self.cfg.splices}, dictionaries_in(self.params)
         return {
-            name: arrays[name] if sources[name] is None else _with_config(arrays[name], sources[name])
+            name: arrays[name] if sources[name] is None else with_config(arrays[name], sources[name])
             for name in point_table(self.cfg)
             if name in arrays
         }
@@ -279,11 +280,6 @@ class SplicingMethods:
             stop_at_layer=stop_at_layer,
             **options,
         )
-
-
-def _with_config(dictionary: Dictionary, cfg: Any) -> Dictionary:
-    """Returns a dictionary with its whole config, unchecked: its arrays may be anything that goes through a trace."""
-    return Dictionary.tree_unflatten(cfg, (dictionary.params, dictionary.sparsity))
 
 
 def _refuse_persistent_dictionaries(reset_saes_end: bool) -> None:
