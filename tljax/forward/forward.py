@@ -11,6 +11,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from tljax.checks import is_traced
@@ -140,7 +141,7 @@ def run_forward(
         positions = embed_positions(embedding_module(cfg), params["pos_embed"], value, context)
     asked = (*names, POSITIONS) if unasked else names
     if start is None and context.tokens is None and excludes_tokens(cfg):
-        context = dataclasses.replace(context, tokens=value)
+        context = dataclasses.replace(context, tokens=jnp.asarray(value))
     for stage, inputs in _stages(cfg, params, layouts or {}, context, hooks, asked, start, stop):
         if shortformer and stage.entry is not None:  # a block
             inputs = (dataclasses.replace(inputs[0], pos_embed=positions),)

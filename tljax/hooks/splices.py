@@ -16,6 +16,7 @@ import numpy as np
 
 from tljax.errors import InputError
 from tljax.hooks.point import HOOKS, hook
+from tljax.numerics import widest
 from tljax.splice import ACTS_POST, ACTS_PRE, ERROR, INPUT, OUTPUT, RECONS, Splice
 
 
@@ -74,7 +75,7 @@ def _rows_of(splice: Splice, read: Any, written: Any) -> Iterator[Any]:
         ACTS_POST: (features, "features"),
         RECONS: (vector(written, splice.d_out), "reconstruction, before a normalisation of the input is undone"),
         ERROR: (
-            {"axes": error_axes, "dtype": np.dtype(jnp.promote_types(written.dtype, own))},
+            {"axes": error_axes, "dtype": np.dtype(widest(written.dtype, own))},
             "what the unchanged reconstruction lacks",
         ),
         OUTPUT: ({"adds_to": written.adds_to}, "what the model goes on with"),
@@ -153,7 +154,7 @@ class Splicing:
             clean = output
             if any(_changes(module, f"{name}.{inner}") for inner in splice.points):
                 clean = decoded(dictionary, read, splice.skip, _unhooked).reshape(own.shape)
-            wide = jnp.promote_types(own.dtype, clean.dtype)
+            wide = widest(own.dtype, clean.dtype)
             error = own.astype(wide) - clean.astype(wide)
             error = jax.lax.stop_gradient(error) if splice.gradient == "stop" else error
             error = error if excluded is None else jnp.where(excluded, jnp.zeros_like(error), error)

@@ -234,7 +234,7 @@ def _check_tap(model: "HookedTransformer", dictionary: Dictionary) -> None:
         problem = str(error)
     else:
         same = all(fitted.params[name] is array for name, array in dictionary.params.items())
-        if same and fitted.cfg.tap.reads == tap.reads:
+        if same and fitted.cfg.computation == dictionary.cfg.computation and fitted.cfg.tap.reads == tap.reads:
             return
         problem = (
             f"The dictionary at {tap.reads} was trained on other activations than this model has there (processed "

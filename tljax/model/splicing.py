@@ -53,8 +53,8 @@ class SplicingMethods:
                 interventions: the model computes what it did until a feature is changed. ``"drop"`` leaves it out.
             gradient: with the error kept, ``"stop"``: the error counts as a constant, so gradients reach what is
                 encoded through the features alone (Marks et al. 2024, SAELens). ``"pass"``: it is differentiated, so
-                that gradients reach earlier points as they do without the dictionary. Both give the same gradients at
-                the features.
+                that gradients reach earlier points as they do without the dictionary. At the features of a single
+                dictionary both give the same gradients.
             exclude_tokens: ids of tokens at whose positions the model's own value stays; ``"special"`` means the
                 tokenizer's special tokens.
             skip: whether a transcoder's skip connection is part of its output. ``False`` leaves it out, as SAELens
