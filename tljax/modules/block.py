@@ -13,6 +13,7 @@ from tljax.modules.latent_attention import LatentAttention
 from tljax.modules.mlp import MLP
 from tljax.modules.moe import MoE
 from tljax.modules.norm import make_norm, norm_kind
+from tljax.splice import Splice
 
 
 class TransformerBlock(nn.Module):
@@ -25,6 +26,11 @@ class TransformerBlock(nn.Module):
 
     cfg: HookedTransformerConfig
     kind: LayerKind
+
+    @property
+    def splices(self) -> tuple[Splice, ...]:
+        """The dictionaries spliced into the block."""
+        return self.kind.splices
 
     def setup(self) -> None:
         cfg = self.cfg

@@ -13,6 +13,7 @@ from tljax.modules.context import AttentionContext
 from tljax.modules.norm import make_norm, norm_kind
 from tljax.modules.parameters import parameter
 from tljax.modules.products import product
+from tljax.splice import Splice
 
 
 def _width(cfg: HookedTransformerConfig) -> str:
@@ -63,9 +64,10 @@ class PosEmbed(nn.Module):
 
 
 class EmbeddingStage(nn.Module):
-    """Token ids to the first residual stream."""
+    """Token ids to the first residual stream, with the dictionaries spliced in before the first block."""
 
     cfg: HookedTransformerConfig
+    splices: tuple[Splice, ...] = ()
 
     def setup(self) -> None:
         self.embed = Embed(self.cfg)
