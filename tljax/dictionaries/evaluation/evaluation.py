@@ -167,9 +167,10 @@ class DictionaryEvaluation:
         lines.append(
             f"  {'dead':<28} {dead:>10}  of {d_sae} features never active here; {rare} at under 0.1 % of tokens"
         )
-        if self.massive.n_tokens:
+        huge, rest = self.massive, self.ordinary
+        if huge.n_tokens:
             lines.append(
-                f"  {int(self.massive.n_tokens)} tokens of a massive norm (mean {self.massive.l2_norm_in:.4g}); without them "
-                f"explained_variance is {self.ordinary.explained_variance:.4g}, l0 {self.ordinary.l0:.4g}"
+                f"  {int(huge.n_tokens)} tokens of a massive norm (mean {huge.l2_norm_in:.4g}); without them "
+                f"explained_variance is {rest.explained_variance:.4g}, l0 {rest.l0:.4g}"
             )
         return "\n".join(lines)
