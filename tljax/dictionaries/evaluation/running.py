@@ -201,7 +201,7 @@ class _Totals:
         self.shape, self.n_text_tokens = shape, 0
         self.prompts, self.massive = (np.zeros((shape[0], _COLUMNS)) for _ in range(2))
         self.positions = np.zeros((shape[1], _COLUMNS))
-        self.biases: list[float] = []
+        self.biases: list[np.ndarray] = []
         self.vectors: dict[str, list[np.ndarray]] = {}
         self.summed: dict[str, np.ndarray] = {}
 
@@ -221,7 +221,7 @@ class _Totals:
         self.prompts[run.rows] = table.sum(1)
         self.massive[run.rows] = np.where(huge[..., None], table, 0).sum(1)
         self.positions += table.sum(0)
-        self.biases.append(float(site[..., _SQUARED_OUT].sum() / site[..., _PRODUCT].sum()))
+        self.biases.append(site[..., [_SQUARED_OUT, _PRODUCT]].sum((0, 1)))
         for name in ("targets", "errors", "massive_targets", "massive_errors"):
             self.vectors.setdefault(name, []).append(np.asarray(getattr(measured, name))[:kept])
         for name in ("position_targets", "position_errors", "fired", "prompts_fired", "activation"):
@@ -238,6 +238,7 @@ class _Totals:
         positions = Sums(self.positions, self.summed["position_targets"], self.summed["position_errors"])
         total = prompts.total
         mean = total.targets[0] / total.tokens[0, 0]
+        squared, product = np.asarray(self.biases).T
         low, high = _intervals(prompts, bootstrap, confidence, seed)
         return DictionaryEvaluation(
             figures=Figures.of(total).group(0),
@@ -254,7 +255,7 @@ class _Totals:
             reads=sites.reads,
             writes=sites.writes,
             name=repr(dictionary),
-            by_batch=np.asarray(self.biases),
+            by_batch=np.divide(squared, product, out=np.full(len(squared), np.nan), where=product != 0),
         )
 
     def _features(self, n_tokens: float) -> FeatureFigures:
