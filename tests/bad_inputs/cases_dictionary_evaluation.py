@@ -1,4 +1,4 @@
-"""Evaluation and pages of dictionaries: no prompts, nothing that counts, dictionaries of elsewhere, missing features."""
+"""Evaluation and pages of dictionaries: no prompts, nothing that counts, dictionaries of elsewhere, no such feature."""
 
 import functools
 from typing import Any
