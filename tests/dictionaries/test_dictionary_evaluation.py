@@ -293,3 +293,15 @@ def test_saelens_numbers(case: str) -> None:
         for name, values in want["feature_metrics"].items():
             mine = got["feature_metrics"][name]
             np.testing.assert_allclose(mine, np.asarray(values, float), rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize("point", [POINT, "blocks.1.hook_mlp_out"])
+def test_the_spliced_run_is_that_of_a_spliced_model(
+    model: HookedTransformer, small_sae: Dictionary, point: str
+) -> None:
+    sae = small_sae.replace(cfg=small_sae.cfg.replace(tap=Tap(reads=point)))
+    rows = jnp.asarray(RAGGED[::2])
+    got = evaluate_dictionary(model, sae, rows, exclude_tokens=[3], bootstrap=0, progress=False).figures
+    spliced = model.with_dictionaries([sae], error="drop", exclude_tokens=[3])
+    losses = np.asarray(spliced(rows, return_type="loss", loss_per_token=True))
+    assert got.ce_loss_with_sae == pytest.approx(losses[np.asarray(rows)[:, :-1] != 3].mean(), rel=1e-5)

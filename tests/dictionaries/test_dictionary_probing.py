@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 from made_dictionaries import standard
 
-from tljax import HookedTransformer
+from tljax import HookedTransformer, Replace, tasks
 from tljax.dictionaries.evaluation import (
     PooledFeatures,
     ground_truth_scores,
     pool_features,
+    ravel_scores,
     sparse_probing,
     spurious_correlation_removal,
     targeted_probe_perturbation,
@@ -101,3 +102,33 @@ def test_known_features_are_found() -> None:
     np.testing.assert_allclose(got.correlations[[0, 2, 3]], 1, atol=1e-4)
     few = ground_truth_scores(standard(np.zeros((8, 2)), known[:2], reads="x"), known)
     assert (few.mcc, few.matches.tolist()) == (pytest.approx(0.5), [0, 1, -1, -1])
+
+
+def test_features_exchanged_between_entities(tiny: HookedTransformer) -> None:
+    """All features of an identity exchange the whole stream at the entity; none exchange nothing."""
+    pairs = [("John", "Mary", "Tom"), ("Dan", "Tom", "Mary"), ("Mary", "James", "Dan")]
+    texts = [f"When {a} and {b} went to the store, {a} gave a drink to" for a, b, _ in pairs]
+    others = [f"When {a} and {c} went to the store, {a} gave a drink to" for a, _, c in pairs]
+    task = tasks.from_prompts(
+        tiny, texts, others, [f" {b}" for _, b, _ in pairs], [f" {c}" for _, _, c in pairs],
+        parts={"entity": [b for _, b, _ in pairs]},
+        corrupted_parts={"entity": [c for _, _, c in pairs]},
+    )  # fmt: skip
+    point, asks = "blocks.0.hook_resid_post", [True, True, False]
+    both = np.concatenate([np.eye(64), -np.eye(64)])
+    sae = standard(both.T, both, reads=point)
+    none = ravel_scores(tiny, sae, task, [], asks, batch_size=2)
+    assert (none.unpatched, none.cause, none.isolate) == (1, 0, 1)
+    got = ravel_scores(tiny, sae, task, range(128), asks, batch_size=2)
+    for index in range(3):
+        _, source = tiny.run_with_cache(task.corrupted.row(index)[None], names_filter=point)
+        new = source[point][0, task.pos("entity", corrupted=True)[index]]
+        at = int(task.pos("entity")[index])
+        patched = [(point, Replace(new, pos=at))]
+        logits = tiny.run_with_hooks(task.clean.row(index)[None], fwd_hooks=patched)
+        right, wrong = np.asarray(logits)[0, -1, [task.answer[index], task.wrong[index]]].ravel()
+        assert got.moved[index] == (wrong > right)
+    assert got.moved.any()
+    assert (got.cause, got.isolate) == (got.moved[:2].mean(), 1 - got.moved[2])
+    with pytest.raises(InputError, match="prompts of both kinds"):
+        ravel_scores(tiny, sae, task, [0], [True] * 3)

@@ -12,6 +12,7 @@ from tljax.dictionaries.evaluation.probing import (
     spurious_correlation_removal,
     targeted_probe_perturbation,
 )
+from tljax.dictionaries.evaluation.ravel import RavelScores, ravel_scores
 from tljax.dictionaries.evaluation.running import evaluate_dictionary
 from tljax.dictionaries.evaluation.weights import WeightFigures, weight_figures
 
@@ -21,6 +22,7 @@ __all__ = [
     "Figures",
     "GroundTruthScores",
     "PooledFeatures",
+    "RavelScores",
     "SparseProbing",
     "SpuriousRemoval",
     "TargetedPerturbation",
@@ -28,6 +30,7 @@ __all__ = [
     "evaluate_dictionary",
     "ground_truth_scores",
     "pool_features",
+    "ravel_scores",
     "sparse_probing",
     "spurious_correlation_removal",
     "targeted_probe_perturbation",

@@ -1,5 +1,6 @@
 """Pages of features: one feature, a dashboard of many, the features of a prompt."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any, Unpack
 
@@ -30,7 +31,11 @@ SORTS = (
 """What a dashboard sorts by, with its words."""
 
 
-@typed
+_typed = functools.partial(typed, receiver=summarise_features)
+"""Checks options that :func:`summarise_features` receives, and shows their defaults."""
+
+
+@_typed
 def feature_page(
     model: HookedTransformer,
     dictionary: AnyDictionary,
@@ -59,7 +64,7 @@ def feature_page(
     return feature_dashboard(model, dictionary, prompts, [feature], title=title, **options)
 
 
-@typed
+@_typed
 def feature_dashboard(
     model: HookedTransformer,
     dictionary: AnyDictionary,
