@@ -91,6 +91,12 @@ CASES: tuple[Case, ...] = (
         equals=lambda w: sum(evaluate(w, prompts=[row]).figures.mse * len(row) for row in ([1, 2, 3], [4, 5])),
         tolerance=1e-4,
     ),
+    Case("no rows of ids", lambda w: evaluate(w, prompts=np.zeros((0, 3), int)), InputError, "at least one"),
+    Case(
+        "a first batch without a token that counts",
+        lambda w: evaluate(w, exclude_tokens=[1, 2, 3], batch_size=1).figures.mse,
+        equals=lambda w: evaluate(w, prompts=IDS[1:]).figures.mse,
+    ),
     Case("a feature that does not exist", lambda w: page(w, 4), InputError, "features=4", "4 features, 0 to 3"),
     Case("the last feature by a negative number", lambda w: page(w, -1, k=1).html.count("</script>") > 0, equals=True),
     Case("no examples wanted", lambda w: page(w, k=0), InputError, "k=0", "at least 1"),

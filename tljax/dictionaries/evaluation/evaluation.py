@@ -136,7 +136,8 @@ class DictionaryEvaluation:
         metrics: dict[str, dict[str, float]] = {
             group: {name: getattr(f, name) for name in names} for group, names in groups.items()
         }
-        metrics["shrinkage"]["relative_reconstruction_bias"] = float(self.by_batch.mean())
+        known = self.by_batch[np.isfinite(self.by_batch)]
+        metrics["shrinkage"]["relative_reconstruction_bias"] = float(known.mean()) if len(known) else float("nan")
         metrics["token_stats"] = dict.fromkeys(
             ("total_tokens_eval_reconstruction", "total_tokens_eval_sparsity_variance"), self.n_text_tokens
         )

@@ -145,7 +145,7 @@ def measure_losses(
 
 
 def _mean(x: Float[Array, "batch pos width"], counts: Bool[Array, "batch pos"]) -> Float[Array, " width"]:
-    weights = counts.astype(x.dtype) / counts.sum().astype(x.dtype)
+    weights = counts.astype(x.dtype) / jnp.maximum(counts.sum(), 1).astype(x.dtype)
     return jnp.einsum("bpd,bp->d", x, weights, precision="highest")
 
 

@@ -83,8 +83,7 @@ def pool_features(
         pos: the position to read, counted in each prompt's text, negative from its end; ``None`` takes the mean over
             the tokens that count.
         batch_size: prompts in one run.
-        exclude_tokens: ids of tokens that are left out of the mean; ``"special"`` means the tokenizer's BOS, EOS and
-            padding tokens.
+        exclude_tokens: ids of tokens that are left out of the mean; ``"special"`` means the tokenizer's special tokens.
         prepend_bos: whether texts get a BOS token; ``None`` means ``cfg.default_prepend_bos``.
         progress: whether to show a bar; ``None`` shows one after three seconds.
 

@@ -53,7 +53,7 @@ def evaluate_dictionary(
         batch_size: prompts in one run.
         exclude_tokens: ids of tokens that do not count: they keep their activation in the spliced run and are left out
             of every mean (the loss at a position belongs to the token there, not to the next). ``"special"`` means the
-            tokenizer's BOS, EOS and padding tokens.
+            tokenizer's special tokens.
         run_spliced: whether to run the model spliced and with the site zero; ``False`` leaves the losses NaN.
         massive: a token's norm is massive from this many times its batch's median on.
         bootstrap: resamples of the prompts for the intervals; 0 for none.
@@ -106,9 +106,7 @@ def excluded_ids(model: HookedTransformer, exclude_tokens: Sequence[int] | Liter
         return np.zeros(0, np.int32)
     if isinstance(exclude_tokens, str):
         tokenizer = model.tokenizer
-        named = ("bos_token_id", "eos_token_id", "pad_token_id")
-        ids = [] if tokenizer is None else [getattr(tokenizer, name, None) for name in named]
-        given = sorted({one for one in ids if one is not None})
+        given = [] if tokenizer is None else sorted(tokenizer.all_special_ids)
         if not given:
             raise InputError(
                 'exclude_tokens="special" needs a tokenizer with special tokens; give ids instead, exclude_tokens=[0].'
@@ -155,8 +153,6 @@ class Runs:
         cls, model: HookedTransformer, prompts: Any, batch_size: int, excluded: np.ndarray, prepend_bos: bool | None
     ) -> "Runs":
         """Reads the prompts of a model."""
-        if not isinstance(prompts, str | Batch) and not len(prompts):
-            raise InputError("There are no prompts: give at least one.")
         batch = model.to_batch(prompts, prepend_bos=prepend_bos, padding_side="right")
         return cls(batch, batch_size, excluded)
 

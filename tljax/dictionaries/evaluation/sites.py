@@ -135,11 +135,8 @@ def _check_width(spec: HookPointSpec, tap: Tap, width: int, verb: str, dictionar
     shape = spec.shape()[2:]
     read = shape if tap.head is None and tap.merged_heads else shape[-1:]
     if math.prod(read) != width or (len(shape) > 1 and len(read) == 1 and tap.head is None):
+        heads = " Heads are read as one vector with Tap(merged_heads=True), one of them with Tap(head=...)."
         raise DictionaryError(
-            f"{dictionary!r} {verb} {width} numbers at {spec.name}, where this model has {list(shape)} a token"
-            + (
-                ": heads are read as one vector with Tap(merged_heads=True), one head with Tap(head=...)."
-                * (len(shape) > 1)
-                or "."
-            )
+            f"{dictionary!r} {verb} {width} numbers at {spec.name}, where this model has {list(shape)} a token."
+            + (heads if len(shape) > 1 else "")
         )

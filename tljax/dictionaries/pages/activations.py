@@ -129,8 +129,7 @@ def collect_activations(
         prompts: texts, token ids ``[batch, pos]`` or a ``Batch``.
         features: record these alone; ``None`` records all.
         batch_size: prompts in one run.
-        exclude_tokens: ids of tokens at which nothing is recorded; ``"special"`` means the tokenizer's BOS, EOS and
-            padding tokens.
+        exclude_tokens: ids of tokens at which nothing is recorded; ``"special"`` means the tokenizer's special tokens.
         prepend_bos: whether texts get a BOS token; ``None`` means ``cfg.default_prepend_bos``.
         progress: whether to show a bar; ``None`` shows one after three seconds.
 

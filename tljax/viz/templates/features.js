@@ -63,8 +63,8 @@
     function example(parent, one, largest) {
       const row = make(parent, "div", "", "example");
       const loss = one.losses === null ? null : one.losses[one.peak];
-      const effect = loss === null ? "" : `; ablated: loss ${signed(loss)}`;
-      make(row, "div", `prompt ${one.prompt}, token ${one.start + one.peak}: ${short(one.values[one.peak])}${effect}`, "place");
+      const effect = loss === null ? "" : ` (loss ${signed(loss)})`;
+      make(row, "div", `prompt ${one.prompt}, token ${one.start + one.peak}: ${short(one.values[one.peak])}${effect}`, "place").title = effect && "change of the next token's loss when the feature is ablated";
       const text = make(row, "div", "", "text");
       one.text.forEach((token, n) => {
         const word = make(text, "span", token, n === one.peak ? "peak" : "");
