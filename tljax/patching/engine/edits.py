@@ -135,7 +135,8 @@ class GridEdits:
         factors = [expand(on[None], (0, 1), table.ndim - 1)]
         for number, axis in enumerate(self.spec.axes):
             if axis not in ("batch", "pos") and (axis in self.chosen or axis in self.allowed):
-                here = picks(self, axis, site[:, None], np.arange(table.shape[number + 1])[None])
+                entries, prompt = np.arange(table.shape[number + 1])[None], layout.prompt[row][:, None]
+                here = picks(self, axis, site[:, None], entries, prompt)
                 factors.append(expand(here[None], (0, 1, number), table.ndim - 1))
         return TakeRows(table, entry[tokens].astype(np.int32), factors)
 
