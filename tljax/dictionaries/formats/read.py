@@ -1,7 +1,9 @@
-"""What every reader of dictionary files returns."""
+"""What every reader of dictionary files returns, and what a format of such files is."""
 
 import dataclasses
-from typing import Any
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 
@@ -22,3 +24,34 @@ class Read:
     params: dict[str, np.ndarray] | tuple[dict[str, np.ndarray], ...]
     cfg: DictionaryConfig | CrosscoderConfig | CrossLayerConfig
     sparsity: Any = None
+
+
+def all_in_folder(sae_id: str | None) -> tuple[str, ...]:
+    """Returns glob patterns of the files right in the folder ``sae_id`` of a repository (``None``: its top folder)."""
+    return (f"{sae_id}/*",) if sae_id else ("*",)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Format:
+    """A way in which dictionaries are published: a row of :mod:`tljax.dictionaries.formats.table`.
+
+    Attributes:
+        name: what ``format=`` calls it.
+        looks_for: what :attr:`detects` looks for, in words; errors list it.
+        detects: whether a path holds a dictionary in this format. The path is a directory, or a file where the user or
+            a release names one. Must not load arrays nor fail: names of files, JSON, and headers of safetensors only.
+        reads: reads such a path: ``reads(path, **facts)``. Facts are what a release or the caller knows beside the
+            files, all optional: ``model_name``, ``reads`` and ``writes`` (full names of hook points), ``layer``,
+            ``processing``, ``norm_scaling_factor``, ``config_overrides`` (keys of the files' own config). A reader takes
+            those it has a use for and ignores the rest (``**_``).
+        files: glob patterns, relative to a repository, of the files that a dictionary needs, given the path within the
+            repository (``None``: its top folder).
+        holds: what the files make.
+    """
+
+    name: str
+    looks_for: str
+    detects: Callable[[Path], bool]
+    reads: Callable[..., Read]
+    files: Callable[[str | None], tuple[str, ...]] = all_in_folder
+    holds: Literal["dictionary", "crosscoder", "cross-layer transcoder"] = "dictionary"
