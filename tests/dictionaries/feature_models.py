@@ -40,11 +40,10 @@ def dictionary(
 def plain_model(**fields: Any) -> HookedTransformer:
     """A model of three layers, every parameter random."""
     usual = {"normalization_type": "LN", "act_fn": "gelu", "d_mlp": 24} | fields
-    cfg = HookedTransformerConfig(
-        d_model=D_MODEL, n_heads=2, d_head=8, n_layers=3, n_ctx=8, d_vocab=VOCAB, **usual
-    )
+    cfg = HookedTransformerConfig(d_model=D_MODEL, n_heads=2, d_head=8, n_layers=3, n_ctx=8, d_vocab=VOCAB, **usual)
     model, keys = HookedTransformer(cfg), iter(jax.random.split(jax.random.key(0), 200))
-    spread = jax.tree.map(lambda leaf: leaf + 0.25 * jax.random.normal(next(keys), leaf.shape, leaf.dtype), model.params)
+    params = model.params
+    spread = jax.tree.map(lambda leaf: leaf + 0.25 * jax.random.normal(next(keys), leaf.shape, leaf.dtype), params)
     return model.replace(params=spread)
 
 
@@ -75,8 +74,5 @@ def spliced_model(error: str = "keep", gradient: str = "stop") -> HookedTransfor
 
 def with_value(model: HookedTransformer, tokens: Any, changes: dict[str, Any]) -> np.ndarray:
     """The metric of each prompt with activations replaced, by a whole pass with hooks."""
-    hooks = [(name, (lambda value: lambda activation, hook: jnp.asarray(value, activation.dtype))(value))
-             for name, value in changes.items()]  # fmt: skip
+    hooks = [(name, lambda activation, hook: jnp.asarray(changes[hook.name], activation.dtype)) for name in changes]
     return np.asarray(METRIC(model.run_with_hooks(tokens, fwd_hooks=hooks)), np.float64)
-
-

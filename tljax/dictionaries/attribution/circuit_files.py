@@ -17,8 +17,8 @@ from tljax.schema import mismatch
 _FORM = "tljax feature circuit 1"
 _INTEGERS, _NUMBERS = ("point", "feature", "pos", "source", "target"), ("effect", "weight")
 _SCHEMA = {
-    "format": str, "points": [str], "widths": [int], **dict.fromkeys(_INTEGERS, [int]),
-    **dict.fromkeys(_NUMBERS, [float]), "by_position": bool, "node_threshold": float, "edge_threshold": float,
+    "format": str, "points": [str], "widths": [int], **{name: [int] for name in _INTEGERS},
+    **{name: [float] for name in _NUMBERS}, "by_position": bool, "node_threshold": float, "edge_threshold": float,
     "convention": str, "model": (None, FORM), "dictionaries": [(None, {"values": str, "rounding": float})],
 }  # fmt: skip
 

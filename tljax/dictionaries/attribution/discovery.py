@@ -66,7 +66,7 @@ def feature_circuit(
 
     Raises:
         InputError: a model without dictionaries, a metric without a gradient or with one number for several prompts,
-            prompts of different lengths, or thirty thousand nodes because of a low threshold.
+            prompts of different lengths, or thousands of nodes because of a low threshold.
     """
     options = check_method(method, steps, grid)
     for name, value in (("node_threshold", node_threshold), ("edge_threshold", edge_threshold)):
@@ -85,12 +85,12 @@ def feature_circuit(
     else:
         gradients, _ = estimated_gradients(model, nodes, measure, method, *options)
         effects = _first_order(nodes, gradients)
-        said = str(convention_of(method, *options))
+        said = str(convention_of(model, method, *options))
     listed, effect = _selected(nodes, effects, node_threshold, by_position)
     if len(listed) > _MOST_NODES:
         raise InputError(
-            f"{len(listed)} nodes have effects of at least {node_threshold:g}, and edges are found between all of them: "
-            f"up to {_MOST_NODES}. Raise node_threshold."
+            f"{len(listed)} nodes have effects of at least {node_threshold:g}, and edges are found between all pairs: "
+            f"up to {_MOST_NODES} nodes. Raise node_threshold."
         )
     weights = edge_effects(model, nodes, listed, gradients, measure)
     source_of, target = np.nonzero((np.abs(weights) >= edge_threshold) & (weights != 0))

@@ -6,8 +6,7 @@ other features and error terms are constants.
 """
 
 import dataclasses
-import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +18,6 @@ from tljax.dictionaries.attribution.gradients import Gradients
 from tljax.dictionaries.attribution.nodes import Nodes
 from tljax.hooks.dictionary import HookDictionary, HookEntry
 from tljax.hooks.interventions import Replace
-from tljax.hooks.points import layer_of
 from tljax.memory import how_many
 from tljax.model.hooked_transformer import HookedTransformer
 from tljax.patching.metrics.evaluation import Measure
@@ -101,7 +99,7 @@ def _shapes(nodes: Nodes, listed: Listed, points: Iterable[int]) -> dict[str, tu
 def _cotangents_at(
     nodes: Nodes, listed: Listed, number: int, gradients: Gradients
 ) -> Iterable[tuple[np.ndarray, dict[str, jax.Array]]]:
-    """Yields nodes of a point, a few at a time, and the gradient that flows into each, ``[n, batch, padded_pos, ...]``."""
+    """Yields nodes of a point, a few at a time, and the gradient into each, ``[n, batch, padded_pos, ...]``."""
     point, own = nodes.points[number], np.flatnonzero(listed.point == number)
     for name in point.written:
         is_error = name == point.error
@@ -124,7 +122,7 @@ def _filling(count: int, most: int) -> int:
 
 @jax.jit
 def _spread(gradient: jax.Array, place: jax.Array, feature: jax.Array | None) -> jax.Array:
-    """Returns a gradient ``[batch, pos, ...]`` restricted to the position and the feature of each node, ``[n, ...]``."""
+    """Returns a gradient ``[batch, pos, ...]`` at the position and the feature of each node alone, ``[n, ...]``."""
     rest = (1,) * (gradient.ndim - 2)
     here = (place[:, None] == jnp.arange(gradient.shape[1])[None]) | (place == EVERY_POS)[:, None]
     kept = jnp.where(here.reshape(len(place), 1, -1, *rest), gradient[None], jnp.zeros((), gradient.dtype))
@@ -135,7 +133,7 @@ def _spread(gradient: jax.Array, place: jax.Array, feature: jax.Array | None) ->
 
 
 def _contracted(nodes: Nodes, listed: Listed, name: str, pulled: jax.Array) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the nodes at a point, and the change of each times gradients there, ``[n, node]``, summed over prompts."""
+    """Returns the nodes at a point, and the change of each times gradients there, ``[n, node]``."""
     number = next(n for n, point in enumerate(nodes.points) if name in point.written)
     is_error = name == nodes.points[number].error
     mine = np.flatnonzero((listed.point == number) & ((listed.feature == ERROR_NODE) == is_error))

@@ -1,4 +1,4 @@
-"""Effects of active features and of error terms on a metric: by exact patching, by gradient, by integrated gradients."""
+"""Effects of active features and of error terms on a metric: by exact patching or from gradients."""
 
 import dataclasses
 from typing import Any, Literal
@@ -52,7 +52,9 @@ def feature_effects(
             circuits (Marks et al. 2024); ``None`` sets them to zero.
         points: the points whose features are taken; all with dictionaries by default.
         method: ``"exact"``; ``"gradient"``, first-order, from one backward pass; or ``"ig"``, integrated gradients, one
-            dictionary after another.
+            dictionary after another. Estimates take gradients as the model's splices do: with ``gradient="stop"``
+            they leave out what a feature does through the error terms of later dictionaries, as published; with
+            ``gradient="pass"`` integrated gradients add up to the whole effect.
         steps: with ``"ig"``, the number of points on the way, by default 10.
         grid: with ``"ig"``, where they lie: ``"left"`` (the default, as published), ``"gauss"``, ``"midpoint"``,
             ``"right"``.
@@ -83,7 +85,7 @@ def feature_effects(
     else:
         gradients, completeness = estimated_gradients(model, nodes, measure, method, *options)
         effect, error_effect = _estimated(nodes, rows, gradients)
-        convention = convention_of(method, *options)
+        convention = convention_of(model, method, *options)
     found = _result(model, nodes, rows, effect, error_effect, measure, convention, completeness)
     if verify is None:
         return found
@@ -129,19 +131,16 @@ def estimated_gradients(
     return gradients_at_run(model, nodes, measure), None
 
 
-def convention_of(method: EffectMethod, steps: int, grid: Grid) -> Convention:
+def convention_of(model: HookedTransformer, method: EffectMethod, steps: int, grid: Grid) -> Convention:
     """Returns what an estimate means, in the words that sweeps use."""
-    along = "activation" if method == "ig" else None
+    stops = any(splice.error == "keep" and splice.gradient == "stop" for splice in model.cfg.splices)
+    held = ", error terms of later dictionaries constant" if stops else ""
     how = Estimate(
         method="ig" if method == "ig" else "attribution", rule=None, gradient_at="base", steps=steps, grid=grid,
-        along=along or "activation", verify=None,
+        along="activation", verify=None,
     ).convention(False, 1)  # fmt: skip
-    if method == "ig":
-        return dataclasses.replace(
-            how,
-            gradient_at=how.gradient_at.replace("each layer's own activation", "each dictionary's features and error"),
-        )
-    return dataclasses.replace(how, method="gradient")
+    where = how.gradient_at.replace("each layer's own activation", "each dictionary's features and error")
+    return dataclasses.replace(how, method=method, gradient_at=where + held)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,7 +208,7 @@ def _patched(
 def dense_exact_effects(
     model: HookedTransformer, nodes: Nodes, metric: Any, measure: Measure, progress: bool | None
 ) -> dict[str, np.ndarray]:
-    """Returns the exact effect of every node as arrays by full name, ``[batch, length, ...]`` (errors: no last axis)."""
+    """Returns the exact effects of nodes by full name: ``[batch, length, d_sae]``, of errors ``[batch, length]``."""
     rows = _listed(nodes, 0.0, None)
     effect, errors = _exact(model, nodes, rows, metric, measure, "auto", progress)
     found = {}

@@ -51,16 +51,17 @@ class FeatureLogits:
     tokens: dict[int, str]
     convention: str
 
-    def table(self) -> str:
-        """Returns the features as a table in text, a line each."""
+    def table(self, k: int = 20) -> str:
+        """Returns the first ``k`` features as a table in text, a line each."""
         lines = [f"feature  raises {'':<34} lowers"]
-        for row, feature in enumerate(self.features):
+        for row, feature in enumerate(self.features[:k]):
             up, down = (
                 ", ".join(f"{self._text(token)} {value:+.2f}" for token, value in zip(ids[row], by[row], strict=True))
                 for ids, by in ((self.raised, self.raised_by), (self.lowered, self.lowered_by))
             )
             lines.append(f"{feature:>7}  {up:<41} {down}")
-        return "\n".join(lines)
+        left = len(self.features) - len(lines) + 1
+        return "\n".join((*lines, *([f"and {left} more"] if left > 0 else [])))
 
     def __repr__(self) -> str:
         return f"FeatureLogits of {len(self.features)} features ({self.convention})"
@@ -210,10 +211,12 @@ def direct_feature_attribution(
     _, cache = model.run_with_cache(prompt, names_filter=[*dict.fromkeys([reads, written, scale_name])])
     assert isinstance(cache, ActivationCache)
     x, y, scale = (_at(cache, name, pos) for name in (reads, written, scale_name))
+    if (head := dictionary.cfg.tap.head) is not None:
+        x, y = x[:, head], y[:, head]
     if ids.ndim and len(ids) != len(x):
         raise InputError(f"There are {len(x)} prompts and {len(ids)} answers: give one answer, or one each.")
-    direction = final_readout(model, ids) - (0 if others is None else final_readout(model, others))
-    direction = jnp.moveaxis(direction, 0, -1).reshape(-1, model.cfg.d_model)  # [batch or 1, d_model]
+    direction = final_readout(model, jnp.atleast_1d(ids)).T  # [batch or 1, d_model]
+    direction = direction if others is None else direction - final_readout(model, jnp.atleast_1d(others)).T
     if model.cfg.normalization_type is not None:
         direction = direction / scale.reshape(-1, 1).astype(direction.dtype)
     direction = jnp.broadcast_to(direction, (len(x), model.cfg.d_model))

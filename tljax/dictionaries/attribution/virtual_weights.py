@@ -4,6 +4,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from tljax.cache.access import centres
 from tljax.checks import entry, typed, whole
 from tljax.dictionaries.attribution.directions import (
     STREAM,
@@ -15,8 +16,8 @@ from tljax.dictionaries.attribution.directions import (
 from tljax.dictionaries.dictionary import Dictionary, TopFeatures
 from tljax.errors import ConfigError, DictionaryError, InputError
 from tljax.hooks.points import layer_of, point_table, stage_of
-from tljax.cache.access import centres
 from tljax.model.hooked_transformer import HookedTransformer
+from tljax.modules.activations import scaled
 from tljax.modules.norm import norm_gain
 from tljax.numerics import widened
 from tljax.weights.circuits import why_no_matrix
@@ -39,15 +40,15 @@ def virtual_weights(
     """Computes the virtual weights from the features of one dictionary to those of a later one.
 
     Entry ``[i, j]`` is what one unit of the source's feature ``i`` adds to the pre-activation of the target's feature
-    ``j`` directly: the decoder's row times the encoder's column, ``W_dec @ W_enc``, along the residual stream. A target
-    that reads a normalised stream sees it through the norm's linear part (centring, weight), and the entries are to be
-    divided by the norm's scale of a run. ``through`` takes the path of one attention head instead, ``W_dec @ W_V @ W_O @
-    W_enc``, for an attention pattern of 1 and without ``ln1``'s scale.
+    ``j`` directly, along the residual stream: the decoder's row times the encoder's column, ``W_dec @ W_enc``. A
+    target that reads a normalised stream sees it through the norm's linear part (centring, weight), and the entries are
+    to be divided by the norm's scale of a run. ``through`` takes the path of one attention head instead, ``W_dec @ W_V
+    @ W_O @ W_enc``, for an attention pattern of 1 and without ``ln1``'s scale.
 
     Args:
         source: the dictionary whose features write.
         target: the dictionary whose features read, of a later point.
-        model: the model; needed to leave ``attn.hook_z`` or ``mlp.hook_post``, for a norm's weight, and for ``through``.
+        model: the model; needed to leave ``attn.hook_z`` or ``mlp.hook_post``, for a norm, and for ``through``.
         features, target_features: numbers of features of each; all by default.
         through: layer and head.
 
@@ -59,11 +60,11 @@ def virtual_weights(
         InputError: a feature or a head that does not exist.
 
     >>> import jax
-    >>> from tljax.dictionaries import DictionaryConfig
+    >>> from tljax.dictionaries import Dictionary, DictionaryConfig
     >>> def made(seed):
-    ...     key = jax.random.split(jax.random.key(seed), 2)
-    ...     params = {"W_enc": jax.random.normal(key[0], (4, 6)), "W_dec": jax.random.normal(key[1], (6, 4))}
-    ...     return Dictionary(params | {"b_enc": jnp.zeros(6), "b_dec": jnp.zeros(4)}, DictionaryConfig(d_in=4, d_sae=6))
+    ...     one, other = jax.random.normal(jax.random.key(seed), (2, 4, 6))
+    ...     params = {"W_enc": one, "W_dec": other.T, "b_enc": jnp.zeros(6), "b_dec": jnp.zeros(4)}
+    ...     return Dictionary(params, DictionaryConfig(d_in=4, d_sae=6))
     >>> virtual_weights(made(0), made(1)).shape
     (6, 6)
     """
@@ -137,20 +138,16 @@ def _through_head(model: HookedTransformer | None, rows: Any, through: tuple[int
         raise ConfigError(f"This model's heads have no OV matrix: {reason}.")
     if model.cfg.has_norms_after:
         raise ConfigError("A norm follows attention in this model (ln1_post), so a head's output is no linear path.")
-    block = model.blocks[layer]
-    group = model.cfg.n_heads // model.cfg.kv_heads
-    value, out = (
-        block.attn.W_V[head // group if block.attn.W_V.shape[0] != model.cfg.n_heads else head],
-        block.attn.W_O[head],
-    )
-    rows = _normed(model, layer, "ln1", rows.T).T
-    return jnp.matmul(
-        jnp.matmul(rows, value.astype(rows.dtype), precision="highest"), out.astype(rows.dtype), precision="highest"
-    )
+    attention = model.blocks[layer].attn
+    group = model.cfg.n_heads // attention.W_V.shape[0]
+    reading = _normed(model, layer, "ln1", attention.W_V[head // group].astype(rows.dtype))
+    values = jnp.matmul(rows, reading, precision="highest")
+    moved = jnp.matmul(values, attention.W_O[head].astype(rows.dtype), precision="highest")
+    return scaled(moved, model.cfg.residual_multiplier)
 
 
 def _normed(model: HookedTransformer, layer: int, norm: str, columns: Any, gain: bool = True) -> Any:
-    """Applies a norm's linear part to ``[d_model, n]``, from the left: its weight and its centring, both symmetric."""
+    """Returns weights ``[d_model, n]`` as they read the stream before a norm, through its centring and its weight."""
     cfg = model.cfg
     if cfg.normalization_type is None or not cfg.has_norms_before:
         return columns
