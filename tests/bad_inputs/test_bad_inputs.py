@@ -7,7 +7,7 @@ from table import Case, World
 
 KINDS = (
     "ids", "positions", "meanings", "models", "files", "arithmetic", "types", "messages", "text", "checkpoints",
-    "tasks", "exact", "learned", "gradients", "interchange", "attribution", "edges", "circuits",
+    "tasks", "exact", "learned", "gradients", "interchange", "attribution", "edges", "circuits", "feature_effects",
 )  # fmt: skip
 """A module ``cases_<kind>.py`` each."""
 TABLE = [
