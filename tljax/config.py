@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax.numpy as jnp
 
@@ -12,6 +12,9 @@ from tljax.config_checks import check, checked_fields, checked_sizes
 from tljax.config_derived import DERIVED, FITTED_TO_ROTARY_DIM, derived_fields
 from tljax.elsewhere import CONFIG, SaysWhatInstead
 from tljax.errors import ConfigError, nearest
+
+if TYPE_CHECKING:
+    from tljax.hooks.splices import Splice
 
 BOOKKEEPING = (
     "init_mode", "initializer_range", "init_weights", "seed", "tokenizer_name", "tokenizer_prepends_bos",
@@ -30,11 +33,13 @@ class LayerKind:
         local: attention sees only the last ``window_size`` keys.
         rotates: queries and keys are rotated (in a model with rotary positions).
         experts: a mixture of experts stands in place of the MLP.
+        splices: the dictionaries spliced into the layer, with points named relative to it.
     """
 
     local: bool = False
     rotates: bool = True
     experts: bool = False
+    splices: "tuple[Splice, ...]" = ()
 
 
 USUAL = LayerKind()
@@ -162,6 +167,8 @@ class HookedTransformerConfig(SaysWhatInstead):
         tokenizer_prepends_bos: whether the tokenizer adds BOS by itself (set when a tokenizer is attached).
         weight_processing: which steps of weight processing the parameters went through.
         model_name, original_architecture: where the parameters came from.
+        splices: the dictionaries spliced into the model (:meth:`~tljax.HookedTransformer.with_dictionaries`); their
+            arrays are among the parameters. Files of configs leave them out.
     """
 
     d_model: int
@@ -272,6 +279,7 @@ class HookedTransformerConfig(SaysWhatInstead):
     weight_processing: tuple[str, ...] = ()
     model_name: str = "custom"
     original_architecture: str | None = None
+    splices: "tuple[Splice, ...]" = ()
     _instead = CONFIG
 
     def __post_init__(self) -> None:
@@ -349,7 +357,8 @@ class HookedTransformerConfig(SaysWhatInstead):
         local = self.use_local_attn and self.attn_types is not None and self.attn_types[layer] == "local"
         rotates = self.rotary_layers is None or self.rotary_layers[layer]
         experts = self.num_experts is not None and (self.moe_layers is None or self.moe_layers[layer])
-        return LayerKind(local=local, rotates=rotates, experts=experts)
+        splices = tuple(splice.within_block for splice in self.splices if splice.layer == layer)
+        return LayerKind(local=local, rotates=rotates, experts=experts, splices=splices)
 
     @functools.cached_property
     def layer_kinds(self) -> tuple[LayerKind, ...]:
@@ -363,7 +372,18 @@ class HookedTransformerConfig(SaysWhatInstead):
         Models that compute the same share their programs, whatever they are called and wherever they come from.
         """
         defaults = {field.name: field.default for field in dataclasses.fields(self) if field.name in BOOKKEEPING}
-        return _one_of_equals(dataclasses.replace(self, **defaults))
+        splices = tuple(splice.computation for splice in self.splices)
+        return _one_of_equals(dataclasses.replace(self, **defaults, splices=splices))
+
+    @functools.cached_property
+    def embedding_splices(self) -> "tuple[Splice, ...]":
+        """The dictionaries spliced in before the first block."""
+        return tuple(splice.computation for splice in self.splices if splice.layer is None)
+
+    @functools.cached_property
+    def without_splices(self) -> "HookedTransformerConfig":
+        """The config of the same model with no dictionary spliced in."""
+        return _one_of_equals(dataclasses.replace(self, splices=())) if self.splices else self
 
     def replace(self, **changes: Any) -> "HookedTransformerConfig":
         """Returns a copy with ``changes`` applied and validated.
@@ -381,10 +401,11 @@ class HookedTransformerConfig(SaysWhatInstead):
         return dataclasses.replace(self, **(follow | changes))
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the fields as plain, JSON-ready values; :meth:`from_dict` reads them back."""
+        """Returns the fields as plain, JSON-ready values, but for ``splices``; :meth:`from_dict` reads them back."""
         return {
             field.name: list(value) if isinstance(value := getattr(self, field.name), tuple) else value
             for field in dataclasses.fields(self)
+            if field.name != "splices"
         }
 
     @classmethod

@@ -40,7 +40,7 @@ _NO_SIZES = ("seed", "bos_token_id", "pad_token_id")
 """Integer fields that are not sizes, and so may be zero."""
 _SAID_ELSEWHERE = (
     "normalization_type", "positional_embedding_type", "attention_dir", "init_mode", "matmul_precision", "qk_norm_type",
-    "qk_norm_span", "router", "act_fn", "dtype", "eos_token_ids",
+    "qk_norm_span", "router", "act_fn", "dtype", "eos_token_ids", "splices",
 )  # fmt: skip
 """Fields that are not checked by type: those with a list of choices here, or converted by the config."""
 _POSITIVE = (

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from tljax.checkpoints.layout import flatten, parameter_shapes
 from tljax.config import HookedTransformerConfig
+from tljax.dictionary_params import dictionaries_in, without_dictionaries
 from tljax.errors import CheckpointError, nearest
 
 _TURNED = ("W_Q", "W_K", "W_V")
@@ -32,6 +33,8 @@ def check_parameters(
         CheckpointError: they do not fit; lists parameters that are missing, unknown, or of another shape or dtype.
     """
     _check_nesting(params, cfg)
+    _check_dictionaries(params, cfg)
+    params = without_dictionaries(params)
     flat, expected = flatten(params), parameter_shapes(cfg)
     shapes = {path: getattr(leaf, "shape", None) for path, leaf in flat.items()}
     if shapes != expected and not (may_be_stacked and _are_stacked(shapes, expected)):
@@ -60,6 +63,20 @@ def _check_nesting(params: Any, cfg: HookedTransformerConfig) -> None:
         raise CheckpointError(
             f"params['blocks'] must be a tuple of one dict for each of the {cfg.n_layers} layers, got "
             f"{type(blocks).__name__}."
+        )
+
+
+def _check_dictionaries(params: Any, cfg: HookedTransformerConfig) -> None:
+    """Raises CheckpointError unless the dictionaries among the parameters are those that the config says."""
+    there = dictionaries_in(params)
+    said = {splice.writes: (splice.d_sae, splice.d_out) for splice in cfg.splices}
+    shapes = {name: one.W_dec.shape[-2:] for name, one in there.items()}
+    if shapes != said:
+        wrong = next(name for name in (*said, *shapes) if said.get(name) != shapes.get(name))
+        raise CheckpointError(
+            f"The dictionary at {wrong} has W_dec {shapes.get(wrong, 'absent')} among the parameters and "
+            f"{said.get(wrong, 'absent')} in the config. Dictionaries go in by model.with_dictionaries(...) and out by "
+            "model.without_dictionaries(), which change both."
         )
 
 

@@ -15,6 +15,8 @@ import numpy as np
 
 from tljax.checks import is_traced
 from tljax.config import HookedTransformerConfig
+from tljax.dictionary_params import DICTIONARIES
+from tljax.errors import InputError
 from tljax.forward.stages import Stage, run_stage
 from tljax.hooks.dictionary import HookDictionary, HookEntry, make_slot
 from tljax.hooks.intervention import Intervention
@@ -31,6 +33,7 @@ from tljax.hooks.points import (
     head_points,
     stage_of,
 )
+from tljax.hooks.splices import Splice, value_after
 from tljax.modules.context import AttentionContext
 from tljax.modules.embedding import EmbeddingStage
 from tljax.modules.products import LAYOUTS
@@ -135,6 +138,8 @@ def run_forward(
     if shortformer and start is not None and start < cfg.n_layers:
         positions = embed_positions(embedding_module(cfg), params["pos_embed"], value, context)
     asked = (*names, POSITIONS) if unasked else names
+    if start is None and context.tokens is None and excludes_tokens(cfg):
+        context = dataclasses.replace(context, tokens=value)
     for stage, inputs in _stages(cfg, params, layouts or {}, context, hooks, asked, start, stop):
         if shortformer and stage.entry is not None:  # a block
             inputs = (dataclasses.replace(inputs[0], pos_embed=positions),)
@@ -177,11 +182,14 @@ def _stages(
 
     if start is None:
         alone = dataclasses.replace(context, pasts=None, window=None, text=None)
-        yield stage_at(embedding_module(cfg), _part(params, "embed", "pos_embed"), {}, EMBEDDING), (alone,)
+        alone = _with_needed_tokens(alone, cfg.embedding_splices)
+        own = _part(params, "embed", "pos_embed", DICTIONARIES)
+        yield stage_at(embedding_module(cfg), own, {}, EMBEDDING), (alone,)
     laid_out = layouts.get("blocks", ({},) * cfg.n_layers)
     for layer in range(start or 0, cfg.n_layers if stop is None else stop):
         module = block_module(cfg, layer)
-        stage = stage_at(module, params["blocks"][layer], laid_out[layer], f"blocks.{layer}.", ENTRY, EXIT)
+        last = value_after(EXIT, module.splices)
+        stage = stage_at(module, params["blocks"][layer], laid_out[layer], f"blocks.{layer}.", ENTRY, last)
         yield stage, (context_of_layer(cfg, context, layer),)
     if stop is None:
         own, other = _part(params, "ln_final", "unembed"), _part(layouts, "unembed")
@@ -222,6 +230,27 @@ def context_of_layer(cfg: HookedTransformerConfig, context: AttentionContext, la
     if context.pasts is not None or context.window is not None or context.text is not None:
         past = None if context.pasts is None else context.pasts[layer]
         context = dataclasses.replace(context, past=past, pasts=None, window=None, text=None)
+    context = _with_needed_tokens(context, cfg.layer_kinds[layer].splices)
     if not cfg.scale_attn_by_inverse_layer_idx:
         return context
     return dataclasses.replace(context, score_divisor=np.float32(layer + 1))
+
+
+def excludes_tokens(cfg: HookedTransformerConfig) -> bool:
+    """Whether a dictionary spliced into the model leaves out some tokens, so that runs have to know theirs."""
+    return any(splice.exclude_tokens for splice in cfg.splices)
+
+
+def _with_needed_tokens(context: AttentionContext, splices: Sequence[Splice]) -> AttentionContext:
+    """Returns the context with tokens only where dictionaries of a stage leave some of them out.
+
+    Raises:
+        InputError: they do, and the tokens are unknown.
+    """
+    needed = any(splice.exclude_tokens for splice in splices)
+    if needed and context.tokens is None:
+        raise InputError(
+            f"The dictionary at {splices[0].writes} leaves out some tokens (exclude_tokens), and this run starts from "
+            "a residual stream, whose tokens are unknown. Pass tokens= as well, or splice without exclude_tokens."
+        )
+    return context if needed or context.tokens is None else dataclasses.replace(context, tokens=None)

@@ -12,9 +12,14 @@ from typing import Any
 import flax.linen as nn
 import jax
 
+from tljax.dictionary_params import DICTIONARIES
 from tljax.hooks.intervention import Intervention
 from tljax.hooks.interventions import Replace
-from tljax.hooks.point import HookPoint, HookSlot, apply_with_slots, is_compiled, leaked_tracer
+from tljax.hooks.point import SPLICES, HookPoint, HookSlot, apply_with_slots, is_compiled, leaked_tracer
+from tljax.hooks.splices import Splice, Splicing
+from tljax.modules.block import TransformerBlock
+from tljax.modules.context import AttentionContext
+from tljax.modules.embedding import EmbeddingStage
 from tljax.numerics import matmul_precision
 from tljax.typing import Params
 
@@ -54,8 +59,19 @@ def _apply(
     slots = dict(slots)
     for name in captured:
         slots[name] = dataclasses.replace(slots.get(name, HookSlot(HookPoint(name))), captured=True)
+    if isinstance(module, TransformerBlock | EmbeddingStage) and module.splices:
+        variables = _with_dictionaries(variables, module.splices, inputs[1])
     with matmul_precision(module.cfg):
         return apply_with_slots(module, variables, slots, *inputs)
+
+
+def _with_dictionaries(
+    variables: Mapping[str, Params], splices: Sequence[Splice], context: AttentionContext
+) -> dict[str, Any]:
+    """Returns what a module reads with the dictionaries among its parameters as a :class:`Splicing`, for this call."""
+    own = dict(variables["params"])
+    splicing = Splicing(splices, own.pop(DICTIONARIES), context.tokens, context.computed)
+    return {**variables, "params": own, SPLICES: {"run": splicing}}
 
 
 _apply_compiled = jax.jit(_apply, static_argnums=(0, 1))

@@ -15,6 +15,7 @@ from tljax.errors import HookError
 
 HOOKS = "hooks"
 CAPTURED = "intermediates"
+SPLICES = "splices"
 POSITION_AXES = ("pos", "query_pos", "key_pos")
 
 
@@ -261,7 +262,8 @@ def hook(module: nn.Module, name: str, value: Any) -> Any:
     """Opens a hook point inside a Flax module: ``x = hook(self, "hook_z", x)``.
 
     Applies the run's hooks for this name under the module's path, then records the value if the run caches it, so the
-    cache shows the value that the model continues with. Does nothing if the run does not name the point.
+    cache shows the value that the model continues with. Then a dictionary that is spliced in here takes over
+    (:mod:`tljax.hooks.splices`). Does nothing if the run does not name the point and there is no dictionary.
 
     Args:
         module: the Linen module being called (``self``).
@@ -272,12 +274,13 @@ def hook(module: nn.Module, name: str, value: Any) -> Any:
         The activation to continue with.
     """
     slot = module.get_variable(HOOKS, name)
-    if slot is None:
-        return value
-    value = slot.apply(value)
-    if slot.captured:
-        module.sow(CAPTURED, name, value, init_fn=lambda: None, reduce_fn=lambda _, latest: latest)
-    return value
+    if slot is not None:
+        value = slot.apply(value)
+        if slot.captured:
+            module.sow(CAPTURED, name, value, init_fn=lambda: None, reduce_fn=lambda _, latest: latest)
+    assert module.scope is not None
+    splicing: Any = module.scope.root.get_variable(SPLICES, "run")
+    return value if splicing is None else splicing.after(module, name, value)
 
 
 def is_hooked(module: nn.Module, *names: str) -> bool:
@@ -299,13 +302,20 @@ def apply_with_slots(
     """
     collection: dict[str, Any] = {}
     for name, slot in slots.items():
-        *path, last = name.split(".")
+        path, last = _split(name)
         scope = collection
         for part in path:
             scope = scope.setdefault(part, {})
         scope[last] = slot
     output, state = module.apply({**variables, HOOKS: collection}, *args, mutable=[CAPTURED], method=method)
     return output, _flatten(dict(state).get(CAPTURED, {}))
+
+
+def _split(name: str) -> tuple[list[str], str]:
+    """Splits a dotted path into modules and the point's name: from its first part that starts with ``hook_``."""
+    parts = name.split(".")
+    first = next((number for number, part in enumerate(parts) if part.startswith("hook_")), len(parts) - 1)
+    return parts[:first], ".".join(parts[first:])
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -12,6 +12,7 @@ import numpy as np
 
 from tljax.config import HookedTransformerConfig, LayerKind
 from tljax.hooks.point import POSITION_AXES
+from tljax.hooks.splices import with_spliced_points
 from tljax.numerics import widened
 
 AttentionInput = Literal["shared", "per_head", "split"]
@@ -19,7 +20,7 @@ AttentionInput = Literal["shared", "per_head", "split"]
 
 AXES = (
     "batch", "pos", "query_pos", "key_pos", "head", "d_head", "all_heads", "latent", "d_model", "neuron", "d_vocab",
-    "scale", "expert", "choice",
+    "scale", "expert", "choice", "feature",
 )  # fmt: skip
 
 ENTRY, EXIT = "hook_resid_pre", "hook_resid_post"
@@ -195,7 +196,7 @@ def embedding_points(cfg: HookedTransformerConfig) -> tuple[HookPointSpec, ...]:
         meaning = "learned position embedding" + ("" if to_stream else ", which queries and keys read")
         adds_to = ENTRY if to_stream else None
         points.append(row("hook_pos_embed", _RESID, meaning, adds_to=adds_to, aliases=("pos_embed.hook_out",)))
-    return tuple(points)
+    return with_spliced_points(points, cfg.embedding_splices)
 
 
 @functools.lru_cache(maxsize=256)
@@ -205,7 +206,7 @@ def block_points(
     """Returns the points of a block of a kind (:class:`~tljax.config.LayerKind`), named relative to it."""
     row = _rows(cfg)
     after_attention = EXIT if cfg.attn_only or cfg.parallel_attn_mlp else "hook_resid_mid"
-    return (
+    points = (
         *_attention_input_points(cfg, attention_input),
         *_reader_points(cfg, attention_input),
         *_attention_points(cfg),
@@ -217,6 +218,7 @@ def block_points(
         *(() if cfg.attn_only else _residual_norm_points("ln2", cfg)),
         row(EXIT, _RESID, "residual stream after the block", aliases=("hook_out",)),
     )  # fmt: skip
+    return with_spliced_points(points, kind.splices)
 
 
 def _attention_input_points(cfg: HookedTransformerConfig, attention_input: AttentionInput) -> Iterator[HookPointSpec]:

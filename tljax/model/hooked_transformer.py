@@ -15,12 +15,15 @@ from tljax.checkpoints.parameters import check_parameters
 from tljax.checks import take, typed
 from tljax.config import HookedTransformerConfig
 from tljax.devices import names_device, resolve_device
+from tljax.dictionary_params import dictionaries_in, with_dictionaries, without_dictionaries
 from tljax.elsewhere import MODEL, SaysWhatInstead
-from tljax.errors import ConfigError, FrozenModelError
+from tljax.errors import ConfigError, DictionaryError, FrozenModelError
 from tljax.generation.methods import GenerationMethods
 from tljax.hooks.dictionary import HookDictionary
+from tljax.hooks.points import point_table
 from tljax.model.derivatives import DerivativeMethods
 from tljax.model.hooking import HookMethods
+from tljax.model.splicing import SplicingMethods
 from tljax.model.views import ModuleView, block_view, end_view
 from tljax.modules.parameters import stored_dtype
 from tljax.modules.stack import init_params
@@ -69,7 +72,13 @@ def _with_tokenizer(
 
 @jax.tree_util.register_pytree_with_keys_class
 class HookedTransformer(
-    DerivativeMethods, HookMethods, GenerationMethods, TextMethods, WeightProperties, SaysWhatInstead
+    DerivativeMethods,
+    HookMethods,
+    SplicingMethods,
+    GenerationMethods,
+    TextMethods,
+    WeightProperties,
+    SaysWhatInstead,
 ):
     """A decoder-only transformer whose every activation can be named, read and changed.
 
@@ -157,6 +166,7 @@ class HookedTransformer(
     def __repr__(self) -> str:
         cfg = self.cfg
         hooks = f", {len(self._hooks)} hooks" if len(self._hooks) else ""
+        hooks = (f", dictionaries at {', '.join(s.writes for s in cfg.splices)}" if cfg.splices else "") + hooks
         return (
             f"HookedTransformer({cfg.model_name}: {cfg.n_layers} layers, d_model {cfg.d_model}, {cfg.n_heads} heads, "
             f"d_vocab {cfg.d_vocab}, n_ctx {cfg.n_ctx}, {cfg.dtype}{hooks})"
@@ -184,8 +194,17 @@ class HookedTransformer(
         """
         if not ungroup:
             return self
-        cfg, params = ungroup_heads(self.cfg, self.params)
-        return self.replace(cfg=cfg, params=params)
+        cfg, params = ungroup_heads(self.cfg, without_dictionaries(self.params))
+        for splice in cfg.splices:
+            if (
+                splice.writes_every
+                and point_table(self.cfg)[splice.writes].shape() != point_table(cfg)[splice.writes].shape()
+            ):
+                raise DictionaryError(
+                    f"The dictionary at {splice.writes} reads grouped key/value heads, and ungrouping changes how many "
+                    "there are: take it out first, model.without_dictionaries()."
+                )
+        return self.replace(cfg=cfg, params=with_dictionaries(params, dictionaries_in(self.params)))
 
     # Loading and saving
 
@@ -288,6 +307,7 @@ class HookedTransformer(
         An existing checkpoint is replaced as a whole, its tokenizer included. A process killed midway leaves the old
         checkpoint, the new one, or a directory that loading refuses.
         """
+        self._refuse_dictionaries("A checkpoint holds the model alone")
         save_native(self.params, self.cfg, self.tokenizer, directory)
 
     def save_hf(self, directory: str | os.PathLike[str]) -> None:
@@ -296,6 +316,7 @@ class HookedTransformer(
         The tokenizer and the EOS tokens (the config's, or else the tokenizer's) are written too. An existing checkpoint
         is replaced as by :meth:`save_pretrained`.
         """
+        self._refuse_dictionaries("A checkpoint holds the model alone")
         cfg, tokenizer = self.cfg, self._tokenizer
         if cfg.eos_token_ids is None and tokenizer is not None and tokenizer.eos_token_id is not None:
             cfg = cfg.replace(eos_token_ids=tokenizer.eos_token_id)
@@ -304,8 +325,17 @@ class HookedTransformer(
     @functools.partial(typed, receiver=process_weights)
     def process_weights(self, **steps: Unpack[ProcessingOptions]) -> "HookedTransformer":
         """Returns the model with processed weights; see :func:`tljax.weights.processing.process_weights`."""
+        self._refuse_dictionaries("Processing changes the activations that dictionaries were trained on")
         params, cfg = process_weights(self.params, self.cfg, **steps)
         return self.replace(params=params, cfg=cfg)
+
+    def _refuse_dictionaries(self, why: str) -> None:
+        """Raises DictionaryError if dictionaries are spliced in."""
+        if self.cfg.splices:
+            raise DictionaryError(
+                f"{why}, and a dictionary is spliced in at {self.cfg.splices[0].writes}. Take it out first, "
+                "model.without_dictionaries(); it is in model.dictionaries."
+            )
 
     @property
     def processing(self) -> dict[str, str]:
@@ -313,13 +343,18 @@ class HookedTransformer(
         return processing_report(self.cfg)
 
     def to(self, device_or_dtype: Any) -> "HookedTransformer":
-        """Returns the model on another device (``"cpu"``, ``"gpu:0"``, a sharding) or in another dtype."""
+        """Returns the model on another device (``"cpu"``, ``"gpu:0"``, a sharding) or in another dtype.
+
+        Spliced dictionaries move along, and keep their dtype.
+        """
         if names_device(device_or_dtype):
             return jax.device_put(self, resolve_device(device_or_dtype))
         dtype = available_dtype(device_or_dtype)
         params = jax.tree_util.tree_map_with_path(
-            lambda path, leaf: leaf.astype(stored_dtype(path[-1].key, jnp.dtype(dtype))), self.params
+            lambda path, leaf: leaf.astype(stored_dtype(path[-1].key, jnp.dtype(dtype))),
+            without_dictionaries(self.params),
         )
+        params = with_dictionaries(params, dictionaries_in(self.params))
         return self.replace(params=params, cfg=self.cfg.replace(dtype=dtype))
 
     @property

@@ -1,5 +1,6 @@
 """The running methods of a model: call it, or call it with hooks for that one run."""
 
+import dataclasses
 import functools
 import warnings
 from collections.abc import Callable, Sequence
@@ -12,7 +13,7 @@ import numpy as np
 from tljax.checks import is_traced, typed
 from tljax.config import HookedTransformerConfig
 from tljax.errors import HookError, InputError
-from tljax.forward.forward import POSITIONS, run_forward
+from tljax.forward.forward import POSITIONS, excludes_tokens, run_forward
 from tljax.hooks.dictionary import HookDictionary, UnusedHooksWarning
 from tljax.hooks.names import select
 from tljax.hooks.points import HEAD, layer_of, point_table, stage_of
@@ -194,8 +195,11 @@ class RunMethods:
         last = stop
         if return_type is None and stop is None:
             last = _last_needed(self.cfg, start or 0, [*names, *(entry.name for entry in hooks.entries)])
+        context = AttentionContext.of(prepared)
+        if start is not None and prepared.tokens is not None and excludes_tokens(self.cfg):
+            context = dataclasses.replace(context, tokens=jnp.asarray(prepared.tokens))
         value, cache = run_forward(
-            self.cfg, self.params, prepared.value, AttentionContext.of(prepared),
+            self.cfg, self.params, prepared.value, context,
             hooks=hooks, names=names, start=start, stop=last, keep=keep, remat=remat,
         )  # fmt: skip
         return (value if stop is not None else _output(value, prepared, return_type, loss_per_token)), cache

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 
 from tljax.config import HookedTransformerConfig, LayerKind
 from tljax.hooks.point import hook, is_hooked
+from tljax.hooks.splices import Splice
 from tljax.modules.activations import scaled
 from tljax.modules.attention import Attention
 from tljax.modules.context import AttentionContext
@@ -25,6 +26,11 @@ class TransformerBlock(nn.Module):
 
     cfg: HookedTransformerConfig
     kind: LayerKind
+
+    @property
+    def splices(self) -> tuple[Splice, ...]:
+        """The dictionaries spliced into the block."""
+        return self.kind.splices
 
     def setup(self) -> None:
         cfg = self.cfg

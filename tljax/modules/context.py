@@ -28,6 +28,7 @@ class AttentionContext:
         pos_embed: ``[batch or 1, pos or more, d_model]``, position embeddings that queries and keys read (shortformer).
         text: mask ``[batch, pos]`` of the whole text (with a window, of its whole capacity), ``False`` at padding, for
             interventions that count positions; ``None`` if nothing is padded or it is not known.
+        tokens: ids ``[batch, pos]`` of the tokens, if a spliced dictionary leaves some of them out.
         packing: how rows are laid out in a packed run (``[row, pos]`` is then the shape of ``token_mask``).
     """
 
@@ -41,6 +42,7 @@ class AttentionContext:
     window: Window | None = None
     pos_embed: jax.Array | None = None
     text: jax.Array | None = None
+    tokens: jax.Array | None = None
 
     @classmethod
     def of(cls, given: ModelInput) -> "AttentionContext":

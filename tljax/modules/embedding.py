@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from tljax.checks import take
 from tljax.config import HookedTransformerConfig
 from tljax.hooks.point import hook
+from tljax.hooks.splices import Splice
 from tljax.modules import initializers
 from tljax.modules.activations import scaled, soft_cap
 from tljax.modules.context import AttentionContext
@@ -63,9 +64,10 @@ class PosEmbed(nn.Module):
 
 
 class EmbeddingStage(nn.Module):
-    """Token ids to the first residual stream."""
+    """Token ids to the first residual stream, with the dictionaries spliced in before the first block."""
 
     cfg: HookedTransformerConfig
+    splices: tuple[Splice, ...] = ()
 
     def setup(self) -> None:
         self.embed = Embed(self.cfg)

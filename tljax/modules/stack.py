@@ -28,7 +28,8 @@ def _module(make: Callable[..., Any], computation: HookedTransformerConfig, *sta
 
 @functools.lru_cache(maxsize=256)
 def _blocks(cfg: HookedTransformerConfig) -> tuple[TransformerBlock, ...]:
-    return tuple(_module(TransformerBlock, cfg.computation, kind) for kind in cfg.layer_kinds)
+    alike = cfg.without_splices.computation
+    return tuple(_module(TransformerBlock, alike, kind) for kind in cfg.layer_kinds)
 
 
 def block_module(cfg: HookedTransformerConfig, layer: int) -> TransformerBlock:
@@ -38,12 +39,12 @@ def block_module(cfg: HookedTransformerConfig, layer: int) -> TransformerBlock:
 
 def embedding_module(cfg: HookedTransformerConfig) -> EmbeddingStage:
     """Returns the embedding stage of a config."""
-    return _module(EmbeddingStage, cfg.computation)
+    return _module(EmbeddingStage, cfg.without_splices.computation, cfg.embedding_splices)
 
 
 def head_module(cfg: HookedTransformerConfig) -> HeadStage:
     """Returns the final norm and unembedding of a config."""
-    return _module(HeadStage, cfg.computation)
+    return _module(HeadStage, cfg.without_splices.computation)
 
 
 def init_params(cfg: HookedTransformerConfig, seed: int = 0) -> Params:
@@ -108,7 +109,7 @@ def stage_axes(make: Callable[..., Any], cfg: HookedTransformerConfig, *static: 
 @functools.lru_cache(maxsize=256)
 def _alike(cfg: HookedTransformerConfig) -> HookedTransformerConfig:
     """Returns one config for all whose parameters have the same axes."""
-    return dataclasses.replace(cfg.computation, dtype="float32", d_vocab=1, d_vocab_out=1)
+    return dataclasses.replace(cfg.without_splices.computation, dtype="float32", d_vocab=1, d_vocab_out=1)
 
 
 @functools.lru_cache(maxsize=256)

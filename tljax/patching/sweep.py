@@ -17,6 +17,7 @@ import numpy as np
 from tljax.attribution.integrated import extra_points
 from tljax.attribution.options import EstimateOptions, Method, read_estimate
 from tljax.checks import is_traced, typed
+from tljax.config import HookedTransformerConfig
 from tljax.errors import InputError, nearest
 from tljax.hooks.names import ActName
 from tljax.hooks.point import POSITION_AXES
@@ -172,8 +173,19 @@ def prepare_sweep(
     if is_traced(prepared.value):
         raise InputError("A sweep plans on concrete tokens: call it outside jax.jit, jax.grad and jax.vmap.")
     spec = point_table(cfg)[names[0]]
+    _check_alike(cfg, names)
     name, tokens = activation_name if isinstance(activation_name, str) else names[0], np.asarray(prepared.value)
     return Setup(run_base(model, prepared, (*names, *extra)), tokens, name, numbers, names, spec)
+
+
+def _check_alike(cfg: HookedTransformerConfig, names: Sequence[str]) -> None:
+    """Raises InputError if the point has other shapes in some layers, as those of dictionaries may."""
+    first, *others = (point_table(cfg)[name] for name in names)
+    if unlike := [row for row in others if row.shape() != first.shape() or row.axes != first.axes]:
+        raise InputError(
+            f"{first.name} has axes {first.axes} of sizes {first.shape()[1:]} and {unlike[0].name} "
+            f"{unlike[0].axes} of {unlike[0].shape()[1:]}: sweep layers that are alike, layers=[...], one call each."
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -123,8 +123,8 @@ class DictionaryConfig:
 
     @property
     def computation(self) -> "DictionaryConfig":
-        """The config that programs are compiled for: without the tap and the metadata."""
-        return dataclasses.replace(self, tap=Tap(), metadata=())
+        """The config that programs are compiled for: without the metadata, and of the tap whether heads are merged."""
+        return dataclasses.replace(self, tap=Tap(merged_heads=self.tap.merged_heads), metadata=())
 
     def replace(self, **changes: Any) -> "DictionaryConfig":
         """Returns a copy with ``changes`` applied and validated."""

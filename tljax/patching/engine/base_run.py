@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from tljax.forward.forward import POSITIONS, run_forward
+from tljax.forward.forward import POSITIONS, excludes_tokens, run_forward
 from tljax.hooks.points import ENTRY, point_table
 from tljax.model.hooked_transformer import HookedTransformer
 from tljax.modules.attention import KEYS_AND_VALUES
@@ -77,7 +77,9 @@ def run_base(model: HookedTransformer, prepared: ModelInput, names: Sequence[str
     mask = np.ones((batch, length), bool) if given.token_mask is None else np.asarray(given.token_mask)
     positions = np.broadcast_to(positions, (batch, length))
     context = AttentionContext(
-        *jax.device_put((pad_axis(positions, padded_length), pad_axis(mask, padded_length))), text=given.text
+        *jax.device_put((pad_axis(positions, padded_length), pad_axis(mask, padded_length))),
+        text=given.text,
+        tokens=jax.device_put(tokens) if excludes_tokens(cfg) else None,
     )
     needed = (ENTRY, *KEYS_AND_VALUES)
     positions = [POSITIONS] if cfg.positional_embedding_type == "shortformer" else []

@@ -199,10 +199,11 @@ class Engine:
         }
         k, v = (self.base.activations[f"blocks.{layer}.{name}"] for name in KEYS_AND_VALUES)
         packing = Packing(past_k=k, past_v=v, **indices["packing"])
-        placed = self.base.context.pos_embed
+        placed, tokens = self.base.context.pos_embed, self.base.context.tokens
         context = AttentionContext(
             indices["positions"], indices["token_mask"], lengths=indices["lengths"], packing=packing,
             pos_embed=None if placed is None else _taken(placed, layout.source),
+            tokens=None if tokens is None else tokens.reshape(-1)[layout.source][None],
         )  # fmt: skip
         module = block_module(cfg, layer)
         stage = Stage(module, {"params": self.params["blocks"][layer]}, f"blocks.{layer}.", (), slots)

@@ -67,10 +67,15 @@ class Sites:
     def is_embedding(self) -> bool:
         return layer_of(self.row.name) is None
 
-    @property
-    def enters_above(self) -> int:
-        """One if a change at the point is a known change of the residual stream entering the next layer, else zero."""
-        return int(EXIT in (self.point, self.row.adds_to))
+    def enters_above(self, cfg: HookedTransformerConfig) -> int:
+        """One if a change at the point is a known change of the residual stream entering the next layer, else zero.
+
+        A dictionary that is spliced in between, in a layer of the sites, makes it unknown.
+        """
+        if EXIT not in (self.point, self.row.adds_to):
+            return 0
+        written = {splice.writes for layer in self.values for splice in cfg.layer_kinds[layer].splices}
+        return int(written.isdisjoint((self.point, EXIT)))
 
     @property
     def enter_stream(self) -> bool:
@@ -93,7 +98,7 @@ def find_rows(cfg: HookedTransformerConfig, base: BaseRun, sites: Sites, end: in
         first[at] = _first_position(changed, axes, sites, at)
     site, prompt = np.nonzero(first < end)
     start = first[site, prompt] if cfg.attention_dir == "causal" else np.zeros(len(site), int)
-    layer = sites.layer[site] + sites.enters_above
+    layer = sites.layer[site] + sites.enters_above(cfg)
     return Rows(site, prompt, layer, start)
 
 
@@ -149,7 +154,7 @@ def _by_prompt(chosen: np.ndarray) -> np.ndarray:
 
 def place(cfg: HookedTransformerConfig, base: BaseRun, sites: Sites) -> GridEdits:
     """Returns the edits that patch the sites, at the point itself or where its change enters the residual stream."""
-    above, entry = sites.enters_above, point_table(cfg)[f"blocks.0.{ENTRY}"].named(ENTRY)
+    above, entry = sites.enters_above(cfg), point_table(cfg)[f"blocks.0.{ENTRY}"].named(ENTRY)
     if not (above or sites.is_embedding):
         spec, tables = sites.row.named(sites.point), dict(sites.values)
     elif sites.point == EXIT:

@@ -1,0 +1,244 @@
+"""Dictionaries inside a forward pass: where they sit, the hook points that they open, and what they put out.
+
+A dictionary replaces the value of the point that it writes. The point itself stays: it fires first, with the value that
+the model computed. Then the dictionary's own points fire, by SAELens's names, and the model goes on with the last of
+them, ``hook_sae_output``.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal, Protocol
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tljax.hooks.point import HOOKS, hook
+
+INPUT, ACTS_PRE, ACTS_POST = "hook_sae_input", "hook_sae_acts_pre", "hook_sae_acts_post"
+RECONS, ERROR, OUTPUT = "hook_sae_recons", "hook_sae_error", "hook_sae_output"
+
+ErrorTerm = Literal["keep", "drop"]
+Gradient = Literal["stop", "pass"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
+class Splice:
+    """What a program needs to know of a spliced dictionary, besides its arrays.
+
+    Attributes:
+        reads: the point that is encoded.
+        writes: the point whose value is replaced; that of ``reads`` unless this is a transcoder.
+        d_in, d_out, d_sae: widths of what is read, of what is written, and the number of features.
+        dtype: the dictionary's.
+        acts_pre: whether it has ``hook_sae_acts_pre``.
+        merged_heads: whether heads are read as one vector.
+        head: the one head that is read and written; ``None`` means all.
+        error: ``"keep"`` adds what the reconstruction lacks, ``"drop"`` leaves it out.
+        gradient: ``"stop"``: the error is a constant in the backward pass; ``"pass"``: it is differentiated.
+        skip: whether a transcoder's skip connection is part of its output.
+        exclude_tokens: ids of tokens at whose positions the model's own value stays.
+        reads_every, writes_every: whether the points fire for every token even where a run computes the outputs of only
+            some.
+        source: the dictionary's whole config; ``None`` where programs are compiled.
+    """
+
+    reads: str
+    writes: str
+    d_in: int
+    d_out: int
+    d_sae: int
+    dtype: str
+    acts_pre: bool = True
+    merged_heads: bool = False
+    head: int | None = None
+    error: ErrorTerm = "keep"
+    gradient: Gradient = "stop"
+    skip: bool = True
+    exclude_tokens: tuple[int, ...] = ()
+    reads_every: bool = False
+    writes_every: bool = False
+    source: Any = None
+
+    def __repr__(self) -> str:
+        where = self.writes if self.reads == self.writes else f"{self.reads} -> {self.writes}"
+        return f"Splice({where}, {self.d_sae} features, error={self.error!r}, gradient={self.gradient!r})"
+
+    @property
+    def layer(self) -> int | None:
+        """The layer of the points; ``None`` at the embedding."""
+        return int(self.writes.split(".", 2)[1]) if self.writes.startswith("blocks.") else None
+
+    @functools.cached_property
+    def within_block(self) -> "Splice":
+        """The splice with its points named relative to their block, equal for equal dictionaries in other layers."""
+        reads, writes = (name.split(".", 2)[2] for name in (self.reads, self.writes))
+        return dataclasses.replace(self, reads=reads, writes=writes, source=None)
+
+    @property
+    def computation(self) -> "Splice":
+        """The splice without what no program depends on."""
+        return dataclasses.replace(self, source=None)
+
+    @property
+    def points(self) -> tuple[str, ...]:
+        """The points that it opens, in firing order."""
+        pre = (ACTS_PRE,) if self.acts_pre else ()
+        error = (ERROR,) if self.error == "keep" else ()
+        return (INPUT, *pre, ACTS_POST, RECONS, *error, OUTPUT)
+
+
+def value_after(name: str, splices: Iterable[Splice]) -> str:
+    """Returns the point that holds what the model goes on with after a point: itself, unless a dictionary writes it."""
+    return f"{name}.{OUTPUT}" if any(splice.writes == name for splice in splices) else name
+
+
+def with_spliced_points(rows: Sequence[Any], splices: Sequence[Splice]) -> tuple[Any, ...]:
+    """Returns rows of the hook table with those of spliced dictionaries, each after the point that it writes."""
+    if not splices:
+        return tuple(rows)
+    named, written = {row.name: row for row in rows}, {splice.writes: splice for splice in splices}
+    found: list[Any] = []
+    for row in rows:
+        if row.name not in written:
+            found.append(row)
+            continue
+        splice = written[row.name]
+        found.append(dataclasses.replace(row, adds_to=None))
+        found += _rows_of(splice, named[splice.reads], row)
+    return tuple(found)
+
+
+def _rows_of(splice: Splice, read: Any, written: Any) -> Iterator[Any]:
+    own = np.dtype(splice.dtype)
+    plain = {"optional": False, "below": None, "aliases": (), "read_by": "", "asks_for": "shared", "adds_to": None}
+    base = dataclasses.replace(written, **plain)
+    features = {"axes": ("batch", "pos", "feature"), "dtype": own, "sizes": (("feature", splice.d_sae),)}
+
+    def vector(row: Any, width: int) -> dict[str, Any]:
+        axes = tuple(axis for axis in row.axes if axis != "head") if splice.head is not None else row.axes
+        axes = ("batch", "pos", "all_heads") if splice.merged_heads else axes
+        return {"axes": axes, "dtype": own, "sizes": (*row.sizes, ("all_heads", width))}
+
+    unmerged = dataclasses.replace(splice, merged_heads=False)
+    error_axes = tuple(axis for axis in written.axes if axis != "head") if unmerged.head is not None else written.axes
+    columns = {
+        INPUT: (vector(read, splice.d_in), "what the dictionary encodes"),
+        ACTS_PRE: (features, "features before their activation function"),
+        ACTS_POST: (features, "features"),
+        RECONS: (vector(written, splice.d_out), "reconstruction, before a normalisation of the input is undone"),
+        ERROR: (
+            {"axes": error_axes, "dtype": np.dtype(jnp.promote_types(written.dtype, own))},
+            "what the unchanged reconstruction lacks",
+        ),
+        OUTPUT: ({"adds_to": written.adds_to}, "what the model goes on with"),
+    }
+    for name in splice.points:
+        changes, meaning = columns[name]
+        yield dataclasses.replace(base, name=f"{written.name}.{name}", meaning=meaning, **changes)
+
+
+class Spliced(Protocol):
+    """What a splice asks of a dictionary; :class:`tljax.dictionaries.Dictionary` is one."""
+
+    def encode_at(self, activations: jax.Array, at: Callable[[str, jax.Array], jax.Array]) -> Any: ...
+
+    def decode_normalized(self, features: jax.Array) -> jax.Array: ...
+
+    def skip(self, activations: jax.Array) -> jax.Array | None: ...
+
+
+class Splicing:
+    """The dictionaries of one stage during one call of its module; :func:`~tljax.hooks.point.hook` asks it.
+
+    Args:
+        splices: where they sit, named relative to the stage.
+        dictionaries: the dictionaries by the point that they write.
+        tokens: ids ``[batch, pos]`` of the tokens of the run; needed only by ``exclude_tokens``.
+        computed: function that takes those tokens of ``[batch, pos, ...]`` whose output the run computes.
+    """
+
+    def __init__(
+        self,
+        splices: Sequence[Splice],
+        dictionaries: Mapping[str, Spliced],
+        tokens: jax.Array | None,
+        computed: Callable[[Any], Any],
+    ) -> None:
+        self._by_written = {splice.writes: splice for splice in splices}
+        self._read_elsewhere = {splice.reads for splice in splices if splice.reads != splice.writes}
+        self._dictionaries, self._tokens, self._computed = dictionaries, tokens, computed
+        self._values: dict[str, jax.Array] = {}
+
+    def after(self, module: nn.Module, name: str, value: jax.Array) -> jax.Array:
+        """Returns what the model goes on with after a point: the output of the dictionary there, if there is one."""
+        full = ".".join((*module.path, name))
+        if (splice := self._by_written.get(full)) is not None:
+            value = self._output(module, name, splice, value)
+        if full in self._read_elsewhere:
+            self._values[full] = value
+        return value
+
+    def _output(self, module: nn.Module, name: str, splice: Splice, value: jax.Array) -> jax.Array:
+        read = value if splice.reads == splice.writes else self._values[splice.reads]
+        if splice.reads_every and not splice.writes_every:
+            read = self._computed(read)
+        own = value
+        if splice.head is not None:
+            read, own = read[:, :, splice.head], value[:, :, splice.head]
+        output = self._reconstructed(module, name, splice, read, own)
+        output = output.astype(value.dtype)
+        if splice.head is not None:
+            output = value.at[:, :, splice.head].set(output)
+        return hook(module, f"{name}.{OUTPUT}", output)
+
+    def _reconstructed(
+        self, module: nn.Module, name: str, splice: Splice, read: jax.Array, own: jax.Array
+    ) -> jax.Array:
+        """Returns the reconstruction of ``own`` from ``read``, with the error term if that is kept."""
+        dictionary = self._dictionaries[splice.writes]
+
+        def at(inner: str, value: jax.Array) -> jax.Array:
+            return hook(module, f"{name}.{inner}", value)
+
+        output = decoded(dictionary, read, splice.skip, at).reshape(own.shape)
+        excluded = self._excluded(splice, own)
+        if splice.error == "keep":
+            clean = output
+            if any(_changes(module, f"{name}.{inner}") for inner in splice.points):
+                clean = decoded(dictionary, read, splice.skip, _unhooked).reshape(own.shape)
+            wide = jnp.promote_types(own.dtype, clean.dtype)
+            error = own.astype(wide) - clean.astype(wide)
+            error = jax.lax.stop_gradient(error) if splice.gradient == "stop" else error
+            error = error if excluded is None else jnp.where(excluded, jnp.zeros_like(error), error)
+            output = output.astype(wide) + at(ERROR, error)
+        return output if excluded is None else jnp.where(excluded, own.astype(output.dtype), output)
+
+    def _excluded(self, splice: Splice, own: jax.Array) -> jax.Array | None:
+        """Returns a mask ``[batch, pos, ...]`` of the positions that keep the model's value; ``None`` if none do."""
+        if not splice.exclude_tokens:
+            return None
+        assert self._tokens is not None, "a run whose dictionaries exclude tokens knows its tokens"
+        tokens = self._tokens if splice.writes_every else self._computed(self._tokens)
+        excluded = jnp.isin(tokens, np.asarray(splice.exclude_tokens, np.int32))
+        return excluded.reshape(*excluded.shape, *(1,) * (own.ndim - 2))
+
+
+def decoded(dictionary: Spliced, read: jax.Array, skip: bool, at: Callable[[str, jax.Array], jax.Array]) -> jax.Array:
+    """Returns a dictionary's output ``[..., d_out]`` for what it reads, passing inner values through ``at``."""
+    encoded = dictionary.encode_at(read, at)
+    output = encoded.factors.undo(at(RECONS, dictionary.decode_normalized(encoded.features)))
+    skipped = dictionary.skip(read) if skip else None
+    return output if skipped is None else output + skipped
+
+
+def _unhooked(name: str, value: jax.Array) -> jax.Array:
+    return value
+
+
+def _changes(module: nn.Module, name: str) -> bool:
+    """Whether the run's hooks at a point may change its value or its gradient."""
+    slot: Any = module.get_variable(HOOKS, name)
+    return slot is not None and bool(slot.forward or slot.backward)
