@@ -3,7 +3,7 @@
 from tljax.dictionaries.cross_layer import CrossLayerTranscoder
 from tljax.dictionaries.crosscoder import Crosscoder
 from tljax.dictionaries.dictionary import Dictionary, Reconstruction, TopFeatures
-from tljax.dictionaries.folding import fold_activation_norm, fold_W_dec_norm
+from tljax.dictionaries.folding import fold_activation_norm, fold_W_dec_norm, scale_biases
 from tljax.dictionaries.maths.config import CrosscoderConfig, CrossLayerConfig, DictionaryConfig, Tap
 
 __all__ = [
@@ -18,4 +18,5 @@ __all__ = [
     "TopFeatures",
     "fold_W_dec_norm",
     "fold_activation_norm",
+    "scale_biases",
 ]

@@ -1,12 +1,17 @@
 """Cross-layer transcoders: features read at one layer write to the MLP outputs of that layer and all later ones."""
 
+import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from tljax.dictionaries.dictionary import Reconstruction, product
+from tljax.dictionaries.formats.own import write_own_cross_layer
+from tljax.dictionaries.formats.table import read_kind
+from tljax.dictionaries.maths.broadcasting import each
 from tljax.dictionaries.maths.config import CrossLayerConfig
 from tljax.errors import DictionaryError, FrozenModelError
 
@@ -19,7 +24,8 @@ class CrossLayerTranscoder:
 
     Args:
         layers: for each layer ``W_enc`` ``[d_in, d_sae]``, ``b_enc`` ``[d_sae]``, ``b_dec`` ``[d_in]``, ``W_dec``
-            ``[d_sae, n_layers - layer, d_in]``, and ``threshold`` ``[d_sae]`` with ``jumprelu``.
+            ``[d_sae, n_layers - layer, d_in]``, ``threshold`` ``[d_sae]`` with ``jumprelu``, and perhaps ``W_skip``
+            ``[d_in, d_in]``, which adds ``x_w W_skip[w].T`` to ``y_w``.
         cfg: what it computes.
 
     Raises:
@@ -53,8 +59,10 @@ class CrossLayerTranscoder:
     def encode_layer(self, activations: jax.Array, layer: int) -> jax.Array:
         """Computes a layer's features ``[..., d_sae]`` from what it reads, ``[..., d_in]``."""
         own = self.layers[layer]
-        h = product(activations.astype(own["W_enc"].dtype), own["W_enc"]) + own["b_enc"]
-        return jnp.where(h > jnp.maximum(own["threshold"], 0), h, 0) if self.cfg.jumprelu else jax.nn.relu(h)
+        h = product(activations.astype(own["W_enc"].dtype), own["W_enc"])
+        h = h + each(own["b_enc"], h)
+        above = h > each(jnp.maximum(own["threshold"], 0), h) if self.cfg.jumprelu else h > 0
+        return jnp.where(above, h, 0)
 
     def encode(self, activations: jax.Array) -> jax.Array:
         """Computes features ``[layer, ..., d_sae]`` from what every layer reads, ``[layer, ..., d_in]``."""
@@ -70,16 +78,45 @@ class CrossLayerTranscoder:
         written = [
             product(features[source], self.layers[source]["W_dec"][:, layer - source]) for source in range(layer + 1)
         ]
-        return sum(written[1:], written[0]) + self.layers[layer]["b_dec"]
+        output = sum(written[1:], written[0])
+        return output + each(self.layers[layer]["b_dec"], output)
 
     def decode(self, features: jax.Array) -> jax.Array:
         """Computes outputs ``[layer, ..., d_in]`` from features ``[layer, ..., d_sae]``."""
         return jnp.stack([self.decode_layer(features, layer) for layer in range(self.cfg.n_layers)])
 
+    def skip_layer(self, activations: jax.Array, layer: int) -> jax.Array | None:
+        """Returns what a layer's skip connection adds to its output, ``[..., d_in]``; ``None`` without one."""
+        matrix = self.layers[layer].get("W_skip")
+        return None if matrix is None else product(activations.astype(matrix.dtype), matrix.T)
+
     def __call__(self, activations: jax.Array) -> Reconstruction:
-        """Encodes and decodes all layers: ``y_hat, features = transcoder(x)``."""
+        """Encodes and decodes all layers, with their skip connections: ``y_hat, features = transcoder(x)``."""
         features = self.encode(activations)
-        return Reconstruction(self.decode(features), features)
+        output = self.decode(features)
+        skipped = [self.skip_layer(jnp.asarray(activations)[layer], layer) for layer in range(self.cfg.n_layers)]
+        added = [part for part in skipped if part is not None]
+        return Reconstruction(output + jnp.stack(added) if added else output, features)
+
+    def save(self, directory: str | os.PathLike[str]) -> None:
+        """Writes it to ``cfg.json`` and ``cross_layer_transcoder.safetensors``; :meth:`load` reads them."""
+        write_own_cross_layer(Path(directory), jax.device_get(self.layers), self.cfg)
+
+    @classmethod
+    def load(cls, directory: str | os.PathLike[str], **facts: Any) -> "CrossLayerTranscoder":
+        """Reads a cross-layer transcoder from a directory, in any known format (:mod:`tljax.dictionaries.formats`).
+
+        Args:
+            directory: the directory.
+            **facts: what the files do not say, as in :class:`tljax.dictionaries.formats.read.Format`.
+
+        Raises:
+            DictionaryError: the files are damaged, or hold something else.
+        """
+        found = read_kind(Path(directory), "cross-layer transcoder", **facts)
+        assert isinstance(found.cfg, CrossLayerConfig)
+        assert isinstance(found.params, tuple)
+        return cls(found.params, found.cfg)
 
 
 def _check(layers: Sequence[Mapping[str, jax.Array]], cfg: CrossLayerConfig) -> None:
@@ -91,6 +128,9 @@ def _check(layers: Sequence[Mapping[str, jax.Array]], cfg: CrossLayerConfig) -> 
         shapes = {"W_enc": (d, f), "b_enc": (f,), "W_dec": (f, cfg.n_layers - number, d), "b_dec": (d,)}
         shapes |= {"threshold": (f,)} if cfg.jumprelu else {}
         problems += [f"{name} of layer {number} is missing" for name in shapes if name not in layer]
+        if "W_skip" in layers[0]:
+            shapes["W_skip"] = (d, d)
+            problems += [] if "W_skip" in layer else [f"W_skip of layer {number} is missing"]
         problems += [f"{name} of layer {number} is unknown" for name in layer if name not in shapes]
         problems += [
             f"{name} of layer {number} has shape {list(layer[name].shape)}, expected {list(shape)}"

@@ -1,13 +1,18 @@
 """Crosscoders: one set of features for the activations of several layers or models."""
 
+import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from tljax.dictionaries.dictionary import Reconstruction
-from tljax.dictionaries.maths.activations import select
+from tljax.dictionaries.formats.own import write_own_crosscoder
+from tljax.dictionaries.formats.table import read_kind
+from tljax.dictionaries.maths.activations import select, selected
+from tljax.dictionaries.maths.broadcasting import each
 from tljax.dictionaries.maths.config import CrosscoderConfig
 from tljax.errors import DictionaryError, FrozenModelError
 
@@ -20,8 +25,9 @@ class Crosscoder:
 
     Args:
         params: ``W_enc`` ``[n, d_in, d_sae]``, ``b_enc`` ``[d_sae]``, ``W_dec`` ``[d_sae, n, d_in]``, ``b_dec`` ``[n,
-            d_in]``, with ``jumprelu`` ``threshold`` ``[d_sae]``; where inputs are standardised, ``mean`` ``[n, d_in]``
-            and ``scale`` ``[n]``: a source is encoded as ``(x - mean) * scale``, and the reconstruction is undone.
+            d_in]``, with ``jumprelu`` ``threshold`` ``[d_sae]`` (``[n, d_sae]`` where
+            ``code_normalization="decoupled"``); where inputs are standardised, ``mean`` ``[n, d_in]`` and ``scale``
+            ``[n]``: a source is encoded as ``(x - mean) * scale``, and the reconstruction is undone.
         cfg: what it computes.
 
     Raises:
@@ -53,9 +59,22 @@ class Crosscoder:
         return f"Crosscoder({cfg.architecture}, {cfg.n_sources} x {cfg.d_in} -> {cfg.d_sae})"
 
     def encode(self, activations: jax.Array) -> jax.Array:
-        """Computes features ``[..., d_sae]`` of activations ``[..., n, d_in]``."""
-        h = self.pre_activations(activations)
-        return select(h, self.cfg.selection, self.params.get("threshold"))
+        """Computes features ``[..., d_sae]`` of activations ``[..., n, d_in]``.
+
+        With ``code_normalization="decoupled"`` features ``[..., n, d_sae]``: those of source ``i`` reconstruct it.
+        """
+        h, cfg = self.pre_activations(activations), self.cfg
+        if cfg.code_normalization == "none":
+            return select(h, cfg.selection, self.params.get("threshold"))
+        features = jax.nn.relu(h)
+        norms, threshold = self.code_norms, self.params.get("threshold")
+        if cfg.code_normalization != "decoupled":
+            return jnp.where(selected(features * each(norms, features), cfg.selection, threshold), features, 0)
+        masks = [
+            selected(features * each(norms[n], features), cfg.selection, None if threshold is None else threshold[n])
+            for n in range(cfg.n_sources)
+        ]  # of the whole batch for each source alone
+        return jnp.where(jnp.stack(masks, axis=-2), features[..., None, :], 0)
 
     def pre_activations(self, activations: jax.Array) -> jax.Array:
         """Computes pre-activations ``[..., d_sae]`` of activations ``[..., n, d_in]``."""
@@ -67,14 +86,22 @@ class Crosscoder:
             )
         x = x.astype(params["W_enc"].dtype)
         if "mean" in params:
-            x = (x - params["mean"]) * params["scale"][:, None]
-        return jnp.einsum("...nd,ndf->...f", x, params["W_enc"], precision="highest") + params["b_enc"]
+            x = (x - each(params["mean"], x)) * each(params["scale"][:, None], x)
+        h = jnp.einsum("...nd,ndf->...f", x, params["W_enc"], precision="highest")
+        return h + each(params["b_enc"], h)
 
     def decode(self, features: jax.Array) -> jax.Array:
-        """Computes reconstructions ``[..., n, d_in]`` from features ``[..., d_sae]``."""
-        params = self.params
-        output = jnp.einsum("...f,fnd->...nd", features, params["W_dec"], precision="highest") + params["b_dec"]
-        return output / params["scale"][:, None] + params["mean"] if "mean" in params else output
+        """Computes reconstructions ``[..., n, d_in]`` from features ``[..., d_sae]``, or as ``encode`` returns them."""
+        params, cfg = self.params, self.cfg
+        expected = (cfg.n_sources, cfg.d_sae) if cfg.code_normalization == "decoupled" else (cfg.d_sae,)
+        if features.shape[-len(expected) :] != expected:
+            raise DictionaryError(f"Features of shape {features.shape} do not fit {self!r}: [..., {list(expected)}].")
+        axes = "...nf,fnd->...nd" if cfg.code_normalization == "decoupled" else "...f,fnd->...nd"
+        output = jnp.einsum(axes, features, params["W_dec"], precision="highest")
+        output = output + each(params["b_dec"], output)
+        if "mean" not in params:
+            return output
+        return output / each((params["scale"] + cfg.scale_eps)[:, None], output) + each(params["mean"], output)
 
     def __call__(self, activations: jax.Array) -> Reconstruction:
         """Encodes and decodes: ``x_hat [..., n, d_in], features = crosscoder(x)``."""
@@ -85,6 +112,43 @@ class Crosscoder:
     def decoder_norms(self) -> jax.Array:
         """Norm of each feature's direction in each source, ``[n, d_sae]``."""
         return jnp.linalg.norm(self.params["W_dec"], axis=-1).T
+
+    @property
+    def code_norms(self) -> jax.Array:
+        """What features are multiplied by where they are selected: ``[d_sae]``, or ``[n, d_sae]`` if decoupled."""
+        norms, cfg = self.decoder_norms, self.cfg
+        together = jnp.linalg.norm(norms, axis=0)
+        match cfg.code_normalization:
+            case "none":
+                return jnp.ones_like(together)
+            case "crosscoder":
+                return norms.sum(axis=0)
+            case "sae":
+                return together
+            case "mixed":
+                return cfg.alpha_sae * together + cfg.alpha_cc * norms.sum(axis=0)
+            case "decoupled":
+                return norms
+
+    def save(self, directory: str | os.PathLike[str]) -> None:
+        """Writes the crosscoder to ``cfg.json`` and ``crosscoder.safetensors``; :meth:`load` reads them."""
+        write_own_crosscoder(Path(directory), jax.device_get(self.params), self.cfg)
+
+    @classmethod
+    def load(cls, directory: str | os.PathLike[str], **facts: Any) -> "Crosscoder":
+        """Reads a crosscoder from a directory, in any known format (:mod:`tljax.dictionaries.formats`).
+
+        Args:
+            directory: the directory, or the file of one where a directory holds several.
+            **facts: what the files do not say, as in :class:`tljax.dictionaries.formats.read.Format`.
+
+        Raises:
+            DictionaryError: the files are damaged, or hold something else.
+        """
+        found = read_kind(Path(directory), "crosscoder", **facts)
+        assert isinstance(found.cfg, CrosscoderConfig)
+        assert isinstance(found.params, dict)
+        return cls(found.params, found.cfg)
 
     def relative_norms(self, first: int = 0, second: int = 1) -> jax.Array:
         """Returns how far each feature belongs to one of two sources, ``[d_sae]``: 0 first only, 1 second only.
@@ -98,7 +162,8 @@ class Crosscoder:
 def _check(params: Mapping[str, jax.Array], cfg: CrosscoderConfig) -> None:
     n, d, f = cfg.n_sources, cfg.d_in, cfg.d_sae
     shapes = {"W_enc": (n, d, f), "b_enc": (f,), "W_dec": (f, n, d), "b_dec": (n, d)}
-    shapes |= {"threshold": (f,)} if cfg.architecture == "jumprelu" else {}
+    if cfg.architecture == "jumprelu":
+        shapes["threshold"] = (n, f) if cfg.code_normalization == "decoupled" else (f,)
     optional = {"mean": (n, d), "scale": (n,)}
     problems = [f"{name} {list(shape)} is missing" for name, shape in shapes.items() if name not in params]
     if ("mean" in params) != ("scale" in params):

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from tljax.dictionaries.maths.activations import select
+from tljax.dictionaries.maths.broadcasting import each
 from tljax.dictionaries.maths.config import DictionaryConfig
 from tljax.dictionaries.maths.matching_pursuit import pursue
 from tljax.dictionaries.maths.normalization import UNCHANGED, Factors, depends_on_input, normalize
@@ -184,18 +185,18 @@ class Dictionary:
         x, factors = normalize(x, cfg)
         factors = UNCHANGED if cfg.transcoder else factors
         if cfg.architecture == "temporal":
-            novel, predicted = encode_temporal(x - self.b_dec if cfg.apply_b_dec_to_input else x, params, cfg)
+            novel, predicted = encode_temporal(x - each(self.b_dec, x) if cfg.apply_b_dec_to_input else x, params, cfg)
             return Encoded(at("hook_sae_acts_post", novel), factors, predicted)
-        x = x - self.b_dec if cfg.apply_b_dec_to_input else x
+        x = x - each(self.b_dec, x) if cfg.apply_b_dec_to_input else x
         if cfg.architecture == "matching_pursuit":
             return Encoded(at("hook_sae_acts_post", pursue(x, self.W_dec, cfg)), factors, None)
         h = product(x, self.W_enc)
         if cfg.architecture == "gated":
-            magnitudes = at("hook_sae_acts_pre", h * jnp.exp(params["r_mag"]) + params["b_mag"])
-            features = jnp.where(h + params["b_gate"] > 0, jax.nn.relu(magnitudes), 0)
+            magnitudes = at("hook_sae_acts_pre", h * each(jnp.exp(params["r_mag"]), h) + each(params["b_mag"], h))
+            features = jnp.where(h + each(params["b_gate"], h) > 0, jax.nn.relu(magnitudes), 0)
         else:
-            h = at("hook_sae_acts_pre", h + params["b_enc"])
-            h = h * self.decoder_norms if cfg.rescale_acts_by_decoder_norm else h
+            h = at("hook_sae_acts_pre", h + each(params["b_enc"], h))
+            h = h * each(self.decoder_norms, h) if cfg.rescale_acts_by_decoder_norm else h
             features = select(h, cfg, params.get("threshold"))
         return Encoded(at("hook_sae_acts_post", features), factors, None)
 
@@ -235,12 +236,12 @@ class Dictionary:
     def decode_normalized(self, features: jax.Array) -> jax.Array:
         """Computes ``features @ W_dec + b_dec`` ``[..., d_out]``, before a normalisation is undone."""
         cfg = self.cfg
-        scaled = features / self.decoder_norms if cfg.rescale_acts_by_decoder_norm else features
+        scaled = features / each(self.decoder_norms, features) if cfg.rescale_acts_by_decoder_norm else features
         output = product(scaled.astype(self.dtype), self.W_dec)
         adds_bias = cfg.apply_b_dec_to_input or cfg.architecture != "matching_pursuit"
         if cfg.architecture == "temporal" and cfg.tied_weights and not cfg.apply_b_dec_to_input:
             adds_bias = False
-        return output + self.b_dec if adds_bias else output
+        return output + each(self.b_dec, output) if adds_bias else output
 
     def skip(self, activations: jax.Array) -> jax.Array | None:
         """Returns what a transcoder's skip connection adds, ``x @ W_skip.T`` ``[..., d_out]``; ``None`` without one."""
@@ -288,10 +289,9 @@ class Dictionary:
 
     def split(self, output: jax.Array, activations: Any) -> jax.Array:
         """Returns an output ``[..., d_out]`` in the shape of the activations where heads were merged."""
-        shape = jnp.shape(activations)
-        if activations is None or output.ndim == len(shape):
+        if activations is None or output.ndim == jnp.ndim(activations):
             return output
-        return output.reshape(*output.shape[:-1], *shape[-2:])
+        return output.reshape(*output.shape[:-1], *jnp.shape(activations)[-2:])
 
 
 def product(x: jax.Array, matrix: jax.Array) -> jax.Array:

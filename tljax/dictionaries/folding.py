@@ -54,3 +54,25 @@ def fold_activation_norm(dictionary: Dictionary, scale: float) -> Dictionary:
     params["W_dec"] = params["W_dec"] / scale
     params["b_dec"] = params["b_dec"] / scale
     return dictionary.replace(params=params, cfg=cfg.replace(normalize_activations="none"))
+
+
+def scale_biases(dictionary: Dictionary, scale: float) -> Dictionary:
+    """Returns a dictionary of activations times ``scale``, from one of the activations: its features are times ``scale``.
+
+    dictionary_learning's function of that name, for its dictionaries: with biases and thresholds times ``scale``,
+    ``f(scale * x) = scale * f(x)``.
+
+    Raises:
+        DictionaryError: the dictionary normalises its input, or selects features by more than their values.
+    """
+    cfg = dictionary.cfg
+    if cfg.normalize_activations != "none" or cfg.architecture in ("matching_pursuit", "temporal"):
+        raise DictionaryError(
+            f'Biases cannot be scaled under normalize_activations="{cfg.normalize_activations}" and '
+            f"architecture={cfg.architecture!r}."
+        )
+    if not 0 < scale < float("inf"):
+        raise DictionaryError(f"The scale {scale} must be positive and finite.")
+    scaled = ("b_enc", "b_dec", "threshold", "b_gate", "b_mag")
+    params = {name: array * scale if name in scaled else array for name, array in dictionary.params.items()}
+    return dictionary.replace(params=params)

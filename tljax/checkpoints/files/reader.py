@@ -128,11 +128,6 @@ class PickleFiles:
     """Tensors in PyTorch pickles, opened by torch with ``weights_only=True`` so that no code in them runs."""
 
     def __init__(self, files: list[Path], weight_map: Mapping[str, str] | None = None) -> None:
-        if find_spec("torch") is None:
-            raise UnsupportedModelError(
-                f"{files[0].parent} holds its weights as a PyTorch pickle ({files[0].name}), and torch is "
-                "not installed. Use a revision with safetensors, or `pip install torch` to read this one."
-            )
         self._tensors: dict[str, Any] = {}
         stored_in: dict[str, str] = {}
         for file in files:
@@ -226,16 +221,33 @@ def _starts_with(file: Path, start: bytes) -> bool:
     return False
 
 
-def _unpickle(file: Path) -> Mapping[str, Any]:
+def load_pickle(file: Path) -> Any:
+    """Returns what is in a PyTorch pickle, read by torch with ``weights_only=True`` so that no code in it runs.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or holds more than tensors and plain values.
+        UnsupportedModelError: torch is not installed.
+    """
+    if find_spec("torch") is None:
+        raise UnsupportedModelError(
+            f"{file.parent} holds its weights as a PyTorch pickle ({file.name}), and torch is "
+            "not installed. Use a revision with safetensors, or `pip install torch` to read this one."
+        )
     import torch
 
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except Exception as error:  # torch raises anything from EOFError to its own pickle errors
         if isinstance(error, OSError) or _size(file) == 0:
             raise _unreadable(file, error) from error
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"{file} is not a plain pickle of tensors, or is damaged ({reason}).") from error
+
+
+def _unpickle(file: Path) -> Mapping[str, Any]:
+    content = load_pickle(file)
+    import torch
+
     if not isinstance(content, Mapping) or not all(isinstance(value, torch.Tensor) for value in content.values()):
         raise CheckpointError(f"{file} does not hold a mapping from names to tensors.")
     return content

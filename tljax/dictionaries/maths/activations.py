@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from tljax.dictionaries.maths.broadcasting import each
 from tljax.dictionaries.maths.config import DictionaryConfig
 
 
@@ -25,7 +26,7 @@ def group_max_mask(values: jax.Array, k: int) -> jax.Array:
     """Returns a mask of the largest entry of each of ``k`` contiguous groups along the last axis."""
     groups = values.reshape(*values.shape[:-1], k, -1)
     largest = groups.argmax(axis=-1)[..., None]
-    return (jnp.arange(groups.shape[-1]) == largest).reshape(values.shape)
+    return (each(jnp.arange(groups.shape[-1]), groups) == largest).reshape(values.shape)
 
 
 def select(h: jax.Array, cfg: DictionaryConfig, threshold: jax.Array | None = None) -> jax.Array:
@@ -42,7 +43,7 @@ def select(h: jax.Array, cfg: DictionaryConfig, threshold: jax.Array | None = No
     match cfg.architecture:
         case "jumprelu":
             assert threshold is not None
-            return jnp.where(h > jnp.maximum(threshold, 0), h, 0)
+            return jnp.where(h > each(jnp.maximum(threshold, 0), h), h, 0)
         case "topk":
             return jnp.where(top_k_mask(h, cfg.k or 1), jax.nn.relu(h), 0)
         case "abstopk":
@@ -55,3 +56,23 @@ def select(h: jax.Array, cfg: DictionaryConfig, threshold: jax.Array | None = No
             return jnp.where(group_max_mask(positive, cfg.k or 1), positive, 0)
         case _:
             return jax.nn.relu(h)
+
+
+def selected(values: jax.Array, cfg: DictionaryConfig, threshold: jax.Array | None = None) -> jax.Array:
+    """Returns a mask of the features that are kept, by non-negative values ``[..., d_sae]`` to compare them by.
+
+    Args:
+        values: rectified features times whatever they are compared by.
+        cfg: the config: ``standard``, ``jumprelu``, ``topk`` or ``batchtopk``.
+        threshold: ``[d_sae]``, of ``jumprelu``.
+    """
+    match cfg.architecture:
+        case "jumprelu":
+            assert threshold is not None
+            return values > each(jnp.maximum(threshold, 0), values)
+        case "topk":
+            return top_k_mask(values, cfg.k or 1)
+        case "batchtopk":
+            return batch_top_k_mask(values, cfg.k or 1)
+        case _:
+            return values > 0

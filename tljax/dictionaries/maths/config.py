@@ -131,6 +131,10 @@ class DictionaryConfig:
         return dataclasses.replace(self, **changes)
 
 
+CodeNormalization = Literal["none", "crosscoder", "sae", "mixed", "decoupled"]
+"""What a crosscoder's features are multiplied by where they are selected: see :class:`CrosscoderConfig`."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CrosscoderConfig:
     """What a crosscoder computes. Frozen and hashable.
@@ -141,6 +145,13 @@ class CrosscoderConfig:
         d_sae: number of features.
         architecture: ``"standard"``, ``"jumprelu"``, ``"topk"`` or ``"batchtopk"``.
         k: features kept for each token, for the last two.
+        code_normalization: what features are multiplied by where they are compared to thresholds and to each other;
+            their values stay as they are. With ``n_i`` the norm of a feature's direction in source ``i``: ``"none"`` 1;
+            ``"crosscoder"`` the sum of the ``n_i``; ``"sae"`` the root of the sum of their squares; ``"mixed"``
+            ``alpha_sae`` of the second and ``alpha_cc`` of the first; ``"decoupled"`` ``n_i`` for source ``i``, so that a
+            feature may be selected for one source and not for another.
+        alpha_sae, alpha_cc: of ``"mixed"``.
+        scale_eps: added to ``scale`` where the reconstruction is divided by it.
         taps: where each source is read; empty if unknown.
         metadata: what else its files say, as pairs of a key and JSON text.
     """
@@ -150,10 +161,15 @@ class CrosscoderConfig:
     d_sae: int
     architecture: Architecture = "standard"
     k: int | None = None
+    code_normalization: CodeNormalization = "none"
+    alpha_sae: float = 1.0
+    alpha_cc: float = 0.1
+    scale_eps: float = 0.0
     taps: tuple[Tap, ...] = ()
     metadata: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
+        check_fields(self, DictionaryError)
         if self.architecture not in ("standard", "jumprelu", "topk", "batchtopk"):
             raise DictionaryError(f"A crosscoder cannot be {self.architecture!r}.")
         if self.taps and len(self.taps) != self.n_sources:

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from tljax.dictionaries.maths.activations import top_k_mask
+from tljax.dictionaries.maths.broadcasting import each
 from tljax.dictionaries.maths.config import DictionaryConfig
 
 _EPS = 1e-6
@@ -51,12 +52,16 @@ def _product(x: jax.Array, matrix: jax.Array) -> jax.Array:
 def _attend(z: jax.Array, context: jax.Array, params: Mapping[str, jax.Array], name: str, n_heads: int) -> jax.Array:
     def heads(part: str, source: jax.Array) -> jax.Array:
         weight = params[f"{name}.{part}.weight"]
-        projected = _product(source, weight.T) + params.get(f"{name}.{part}.bias", 0)
+        projected = _biased(_product(source, weight.T), params.get(f"{name}.{part}.bias"))
         return projected.reshape(*projected.shape[:-1], n_heads, -1)
 
     q, k, v = heads("q_target", z), heads("k_ctx", context), heads("v_ctx", context)
     scores = jnp.einsum("bqhd,bkhd->bhqk", q, k, precision="highest") / q.shape[-1] ** 0.5
     causal = jnp.tril(jnp.ones(scores.shape[-2:], bool))
-    pattern = jax.nn.softmax(jnp.where(causal, scores, -jnp.inf), axis=-1)
+    pattern = jax.nn.softmax(jnp.where(each(causal, scores), scores, -jnp.inf), axis=-1)
     mixed = jnp.einsum("bhqk,bkhd->bqhd", pattern, v, precision="highest").reshape(z.shape)
-    return _product(mixed, params[f"{name}.c_proj.weight"].T) + params.get(f"{name}.c_proj.bias", 0)
+    return _biased(_product(mixed, params[f"{name}.c_proj.weight"].T), params.get(f"{name}.c_proj.bias"))
+
+
+def _biased(values: jax.Array, bias: jax.Array | None) -> jax.Array:
+    return values if bias is None else values + each(bias, values)
