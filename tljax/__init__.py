@@ -1,7 +1,7 @@
 """tljax: TransformerLens for JAX. Load a transformer, name any activation, read it, change it, differentiate."""
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tljax.cache.activation_cache import ActivationCache
 from tljax.cache.derivative_cache import DerivativeCache
@@ -36,9 +36,13 @@ from tljax.text.batch import Batch
 from tljax.text.warned import DoubledBosWarning, PaddingWarning, TruncationWarning
 from tljax.weights.factored_matrix import FactoredMatrix
 
+if TYPE_CHECKING:
+    from tljax.dictionaries import SAE
+
 __version__ = "0.1.0"
 
 __all__ = [
+    "SAE",
     "ActivationCache",
     "Add",
     "Batch",
@@ -106,6 +110,8 @@ _ROOMS = (
 def __getattr__(name: str) -> Any:
     if name in _ROOMS:
         return importlib.import_module(f"tljax.{name}")
+    if name == "SAE":  # not imported with the package, which does not need it
+        return importlib.import_module("tljax.dictionaries").SAE
     raise missing("tljax", name, PACKAGE, [*__all__, *_ROOMS])
 
 

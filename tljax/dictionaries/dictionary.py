@@ -12,6 +12,7 @@ from tljax.dictionaries.maths.config import DictionaryConfig
 from tljax.dictionaries.maths.matching_pursuit import pursue
 from tljax.dictionaries.maths.normalization import UNCHANGED, Factors, depends_on_input, normalize
 from tljax.dictionaries.maths.temporal import encode_temporal
+from tljax.dictionaries.stored import StoredDictionary
 from tljax.errors import DictionaryError, FrozenModelError
 
 At = Callable[[str, jax.Array], jax.Array]
@@ -61,7 +62,7 @@ class Encoded(NamedTuple):
 
 
 @jax.tree_util.register_pytree_with_keys_class
-class Dictionary:
+class Dictionary(StoredDictionary):
     """A sparse autoencoder or transcoder: features of an activation, and a reconstruction from them.
 
     The object is immutable and a pytree whose leaves are its parameters and ``sparsity``: it goes through ``jax.jit``,

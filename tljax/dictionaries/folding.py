@@ -1,15 +1,19 @@
 """Folds: the same reconstruction from rescaled parameters."""
 
+from typing import TYPE_CHECKING
+
 import jax.numpy as jnp
 
-from tljax.dictionaries.dictionary import Dictionary
 from tljax.errors import DictionaryError
+
+if TYPE_CHECKING:
+    from tljax.dictionaries.dictionary import Dictionary
 
 _SMALLEST = 1e-8
 """Decoder norms below it count as it, so that a dead row gives no NaN."""
 
 
-def fold_W_dec_norm(dictionary: Dictionary) -> Dictionary:
+def fold_W_dec_norm(dictionary: "Dictionary") -> "Dictionary":
     """Returns the dictionary with decoder rows of unit norm and features multiplied by the norms they had.
 
     The reconstruction is the same. Features whose selection would change are refused: a ``topk`` dictionary can be
@@ -35,7 +39,7 @@ def fold_W_dec_norm(dictionary: Dictionary) -> Dictionary:
     return dictionary.replace(params=params, cfg=cfg.replace(rescale_acts_by_decoder_norm=False))
 
 
-def fold_activation_norm(dictionary: Dictionary, scale: float) -> Dictionary:
+def fold_activation_norm(dictionary: "Dictionary", scale: float) -> "Dictionary":
     """Returns a dictionary that takes raw activations, from one that was trained on activations times ``scale``.
 
     Raises:
@@ -56,7 +60,7 @@ def fold_activation_norm(dictionary: Dictionary, scale: float) -> Dictionary:
     return dictionary.replace(params=params, cfg=cfg.replace(normalize_activations="none"))
 
 
-def scale_biases(dictionary: Dictionary, scale: float) -> Dictionary:
+def scale_biases(dictionary: "Dictionary", scale: float) -> "Dictionary":
     """Returns a dictionary of activations times ``scale``, from one of the activations: its features are times ``scale``.
 
     dictionary_learning's function of that name, for its dictionaries: with biases and thresholds times ``scale``,

@@ -5,6 +5,8 @@ A local directory is used as it is, without network access. ``HF_TOKEN``, ``HF_E
 """
 
 import dataclasses
+import fnmatch
+import glob
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -15,7 +17,7 @@ from tljax.checkpoints.files import names
 from tljax.checkpoints.files.reader import CONFIG, HOSTED, INDEX, PICKLE, PICKLE_INDEX, SINGLE
 from tljax.checkpoints.formats.adapter_config import ADAPTER, ADAPTER_CONFIG, ADAPTER_PICKLE
 from tljax.checkpoints.stop_tokens import GENERATION_CONFIG
-from tljax.errors import CheckpointError, InputError
+from tljax.errors import CheckpointError, InputError, nearest
 from tljax.text.tokenizer_files import TOKENIZER_FILES
 
 MODELS = Path(__file__).parents[2] / "models"
@@ -106,6 +108,64 @@ def tokenizer_directory(repo: str, *, token: str | bool | None = None, cache_dir
         ) from error
 
 
+def download(
+    repo: str,
+    patterns: Sequence[str],
+    *,
+    what: str | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+) -> Path:
+    """Downloads files of a repository that are not in the cache; returns the directory that mirrors the repository.
+
+    Args:
+        repo: hub id.
+        patterns: which files, as glob patterns; ``*`` does not match a ``/``.
+        what: the folder or file that is wanted, for the error if no file matches.
+        revision, token, cache_dir: as for :func:`locate`.
+
+    Raises:
+        CheckpointError: no such repository, revision or files; no access; an interrupted download.
+    """
+    return _fetch(repo, lambda: _matching(repo, patterns, what, revision, token, cache_dir), revision)
+
+
+def _matching(
+    repo: str,
+    patterns: Sequence[str],
+    what: str | None,
+    revision: str | None,
+    token: str | bool | None,
+    cache_dir: str | Path | None,
+) -> Path:
+    import huggingface_hub
+
+    options = {"revision": revision, "token": token, "cache_dir": cache_dir}
+    if _is_offline():
+        return _snapshot(repo, patterns, **options)
+    api = huggingface_hub.HfApi(endpoint=os.environ.get("HF_ENDPOINT") or None)
+    files = api.list_repo_files(repo, revision=revision, token=token)
+    wanted = [file for file in files if any(_matches(file, pattern) for pattern in patterns)]
+    if not wanted:
+        folders = sorted({file.rpartition("/")[0] for file in files} - {""})
+        held = ", ".join((folders or sorted(files))[:12])
+        raise CheckpointError(
+            f"{repo} has no {what or 'such files'}: none of its {len(files)} files is one of {', '.join(patterns[:6])}."
+            f"{nearest(what or '', folders + files)} It holds {held or 'nothing'}."
+        )
+    return _snapshot(repo, [glob.escape(file) for file in wanted], **options)
+
+
+def _matches(file: str, pattern: str) -> bool:
+    parts, wanted = file.split("/"), pattern.split("/")
+    return len(parts) == len(wanted) and all(map(fnmatch.fnmatchcase, parts, wanted))
+
+
+def _is_offline() -> bool:
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+
+
 def _training_checkpoint(repo: str, token: str | bool | None, value: int | None, index: int | None) -> str:
     """Returns the file of a training checkpoint in a repository that keeps them all in one revision."""
     import huggingface_hub
@@ -140,7 +200,7 @@ def _snapshot(repo: str, patterns: Sequence[str], **options: Any) -> Path:
             repo,
             allow_patterns=list(patterns),
             endpoint=os.environ.get("HF_ENDPOINT") or None,
-            local_files_only=os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"),
+            local_files_only=_is_offline(),
             **options,
         )
     )
@@ -161,6 +221,8 @@ def _fetch(repo: str, download: Callable[[], T], revision: str | None = None) ->
     at = f"{repo} at revision {revision!r}" if revision else repo
     try:
         return download()
+    except CheckpointError:
+        raise
     except errors.GatedRepoError as error:
         raise CheckpointError(
             f"{at} is gated: accept its licence on its hub page, then set HF_TOKEN to that account's token."

@@ -42,8 +42,8 @@ class Format:
             a release names one. Must not load arrays nor fail: names of files, JSON, and headers of safetensors only.
         reads: reads such a path: ``reads(path, **facts)``. Facts are what a release or the caller knows beside the
             files, all optional: ``model_name``, ``reads`` and ``writes`` (full names of hook points), ``layer``,
-            ``processing``, ``norm_scaling_factor``, ``config_overrides`` (keys of the files' own config). A reader takes
-            those it has a use for and ignores the rest (``**_``).
+            ``processing``, ``norm_scaling_factor``, ``config_overrides`` (keys of the files' own config). A reader
+            takes those it has a use for and ignores the rest (``**_``).
         files: glob patterns, relative to a repository, of the files that a dictionary needs, given the path within the
             repository (``None``: its top folder).
         holds: what the files make.

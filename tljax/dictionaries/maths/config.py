@@ -16,9 +16,9 @@ Architecture = Literal[
 
 NormalizeActivations = Literal[
     "none", "expected_average_only_in", "covariance_whitening", "constant_norm_rescale", "layer_norm",
-    "constant_scalar_rescale",
+    "constant_scalar_rescale", "center",
 ]  # fmt: skip
-"""What happens to activations before they are encoded: SAELens's names."""
+"""What happens to activations before they are encoded: SAELens's names, and tljax's own ``center``."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,6 +44,14 @@ class Tap:
     merged_heads: bool = False
     processing: tuple[str, ...] | None = None
     gain: bool | None = None
+
+    def replace(self, **changes: Any) -> "Tap":
+        """Returns a copy with ``changes`` applied."""
+        return dataclasses.replace(self, **changes)
+
+    def known(self, **facts: Any) -> "Tap":
+        """Returns a copy in which facts that are unknown here are taken from ``facts``."""
+        return self.replace(**{name: value for name, value in facts.items() if getattr(self, name) is None})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -26,15 +26,16 @@ UNCHANGED = Factors()
 
 def depends_on_input(cfg: DictionaryConfig) -> bool:
     """Whether decoding needs the activations that were encoded."""
-    return cfg.normalize_activations in ("constant_norm_rescale", "layer_norm") and not cfg.transcoder
+    return cfg.normalize_activations in ("constant_norm_rescale", "layer_norm", "center") and not cfg.transcoder
 
 
 def normalize(x: jax.Array, cfg: DictionaryConfig) -> tuple[jax.Array, Factors]:
     """Normalises activations ``[..., d_in]``.
 
     ``layer_norm`` divides by the unbiased standard deviation plus 1e-5; ``constant_norm_rescale`` gives each token the
-    norm ``sqrt(d_in)``; ``constant_scalar_rescale`` multiplies by ``cfg.scale``. The remaining modes are folded into
-    the weights when training ends and do nothing here.
+    norm ``sqrt(d_in)``; ``constant_scalar_rescale`` multiplies by ``cfg.scale``; ``center`` takes off the mean over
+    ``d_in`` (tljax's own: for dictionaries of a model with centred weights, on the same model without). The remaining
+    modes are folded into the weights when training ends and do nothing here.
     """
     match cfg.normalize_activations:
         case "constant_norm_rescale":
@@ -45,6 +46,9 @@ def normalize(x: jax.Array, cfg: DictionaryConfig) -> tuple[jax.Array, Factors]:
             centred = x - mean
             deviation = jnp.std(centred, axis=-1, keepdims=True, ddof=1)
             return centred / (deviation + _EPS), Factors(deviation, mean)
+        case "center":
+            mean = x.mean(axis=-1, keepdims=True)
+            return x - mean, Factors(1.0, mean)
         case "constant_scalar_rescale":
             return x * cfg.scale, Factors(1 / cfg.scale)
         case _:
