@@ -32,8 +32,8 @@ def batch_function(batches: Any, batch_size: int, seed: int) -> Batches:
     if not isinstance(batches, np.ndarray | jax.Array) or batches.ndim < 2:
         raise InputError(
             "batches must be a function from the step to activations [tokens, d_in] (a Reader's batch is one), or an "
-            f"array of all rows [rows, d_in], got {type(batches).__name__} of {np.ndim(batches)} dimensions. A generator "
-            "cannot be resumed: make batches from the step's number, as in lambda step: make(seed, step)."
+            f"array of all rows [rows, d_in], got {type(batches).__name__} of {np.ndim(batches)} dimensions. A "
+            "generator cannot be resumed: make batches from the step's number, as in lambda step: make(seed, step)."
         )
     rows = np.asarray(batches)
     per_epoch = len(rows) // batch_size
@@ -119,7 +119,8 @@ def _sources(batch: Any, cfg: TrainingConfig, step: int) -> Array:
             raise InputError(f"The batch of step {step} has {len(batch)} sources, the config n_sources={n}.")
         parts = [_rows(one, cfg.d_in, "d_in", step) for one in batch]
         if len({len(part) for part in parts}) > 1:
-            raise InputError(f"The sources of step {step} have {[len(part) for part in parts]} tokens; they must agree.")
+            counts = [len(part) for part in parts]
+            raise InputError(f"The sources of step {step} have {counts} tokens; they must agree.")
         return np.concatenate([np.asarray(part) for part in parts], axis=-1)
     if np.ndim(batch) < 3 or np.shape(batch)[-2:] != (n, cfg.d_in):
         raise InputError(
@@ -136,7 +137,7 @@ def _rows(batch: Any, width: int, name: str, step: int) -> Array:
         )
     if batch.shape[-1] != width:
         raise InputError(
-            f"The batch of step {step} has width {batch.shape[-1]} ({_described(batch)}); the config has {name}={width}."
+            f"The batch of step {step} has width {batch.shape[-1]} ({_described(batch)}), not {name}={width}."
         )
     if not batch.size:
         raise InputError(f"The batch of step {step} has no tokens: {_described(batch)}.")

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from tljax.dictionaries.training.config import TrainingConfig
-from tljax.dictionaries.training.preparation import Preparation
+from tljax.dictionaries.training.preparation import Preparation, Whitening
 from tljax.dictionaries.training.step import TrainingState
 from tljax.errors import CheckpointError
 from tljax.safetensors_files import own_errors, read_own, write_own
@@ -18,6 +18,7 @@ FILE = "dictionary_training_state.safetensors"
 _FORMAT = "tljax-dictionary-training-state-1"
 _REMEDY = "Delete it to start again."
 _FIELDS = {"step": int, "configs": [dict], "steps": int, "batch_size": int, "data": str, "optimizer": str}
+_FACTS = ("steps", "batch_size", "data", "optimizer")
 _HISTORY = "history."
 
 
@@ -42,7 +43,7 @@ class Run:
     def header(self) -> dict[str, Any]:
         """Returns the facts as JSON values."""
         configs = [_plain(dataclasses.asdict(cfg)) for cfg in self.cfgs]
-        return {"configs": configs, **{name: getattr(self, name) for name in ("steps", "batch_size", "data", "optimizer")}}
+        return {"configs": configs, **{name: getattr(self, name) for name in _FACTS}}
 
 
 def _plain(value: Any) -> Any:
@@ -83,26 +84,32 @@ def load_run(
     differ = _differences(header, run.header())
     if differ:
         raise CheckpointError(
-            f"{path} belongs to another run ({'; '.join(differ[:6])}). Train with the same settings and batches to go on, "
-            "or with another directory to start afresh."
+            f"{path} belongs to another run ({'; '.join(differ[:6])}). Train with the same settings and batches to go "
+            "on, or with another directory to start afresh."
         )
-    history = {name.removeprefix(_HISTORY): np.asarray(value) for name, value in arrays.items() if name.startswith(_HISTORY)}
-    found = {name: value for name, value in arrays.items() if not name.startswith(_HISTORY)}
-    fields = [field.name for field in dataclasses.fields(Preparation)]
-    preparation = Preparation(**{name: found.pop(f"[1].{name}", None) for name in fields})
+    history = {
+        name.removeprefix(_HISTORY): np.asarray(arrays.pop(name)) for name in list(arrays) if name.startswith(_HISTORY)
+    }
+    preparation = _preparation({name: arrays.pop(name) for name in list(arrays) if name.startswith("[1]")})
     expected = _leaves((like,))
     with own_errors(path, _REMEDY, CheckpointError):
-        if found.keys() != expected.keys():
-            raise ValueError(f"it has the arrays {sorted(found.keys() ^ expected.keys())[:6]} too many or too few")
+        if arrays.keys() != expected.keys():
+            raise ValueError(f"it has the arrays {sorted(arrays.keys() ^ expected.keys())[:6]} too many or too few")
         for name, leaf in expected.items():
-            if found[name].shape != leaf.shape or found[name].dtype != leaf.dtype:
-                raise ValueError(
-                    f"{name} is {found[name].dtype}{list(found[name].shape)}, not {leaf.dtype}{list(leaf.shape)}"
-                )
+            found = arrays[name]
+            if found.shape != leaf.shape or found.dtype != leaf.dtype:
+                raise ValueError(f"{name} is {found.dtype}{list(found.shape)}, not {leaf.dtype}{list(leaf.shape)}")
         if any(values.shape[0] != header["step"] for values in history.values()):
             raise ValueError(f"its history does not have the {header['step']} steps that it says")
-    state = jax.tree.unflatten(jax.tree.structure(like), [found[name] for name in expected])
+    state = jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in expected])
     return state, preparation, header["step"], history
+
+
+def _preparation(arrays: dict[str, Any]) -> Preparation:
+    """Returns the preparation from its leaves; it may have any, or none, of its parts."""
+    parts = [arrays.get(f"[1].whitening.{name}") for name in Whitening._fields]
+    whitening = None if parts[0] is None else Whitening(*parts)  # pyright: ignore[reportArgumentType]
+    return Preparation(arrays.get("[1].scale_in"), arrays.get("[1].scale_out"), whitening)
 
 
 def _leaves(tree: Any) -> dict[str, Any]:
@@ -121,8 +128,11 @@ def _differences(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
             for name in names
             if theirs.get(name) != ours.get(name)
         ]
-    words = {"steps": "steps", "batch_size": "batch_size", "optimizer": "the optimizer"}
-    found += [f"{word}: was {there[name]!r}, is {here[name]!r}" for name, word in words.items() if there[name] != here[name]]
+    found += [
+        f"{name}: was {there[name]!r}, is {here[name]!r}"
+        for name in ("steps", "batch_size", "optimizer")
+        if there[name] != here[name]
+    ]
     if there["data"] != here["data"]:
         found.append("its first batch was another: other activations, or another order")
     return found

@@ -62,8 +62,8 @@ def check_stack(cfgs: Sequence[TrainingConfig]) -> None:
             same = (ours is None) == (theirs is None) if field.name in VARYING else ours == theirs
             if not same:
                 raise ConfigError(
-                    f"cfgs[{number}] has {field.name}={theirs!r}, cfgs[0] has {ours!r}. A stack shares one program: its "
-                    f"members may differ in {', '.join(VARYING)}. Train the others by another call."
+                    f"cfgs[{number}] has {field.name}={theirs!r}, cfgs[0] has {ours!r}. A stack shares one program: "
+                    f"its members may differ in {', '.join(VARYING)}. Train the others by another call."
                 )
 
 

@@ -24,6 +24,8 @@ _BELONGS: dict[str, tuple[tuple[str, ...], str]] = {
 }
 """Field → the architectures it belongs to, and what it is."""
 
+_NOWHERE = Tap()
+
 DEFAULTS = {"l1_coefficient": 1.0, "l0_coefficient": 1.0, "aux_loss_coefficient": 1.0}
 """What ``None`` means."""
 
@@ -144,7 +146,7 @@ class TrainingConfig:
     n_batches_for_norm_estimate: int = 100
     precision: Literal["highest", "default"] = "highest"
     seed: int = 0
-    tap: Tap = Tap()
+    tap: Tap = _NOWHERE
     taps: tuple[Tap, ...] = ()
 
     def __post_init__(self) -> None:

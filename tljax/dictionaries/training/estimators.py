@@ -5,6 +5,7 @@ Rajamanoharan et al. 2024, "Jumping ahead: improving reconstruction fidelity wit
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,6 @@ def _rectangle(h: jax.Array, threshold: jax.Array, bandwidth: jax.Array) -> jax.
     return (jnp.abs((h - threshold[None]) / bandwidth) < 0.5).astype(h.dtype)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def step(h: jax.Array, threshold: jax.Array, bandwidth: jax.Array, to_input: bool = False) -> jax.Array:
     """Returns 1 where ``h > threshold``, else 0; its derivative is that of a kernel of width ``bandwidth``.
 
@@ -31,13 +31,16 @@ def step(h: jax.Array, threshold: jax.Array, bandwidth: jax.Array, to_input: boo
         bandwidth: scalar.
         to_input: whether ``h`` receives the negative of that derivative, or none.
     """
+    return _step(h, threshold, bandwidth, to_input)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _step(h: jax.Array, threshold: jax.Array, bandwidth: jax.Array, to_input: bool) -> Any:
     return (h > threshold[None]).astype(h.dtype)
 
 
-def _step_forward(
-    h: jax.Array, threshold: jax.Array, bandwidth: jax.Array, to_input: bool
-) -> tuple[jax.Array, _Saved]:
-    return step(h, threshold, bandwidth, to_input), (h, threshold, bandwidth)
+def _step_forward(h: jax.Array, threshold: jax.Array, bandwidth: jax.Array, to_input: bool) -> tuple[jax.Array, _Saved]:
+    return _step(h, threshold, bandwidth, to_input), (h, threshold, bandwidth)
 
 
 def _step_backward(to_input: bool, saved: _Saved, gradient: jax.Array) -> _Saved:
@@ -47,10 +50,9 @@ def _step_backward(to_input: bool, saved: _Saved, gradient: jax.Array) -> _Saved
     return to_h, -column_sums(estimate), jnp.zeros_like(bandwidth)
 
 
-step.defvjp(_step_forward, _step_backward)
+_step.defvjp(_step_forward, _step_backward)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def jumprelu(h: jax.Array, threshold: jax.Array, bandwidth: jax.Array, to_input: bool = False) -> jax.Array:
     """Returns ``ReLU(h)`` where ``h > threshold``, else 0.
 
@@ -63,13 +65,18 @@ def jumprelu(h: jax.Array, threshold: jax.Array, bandwidth: jax.Array, to_input:
         bandwidth: scalar.
         to_input: whether ``h`` also receives the negative of the threshold's derivative.
     """
+    return _jumprelu(h, threshold, bandwidth, to_input)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _jumprelu(h: jax.Array, threshold: jax.Array, bandwidth: jax.Array, to_input: bool) -> Any:
     return jnp.where(h > threshold[None], jax.nn.relu(h), 0)
 
 
 def _jumprelu_forward(
     h: jax.Array, threshold: jax.Array, bandwidth: jax.Array, to_input: bool
 ) -> tuple[jax.Array, _Saved]:
-    return jumprelu(h, threshold, bandwidth, to_input), (h, threshold, bandwidth)
+    return _jumprelu(h, threshold, bandwidth, to_input), (h, threshold, bandwidth)
 
 
 def _jumprelu_backward(to_input: bool, saved: _Saved, gradient: jax.Array) -> _Saved:
@@ -79,4 +86,4 @@ def _jumprelu_backward(to_input: bool, saved: _Saved, gradient: jax.Array) -> _S
     return to_h + estimate if to_input else to_h, -column_sums(estimate), jnp.zeros_like(bandwidth)
 
 
-jumprelu.defvjp(_jumprelu_forward, _jumprelu_backward)
+_jumprelu.defvjp(_jumprelu_forward, _jumprelu_backward)

@@ -10,7 +10,7 @@ from tljax.dictionaries.dictionary import Dictionary
 from tljax.dictionaries.folding import fold_W_dec_norm
 from tljax.dictionaries.training.config import TrainingConfig
 from tljax.dictionaries.training.losses import decoder_norms
-from tljax.dictionaries.training.preparation import Preparation
+from tljax.dictionaries.training.preparation import Preparation, Whitening
 from tljax.dictionaries.training.step import TrainingState
 
 _SMALLEST = 1e-8
@@ -19,8 +19,8 @@ _SMALLEST = 1e-8
 def finished(state: TrainingState, cfg: TrainingConfig, preparation: Preparation) -> Dictionary | Crosscoder:
     """Returns the dictionary that takes raw activations.
 
-    The scale or whitening of activations is folded into the weights. A dictionary that selects by decoder norms has them
-    folded, and a ``batchtopk`` one becomes ``jumprelu`` with one threshold for all features: what SAELens saves.
+    The scale or whitening of activations is folded into the weights. A dictionary that selects by decoder norms has
+    them folded, and a ``batchtopk`` one becomes ``jumprelu`` with one threshold for all features: what SAELens saves.
     """
     params, threshold = dict(state.params), state.threshold
     if cfg.n_sources:
@@ -30,7 +30,7 @@ def finished(state: TrainingState, cfg: TrainingConfig, preparation: Preparation
         normalize_activations=cfg.normalize_activations
         if cfg.normalize_activations in ("layer_norm", "constant_norm_rescale")
         else "none",
-        rescale_acts_by_decoder_norm=cfg.selects_by_norm and preparation.whiten is None,
+        rescale_acts_by_decoder_norm=cfg.selects_by_norm and preparation.whitening is None,
         metadata=_metadata(state, cfg),
     )
     if cfg.architecture == "matching_pursuit" and preparation.scale_in is not None:
@@ -50,8 +50,8 @@ def _folded(
     params: dict[str, jax.Array], threshold: jax.Array, cfg: TrainingConfig, preparation: Preparation
 ) -> tuple[dict[str, jax.Array], jax.Array]:
     """Returns parameters, and ``batchtopk``'s threshold, for raw activations."""
-    if preparation.whiten is not None:
-        return _unwhitened(params, threshold, cfg, preparation)
+    if preparation.whitening is not None:
+        return _unwhitened(params, threshold, cfg, preparation.whitening)
     scale_in, scale_out = preparation.scale_in, preparation.scale_out
     if scale_in is None or scale_out is None:
         return params, threshold
@@ -66,11 +66,10 @@ def _folded(
 
 
 def _unwhitened(
-    params: dict[str, jax.Array], threshold: jax.Array, cfg: TrainingConfig, preparation: Preparation
+    params: dict[str, jax.Array], threshold: jax.Array, cfg: TrainingConfig, whitening: Whitening
 ) -> tuple[dict[str, jax.Array], jax.Array]:
     """Folds the whitening: ``((x - mean) whiten - b_dec) W_enc`` is ``(x - b) (whiten W_enc)`` with the new ``b``."""
-    mean, whiten, colour = preparation.mean, preparation.whiten, preparation.colour
-    assert mean is not None and whiten is not None and colour is not None
+    mean, whiten, colour = whitening
     if cfg.selects_by_norm:  # by the norms under whitening: they are folded before it is undone
         norms = jnp.maximum(decoder_norms(params["W_dec"], None), _SMALLEST)
         params |= {

@@ -5,8 +5,8 @@ With B tokens, widths d and F features, a step needs five matrix products of ``2
 takes a sixth for the gradient of ``b_dec``; here the gradient is summed over tokens first.
 """
 
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +36,16 @@ class BatchLoss(NamedTuple):
     total: jax.Array
     outcome: Outcome
     cut: Cut | None
+
+
+class _Sums(NamedTuple):
+    """Sums over tokens: loss, gradients, and the gradients of the decoder norms and of ``x W_enc``."""
+
+    total: jax.Array
+    outcome: Outcome
+    grads: dict[str, jax.Array]
+    of_norms: jax.Array
+    of_u: jax.Array
 
 
 class Losses(NamedTuple):
@@ -92,7 +102,7 @@ def dictionary_loss(
     x = jnp.asarray(activations)
     y = x if targets is None else jnp.asarray(targets)
     mask = jnp.zeros(cfg.d_sae, bool) if dead is None else jnp.asarray(dead, bool)
-    with jax.default_matmul_precision(_precision(cfg)):
+    with jax.default_matmul_precision(cfg.precision):
         norms = decoder_norms(params["W_dec"], cfg.n_sources)
         rows = _rows(params, x, y, 0, structure)
         u = _encoded(params, rows.x, structure)
@@ -135,25 +145,21 @@ def loss_and_gradients(
     setting = Setting(numbers, dead, any_dead, cut, tokens)
     differentiate = jax.value_and_grad(loss_of_rows, argnums=(0, 1, 2), has_aux=True)
 
-    def chunk(first: jax.Array | int, part: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    def chunk(first: jax.Array | int, part: tuple[jax.Array, ...]) -> _Sums:
         rows = _rows(params, part[0], part[1], first, cfg)
         own = part[2] if u is not None else _encoded(params, rows.x, cfg)
         (total, (outcome, _, _)), (grads, of_norms, of_u) = differentiate(rest, norms, own, rows, setting, cfg)
         if "W_enc" in params:
             grads = {**grads, "W_enc": jax.lax.stop_gradient(rows.x).T @ of_u}
-        return total, outcome, grads, of_norms, column_sums(of_u)
+        return _Sums(total, outcome, grads, of_norms, column_sums(of_u))
 
     parts = (x, y) if u is None else (x, y, u)
-    total, outcome, grads, of_norms, of_sums = _over_chunks(chunk, parts, cfg.d_sae)
-    grads = dict(grads)
-    grads["W_dec"] = grads["W_dec"] + pull_norms(of_norms)[0]
+    sums = _over_chunks(chunk, parts, cfg.d_sae)
+    grads = dict(sums.grads)
+    grads["W_dec"] = grads["W_dec"] + pull_norms(sums.of_norms)[0]
     if "W_enc" in params and cfg.subtracts_b_dec:
-        grads["b_dec"] = grads["b_dec"] - params["W_enc"] @ of_sums
-    return grads, BatchLoss(total, outcome, cut)
-
-
-def _precision(cfg: TrainingConfig) -> str:
-    return cfg.precision
+        grads["b_dec"] = grads["b_dec"] - params["W_enc"] @ sums.of_u
+    return grads, BatchLoss(sums.total, sums.outcome, cut)
 
 
 def _rows(params: Params, x: jax.Array, y: jax.Array, first: jax.Array | int, cfg: TrainingConfig) -> Rows:
@@ -191,7 +197,8 @@ def _cut(
     return cut_batch(values_of, u, keep, guess)
 
 
-def _over_chunks(chunk, parts: tuple[jax.Array, ...], d_sae: int):  # noqa: ANN001, ANN202
+def _over_chunks(chunk: Callable[..., _Sums], parts: tuple[jax.Array, ...], d_sae: int) -> _Sums:
+    """Returns the sum over chunks of rows of what ``chunk(first row, parts)`` returns."""
     tokens = parts[0].shape[0]
     size = rows_at_once(tokens, d_sae)
     if size == tokens:
@@ -201,7 +208,7 @@ def _over_chunks(chunk, parts: tuple[jax.Array, ...], d_sae: int):  # noqa: ANN0
     shapes = jax.eval_shape(lambda: chunk(firsts[0], tuple(part[0] for part in split)))
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
 
-    def add(total, inputs):  # noqa: ANN001, ANN202
+    def add(total: _Sums, inputs: tuple[Any, ...]) -> tuple[_Sums, None]:
         return jax.tree.map(jnp.add, total, chunk(*inputs)), None
 
     return jax.lax.scan(add, zeros, (firsts, split))[0]

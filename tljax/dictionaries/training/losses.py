@@ -1,8 +1,9 @@
 """The losses of dictionaries: pure functions of parameters, rows of a batch, coefficients and dead features.
 
 Every loss is a mean over tokens, so that a batch can be gone through in chunks: a chunk gives its share of the mean.
-Names of the terms are SAELens's. Published forms: L1 with decoder norms (Anthropic, April 2024), gated (arXiv:2404.16014),
-JumpReLU (arXiv:2407.14435), TopK with AuxK (arXiv:2406.04093), BatchTopK (arXiv:2412.06410), Matryoshka (arXiv:2503.17547).
+Names of the terms are SAELens's. Published forms: L1 with decoder norms (Anthropic, April 2024), gated
+(arXiv:2404.16014), JumpReLU (arXiv:2407.14435), TopK with AuxK (arXiv:2406.04093), BatchTopK (arXiv:2412.06410),
+Matryoshka (arXiv:2503.17547).
 """
 
 from collections.abc import Mapping
@@ -212,10 +213,8 @@ def _decode(features: jax.Array, params: Params, cfg: TrainingConfig) -> list[ja
     has_bias = cfg.architecture != "matching_pursuit" or cfg.subtracts_b_dec
     for width in cfg.matryoshka_widths or (cfg.d_sae,):
         part = features[:, start:width] @ params["W_dec"][start:width]
-        if output is None:
-            output = add_row(part, params["b_dec"]) if has_bias else part
-        else:
-            output = output + part
+        part = add_row(part, params["b_dec"]) if start == 0 and has_bias else part
+        output = part if output is None else output + part
         outputs.append(output)
         start = width
     return outputs

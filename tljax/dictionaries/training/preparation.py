@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,20 @@ _EPS = 1e-3
 """Added to the eigenvalues of a covariance, as SAELens does."""
 
 
+class Whitening(NamedTuple):
+    """A map to mean zero and unit covariance, ``(x - mean) @ whiten``.
+
+    Attributes:
+        mean: ``[d_in]``.
+        whiten: ``[d_in, d_in]``.
+        colour: its inverse.
+    """
+
+    mean: jax.Array
+    whiten: jax.Array
+    colour: jax.Array
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Preparation:
@@ -25,22 +39,18 @@ class Preparation:
     Attributes:
         scale_in: factor of what is encoded; for crosscoders one for each source, ``[n]``. ``None`` for none.
         scale_out: factor of what is reconstructed.
-        mean: subtracted before whitening, ``[d_in]``; ``None`` for none.
-        whiten: ``[d_in, d_in]``, by which the rest is multiplied.
-        colour: its inverse.
+        whitening: applied after the scale; ``None`` for none.
     """
 
     scale_in: jax.Array | None = None
     scale_out: jax.Array | None = None
-    mean: jax.Array | None = None
-    whiten: jax.Array | None = None
-    colour: jax.Array | None = None
+    whitening: Whitening | None = None
 
     def apply(self, x: jax.Array, y: jax.Array | None) -> tuple[jax.Array, jax.Array]:
         """Returns what is encoded and what is reconstructed; the same array if ``y`` is ``None``."""
         x = _scaled(x.astype(jnp.float32), self.scale_in)
-        if self.whiten is not None and self.mean is not None:
-            x = (x - self.mean[None]) @ self.whiten
+        if self.whitening is not None:
+            x = (x - self.whitening.mean[None]) @ self.whitening.whiten
         return x, x if y is None else _scaled(y.astype(jnp.float32), self.scale_out)
 
 
@@ -89,8 +99,8 @@ def _scale(norms: Sequence[np.ndarray], width: int) -> np.ndarray:
     mean = np.concatenate(norms).mean(axis=0)
     if not (np.isfinite(mean).all() and (mean > 0).all()):
         raise InputError(
-            f"The first {len(norms)} batches have mean norms {mean}, from which no scale can be estimated: they hold NaN, "
-            "infinities, or only zeros."
+            f"The first {len(norms)} batches have mean norms {mean}, from which no scale can be estimated: they hold "
+            "NaN, infinities, or only zeros."
         )
     return width**0.5 / mean
 
@@ -102,8 +112,5 @@ def _whitening(batches: Sequence[np.ndarray]) -> Preparation:
     mean = rows.mean(axis=0)
     values, vectors = np.linalg.eigh(np.cov(rows, rowvar=False).reshape(rows.shape[1], -1))
     values = np.maximum(values, 0) + _EPS
-    return Preparation(
-        mean=jnp.asarray(mean, jnp.float32),
-        whiten=jnp.asarray(vectors / np.sqrt(values), jnp.float32),
-        colour=jnp.asarray(np.sqrt(values)[:, None] * vectors.T, jnp.float32),
-    )
+    arrays = (mean, vectors / np.sqrt(values), np.sqrt(values)[:, None] * vectors.T)
+    return Preparation(whitening=Whitening(*(jnp.asarray(array, jnp.float32) for array in arrays)))

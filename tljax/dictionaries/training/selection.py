@@ -31,7 +31,12 @@ class Cut(NamedTuple):
     column: jax.Array
 
     def keeps(self, values: jax.Array, first_row: jax.Array | int = 0) -> jax.Array:
-        """Returns the mask of the values ``[rows, columns]`` that are kept; ``first_row`` is the number of the first."""
+        """Returns the mask of the values ``[rows, columns]`` that are kept.
+
+        Args:
+            values: the values, or some rows of them.
+            first_row: the number of the first of these rows.
+        """
         rows = jax.lax.broadcasted_iota(jnp.int32, values.shape, 0) + first_row
         columns = jax.lax.broadcasted_iota(jnp.int32, values.shape, 1)
         before = (rows < _tall(self.row)) | ((rows == _tall(self.row)) & (columns <= _tall(self.column)))
@@ -58,9 +63,7 @@ def cut_rows(values: jax.Array, k: jax.Array, most: int) -> Cut:
     return Cut(value, rows, jnp.take(columns, last, axis=1))
 
 
-def cut_batch(
-    values_of: Callable[[jax.Array], jax.Array], stored: jax.Array, keep: jax.Array, guess: jax.Array
-) -> Cut:
+def cut_batch(values_of: Callable[[jax.Array], jax.Array], stored: jax.Array, keep: jax.Array, guess: jax.Array) -> Cut:
     """Selects the ``keep`` largest positive values of a batch; all positive ones if there are fewer.
 
     Each turn counts the values that are at least a candidate, and the next candidate is interpolated from the counts
@@ -105,7 +108,7 @@ def _bracket(
     at_least: Callable[[jax.Array], jax.Array], keep: jax.Array, guess: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Returns a value that ``keep`` values reach (or more, if they tie), how many do, and how many are larger."""
-    smallest, infinite = _bits(jnp.finfo(jnp.float32).tiny), _bits(jnp.float32(jnp.inf))
+    smallest, infinite = _bits(jnp.float32(jnp.finfo(jnp.float32).tiny)), _bits(jnp.float32(jnp.inf))
     unknown = jnp.int32(-1)
 
     def unfinished(s: _Search) -> jax.Array:

@@ -134,7 +134,7 @@ def train_dictionaries(
     """Trains a stack of dictionaries on the same batches: a sweep of ``k``, of coefficients or of seeds.
 
     One compiled step trains all members on each batch, which is read, scaled and moved to the device once. Members may
-    differ in every number of the config; what shapes the program (the architecture, sizes, schedules' kinds) they share.
+    differ in every number of the config; they share what shapes the program: architecture, sizes, kinds of schedule.
 
     Args:
         cfgs: the settings of each member.
@@ -297,12 +297,12 @@ def _fetched(history: dict[str, np.ndarray], pending: list[Metrics], done: int) 
         step = done - len(fetched) + at
         if bad[at]:
             raise TrainingError(
-                f"The batch of step {step} holds {int(bad[at])} NaN or infinite values. Leave those tokens out; a state "
-                "saved before that step is still good."
+                f"The batch of step {step} holds {int(bad[at])} NaN or infinite values. Leave those tokens out; a "
+                "state saved before that step is still good."
             )
         raise TrainingError(
-            f"The loss of step {step} is {loss[at].tolist()}. Lower lr, lengthen lr_warm_up_steps, or set clip; a state "
-            "saved before that step is still good."
+            f"The loss of step {step} is {loss[at].tolist()}. Lower lr, lengthen lr_warm_up_steps, or set clip; a "
+            "state saved before that step is still good."
         )
     return {name: np.concatenate([history[name], values]) if history else values for name, values in new.items()}
 
