@@ -7,7 +7,7 @@ from table import Case, World
 
 KINDS = (
     "ids", "positions", "meanings", "models", "files", "arithmetic", "types", "messages", "text", "checkpoints",
-    "tasks", "exact", "learned", "gradients", "interchange", "attribution", "edges", "circuits",
+    "attribution", "edges", "circuits", "dictionaries_files", "dictionaries_foreign",
 )  # fmt: skip
 """A module ``cases_<kind>.py`` each."""
 TABLE = [

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -114,8 +114,13 @@ def _local(name: str | os.PathLike[str], sae_id: str | None) -> Path | None:
 
 def _downloaded(repo: str, path: str | None, row: Format | None, options: Mapping[str, Any]) -> Path:
     """Returns the local copy of a path in a repository."""
-    rows = FORMATS if row is None else (row,)
-    patterns = tuple(dict.fromkeys(pattern for one in rows for pattern in one.files(path)))
+    start = "" if path is None else f"{path}/"
+
+    def patterns(files: Sequence[str]) -> Sequence[str]:
+        rows = FORMATS if row is None else (row,)
+        told = [one for one in rows if one.named and {f"{start}{name}" for name in one.named} <= {*files}]
+        return tuple(dict.fromkeys(pattern for one in told[:1] or rows for pattern in one.files(path)))
+
     directory = hub.download(repo, patterns, what=path, **options)
     return directory if path is None else directory / path
 

@@ -139,7 +139,6 @@ def _open(path: Path, facts: dict[str, Any]) -> tuple[Stored, dict[str, Any], fl
         return open_safetensors(file), config, 1.0
     stored, rest = open_pickle(file)
     if "ae" not in rest:
-        stored.ignore(*(name for name in rest))
         return stored, config, 1.0
     stored, _ = tensors_of(rest["ae"], file)  # an interrupted run: on normalised activations, unlike finished ones
     if not config and isinstance(rest.get("config"), dict):
@@ -157,7 +156,6 @@ def _selection(
         return {"threshold": "jumprelu"}.get(kind.selects, kind.selects), None
     threshold = stored.number("threshold") if "threshold" in stored else -1.0
     k = int(stored.number("k")) if "k" in stored else whole(path, trainer, "k")
-    expect_sizes(path, k=(trainer.get("k"), k))
     if threshold < 0 and use_threshold:
         raise DictionaryError(
             f"{path}: its threshold was never set ({threshold:g}): use_threshold=False selects by k={k}."

@@ -1,4 +1,4 @@
-"""tljax's own files of crosscoders and cross-layer transcoders: ``cfg.json``, and one safetensors file with its seal."""
+"""tljax's own files of crosscoders and cross-layer transcoders: ``cfg.json``, and a safetensors file with its seal."""
 
 import dataclasses
 import json

@@ -249,10 +249,11 @@ def _written_architecture(cfg: DictionaryConfig, has_skip: bool) -> str:
             'SAELens has no normalize_activations="center", which this dictionary got when it was fitted to a model '
             "with raw weights: save the dictionary as it was loaded."
         )
-    if cfg.tap.gain is not None:
+    own_gain = not (cfg.tap.reads or "").endswith(".hook_normalized")
+    if cfg.tap.gain is not None and cfg.tap.gain != own_gain:
         raise DictionaryError(
             f"SAELens cannot say that this dictionary reads {cfg.tap.reads} {'after' if cfg.tap.gain else 'before'} "
-            "the norm's gain: fit it to its model first (fit_to), which folds the gain into the encoder."
+            "the norm's gain, unlike that point: fit it to its model first (fit_to)."
         )
     if not cfg.transcoder:
         return "matryoshka_batchtopk" if cfg.matryoshka_widths and cfg.architecture == "batchtopk" else cfg.architecture
