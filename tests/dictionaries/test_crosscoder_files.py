@@ -6,6 +6,7 @@ from typing import Any
 
 import foreign_files as files
 import jax
+import ml_dtypes
 import numpy as np
 import pytest
 from foreign_files import Arrays, crosscoder_parameters, relu, top_k, wide
@@ -128,11 +129,29 @@ def cross_layer(*, skip: bool = True) -> CrossLayerTranscoder:
     return CrossLayerTranscoder(layers, CrossLayerConfig(n_layers=2, d_in=D, d_sae=F, jumprelu=True, taps=taps))
 
 
+def test_a_nan_shows_in_the_features(tmp_path: Path) -> None:
+    x = x_of()
+    x[2, 1, 3] = np.nan
+    for number, threshold in ((1, 1.9), (4, 0.3), (5, [0.9, 1.4, 2.0])):
+        buffers = {"code_normalization_id": np.array(number), "k": np.array(2)}
+        written = files.crosscoder_sf(
+            tmp_path / str(number), crosscoder_parameters(N, D, F), **buffers, threshold=np.array(threshold, np.float32)
+        )
+        features = np.asarray(Crosscoder.load(written).encode(x))
+        assert np.isnan(features[2]).all()
+        assert np.isfinite(np.delete(features, 2, axis=0)).all()
+    layers = np.random.default_rng(2).normal(size=(2, 4, D)).astype(np.float32)
+    layers[1, 0] = np.nan
+    assert np.isnan(np.asarray(cross_layer().encode(layers))[1, 0]).all()
+
+
 def test_what_is_saved_comes_back(tmp_path: Path) -> None:
-    one = Crosscoder(crosscoder_parameters(N, D, F), CFG)
+    params = crosscoder_parameters(N, D, F)
+    one = Crosscoder({name: array.astype(ml_dtypes.bfloat16) for name, array in params.items()}, CFG)
     one.save(tmp_path / "crosscoder")
     again = Crosscoder.load(tmp_path / "crosscoder")
     assert again.cfg == CFG
+    assert again.params["W_dec"].dtype == "bfloat16"
     assert jax.tree.all(jax.tree.map(np.array_equal, again.params, one.params))
     other = cross_layer()
     other.save(tmp_path / "clt")

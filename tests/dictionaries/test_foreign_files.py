@@ -88,6 +88,8 @@ def test_a_threshold_that_was_never_set_selects_as_in_training(tmp_path: Path) -
     close(loaded.encode(x), h * top_k(h.reshape(-1), 15).reshape(h.shape))
     with pytest.raises(DictionaryError, match="never set"):
         load(tmp_path, use_threshold=True)
+    files.dictionary_learning(tmp_path, p, "BatchTopKSAE", k=K, threshold=SET)
+    np.testing.assert_array_equal(Dictionary.load(tmp_path, training=True).encode(x), loaded.encode(x))
 
 
 def test_what_an_interrupted_run_left_is_for_raw_activations_too(tmp_path: Path) -> None:

@@ -63,8 +63,8 @@ class CrossLayerTranscoder:
         own = self.layers[layer]
         h = product(activations.astype(own["W_enc"].dtype), own["W_enc"])
         h = h + each(own["b_enc"], h)
-        above = h > each(jnp.maximum(own["threshold"], 0), h) if self.cfg.jumprelu else h > 0
-        return jnp.where(above, h, 0)
+        below = h <= (each(jnp.maximum(own["threshold"], 0), h) if self.cfg.jumprelu else 0)
+        return jnp.where(below, 0, h)
 
     def encode(self, activations: jax.Array) -> jax.Array:
         """Computes features ``[layer, ..., d_sae]`` from what every layer reads, ``[layer, ..., d_in]``."""

@@ -82,13 +82,15 @@ def read(path: Path, *, use_threshold: bool | None = None, **facts: Any) -> Read
         use_threshold: whether features above the file's threshold fire, or the ``k`` largest: of each token for
             ``AutoEncoderTopK``, of the whole batch for ``BatchTopKSAE`` and ``MatryoshkaBatchTopKSAE``. By default what
             the class does: the threshold for the last two. A threshold that training never set (-1) selects nothing:
-            then it is the ``k`` largest.
+            then it is the ``k`` largest. ``Dictionary.load(directory, training=True)`` means ``False``.
         **facts: see :class:`~tljax.dictionaries.formats.read.Format`.
 
     Raises:
         DictionaryError: damaged files, an unknown class, or arrays that are not the class's.
         UnsupportedModelError: only a pickle, and torch is not installed.
     """
+    if use_threshold is None and facts.get("training"):
+        use_threshold = False
     stored, config, scale = _open(path, facts)
     trainer = config.get("trainer", config)
     name = trainer.get("dict_class") or next((found for key, found in _ALONE.items() if key in stored), None)

@@ -145,11 +145,26 @@ def open_npz(file: Path) -> Stored:
         return Stored(file, {name: lambda name=name: read(name) for name in arrays.files})
 
 
+_UNREADABLE = (
+    OSError, ValueError, KeyError, AttributeError, TypeError, EOFError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
+"""What NumPy raises for a file that is none of its own, or not whole."""
+
+
 @contextlib.contextmanager
 def _npz_errors(file: Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError, KeyError, AttributeError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        AttributeError,
+        TypeError,
+        EOFError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
         raise DictionaryError(f"{file} is missing, damaged or half-downloaded ({error}): fetch it again.") from error
 
 
