@@ -70,7 +70,7 @@ class Golden:
 
     @functools.cache  # noqa: B019
     def edges(self, name: str, post_norm: str = "ignored") -> np.ndarray:
-        """Scores of each prompt in the stored sign, ``[batch, writer, reader]``; EAP-IG ignores norms after attention."""
+        """Scores of each prompt in the stored sign, ``[batch, writer, reader]``; EAP-IG ignores norms after blocks."""
         method, options = METHODS[name]
         scores = edge_scores(
             self.model, self.clean, self.clean if "mean" in name else self.corrupted, self.metric, method,  # type: ignore[arg-type]
@@ -81,7 +81,9 @@ class Golden:
     def twice_averaged(self, name: str) -> np.ndarray:
         """Mean scores as EAP-IG gives them for one batch: those of a mean metric, divided by the prompts once more."""
         quirk = "activations" in name and self.model.cfg.positional_embedding_type == "rotary"
-        values = self.without_gradient_at_inputs("zero" if "zero" in name else "patching") if quirk else self.edges(name)
+        values = (
+            self.without_gradient_at_inputs("zero" if "zero" in name else "patching") if quirk else self.edges(name)
+        )
         return values.mean(axis=0) / self.n_prompts
 
     def in_batches(self, size: int) -> np.ndarray:
@@ -146,7 +148,9 @@ class Golden:
         """Rise of the metric with each writer patched exactly, ``[writer, (pos,) batch]``."""
 
         def effect(name: str, axes: tuple[str, ...]) -> np.ndarray:
-            patch = sweep(self.model, self.clean, self.corrupted, self.metric, name, axes, reduce="none", progress=False)
+            patch = sweep(
+                self.model, self.clean, self.corrupted, self.metric, name, axes, reduce="none", progress=False
+            )
             return np.asarray(patch.effect())
 
         z, mlp = effect("z", ("head", *pos)), effect("mlp_out", pos)
@@ -189,7 +193,9 @@ class Golden:
     def evaluations(self) -> dict[str, np.ndarray]:
         """Metrics and last logits of the circuits of EAP's best edges, as stored under ``evaluate.``."""
         names = [name for name in self.stored[self.reference] if re.fullmatch(r"evaluate.*\.patching", name)]
-        masks = [self.selected(f"select{name.removeprefix('evaluate').removesuffix('patching')}pruned") for name in names]
+        masks = [
+            self.selected(f"select{name.removeprefix('evaluate').removesuffix('patching')}pruned") for name in names
+        ]
         circuits, found = Circuit(np.stack(masks), self.graph), {}
         for stored, ablation in ABLATIONS.items():
             source = {"zero": None, "patching": self.corrupted}.get(ablation, self.clean)

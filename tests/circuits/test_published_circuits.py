@@ -3,15 +3,16 @@
 The numbers are a float64 brute force's (``brute``), EAP-IG's (``eapig``) and TransformerLens 4.3's (``tl43``).
 """
 
+import functools
 import re
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
-from published_circuits import FOLDER, METHODS, TAGS, Golden, selection
+from published_circuits import FOLDER, METHODS, TAGS, Golden
 
-from tljax.circuits import Circuit, EdgeScores, edge_scores, faithfulness, faithfulness_curve
+from tljax.circuits import Circuit, EdgeScores, edge_scores, faithfulness_curve, minimality
 from tljax.patching import LogitDiff
 
 pytestmark = pytest.mark.skipif(not TAGS, reason="shared/goldens/circuits is not here")
@@ -60,8 +61,12 @@ REFERENCE: dict[str, Compute] = {
     r"edge\.EAP\.mean_over_d_model": lambda golden, found: golden.twice_averaged("EAP") / golden.model.cfg.d_model,
     r"edge\.(exact(?:\.zero)?|information-flow-routes)": lambda golden, found: golden.edges(found[1]).mean(axis=0),
     r"edge\.(.*)": lambda golden, found: golden.twice_averaged(found[1]),
-    r"node\.EAP": lambda golden, found: golden.products["mlp_in_quirk"].sum(axis=(1, 3)).mean(axis=0) / golden.n_prompts,
-    r"node\.EAP\.neuron": lambda golden, found: golden.products["mlp_in_quirk"].sum(axis=1).mean(axis=0) / golden.n_prompts,
+    r"node\.EAP": lambda golden, found: (
+        golden.products["mlp_in_quirk"].sum(axis=(1, 3)).mean(axis=0) / golden.n_prompts
+    ),
+    r"node\.EAP\.neuron": lambda golden, found: (
+        golden.products["mlp_in_quirk"].sum(axis=1).mean(axis=0) / golden.n_prompts
+    ),
     r"node\.exact": lambda golden, found: -golden.patched().mean(axis=1)[:1],
     r"baseline\.(clean|corrupt)(?:ed)?": lambda golden, found: golden.runs[f"metric.{found[1]}"],
     r"evaluate\..*": lambda golden, found: golden.evaluations[found[0]],
@@ -71,9 +76,18 @@ REFERENCE: dict[str, Compute] = {
 """Arrays of EAP-IG, likewise. Its scores are divided by the number of prompts twice, its mean is over d_model too."""
 
 
+golden_of = functools.cache(Golden)
+here = pytest.mark.skipif("gpt2_a" not in TAGS, reason="not here")
+
+
 @pytest.fixture(scope="module", params=TAGS or ["none"])
 def golden(request: pytest.FixtureRequest) -> Golden:
-    return Golden(request.param)
+    return golden_of(request.param)
+
+
+@pytest.fixture(scope="module")
+def gpt2() -> Golden:
+    return golden_of("gpt2_a")
 
 
 def compare(golden: Golden, stored: dict[str, np.ndarray], rows: dict[str, Compute]) -> None:
@@ -90,7 +104,9 @@ def compare(golden: Golden, stored: dict[str, np.ndarray], rows: dict[str, Compu
         else:
             assert found.shape == right.shape or name == "node.exact", name
             right = right[: len(found)]
-            error = float(np.abs(found - right).max() / max(np.abs(right).max(), 1e-3))  # zero ablation of all leaves 1e-17
+            error = float(
+                np.abs(found - right).max() / max(np.abs(right).max(), 1e-3)
+            )  # zero ablation of all leaves 1e-17
         print(f"{golden.path.name} {name}: {error:.1e}")
         if not error < TOLERANCE:
             wrong.append(f"{name}: {error:.2g}")
@@ -105,16 +121,21 @@ def test_eap_ig(golden: Golden) -> None:
     compare(golden, golden.stored["eapig_unprocessed"], REFERENCE)
 
 
-@pytest.mark.skipif("gpt2_a" not in TAGS, reason="not here")
+@here
 def test_eap_ig_with_processed_weights() -> None:
-    golden = Golden("gpt2_a", processed=True)
+    golden = golden_of("gpt2_a", processed=True)
     compare(golden, golden.stored["eapig_processed"], REFERENCE)
 
 
 def test_areas_of_the_benchmark(golden: Golden) -> None:
     """CPR, CMD and the curve behind them; those of information flow depend on how ties are sorted."""
     told = golden.told(golden.reference)["areas"]
-    assert {name.rsplit(".", 2)[0] for name in told} == {"EAP", "EAP-IG-inputs.steps5", "exact", "information-flow-routes"}
+    assert {name.rsplit(".", 2)[0] for name in told} == {
+        "EAP",
+        "EAP-IG-inputs.steps5",
+        "exact",
+        "information-flow-routes",
+    }
     for name, right in told.items():
         scores, sign, rule = name.rsplit(".", 2)
         if scores == "information-flow-routes":
@@ -138,3 +159,81 @@ def test_graph_of_eap_ig(golden: Golden) -> None:
     assert np.abs(np.asarray(scores.values) - right).max() < TOLERANCE * np.abs(right).max()
     mask = golden.selected(f"select.EAP.topn{int(0.2 * golden.graph.n_edges)}.abs.pruned")
     np.testing.assert_array_equal(Circuit.from_json(path, golden.model).mask, mask)
+
+
+@pytest.fixture(scope="module")
+def tl43() -> dict[str, np.ndarray]:
+    return dict(np.load(FOLDER / "gpt2_a" / "tl43.npz"))
+
+
+@pytest.fixture(scope="module")
+def places(gpt2: Golden, tl43: dict[str, np.ndarray]) -> tuple[np.ndarray, ...]:
+    """Position, writer and reader of each stored edge, which is ``writer kind, layer, head, position, reader ...``."""
+    kinds, graph = gpt2.told("tl43")["node_kinds"], gpt2.graph
+
+    def name(kind: int, layer: int, head: int) -> str:
+        names = {"embed": "input", "attn_head_out": f"a{layer}.h{head}", "logits": "logits"}
+        letter = kinds[kind][0]
+        return names.get(kinds[kind], f"m{layer}" if letter == "m" else f"a{layer}.h{head}<{letter}>")
+
+    keys = tl43["batch.edge.edge_keys"].tolist()
+    assert all(key[3] == key[7] for key in keys)
+    rows = [(key[3], graph.writer(name(*key[:3])), graph.reader(name(*key[4:7]))) for key in keys]
+    return tuple(np.asarray(rows).T)
+
+
+@here
+def test_edges_of_transformer_lens(gpt2: Golden, tl43: dict[str, np.ndarray], places: tuple[np.ndarray, ...]) -> None:
+    """All prompts by one metric, and prompts alone by their own; node scores are the sums of edges."""
+    told = gpt2.told("tl43")["batch_metric"]
+    one = {"reduce": "none", "axes": ("pos",), "progress": False}
+    metrics = {"batch": LogitDiff(told["answer"], told["wrong"]), "pair": gpt2.metric}
+    found = {name: np.asarray(edge_scores(gpt2.model, gpt2.corrupted, gpt2.clean, metric, **one).values)
+             for name, metric in metrics.items()}  # type: ignore[arg-type]  # fmt: skip
+    scores = {"batch": found["batch"].mean(axis=0), "pair0": found["pair"][0], "pair1": found["pair"][1]}
+    nodes = [(key[3], gpt2.graph.writer({0: "input", 1: f"a{key[1]}.h{key[2]}", 2: f"m{key[1]}"}[key[0]]))
+             for key in tl43["batch.edge.node_keys"].tolist()]  # fmt: skip
+    for name, values in scores.items():
+        pairs = (values[places], tl43[f"{name}.edge.edge_scores"]), (
+            values.sum(axis=2)[tuple(np.asarray(nodes).T)], tl43[f"{name}.edge.node_scores"]
+        )  # fmt: skip
+        for ours, right in pairs:
+            print(f"tl43 {name}: {np.abs(ours - right).max() / np.abs(right).max():.1e}")
+            assert np.abs(ours - right).max() < TOLERANCE * np.abs(right).max()
+
+
+@here
+def test_faithfulness_of_transformer_lens(gpt2: Golden, places: tuple[np.ndarray, ...]) -> None:
+    """Its share is of the gap to the corrupted run, also where absent edges carry means."""
+    means = np.concatenate([gpt2.clean.tokens[2:6], gpt2.corrupted.tokens[2:6]])
+    for said in gpt2.told("tl43")["faithfulness"]:
+        row = slice(said["pair"], said["pair"] + 1)
+        metric = LogitDiff(gpt2.metric.answer[row], gpt2.metric.wrong[row])
+        mask = np.zeros((gpt2.clean.shape[1], *gpt2.graph.shape), bool)
+        mask[tuple(place[said["edge_ids"]] for place in places)] = True
+        corrupted = said["ablation"] == "corrupt"
+        found = minimality(
+            gpt2.model, Circuit(mask, gpt2.graph, ("pos",)), gpt2.clean.tokens[row],
+            gpt2.corrupted.tokens[row] if corrupted else means, metric, "classes",
+            ablation="patching" if corrupted else "positional_mean", progress=False,
+        )  # fmt: skip
+        low, high = (gpt2.runs[f"metric.{side}"][row] for side in ("corrupt", "clean"))
+        np.testing.assert_allclose([low, high], [[said["corrupt_metric"]], [said["full_metric"]]], rtol=TOLERANCE)
+        share = (np.stack([found.circuit, *found.values]) - low) / (high - low)
+        right = [said["recovered"], *said["edge_class_recovered"].values()]
+        print(f"tl43 faithfulness: {np.abs(share[:, 0] - right).max():.1e}")
+        np.testing.assert_allclose(share[:, 0], right, rtol=0, atol=TOLERANCE)
+        assert list(said["edge_class_recovered"]) == found.labels["edge"]
+
+
+@here
+def test_targets_of_das(gpt2: Golden, tl43: dict[str, np.ndarray]) -> None:
+    """What the interchanged token should be: the source's own."""
+    both = np.concatenate([gpt2.runs["logits.corrupt.last"], gpt2.runs["logits.clean.last"]])
+    np.testing.assert_array_equal(both.argmax(axis=1), tl43["das.targets"])
+
+
+@here
+def test_every_array_of_transformer_lens_is_compared(tl43: dict[str, np.ndarray]) -> None:
+    compared = r"(batch|pair\d)\.(node|edge)\.(node|edge)_(keys|scores)|das\.targets"
+    assert [name for name in tl43 if not any(re.fullmatch(one, name) for one in (compared, *ELSEWHERE))] == []
