@@ -119,7 +119,7 @@ def minimality(
     if circuit.stack_axes:
         raise InputError(f"Edges are left out of one circuit, and this is a stack with axes {circuit.axes}.")
     apart = tuple(range(len(circuit.axes)))  # prompts and positions
-    present = np.asarray(circuit.mask).any(axis=apart)
+    present = np.asarray(np.asarray(circuit.mask).any(axis=apart))
     groups = _left_out(circuit.graph, present, edges)
     masks = np.repeat(np.asarray(circuit.mask)[None], len(groups) + 1, axis=0)
     for number, mask in enumerate(groups.values()):
