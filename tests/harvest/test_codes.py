@@ -97,3 +97,14 @@ def test_an_estimate_is_what_it_takes(tiny: HookedTransformer, tmp_path: Path) -
     assert estimate.fits
     assert "160 tokens: 0.00 GB in 1 shards" in str(estimate)
     assert estimate_harvest(tiny, 10**12, points, timed=False).fits is False
+
+
+def test_features_of_a_spliced_model_are_points(tiny: HookedTransformer, exact: np.ndarray, tmp_path: Path) -> None:
+    spliced = tiny.with_dictionaries({POINT: random_dictionary()})
+    name = f"{POINT}.hook_sae_acts_post"
+    store = harvest(spliced, ROWS, [POINT, name], tmp_path, batch_size=4, dtype="float32")
+    np.testing.assert_allclose(store[name][:], exact, rtol=1e-4, atol=1e-4)
+    store.check(spliced)
+    assert len(harvest(spliced, ROWS, [POINT, name], tmp_path, batch_size=4, dtype="float32")) == len(store)
+    with pytest.raises(HarvestError, match="splices="):
+        store.check(tiny)
