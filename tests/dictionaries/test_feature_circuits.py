@@ -51,8 +51,7 @@ def whole(model: HookedTransformer, **options: Any) -> FeatureCircuit:
     return feature_circuit(model, TOKENS, METRIC, **(usual | options))
 
 
-@pytest.mark.parametrize("gradient", ["stop", "pass"])
-@pytest.mark.parametrize("by_position", [False, True])
+@pytest.mark.parametrize(("gradient", "by_position"), [("stop", False), ("stop", True), ("pass", True)])
 def test_edges_out_of_a_node_add_up_to_its_effect(gradient: str, by_position: bool) -> None:
     """The chain rule: direct effects through other nodes, and that on the metric itself, are the whole effect."""
     circuit = whole(model_of(gradient), by_position=by_position)
