@@ -158,7 +158,8 @@ def test_faithfulness_equals_a_run_with_hooks(ablation: Any) -> None:
     source = None if ablation == "zero" else OTHERS
     full = float(np.mean(np.asarray(METRIC(model(TOKENS)))))
     empty = with_value(model, TOKENS, values).mean()
-    for errors, kept in (("default", None), ("keep", True), ("remove", False)):
+    choices: list[tuple[Any, bool | None]] = [("default", None), ("keep", True), ("remove", False)]
+    for errors, kept in choices:
         found = feature_faithfulness(model, circuit, TOKENS, METRIC, source=source, ablation=ablation, errors=errors)
         right = (masked(model, circuit, values, kept, True) - empty) / (full - empty)
         assert found.share == pytest.approx(right, abs=1e-8)
