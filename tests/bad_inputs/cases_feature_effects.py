@@ -188,6 +188,7 @@ CASES = [
         InputError,
         "no feature",
     ),
+    Case("the mask of no point", lambda w: circuit(w.small).mask("blocks.1.x"), InputError, "blocks.1.x", POINT),
     Case(
         "a picture without edges",
         lambda w: circuit(w.small).select(edge_threshold=1e9).picture(),

@@ -51,8 +51,7 @@ def whole(model: HookedTransformer, **options: Any) -> FeatureCircuit:
     return feature_circuit(model, TOKENS, METRIC, **(usual | options))
 
 
-@pytest.mark.parametrize("gradient", ["stop", "pass"])
-@pytest.mark.parametrize("by_position", [False, True])
+@pytest.mark.parametrize(("gradient", "by_position"), [("stop", False), ("stop", True), ("pass", True)])
 def test_edges_out_of_a_node_add_up_to_its_effect(gradient: str, by_position: bool) -> None:
     """The chain rule: direct effects through other nodes, and that on the metric itself, are the whole effect."""
     circuit = whole(model_of(gradient), by_position=by_position)
@@ -159,7 +158,8 @@ def test_faithfulness_equals_a_run_with_hooks(ablation: Any) -> None:
     source = None if ablation == "zero" else OTHERS
     full = float(np.mean(np.asarray(METRIC(model(TOKENS)))))
     empty = with_value(model, TOKENS, values).mean()
-    for errors, kept in (("default", None), ("keep", True), ("remove", False)):
+    choices: list[tuple[Any, bool | None]] = [("default", None), ("keep", True), ("remove", False)]
+    for errors, kept in choices:
         found = feature_faithfulness(model, circuit, TOKENS, METRIC, source=source, ablation=ablation, errors=errors)
         right = (masked(model, circuit, values, kept, True) - empty) / (full - empty)
         assert found.share == pytest.approx(right, abs=1e-8)

@@ -13,7 +13,7 @@ from tljax.dictionaries.attribution.circuit_files import read_fields, write_fiel
 from tljax.dictionaries.attribution.edges import ERROR_NODE, EVERY_POS
 from tljax.dictionaries.attribution.nodes import dictionary_samples, plain_fingerprint
 from tljax.dictionaries.attribution.picture import draw_feature_circuit
-from tljax.errors import CheckpointError, InputError
+from tljax.errors import CheckpointError, InputError, nearest
 from tljax.fingerprint import Fingerprint, WeightSample
 from tljax.model.hooked_transformer import HookedTransformer
 
@@ -170,6 +170,9 @@ class FeatureCircuit:
             point: the point.
             length: of a circuit by position, the number of positions; the mask is then ``[length, d_sae + 1]``.
         """
+        if point not in self.points:
+            known = ", ".join(self.points)
+            raise InputError(f"There is no point {point!r} in this circuit, but {known}.{nearest(point, self.points)}")
         number = self.points.index(point)
         own = self.point == number
         width = self.widths[number]

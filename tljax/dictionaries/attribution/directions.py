@@ -1,6 +1,5 @@
 """What features write to the residual stream: their decoder directions, from whatever point they are written at."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -138,8 +137,3 @@ def _check_width(dictionary: Dictionary, got: int, expected: int) -> None:
             f"{dictionary!r} writes vectors of {got} numbers, and this model has {expected} there: it belongs to "
             "another model or another point."
         )
-
-
-def listed(names: Sequence[str]) -> str:
-    """Returns names as ``a, b and c``."""
-    return ", ".join(names[:-1]) + (" and " if len(names) > 1 else "") + names[-1] if names else "none"
