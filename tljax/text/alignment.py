@@ -120,7 +120,7 @@ def read_alignment(aligned: Any, text: np.ndarray, source_text: np.ndarray) -> t
     if (wrong & text).any():
         row, pos = (int(n) for n in np.argwhere(wrong & text)[0])
         raise InputError(
-            f"align[{row}, {pos}] is {numbers[row, pos]}, which is no token of source prompt {row}: it has "
+            f"align= holds {numbers[row, pos]} at [{row}, {pos}], which is no token of source prompt {row}: it has "
             f"{int(source_text[row].sum())} in an array of {source_text.shape[1]}."
         )
     return places, own
