@@ -3,7 +3,7 @@
 Needs the ``[bench]`` extra. Every part is a file of its own, ``_dictionaries_<part>.py``, with a function ``<part>``
 that prints a table and returns its rows; a row says under ``met`` whether it met its bar::
 
-    python benchmarks/dictionaries.py --parts decode --json results.json
+    python benchmarks/dictionaries.py --parts harvest --json results.json
 """
 
 import argparse
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from _timing import machine, use_threads, write_json
 
-PARTS = ("decode",)
+PARTS = ("harvest", "decode")
 
 
 def main() -> int:

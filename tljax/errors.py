@@ -73,6 +73,10 @@ class DictionaryError(TljaxError, ValueError):
     """A dictionary (sparse autoencoder, transcoder) that is damaged, or does not fit what it is used on."""
 
 
+class HarvestError(TljaxError, ValueError):
+    """Activations that cannot be stored, or a store of them that is incomplete, damaged or of something else."""
+
+
 class TrainingError(TljaxError, ArithmeticError):
     """Training failed in a way that more steps would not fix."""
 

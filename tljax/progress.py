@@ -12,13 +12,13 @@ class Progress:
     """Progress bar.
 
     Args:
-        total: how many units of work there are.
+        total: how many units of work there are; ``None`` if that is not known.
         shown: ``True`` at once, ``False`` never, ``None`` after three seconds.
         what: the bar's title.
         unit: what is counted.
     """
 
-    def __init__(self, total: int, shown: bool | None, what: str = "sweep", unit: str = "run") -> None:
+    def __init__(self, total: int | None, shown: bool | None, what: str = "sweep", unit: str = "run") -> None:
         delay = 0 if shown else 3
         self._bar = tqdm(total=total, desc=what, unit=unit, delay=delay, disable=shown is False, leave=bool(shown))
         self._done = 0.0

@@ -35,19 +35,41 @@ _OF_A_CHECKPOINT = {"format": "pt"}
 
 
 @contextlib.contextmanager
-def replace_file(path: Path) -> Iterator[BinaryIO]:
-    """Opens a temporary file that replaces ``path`` once it is complete, and vanishes if writing fails."""
+def replace_file(path: Path, *, durable: bool = False) -> Iterator[BinaryIO]:
+    """Opens a temporary file that replaces ``path`` once it is complete, and vanishes if writing fails.
+
+    Args:
+        path: the file.
+        durable: whether to wait until the disk has it, so that not even a power cut leaves half of it.
+    """
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(descriptor, "wb") as stream:
             yield stream
+            if durable:
+                stream.flush()
+                os.fsync(stream.fileno())
         umask = os.umask(0)
         os.umask(umask)
         os.chmod(temporary, 0o666 & ~umask)  # mkstemp's files are private
         os.replace(temporary, path)
+        if durable:
+            _sync_directory(path.parent)
     except BaseException:
-        os.unlink(temporary)
+        with contextlib.suppress(FileNotFoundError):  # it may have got its name already
+            os.unlink(temporary)
         raise
+
+
+def _sync_directory(directory: Path) -> None:
+    """Waits until the disk has the directory's entries; where directories cannot be opened there is nothing to do."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_safetensors(
@@ -57,6 +79,7 @@ def write_safetensors(
     metadata: Mapping[str, str] = _OF_A_CHECKPOINT,
     *,
     sealed: bool = False,
+    durable: bool = False,
 ) -> str | None:
     """Writes a safetensors file, one tensor at a time.
 
@@ -66,6 +89,7 @@ def write_safetensors(
         tensor: returns a tensor by name; called once for each, just before it is written.
         metadata: strings for the file's header; by default those of a checkpoint.
         sealed: whether to put checksums into the header.
+        durable: as in :func:`replace_file`.
 
     Returns:
         The seal, a checksum that identifies the contents, or ``None`` if not ``sealed``.
@@ -79,7 +103,7 @@ def write_safetensors(
         end = offset + dtype.itemsize * math.prod(shape)
         description[name] = {"dtype": _NAMES[dtype.name], "shape": list(shape), "data_offsets": [offset, end]}
         offset = end
-    with replace_file(path) as stream:
+    with replace_file(path, durable=durable) as stream:
         stream.write(_header_bytes(description))
         for name, (dtype, shape) in headers.items():
             array = np.ascontiguousarray(tensor(name), dtype=dtype.newbyteorder("<")).reshape(-1)

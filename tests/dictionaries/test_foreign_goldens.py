@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 from tljax.dictionaries import CrossLayerTranscoder, Dictionary, fold_W_dec_norm, scale_biases
 from tljax.dictionaries.formats import dictionary_learning
 from tljax.dictionaries.formats.read import Read
-from tljax.dictionaries.formats.table import FORMATS
+from tljax.dictionaries.formats.table import detected
 from tljax.dictionaries.maths.config import DictionaryConfig
 
 GOLDENS = Path(__file__).parents[3] / "shared" / "goldens" / "dictionaries"
@@ -28,7 +28,7 @@ def io(folder: str) -> dict[str, np.ndarray]:
 def read(folder: str, **facts: Any) -> Read:
     """Reads a golden folder by the one format that detects it."""
     path = GOLDENS / folder
-    (row,) = [row for row in FORMATS if row.detects(path)]
+    (row,) = detected(path)
     return row.reads(path, **facts)
 
 

@@ -9,6 +9,7 @@ from tljax.dictionaries.folding import fold_activation_norm, fold_W_dec_norm, sc
 from tljax.dictionaries.formats.releases import releases, sae_ids
 from tljax.dictionaries.loading import UnscaledDictionaryWarning
 from tljax.dictionaries.maths.config import CrosscoderConfig, CrossLayerConfig, DictionaryConfig, Tap
+from tljax.dictionaries.transcoder_sets import load_transcoders, save_transcoders, transcoder_sizes
 
 SAE = Dictionary
 """SAELens's name."""
@@ -31,7 +32,10 @@ __all__ = [
     "fit_to",
     "fold_W_dec_norm",
     "fold_activation_norm",
+    "load_transcoders",
     "releases",
     "sae_ids",
+    "save_transcoders",
     "scale_biases",
+    "transcoder_sizes",
 ]

@@ -27,6 +27,8 @@ def with_gain(dictionary: "Dictionary", gain: jax.Array | None, bias: jax.Array 
         DictionaryError: the dictionary reconstructs what it reads, or its encoder is not linear in it.
     """
     cfg = dictionary.cfg
+    if gain is None and bias is None:
+        return dictionary
     _check_linear(cfg, "The gain of a norm")
     if not cfg.transcoder:
         raise DictionaryError(
@@ -42,7 +44,7 @@ def with_gain(dictionary: "Dictionary", gain: jax.Array | None, bias: jax.Array 
         gain = gain.astype(dictionary.dtype)
         params["W_enc"] = params["W_enc"] * gain[:, None]
         if "W_skip" in params:
-            params["W_skip"] = params["W_skip"] * gain
+            params["W_skip"] = params["W_skip"] * gain[None, :]
     return dictionary.replace(params=params)
 
 

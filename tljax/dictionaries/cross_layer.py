@@ -8,9 +8,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from tljax.checks import typed
 from tljax.dictionaries.dictionary import Reconstruction, product
 from tljax.dictionaries.formats.own import write_own_cross_layer
 from tljax.dictionaries.formats.table import read_kind
+from tljax.dictionaries.loading import find, read
 from tljax.dictionaries.maths.broadcasting import each
 from tljax.dictionaries.maths.config import CrossLayerConfig
 from tljax.errors import DictionaryError, FrozenModelError
@@ -61,8 +63,8 @@ class CrossLayerTranscoder:
         own = self.layers[layer]
         h = product(activations.astype(own["W_enc"].dtype), own["W_enc"])
         h = h + each(own["b_enc"], h)
-        above = h > each(jnp.maximum(own["threshold"], 0), h) if self.cfg.jumprelu else h > 0
-        return jnp.where(above, h, 0)
+        below = h <= (each(jnp.maximum(own["threshold"], 0), h) if self.cfg.jumprelu else 0)
+        return jnp.where(below, 0, h)
 
     def encode(self, activations: jax.Array) -> jax.Array:
         """Computes features ``[layer, ..., d_sae]`` from what every layer reads, ``[layer, ..., d_in]``."""
@@ -101,6 +103,34 @@ class CrossLayerTranscoder:
     def save(self, directory: str | os.PathLike[str]) -> None:
         """Writes it to ``cfg.json`` and ``cross_layer_transcoder.safetensors``; :meth:`load` reads them."""
         write_own_cross_layer(Path(directory), jax.device_get(self.layers), self.cfg)
+
+    @classmethod
+    @typed
+    def from_pretrained(
+        cls,
+        release: str | os.PathLike[str],
+        sae_id: str | None = None,
+        *,
+        format: str | None = None,
+        dtype: Any = None,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+    ) -> "CrossLayerTranscoder":
+        """Reads a published cross-layer transcoder, in any known format.
+
+        Args:
+            release: a directory, which never touches the network, or a hub id.
+            sae_id: the folder or file within it.
+            format, dtype, revision, token, cache_dir: as in :meth:`tljax.dictionaries.Dictionary.from_pretrained`.
+
+        Raises:
+            DictionaryError: there is none, or its files are damaged or hold something else.
+            CheckpointError: a download fails.
+        """
+        source = find(release, sae_id, format=format, revision=revision, token=token, cache_dir=cache_dir)
+        found = read(source, holds="cross-layer transcoder", dtype=dtype)
+        return cls(found.params, found.cfg)  # type: ignore[arg-type]
 
     @classmethod
     def load(cls, directory: str | os.PathLike[str], **facts: Any) -> "CrossLayerTranscoder":

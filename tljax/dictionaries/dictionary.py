@@ -194,7 +194,7 @@ class Dictionary(StoredDictionary):
         h = self._times(x, "W_enc")
         if cfg.architecture == "gated":
             magnitudes = at("hook_sae_acts_pre", h * each(jnp.exp(params["r_mag"]), h) + each(params["b_mag"], h))
-            features = jnp.where(h + each(params["b_gate"], h) > 0, jax.nn.relu(magnitudes), 0)
+            features = jnp.where(h + each(params["b_gate"], h) <= 0, 0, jax.nn.relu(magnitudes))
         else:
             h = at("hook_sae_acts_pre", h + each(params["b_enc"], h))
             h = h * each(self.decoder_norms, h) if cfg.rescale_acts_by_decoder_norm else h

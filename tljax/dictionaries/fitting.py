@@ -85,9 +85,15 @@ def fit_to(
     dictionary = _processed(dictionary, model)
     if reads is not None and dictionary.cfg.tap.reads != resolve_point(reads, model):
         dictionary = _moved_before_gain(dictionary, model, resolve_point(reads, model))
-    elif dictionary.cfg.tap.gain and stage_of(_reads(dictionary))[1] not in _AFTER_GAIN:
-        dictionary = _folded_gain(dictionary, model)
-    return _retapped(dictionary, processing=model.cfg.weight_processing, gain=None, model_name=model.cfg.model_name)
+    elif dictionary.cfg.tap.gain is not None:
+        dictionary = _at_its_gain(dictionary, model)
+    tap = dictionary.cfg.tap
+    return _retapped(
+        dictionary,
+        processing=None if tap.processing is None else model.cfg.weight_processing,
+        gain=tap.gain if stage_of(_reads(dictionary))[1] in _AFTER_GAIN else None,
+        model_name=model.cfg.model_name,
+    )
 
 
 def resolve_point(name: str, model: "HookedTransformer") -> str:
@@ -211,7 +217,7 @@ def _processed(dictionary: "Dictionary", model: "HookedTransformer") -> "Diction
         if "fold_ln" in model.cfg.weight_processing:
             raise DictionaryError(refusal.format("The gain of the norm is folded and gone."))
         stage = stage_of(_reads(dictionary))[0]
-        dictionary = _retapped(dictionary, reads=f"{stage}{_AFTER_GAIN[reads]}.hook_normalized")
+        dictionary = _retapped(dictionary, reads=f"{stage}{_AFTER_GAIN[reads]}.hook_normalized", gain=False)
     return dictionary
 
 
@@ -240,13 +246,19 @@ def _centred(
 
 
 def _value_biases(dictionary: "Dictionary", model: "HookedTransformer", refusal: str) -> "Dictionary":
-    layer = layer_of(_reads(dictionary))
-    attention = model.params["blocks"][layer]["attn"]
+    """Returns a dictionary for values with their biases, of values without (with fold_ln also those through ln1's)."""
+    block = model.params["blocks"][layer_of(_reads(dictionary))]
+    attention, trained = block["attn"], dictionary.cfg.tap.processing or ()
     if "fold_value_biases" in model.cfg.weight_processing:
         if "b_O" in attention and not np.any(np.asarray(attention["b_O"])):
             return dictionary  # value biases were zero: folding them left a zero
         raise DictionaryError(refusal.format("The value biases are folded and gone."))
     bias = attention.get("b_V")
+    if "fold_ln" in {*trained} ^ {*model.cfg.weight_processing} and model.cfg.normalization_type in ("LN", "LNPre"):
+        if "fold_ln" in model.cfg.weight_processing:
+            raise DictionaryError(refusal.format("The bias of ln1 and the value biases can no longer be told apart."))
+        through = jnp.einsum("d,dhe->he", block["ln1"]["b"], attention["W_V"], precision="highest")
+        bias = through if bias is None else bias + through
     if bias is None or not np.any(np.asarray(bias)):
         return dictionary
     heads = model.cfg.n_heads if stage_of(_reads(dictionary))[1] == "attn.hook_z" else bias.shape[0]
@@ -272,6 +284,19 @@ def _moved_before_gain(dictionary: "Dictionary", model: "HookedTransformer", rea
     return _folded_gain(_retapped(dictionary, reads=reads), model)
 
 
+def _at_its_gain(dictionary: "Dictionary", model: "HookedTransformer") -> "Dictionary":
+    """Returns a dictionary whose tap says that it reads after or before a norm's gain, at a point that is so."""
+    stage, own = stage_of(_reads(dictionary))
+    if dictionary.cfg.tap.gain and own in _AFTER_GAIN:
+        _check_gain(dictionary, model, _AFTER_GAIN[own])
+        return dictionary
+    if dictionary.cfg.tap.gain:
+        return _folded_gain(dictionary, model)
+    if own in _AFTER_GAIN:
+        return _retapped(dictionary, reads=f"{stage}{_AFTER_GAIN[own]}.hook_normalized")
+    return dictionary
+
+
 def _folded_gain(dictionary: "Dictionary", model: "HookedTransformer") -> "Dictionary":
     """Returns a dictionary of a norm's output for the point ``hook_normalized`` of that norm."""
     stage, relative = stage_of(_reads(dictionary))
@@ -281,14 +306,19 @@ def _folded_gain(dictionary: "Dictionary", model: "HookedTransformer") -> "Dicti
             f"The dictionary's tap says that it reads after a norm's gain, and {_reads(dictionary)} is not the output "
             "of a norm."
         )
+    _check_gain(dictionary, model, norm)
+    layer = layer_of(_reads(dictionary))
+    params = model.params["blocks"][layer].get(norm, {}) if stage.startswith("blocks.") else model.params.get(norm, {})
+    return with_gain(dictionary, norm_gain(model.cfg, params), params.get("b"))
+
+
+def _check_gain(dictionary: "Dictionary", model: "HookedTransformer", norm: str) -> None:
+    """Checks that a model has the gain of a norm, after which a dictionary reads."""
     if "fold_ln" in model.cfg.weight_processing and "fold_ln" not in (dictionary.cfg.tap.processing or ()):
         raise DictionaryError(
             f"The dictionary reads {norm}'s output after its gain, which is folded into this model's weights. Load the "
             f"model with fold_ln=False, such as {_way(model.cfg.model_name, ())}."
         )
-    layer = layer_of(_reads(dictionary))
-    params = model.params["blocks"][layer].get(norm, {}) if stage.startswith("blocks.") else model.params.get(norm, {})
-    return with_gain(dictionary, norm_gain(model.cfg, params), params.get("b"))
 
 
 def _said(processing: tuple[str, ...]) -> str:

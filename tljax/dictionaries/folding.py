@@ -61,7 +61,7 @@ def fold_activation_norm(dictionary: "Dictionary", scale: float) -> "Dictionary"
 
 
 def scale_biases(dictionary: "Dictionary", scale: float) -> "Dictionary":
-    """Returns a dictionary of activations times ``scale``, from one of the activations: its features are times ``scale``.
+    """Returns a dictionary of activations times ``scale``, whose features are those of the given one times ``scale``.
 
     dictionary_learning's function of that name, for its dictionaries: with biases and thresholds times ``scale``,
     ``f(scale * x) = scale * f(x)``.

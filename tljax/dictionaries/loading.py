@@ -4,7 +4,7 @@ import dataclasses
 import json
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,16 @@ import jax
 import jax.numpy as jnp
 
 from tljax.checkpoints.files import hub
-from tljax.dictionaries.formats.dtypes import dtype_named
+from tljax.dictionaries.formats.dtypes import dtype_named, in_dtype
 from tljax.dictionaries.formats.read import Format, Read
 from tljax.dictionaries.formats.releases import RELEASES, find_release
 from tljax.dictionaries.formats.table import FORMATS, detected, format_named, format_of, wrong_kind
 from tljax.dictionaries.maths.config import DictionaryConfig
 from tljax.errors import CheckpointError, DictionaryError, nearest
+
+
+BUNDLED = Path(__file__).parent / "bundled"
+"""The dictionaries inside the package: a directory for each release, one in it for each dictionary."""
 
 
 class UnscaledDictionaryWarning(UserWarning):
@@ -71,6 +75,8 @@ def find(
         return Source(local, row, {})
     text = os.fspath(name)
     options: dict[str, Any] = {"revision": revision, "token": token, "cache_dir": cache_dir}
+    if os.sep not in text and (BUNDLED / text).is_dir():
+        return Source(_bundled(text, sae_id), row, {})
     if text in RELEASES:
         release = find_release(text, sae_id)
         row = row or (None if release.format is None else format_named(release.format))
@@ -86,6 +92,18 @@ def find(
         f"{text!r} is neither a directory, nor a release, nor a hub id of the form 'owner/name'."
         f"{nearest(text, RELEASES)} Releases: tljax.dictionaries.releases()."
     )
+
+
+def _bundled(release: str, sae_id: str | None) -> Path:
+    """Returns the directory of a dictionary inside the package."""
+    ids = sorted(path.name for path in (BUNDLED / release).iterdir())
+    if sae_id is None and len(ids) == 1:
+        return BUNDLED / release / ids[0]
+    if sae_id not in ids:
+        raise DictionaryError(
+            f"Release {release!r} has no {sae_id!r}; it has {', '.join(ids)}.{nearest(str(sae_id), ids)}"
+        )
+    return BUNDLED / release / sae_id
 
 
 def _local(name: str | os.PathLike[str], sae_id: str | None) -> Path | None:
@@ -114,8 +132,13 @@ def _local(name: str | os.PathLike[str], sae_id: str | None) -> Path | None:
 
 def _downloaded(repo: str, path: str | None, row: Format | None, options: Mapping[str, Any]) -> Path:
     """Returns the local copy of a path in a repository."""
-    rows = FORMATS if row is None else (row,)
-    patterns = tuple(dict.fromkeys(pattern for one in rows for pattern in one.files(path)))
+    start = "" if path is None else f"{path}/"
+
+    def patterns(files: Sequence[str]) -> Sequence[str]:
+        rows = FORMATS if row is None else (row,)
+        told = [one for one in rows if one.named and {f"{start}{name}" for name in one.named} <= {*files}]
+        return tuple(dict.fromkeys(pattern for one in told[:1] or rows for pattern in one.files(path)))
+
     directory = hub.download(repo, patterns, what=path, **options)
     return directory if path is None else directory / path
 
@@ -144,7 +167,9 @@ def read(source: Source, *, holds: str = "dictionary", dtype: Any = None, **fact
     if dtype is None:
         return found
     target = dtype_named(jnp.dtype(dtype).name, "dtype=")
-    cast = jax.tree.map(lambda array: array.astype(target), found.params)
+    cast = jax.tree_util.tree_map_with_path(
+        lambda keys, array: in_dtype(array, target, keys[-1].key, str(source.path)), found.params
+    )
     return dataclasses.replace(found, params=cast)
 
 

@@ -22,12 +22,11 @@ FORMATS = {
     "gemma_3": "gemma_scope_2",
     "dictionary_learning_1": "dictionary_learning",
     "llama_scope": "llama_scope",
-    "llama_scope_r1_distill": "llama_scope_r1",
-    "connor_rob_hook_z": "connor_rob_hook_z",
+    "llama_scope_r1_distill": "llama_scope",
+    "connor_rob_hook_z": "connor_rob",
     "goodfire": "goodfire",
-    "deepseek_r1": "deepseek_r1",
-    "mwhanna_transcoder": "circuit_tracer_layer",
-    "temporal": "temporal",
+    "deepseek_r1": "goodfire",
+    "mwhanna_transcoder": "circuit_tracer",
     "qwen_scope": "qwen_scope",
 }
 """SAELens's converters → formats here; releases of other converters are left out."""
@@ -39,7 +38,7 @@ SITES = (
     (r"gemma-scope-\w+-pt-transcoders", "blocks.{layer}.ln2.hook_normalized", "blocks.{layer}.hook_mlp_out"),
     (r"mwhanna-", "blocks.{layer}.mlp.hook_in", "blocks.{layer}.hook_mlp_out"),
     (r"(sae_bench|saebench|goodfire|qwen-scope|.*-andyrdt)", "blocks.{layer}.hook_resid_post", None),
-    (r"deepseek-r1-distill-llama-8b-qresearch|temporal-sae", "blocks.{layer}.hook_resid_post", None),
+    (r"deepseek-r1-distill-llama-8b-qresearch", "blocks.{layer}.hook_resid_post", None),
     (r"gpt2-small-hook-z-kk", "blocks.{layer}.attn.hook_z", None),
 )  # fmt: skip
 """Pattern of a release's name → the points that its dictionaries read and, of transcoders, write. Gemma Scope 2, Llama
@@ -116,7 +115,7 @@ def releases_of(listed: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]
             if converter is not None and converter != "gemma_3" and re.match(pattern, name):
                 kept |= {"reads": reads} | ({"writes": writes} if writes else {})
                 break
-        yield name, kept | {"saes": rows_of(entry["saes"], converter in (None, "temporal"))}
+        yield name, kept | {"saes": rows_of(entry["saes"], converter is None)}
 
 
 def main() -> None:

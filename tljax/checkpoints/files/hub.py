@@ -110,7 +110,7 @@ def tokenizer_directory(repo: str, *, token: str | bool | None = None, cache_dir
 
 def download(
     repo: str,
-    patterns: Sequence[str],
+    patterns: Callable[[Sequence[str]], Sequence[str]],
     *,
     what: str | None = None,
     revision: str | None = None,
@@ -121,7 +121,7 @@ def download(
 
     Args:
         repo: hub id.
-        patterns: which files, as glob patterns; ``*`` does not match a ``/``.
+        patterns: returns which files, as glob patterns, given all files; ``*`` does not match a ``/``.
         what: the folder or file that is wanted, for the error if no file matches.
         revision, token, cache_dir: as for :func:`locate`.
 
@@ -133,7 +133,7 @@ def download(
 
 def _matching(
     repo: str,
-    patterns: Sequence[str],
+    patterns: Callable[[Sequence[str]], Sequence[str]],
     what: str | None,
     revision: str | None,
     token: str | bool | None,
@@ -143,15 +143,16 @@ def _matching(
 
     options = {"revision": revision, "token": token, "cache_dir": cache_dir}
     if _is_offline():
-        return _snapshot(repo, patterns, **options)
+        return _snapshot(repo, patterns(()), **options)
     api = huggingface_hub.HfApi(endpoint=os.environ.get("HF_ENDPOINT") or None)
     files = api.list_repo_files(repo, revision=revision, token=token)
-    wanted = [file for file in files if any(_matches(file, pattern) for pattern in patterns)]
+    chosen = patterns(files)
+    wanted = [file for file in files if any(_matches(file, pattern) for pattern in chosen)]
     if not wanted:
         folders = sorted({file.rpartition("/")[0] for file in files} - {""})
         held = ", ".join((folders or sorted(files))[:12])
         raise CheckpointError(
-            f"{repo} has no {what or 'such files'}: none of its {len(files)} files is one of {', '.join(patterns[:6])}."
+            f"{repo} has no {what or 'such files'}: none of its {len(files)} files is one of {', '.join(chosen[:6])}."
             f"{nearest(what or '', folders + files)} It holds {held or 'nothing'}."
         )
     return _snapshot(repo, [glob.escape(file) for file in wanted], **options)

@@ -10,7 +10,8 @@ from tljax.checks import typed
 from tljax.circuits.graph import ResidualGraph
 from tljax.circuits.replacement import Ablation, mean_activations
 from tljax.circuits.scores.batches import Pairs, PerBatch, slices
-from tljax.circuits.scores.edge_scores import EDGE_AXES, EdgeScores, Method
+from tljax.circuits.scores.convention import Method
+from tljax.circuits.scores.edge_scores import EDGE_AXES, EdgeScores
 from tljax.circuits.scores.integrated import Grid
 from tljax.circuits.scores.one_batch import BatchScores, score_batch, score_exactly
 from tljax.circuits.scores.plan import Plan, PostNorm

@@ -61,7 +61,7 @@ def _layer(path: Path, number: int, n_layers: int) -> dict[str, np.ndarray]:
     if encoder is None or params["W_dec"].shape != expected:
         raise DictionaryError(
             f"{path}: layer {number} of {n_layers} has W_enc {list(params['W_enc'].shape)} and W_dec "
-            f"{list(params['W_dec'].shape)}, expected [{d_sae}, {d_in}] and {list(expected)} by the lengths of its biases."
+            f"{list(params['W_dec'].shape)}, expected [{d_sae}, {d_in}] and {list(expected)} by its biases' lengths."
         )
     params["W_enc"] = encoder
     if f"threshold_{number}" in stored:

@@ -64,8 +64,8 @@ def read(path: Path, **facts: Any) -> Read:
     params |= _standardisation(file, config, stored, (n, d))
     if "mean" in params and NORMALIZATIONS[number] == "decoupled":
         raise DictionaryError(
-            f"{file}: it is decoupled and standardises activations. Its own code does so twice over, so that what it was "
-            "trained to be cannot be told."
+            f"{file}: it is decoupled and standardises activations. Its own code does so twice over, so that what it "
+            "was trained to be cannot be told."
         )
     decoupled = NORMALIZATIONS[number] == "decoupled"
     threshold = _threshold(file, stored, n if decoupled else 1)
@@ -106,7 +106,7 @@ def _standardisation(
         return {}
     if config.get("keep_relative_variance") is False:
         raise DictionaryError(f"{file}: keep_relative_variance=False, a scale for each neuron, is not supported.")
-    rms = float(buffers.get("target_rms", np.float64(1.0)))
+    rms = float(buffers.get("target_rms", np.ones(1)).reshape(-1)[0])
     scale = buffers.get("activation_global_scale", rms / np.sqrt((std.astype(np.float64) ** 2).sum(axis=-1) + _EPS))
     if mean.shape != shape or scale.shape != shape[:1] or not np.isfinite(scale).all():
         raise DictionaryError(f"{file}: activation_mean has shape {list(mean.shape)}, expected {list(shape)}.")

@@ -82,13 +82,15 @@ def read(path: Path, *, use_threshold: bool | None = None, **facts: Any) -> Read
         use_threshold: whether features above the file's threshold fire, or the ``k`` largest: of each token for
             ``AutoEncoderTopK``, of the whole batch for ``BatchTopKSAE`` and ``MatryoshkaBatchTopKSAE``. By default what
             the class does: the threshold for the last two. A threshold that training never set (-1) selects nothing:
-            then it is the ``k`` largest.
+            then it is the ``k`` largest. ``Dictionary.load(directory, training=True)`` means ``False``.
         **facts: see :class:`~tljax.dictionaries.formats.read.Format`.
 
     Raises:
         DictionaryError: damaged files, an unknown class, or arrays that are not the class's.
         UnsupportedModelError: only a pickle, and torch is not installed.
     """
+    if use_threshold is None and facts.get("training"):
+        use_threshold = False
     stored, config, scale = _open(path, facts)
     trainer = config.get("trainer", config)
     name = trainer.get("dict_class") or next((found for key, found in _ALONE.items() if key in stored), None)
@@ -139,7 +141,6 @@ def _open(path: Path, facts: dict[str, Any]) -> tuple[Stored, dict[str, Any], fl
         return open_safetensors(file), config, 1.0
     stored, rest = open_pickle(file)
     if "ae" not in rest:
-        stored.ignore(*(name for name in rest))
         return stored, config, 1.0
     stored, _ = tensors_of(rest["ae"], file)  # an interrupted run: on normalised activations, unlike finished ones
     if not config and isinstance(rest.get("config"), dict):
@@ -157,7 +158,6 @@ def _selection(
         return {"threshold": "jumprelu"}.get(kind.selects, kind.selects), None
     threshold = stored.number("threshold") if "threshold" in stored else -1.0
     k = int(stored.number("k")) if "k" in stored else whole(path, trainer, "k")
-    expect_sizes(path, k=(trainer.get("k"), k))
     if threshold < 0 and use_threshold:
         raise DictionaryError(
             f"{path}: its threshold was never set ({threshold:g}): use_threshold=False selects by k={k}."

@@ -1,4 +1,4 @@
-"""Gemma Scope (Gemma 2): ``layer_L/width_W/average_l0_N/params.npz``. Where a dictionary belongs is in the path alone."""
+"""Gemma Scope (Gemma 2): ``layer_L/width_W/average_l0_N/params.npz``. Only the path says where a dictionary belongs."""
 
 import math
 import re

@@ -16,6 +16,7 @@ ROWS = {
     "b_enc": [("encoder_linear.bias", "d_sae")],
     "b_dec": [("decoder_linear.bias", "d_out")],
 }
+_TEAMS = {"Llama-": "meta-llama", "DeepSeek-": "deepseek-ai"}
 _NAME = re.compile(r"(.+)-SAE-l(\d+)", re.IGNORECASE)
 
 
@@ -35,8 +36,8 @@ def read(path: Path, **facts: Any) -> Read:
     named, layer = _NAME.fullmatch(file.stem), facts.get("layer")
     layer = int(named[2]) if named and layer is None else layer
     model_name = named[1] if named else None
-    if model_name is not None and model_name.startswith("Llama-"):
-        model_name = f"meta-llama/{model_name}"
+    team = next((team for start, team in _TEAMS.items() if model_name and model_name.startswith(start)), None)
+    model_name = f"{team}/{model_name}" if team else model_name
     d_in, d_sae = params["W_enc"].shape
     point = None if layer is None else f"blocks.{layer}.hook_resid_post"
     tap = tap_of(point, facts=facts, model_name=model_name)

@@ -36,6 +36,8 @@ ROWS = {
     "b_dec": [("decoder.bias", "d_out"), ("b_D", "d_out")],
 }
 _LOGS = ("log_jumprelu_threshold", "activation_function.log_jumprelu_threshold")
+_MODEL = "meta-llama/Llama-3.1-8B"
+"""The model of all dictionaries of the first vintage."""
 _NORM = "dataset_average_activation_norm"
 
 
@@ -43,9 +45,9 @@ def read(path: Path, **facts: Any) -> Read:
     """Reads a dictionary; it takes and returns raw activations.
 
     Trained on activations times ``s = sqrt(d) / norm``, which is folded into the weights. The scalar threshold of the
-    first vintage applies to pre-activations as ``threshold * s`` [SAELens's reading of these files]; the other
-    vintages' as it is, to pre-activations times the decoder norms if ``sparsity_include_decoder_norm``: it is divided by
-    the norms instead.
+    first vintage applies to pre-activations as ``threshold * s``, which is SAELens's reading of these files; those of
+    the others as they are, to pre-activations times the decoder norms if ``sparsity_include_decoder_norm``: they are
+    divided by the norms instead.
 
     Raises:
         DictionaryError: the files are damaged, another kind of model, or normalise in a way that cannot be folded.
@@ -91,7 +93,7 @@ def read(path: Path, **facts: Any) -> Read:
         apply_b_dec_to_input=subtracts,
         rescale_acts_by_decoder_norm=counts_norms and "topk" in activation,
         transcoder=writes is not None,
-        tap=tap_of(reads, writes, facts=facts, model_name=config.get("model_name", "meta-llama/Llama-3.1-8B")),
+        tap=tap_of(reads, writes, facts=facts, model_name=config.get("model_name", _MODEL if first else None)),
         metadata=metadata_of(config),
     )
     return Read(fold_scales(params, read_scale, write_scale), cfg)
@@ -119,8 +121,8 @@ def _scales(path: Path, config: dict[str, Any], stored: Stored, d_in: int, d_out
         return 1.0, 1.0
     if norm_activation != "dataset-wise":
         raise DictionaryError(
-            f"{path}: norm_activation is {norm_activation!r}, which differs from token to token; only 'dataset-wise' and "
-            "'inference' can be folded into the weights."
+            f"{path}: norm_activation is {norm_activation!r}, which differs from token to token; only 'dataset-wise' "
+            "and 'inference' can be folded into the weights."
         )
     scales = []
     for side, width in (("in", d_in), ("out", d_out)):

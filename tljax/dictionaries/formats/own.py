@@ -1,4 +1,4 @@
-"""tljax's own files of crosscoders and cross-layer transcoders: ``cfg.json``, and one safetensors file with its seal."""
+"""tljax's own files of crosscoders and cross-layer transcoders: ``cfg.json``, and a safetensors file with its seal."""
 
 import dataclasses
 import json
@@ -51,7 +51,7 @@ def read_crosscoder(path: Path, **facts: Any) -> Read:
         DictionaryError: the files are damaged, or of two crosscoders.
     """
     stored, cfg = _open(path, CROSSCODER, CrosscoderConfig)
-    return Read({name: stored.take(name) for name in stored.names}, cfg)
+    return Read({name: stored.read(name) for name in stored.names}, cfg)
 
 
 def read_cross_layer(path: Path, **facts: Any) -> Read:
@@ -66,7 +66,7 @@ def read_cross_layer(path: Path, **facts: Any) -> Read:
         number, _, parameter = name.partition(".")
         if not number.isdecimal() or int(number) >= cfg.n_layers:
             raise DictionaryError(f"{path}: {name} is of no layer below n_layers={cfg.n_layers}.")
-        layers[int(number)][parameter] = stored.take(name)
+        layers[int(number)][parameter] = stored.read(name)
     return Read(layers, cfg)
 
 

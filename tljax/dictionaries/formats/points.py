@@ -1,6 +1,5 @@
 """Names of sites in other projects, as hook points."""
 
-import dataclasses
 import re
 from typing import Any, Literal
 
@@ -74,8 +73,3 @@ def tap_of(
         processing=None if steps is None else tuple(steps),
         gain=next((gain for point, gain in _GAINS.items() if reads is not None and reads.endswith("." + point)), None),
     )
-
-
-def at_layer(tap: Tap, reads: str | None, writes: str | None) -> Tap:
-    """Returns the tap with other points."""
-    return dataclasses.replace(tap, reads=reads, writes=writes)

@@ -47,6 +47,8 @@ class Format:
         files: glob patterns, relative to a repository, of the files that a dictionary needs, given the path within the
             repository (``None``: its top folder).
         holds: what the files make.
+        named: names of files that mean this format wherever all of them are: from a repository that nobody has said
+            the format of, only the files of such a format are fetched.
     """
 
     name: str
@@ -55,3 +57,4 @@ class Format:
     reads: Callable[..., Read]
     files: Callable[[str | None], tuple[str, ...]] = all_in_folder
     holds: Literal["dictionary", "crosscoder", "cross-layer transcoder"] = "dictionary"
+    named: tuple[str, ...] = ()

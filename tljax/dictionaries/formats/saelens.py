@@ -131,4 +131,5 @@ FORMAT = Format(
     detects=_detects,
     reads=read_saelens,
     files=_files,
+    named=(CONFIG, WEIGHTS),
 )

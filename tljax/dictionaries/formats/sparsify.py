@@ -1,4 +1,4 @@
-"""sparsify: a folder with ``cfg.json`` and ``sae.safetensors``, named after the Hugging Face module it was trained on."""
+"""sparsify: ``cfg.json`` and ``sae.safetensors`` in a folder named after the Hugging Face module it was trained on."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -31,9 +31,9 @@ ROWS = {
 def read(path: Path, **facts: Any) -> Read:
     """Reads a sparse autoencoder or a transcoder.
 
-    ``b_dec`` is subtracted from the input unless ``transcode``. ``multi_topk`` and ``normalize_decoder`` change training
-    only. The folder's name says the site: ``layers.10`` is the residual stream after block 10; a transcoder reads the
-    module's input.
+    ``b_dec`` is subtracted from the input unless ``transcode``. ``multi_topk`` and ``normalize_decoder`` change only
+    training. The folder's name says the site: ``layers.10`` is the residual stream after block 10; a transcoder reads
+    the module's input.
 
     Raises:
         DictionaryError: the files are damaged, config and arrays disagree, or the activation is unknown.

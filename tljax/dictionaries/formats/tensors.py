@@ -72,7 +72,8 @@ class Stored:
         """
         if name not in self._arrays:
             raise DictionaryError(
-                f"{self.origin} lacks {name!r}; it holds {', '.join(self.names) or 'nothing'}.{nearest(name, self.names)}"
+                f"{self.origin} lacks {name!r}; it holds {', '.join(self.names) or 'nothing'}."
+                + nearest(name, self.names)
             )
         self._taken.add(name)
         with dictionary_errors():
@@ -137,18 +138,33 @@ def open_npz(file: Path) -> Stored:
     """Opens an ``.npz`` file; arrays are read when taken."""
 
     def read(name: str) -> np.ndarray:
-        with _npz_errors(file), np.load(file, allow_pickle=False) as arrays:
+        with _npz_errors(file), file.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
             return arrays[name]
 
-    with _npz_errors(file), np.load(file, allow_pickle=False) as arrays:
+    with _npz_errors(file), file.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
         return Stored(file, {name: lambda name=name: read(name) for name in arrays.files})
+
+
+_UNREADABLE = (
+    OSError, ValueError, KeyError, AttributeError, TypeError, EOFError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
+"""What NumPy raises for a file that is none of its own, or not whole."""
 
 
 @contextlib.contextmanager
 def _npz_errors(file: Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError, KeyError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        AttributeError,
+        TypeError,
+        EOFError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
         raise DictionaryError(f"{file} is missing, damaged or half-downloaded ({error}): fetch it again.") from error
 
 

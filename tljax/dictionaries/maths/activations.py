@@ -43,7 +43,7 @@ def select(h: jax.Array, cfg: DictionaryConfig, threshold: jax.Array | None = No
     match cfg.architecture:
         case "jumprelu":
             assert threshold is not None
-            return jnp.where(h > each(jnp.maximum(threshold, 0), h), h, 0)
+            return jnp.where(h <= each(jnp.maximum(threshold, 0), h), 0, h)  # this way round a NaN stays one
         case "topk":
             return jnp.where(top_k_mask(h, cfg.k or 1), jax.nn.relu(h), 0)
         case "abstopk":
@@ -61,6 +61,8 @@ def select(h: jax.Array, cfg: DictionaryConfig, threshold: jax.Array | None = No
 def selected(values: jax.Array, cfg: DictionaryConfig, threshold: jax.Array | None = None) -> jax.Array:
     """Returns a mask of the features that are kept, by non-negative values ``[..., d_sae]`` to compare them by.
 
+    A NaN is kept, so that it shows.
+
     Args:
         values: rectified features times whatever they are compared by.
         cfg: the config: ``standard``, ``jumprelu``, ``topk`` or ``batchtopk``.
@@ -69,10 +71,10 @@ def selected(values: jax.Array, cfg: DictionaryConfig, threshold: jax.Array | No
     match cfg.architecture:
         case "jumprelu":
             assert threshold is not None
-            return values > each(jnp.maximum(threshold, 0), values)
+            return ~(values <= each(jnp.maximum(threshold, 0), values))
         case "topk":
             return top_k_mask(values, cfg.k or 1)
         case "batchtopk":
             return batch_top_k_mask(values, cfg.k or 1)
         case _:
-            return values > 0
+            return ~(values <= 0)

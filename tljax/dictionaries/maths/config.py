@@ -156,8 +156,8 @@ class CrosscoderConfig:
         code_normalization: what features are multiplied by where they are compared to thresholds and to each other;
             their values stay as they are. With ``n_i`` the norm of a feature's direction in source ``i``: ``"none"`` 1;
             ``"crosscoder"`` the sum of the ``n_i``; ``"sae"`` the root of the sum of their squares; ``"mixed"``
-            ``alpha_sae`` of the second and ``alpha_cc`` of the first; ``"decoupled"`` ``n_i`` for source ``i``, so that a
-            feature may be selected for one source and not for another.
+            ``alpha_sae`` of the second and ``alpha_cc`` of the first; ``"decoupled"`` ``n_i`` for source ``i``, so that
+            a feature may be selected for one source and not for another.
         alpha_sae, alpha_cc: of ``"mixed"``.
         scale_eps: added to ``scale`` where the reconstruction is divided by it.
         taps: where each source is read; empty if unknown.

@@ -24,22 +24,24 @@ def pursue(x: jax.Array, W_dec: jax.Array, cfg: DictionaryConfig) -> jax.Array:
     flat = x.reshape(-1, x.shape[-1])
     rows = jnp.arange(flat.shape[0])
 
-    def step(_: int, state: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def step(
+        state: tuple[jax.Array, jax.Array, jax.Array], _: None
+    ) -> tuple[tuple[jax.Array, jax.Array, jax.Array], None]:
         residual, features, stopped = state
-        products = jax.nn.relu(jnp.matmul(residual, W_dec.T, precision="highest"))
-        best = products.argmax(axis=-1)
-        value = jnp.where(stopped, 0, products[rows, best])
+        best = jnp.matmul(*jax.lax.stop_gradient((residual, W_dec.T)), precision="highest").argmax(axis=-1)
+        chosen = W_dec[best]  # derivatives go through these rows alone
+        value = jnp.where(stopped, 0, jax.nn.relu((residual * chosen).sum(axis=-1)))
         had = features[rows, best] > 0
         changed = features.at[rows, best].add(value)
-        left = residual - value[:, None] * W_dec[best]
+        left = residual - value[:, None] * chosen
         stop = stopped
         if cfg.stop_on_duplicate_support:
             stop = stop | had | (value == 0)
         if cfg.residual_threshold > 0:
             stop = stop | (jnp.linalg.norm(left, axis=-1) < cfg.residual_threshold)
-        return left, changed, stop
+        return (left, changed, stop), None
 
     start = (flat, jnp.zeros((flat.shape[0], W_dec.shape[0]), flat.dtype), jnp.zeros(flat.shape[0], bool))
     steps = cfg.d_in if cfg.max_iterations is None else cfg.max_iterations
-    features = jax.lax.fori_loop(0, steps, step, start)[1]
+    features = jax.lax.scan(step, start, None, length=steps)[0][1]
     return features.reshape(*x.shape[:-1], -1)
