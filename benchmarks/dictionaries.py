@@ -14,7 +14,7 @@ from pathlib import Path
 
 from _timing import machine, use_threads, write_json
 
-PARTS = ("harvest",)
+PARTS = ("harvest", "decode")
 
 
 def main() -> int:

@@ -85,10 +85,14 @@ def _rows_of(splice: Splice, read: Any, written: Any) -> Iterator[Any]:
         yield dataclasses.replace(base, name=f"{written.name}.{name}", meaning=meaning, **changes)
 
 
+At = Callable[[str, jax.Array], jax.Array]
+"""Function of a point's name and its value that returns the value to go on with."""
+
+
 class Spliced(Protocol):
     """What a splice asks of a dictionary; :class:`tljax.dictionaries.Dictionary` is one."""
 
-    def encode_at(self, activations: jax.Array, at: Callable[[str, jax.Array], jax.Array]) -> Any: ...
+    def encode_at(self, activations: jax.Array, at: At) -> Any: ...
 
     def decode_normalized(self, features: jax.Array) -> jax.Array: ...
 
@@ -148,12 +152,14 @@ class Splicing:
         def at(inner: str, value: jax.Array) -> jax.Array:
             return hook(module, f"{name}.{inner}", value)
 
-        output = decoded(dictionary, read, splice.skip, at).reshape(own.shape)
+        encoded = [dictionary.encode_at(read, at)]
+        before_error = splice.points[: splice.points.index(RECONS) + 1]
+        if splice.error == "keep" and any(_changes(module, f"{name}.{inner}") for inner in before_error):
+            encoded.append(dictionary.encode_at(read, _unhooked))
+        output, *others = _outputs(dictionary, read, encoded, splice.skip, at, own.shape)
         excluded = self._excluded(splice, own)
         if splice.error == "keep":
-            clean = output
-            if any(_changes(module, f"{name}.{inner}") for inner in splice.points):
-                clean = decoded(dictionary, read, splice.skip, _unhooked).reshape(own.shape)
+            clean = others[0] if others else output
             wide = widest(own.dtype, clean.dtype)
             error = own.astype(wide) - clean.astype(wide)
             error = jax.lax.stop_gradient(error) if splice.gradient == "stop" else error
@@ -171,12 +177,26 @@ class Splicing:
         return excluded.reshape(*excluded.shape, *(1,) * (own.ndim - 2))
 
 
-def decoded(dictionary: Spliced, read: jax.Array, skip: bool, at: Callable[[str, jax.Array], jax.Array]) -> jax.Array:
-    """Returns a dictionary's output ``[..., d_out]`` for what it reads, passing inner values through ``at``."""
-    encoded = dictionary.encode_at(read, at)
-    output = encoded.factors.undo(at(RECONS, dictionary.decode_normalized(encoded.features)))
+def _outputs(
+    dictionary: Spliced,
+    read: jax.Array,
+    encoded: Sequence[Any],
+    skip: bool,
+    at: At,
+    shape: tuple[int, ...],
+) -> list[jax.Array]:
+    """Returns the outputs for several encodings of what is read; the reconstruction of the first goes through ``at``.
+
+    They are decoded together, so that the decoder is read from memory once.
+    """
+    if len(encoded) == 1:
+        recons = [dictionary.decode_normalized(encoded[0].features)]
+    else:
+        recons = list(dictionary.decode_normalized(jnp.stack([one.features for one in encoded])))
+    recons[0] = at(RECONS, recons[0])
+    outputs = [one.factors.undo(recon) for one, recon in zip(encoded, recons, strict=True)]
     skipped = dictionary.skip(read) if skip else None
-    return output if skipped is None else output + skipped
+    return [(one if skipped is None else one + skipped).reshape(shape) for one in outputs]
 
 
 def _unhooked(name: str, value: jax.Array) -> jax.Array:

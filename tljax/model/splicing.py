@@ -137,9 +137,7 @@ class SplicingMethods:
             sorted(splices, key=lambda splice: (-1 if splice.layer is None else splice.layer, splice.writes))
         )
         cfg = self.cfg.replace(splices=ordered)
-        made = model._make(cfg, with_dictionaries(self.params, arrays), self._hooks, model._tokenizer)
-        made.__dict__["_transposed"] = model._transposed
-        return made
+        return model._make(cfg, with_dictionaries(self.params, arrays), self._hooks, model._tokenizer)
 
     # SAELens's names
 
