@@ -138,7 +138,9 @@ def test_estimators_are_the_sums_of_rectangles() -> None:
     inside = np.asarray([[1, 0, 0], [0, 1, 0], [1, 1, 0]])  # |h - threshold| < 0.25
 
     def weighted(function: Any, to_input: bool) -> tuple[np.ndarray, np.ndarray]:
-        grads = jax.grad(lambda h, t: (function(h, t, bandwidth, to_input) * weights).sum(), argnums=(0, 1))(h, threshold)
+        grads = jax.grad(lambda h, t: (function(h, t, bandwidth, to_input) * weights).sum(), argnums=(0, 1))(
+            h, threshold
+        )
         return np.asarray(grads[0]), np.asarray(grads[1])
 
     to_h, to_threshold = weighted(step, False)
