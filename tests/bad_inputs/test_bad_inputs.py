@@ -8,7 +8,7 @@ from table import Case, World
 KINDS = (
     "ids", "positions", "meanings", "models", "files", "arithmetic", "types", "messages", "text", "checkpoints",
     "attribution", "edges", "circuits", "dictionaries_files", "dictionaries_foreign", "tasks", "exact", "learned",
-    "gradients", "interchange", "dictionary_training",
+    "gradients", "interchange", "dictionary_training", "dictionary_evaluation",
 )  # fmt: skip
 """A module ``cases_<kind>.py`` each."""
 TABLE = [

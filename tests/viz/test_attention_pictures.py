@@ -154,7 +154,7 @@ def test_too_many_heads_for_a_figure() -> None:
 @pytest.mark.skipif(NODE is None, reason="node reads the scripts")
 def test_scripts_are_javascript() -> None:
     scripts = sorted((Path(__file__).parents[2] / "tljax" / "viz" / "templates").glob("*.js"))
-    assert len(scripts) == 4
+    assert len(scripts) == 6
     for script in scripts:
         done = subprocess.run([str(NODE), "--check", str(script)], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr

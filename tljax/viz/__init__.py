@@ -3,6 +3,7 @@
 from tljax.viz.attention import attention_figure as attention_figure
 from tljax.viz.attention import attention_patterns as attention_patterns
 from tljax.viz.drawing import MAX_PANELS as MAX_PANELS
+from tljax.viz.features import feature_activations as feature_activations
 from tljax.viz.heatmap import heatmap as heatmap
 from tljax.viz.heatmap import text_heatmap as text_heatmap
 from tljax.viz.html import Html as Html
