@@ -20,10 +20,6 @@ from tljax.dictionaries.maths.config import DictionaryConfig
 from tljax.errors import CheckpointError, DictionaryError, nearest
 
 
-BUNDLED = Path(__file__).parent / "bundled"
-"""The dictionaries inside the package: a directory for each release, one in it for each dictionary."""
-
-
 class UnscaledDictionaryWarning(UserWarning):
     """A dictionary was trained on activations times a number that its files do not hold."""
 
@@ -75,8 +71,6 @@ def find(
         return Source(local, row, {})
     text = os.fspath(name)
     options: dict[str, Any] = {"revision": revision, "token": token, "cache_dir": cache_dir}
-    if os.sep not in text and (BUNDLED / text).is_dir():
-        return Source(_bundled(text, sae_id), row, {})
     if text in RELEASES:
         release = find_release(text, sae_id)
         row = row or (None if release.format is None else format_named(release.format))
@@ -92,18 +86,6 @@ def find(
         f"{text!r} is neither a directory, nor a release, nor a hub id of the form 'owner/name'."
         f"{nearest(text, RELEASES)} Releases: tljax.dictionaries.releases()."
     )
-
-
-def _bundled(release: str, sae_id: str | None) -> Path:
-    """Returns the directory of a dictionary inside the package."""
-    ids = sorted(path.name for path in (BUNDLED / release).iterdir())
-    if sae_id is None and len(ids) == 1:
-        return BUNDLED / release / ids[0]
-    if sae_id not in ids:
-        raise DictionaryError(
-            f"Release {release!r} has no {sae_id!r}; it has {', '.join(ids)}.{nearest(str(sae_id), ids)}"
-        )
-    return BUNDLED / release / sae_id
 
 
 def _local(name: str | os.PathLike[str], sae_id: str | None) -> Path | None:

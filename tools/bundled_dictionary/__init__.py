@@ -1,1 +1,1 @@
-"""Makes the dictionary inside the package."""
+"""What made the bundled dictionary ``tljax-tiny-res``: its activations, its training, its evaluation."""

@@ -25,6 +25,10 @@ _START_ONLY = ("seed", "decoder_init_norm", "jumprelu_init_threshold", "b_dec_in
 """Fields that only the start of a run reads."""
 
 
+_SWITCHES = ("l0_target", "pre_act_loss_coefficient", "clip")
+"""Numbers whose absence makes another program."""
+
+
 def numbers_of(cfg: TrainingConfig, steps: int) -> Numbers:
     """Returns the numbers of a run of ``steps`` steps."""
     values = {name: getattr(cfg, name) for name in VARYING if name not in _START_ONLY}
@@ -44,7 +48,7 @@ def structure_of(cfg: TrainingConfig, k: int | None) -> TrainingConfig:
     arbitrary = (*VARYING, *_START_ONLY, "tap", "taps")
     changes = {field.name: field.default for field in dataclasses.fields(cfg) if field.name in arbitrary}
     changes["k"] = None if cfg.k is None else 1 if cfg.architecture == "batchtopk" else k
-    for name in ("l0_target", "pre_act_loss_coefficient", "clip"):
+    for name in _SWITCHES:
         changes[name] = None if getattr(cfg, name) is None else 1.0
     return cfg.replace(**changes)
 
@@ -59,7 +63,10 @@ def check_stack(cfgs: Sequence[TrainingConfig]) -> None:
     for number, cfg in enumerate(cfgs):
         for field in dataclasses.fields(cfg):
             ours, theirs = getattr(first, field.name), getattr(cfg, field.name)
-            same = (ours is None) == (theirs is None) if field.name in VARYING else ours == theirs
+            if field.name in _SWITCHES:
+                same = (ours is None) == (theirs is None)
+            else:
+                same = field.name in VARYING or ours == theirs
             if not same:
                 raise ConfigError(
                     f"cfgs[{number}] has {field.name}={theirs!r}, cfgs[0] has {ours!r}. A stack shares one program: "
