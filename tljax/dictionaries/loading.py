@@ -55,7 +55,8 @@ def find(
     """Finds a dictionary, downloading its files if they are on the hub and not in the local cache.
 
     Args:
-        name: a directory or file, which never touches the network; a release of SAELens's; or a hub id.
+        name: a directory or file, which never touches the network; the bundled ``"tljax-tiny-res"``; a release of
+            SAELens's; or a hub id.
         sae_id: which dictionary of a release, or the folder or file within a directory or repository.
         format: the format, where the files do not tell.
         revision, token, cache_dir: as in :meth:`tljax.HookedTransformer.from_pretrained`.
@@ -69,6 +70,8 @@ def find(
         if revision is not None:
             raise DictionaryError(f"{os.fspath(name)} is a directory, which has one revision; got {revision!r}.")
         return Source(local, row, {})
+    if bundled := _bundled(os.fspath(name), sae_id):
+        return Source(bundled, row, {})
     text = os.fspath(name)
     options: dict[str, Any] = {"revision": revision, "token": token, "cache_dir": cache_dir}
     if text in RELEASES:
@@ -110,6 +113,25 @@ def _local(name: str | os.PathLike[str], sae_id: str | None) -> Path | None:
             "on the hub: a hub id has the form 'owner/name', and the folder in it is sae_id."
         )
     return None
+
+
+def _bundled(name: str, sae_id: str | None) -> Path | None:
+    """Returns the directory of a dictionary inside the package, or ``None`` if the name means none.
+
+    Raises:
+        DictionaryError: there is none of this ``sae_id``.
+    """
+    directory = hub.MODELS / name.lower()
+    if os.sep in name or "/" in name or not directory.is_dir() or (directory / hub.CONFIG).is_file():
+        return None
+    inside = sorted(entry.name for entry in directory.iterdir() if entry.is_dir())
+    if sae_id is None and len(inside) == 1:
+        return directory / inside[0]
+    if sae_id not in inside:
+        raise DictionaryError(
+            f"{name} has no dictionary {sae_id!r}; it has {', '.join(inside)}.{nearest(str(sae_id), inside)}"
+        )
+    return directory / sae_id
 
 
 def _downloaded(repo: str, path: str | None, row: Format | None, options: Mapping[str, Any]) -> Path:
