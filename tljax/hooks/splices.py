@@ -113,7 +113,7 @@ class Splicing:
         self,
         splices: Sequence[Splice],
         dictionaries: Mapping[str, Spliced],
-        tokens: jax.Array | None,
+        tokens: jax.Array | np.ndarray | None,
         computed: Callable[[Any], Any],
     ) -> None:
         self._by_written = {splice.writes: splice for splice in splices}
