@@ -166,7 +166,7 @@ class HookedTransformerConfig(SaysWhatInstead):
         weight_processing: which steps of weight processing the parameters went through.
         model_name, original_architecture: where the parameters came from.
         splices: the dictionaries spliced into the model (:meth:`~tljax.HookedTransformer.with_dictionaries`); their
-            arrays are among the parameters. Files of configs leave them out.
+            arrays are among the parameters.
     """
 
     d_model: int
@@ -399,12 +399,12 @@ class HookedTransformerConfig(SaysWhatInstead):
         return dataclasses.replace(self, **(follow | changes))
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the fields as plain, JSON-ready values, but for ``splices``; :meth:`from_dict` reads them back."""
-        return {
+        """Returns the fields as plain, JSON-ready values; :meth:`from_dict` reads them back."""
+        fields = {
             field.name: list(value) if isinstance(value := getattr(self, field.name), tuple) else value
             for field in dataclasses.fields(self)
-            if field.name != "splices"
         }
+        return fields | {"splices": [splice.to_dict() for splice in self.splices]}
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "HookedTransformerConfig":

@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tljax.config_checks import PER_LAYER
-from tljax.errors import ConfigError
+from tljax.errors import ConfigError, DictionaryError
 from tljax.numerics import canonical_dtype
+from tljax.splice import Splice
 
 if TYPE_CHECKING:
     from tljax.config import HookedTransformerConfig
@@ -47,7 +48,22 @@ def derived_fields(cfg: "HookedTransformerConfig") -> dict[str, Any]:
     for name in (*PER_LAYER, "longrope_short_factor", "longrope_long_factor", "weight_processing"):
         if getattr(cfg, name) is not None:
             fields[name] = tuple(getattr(cfg, name))
+    fields["splices"] = _splices(cfg.splices)
     return fields | {"dtype": canonical_dtype(cfg.dtype)}
+
+
+def _splices(given: Any) -> tuple[Splice, ...]:
+    """Returns splices, also those that :meth:`HookedTransformerConfig.to_dict` wrote.
+
+    Raises:
+        ConfigError: these are no splices.
+    """
+    try:
+        return tuple(one if isinstance(one, Splice) else Splice.from_dict(one) for one in given)
+    except (TypeError, LookupError, DictionaryError) as error:
+        raise ConfigError(
+            f"splices={given!r} must be what a spliced model's config holds: model.with_dictionaries(...).cfg.splices."
+        ) from error
 
 
 def _heads(cfg: "HookedTransformerConfig") -> dict[str, int]:
