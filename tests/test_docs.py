@@ -44,9 +44,14 @@ def run_page(page: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    "guide", ["attribution.md", "circuits.md", "gradients.md", "interchange.md", "patching.md", "tasks.md", "text.md"]
-)
-def test_a_guide_runs(guide: str) -> None:
+    "guide",
+    [
+        "attribution.md", "circuits.md", "dictionaries.md", "gradients.md", "harvest.md", "interchange.md",
+        "patching.md", "tasks.md", "text.md",
+    ],
+)  # fmt: skip
+def test_a_guide_runs(guide: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     run_page(guide)
 
 

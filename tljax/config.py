@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import jax.numpy as jnp
 
@@ -12,9 +12,7 @@ from tljax.config_checks import check, checked_fields, checked_sizes
 from tljax.config_derived import DERIVED, FITTED_TO_ROTARY_DIM, derived_fields
 from tljax.elsewhere import CONFIG, SaysWhatInstead
 from tljax.errors import ConfigError, nearest
-
-if TYPE_CHECKING:
-    from tljax.hooks.splices import Splice
+from tljax.splice import Splice
 
 BOOKKEEPING = (
     "init_mode", "initializer_range", "init_weights", "seed", "tokenizer_name", "tokenizer_prepends_bos",
@@ -39,7 +37,7 @@ class LayerKind:
     local: bool = False
     rotates: bool = True
     experts: bool = False
-    splices: "tuple[Splice, ...]" = ()
+    splices: tuple[Splice, ...] = ()
 
 
 USUAL = LayerKind()
@@ -279,7 +277,7 @@ class HookedTransformerConfig(SaysWhatInstead):
     weight_processing: tuple[str, ...] = ()
     model_name: str = "custom"
     original_architecture: str | None = None
-    splices: "tuple[Splice, ...]" = ()
+    splices: tuple[Splice, ...] = ()
     _instead = CONFIG
 
     def __post_init__(self) -> None:
@@ -376,7 +374,7 @@ class HookedTransformerConfig(SaysWhatInstead):
         return _one_of_equals(dataclasses.replace(self, **defaults, splices=splices))
 
     @functools.cached_property
-    def embedding_splices(self) -> "tuple[Splice, ...]":
+    def embedding_splices(self) -> tuple[Splice, ...]:
         """The dictionaries spliced in before the first block."""
         return tuple(splice.computation for splice in self.splices if splice.layer is None)
 

@@ -19,6 +19,9 @@ import numpy as np
 from jax.core import Tracer
 
 from tljax.config import BOOKKEEPING, HookedTransformerConfig
+from tljax.dictionary_params import dictionaries_in, without_dictionaries
+from tljax.errors import DictionaryError
+from tljax.splice import Splice
 from tljax.typing import Params
 
 if TYPE_CHECKING:
@@ -30,7 +33,7 @@ NOT_THE_FUNCTION = frozenset({*BOOKKEEPING, "dtype", "matmul_precision"})
 FORM = {"config": dict, "weights": (None, {"values": str, "rounding": float})}
 """Schema of a fingerprint in a file's header, for :func:`tljax.schema.mismatch`."""
 
-_NOT_THE_STREAM = ("d_vocab", "d_vocab_out", "logits_multiplier", "output_logits_soft_cap")
+_NOT_THE_STREAM = ("d_vocab", "d_vocab_out", "logits_multiplier", "output_logits_soft_cap", "splices")
 _COUNT = 16
 """Numbers sampled from each parameter."""
 _NOISE = 1e-5
@@ -74,9 +77,8 @@ class WeightSample:
 
     def is_kin_of(self, other: "WeightSample") -> bool:
         """Whether one model may be fine-tuned from the other: their parameters correlate on average."""
-        if len(self.values) != len(other.values):
-            return False
-        one, two = (array - array.mean(axis=1, keepdims=True) for array in (self.array, other.array))
+        shared = min(len(self.array), len(other.array))  # one may be spliced: samples of dictionaries come last
+        one, two = (array[:shared] - array[:shared].mean(axis=1, keepdims=True) for array in (self.array, other.array))
         norms = np.sqrt((one**2).sum(axis=1) * (two**2).sum(axis=1))
         informative = norms > 0
         if not informative.any():
@@ -112,10 +114,10 @@ class Fingerprint:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the fingerprint as JSON values that match :data:`FORM`."""
-        sample = self.weights
+        sample, spliced = self.weights, self.cfg.splices
         values = None if sample is None else base64.b64encode(sample.values).decode()
         return {
-            "config": self.cfg.to_dict(),
+            "config": self.cfg.to_dict() | ({"splices": [one.to_dict() for one in spliced]} if spliced else {}),
             "weights": None if sample is None else {"values": values, "rounding": sample.rounding},
         }
 
@@ -141,6 +143,8 @@ def stored_config(fields: Mapping[str, Any]) -> HookedTransformerConfig:
     Raises:
         ValueError: the fields do not describe a model.
     """
+    fields = dict(fields)
+    spliced = fields.pop("splices", [])
     for name, value in fields.items():
         for one in value if isinstance(value, list) else (value,):
             if not (one is None or isinstance(one, bool | int | float | str)):
@@ -148,9 +152,10 @@ def stored_config(fields: Mapping[str, Any]) -> HookedTransformerConfig:
     if isinstance(layers := fields.get("n_layers"), int) and layers > _MOST_LAYERS:
         raise ValueError(f"n_layers={layers} is more than any model has")
     try:
-        cfg = HookedTransformerConfig.from_dict(fields)
+        splices = tuple(Splice.from_dict(one) for one in spliced)
+        cfg = HookedTransformerConfig.from_dict(fields).replace(splices=splices)
         hash(cfg.replace())  # what a model will do with it
-    except (TypeError, AttributeError, ArithmeticError) as error:
+    except (TypeError, AttributeError, ArithmeticError, LookupError, DictionaryError) as error:
         raise ValueError(f"its fields do not describe a model: {error}") from error
     return cfg
 
@@ -166,6 +171,8 @@ def _differences(there: HookedTransformerConfig, here: HookedTransformerConfig, 
 
     def value(cfg: HookedTransformerConfig, name: str) -> Any:
         got = getattr(cfg, name)
+        if name == "splices":
+            return tuple(splice.computation for splice in got)
         return got.removesuffix("Pre") if name == "normalization_type" and got is not None else got
 
     names = [field.name for field in dataclasses.fields(there) if field.name not in ignored]
@@ -194,9 +201,9 @@ def sample_of(params: Params) -> WeightSample | None:
 
     Samples of the latest few sets of parameters are cached for as long as the arrays live.
     """
-    leaves = jax.tree.leaves(
-        {name: part for name, part in params.items() if name != "pos_embed"}
-    )  # its length is n_ctx
+    own = without_dictionaries(params)
+    own = {name: part for name, part in own.items() if name != "pos_embed"}  # its length is n_ctx
+    leaves = jax.tree.leaves(own) + jax.tree.leaves(dictionaries_in(params))
     key = tuple(map(id, leaves))
     references, sample = _kept.get(key, ([], None))
     if sample is not None and all(ref() is leaf for ref, leaf in zip(references, leaves, strict=True)):

@@ -48,6 +48,12 @@ def widened(dtype: jnp.dtype) -> jnp.dtype:
     return jnp.dtype(jnp.float32) if dtype.itemsize < 4 else dtype
 
 
+def widest(one: Any, other: Any) -> Any:
+    """Returns a floating dtype that holds the numbers of both, whatever JAX's rules of promotion are."""
+    with jax.numpy_dtype_promotion("standard"):
+        return jnp.promote_types(one, other)
+
+
 def matmul_precision(cfg: "HookedTransformerConfig") -> contextlib.AbstractContextManager[None]:
     """Returns a context manager that sets the config's precision for matrix products, whatever JAX's default is."""
     return jax.default_matmul_precision(cfg.matmul_precision)

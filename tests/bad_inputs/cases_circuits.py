@@ -173,6 +173,18 @@ CASES: tuple[Case, ...] = (
         "lacks the edge 'input->m0'",
     ),
     Case(
+        "edges to leave out by a misspelt word",
+        lambda w: minimality(w.tiny, full(w), w.P, w.Q, w.m, "class"),
+        InputError,
+        '"classes"',
+    ),
+    Case(
+        "the minimality of a stack",
+        lambda w: minimality(w.tiny, Circuit.stack([full(w), full(w)]), w.P, w.Q, w.m),
+        InputError,
+        "this is a stack",
+    ),
+    Case(
         "an empty circuit",
         lambda w: faithfulness(w.tiny, Circuit.empty(graph(w)), w.P, w.Q, w.m).faithfulness(),
         equals=0.0,

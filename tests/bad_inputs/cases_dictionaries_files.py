@@ -124,6 +124,8 @@ CASES = [
         "a half-known activation", lambda _: SAE.load(saved(activation_fn_str="tanh-relu")), E, "'tanh-relu'", "as ReLU"
     ),
     Case("top-k without k", lambda _: SAE.load(saved(activation_fn_str="topk")), E, "no k", "activation_fn_kwargs"),
+    Case("a flag in words", lambda _: SAE.load(saved(apply_b_dec_to_input="no")), E, "='no' is not True or False"),
+    Case("heads of later", lambda _: SAE.load(saved(reshape_activations="hook_q")), E, "'hook_q'", '"hook_z"'),
     Case("half a feature", lambda _: SAE.load(saved(architecture="topk", k=2.5)), E, "k=2.5", "a whole number"),
     Case(
         "an architecture of later",

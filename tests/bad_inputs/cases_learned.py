@@ -48,7 +48,7 @@ CASES: tuple[Case, ...] = (
     ),
     Case("no source", lambda w: learn_circuit(w.small, BASE, steps=1), InputError, "source="),
     Case("the source is the prompts", lambda w: _learn(w, BASE), InputError, "Is the source the same"),
-    Case("a source of another length", lambda w: _learn(w, OTHER[:, :2]), InputError, "3 and 2 tokens", "align="),
+    Case("a source of another length", lambda w: _learn(w, OTHER[:, :2]), InputError, "its source 2", "align="),
     Case("fewer sources than prompts", lambda w: _learn(w, OTHER[:1]), InputError, "2 prompts and 1 source"),
     Case("an alignment past the source", lambda w: _learn(w, align=np.full((2, 3), 3)), InputError, "align="),
     Case("accuracy as a metric", lambda w: _learn(w, OTHER, _right), InputError, "gradient of zero"),

@@ -7,8 +7,9 @@ from table import Case, World
 
 KINDS = (
     "ids", "positions", "meanings", "models", "files", "arithmetic", "types", "messages", "text", "checkpoints",
-    "attribution", "edges", "circuits", "dictionaries_files", "dictionaries_foreign", "tasks", "exact", "learned",
-    "gradients", "interchange", "dictionary_training", "dictionary_evaluation",
+    "tasks", "exact", "learned", "gradients", "interchange", "attribution", "edges", "circuits",
+    "dictionaries_files", "dictionaries_foreign", "harvest", "dictionary_evaluation", "feature_effects",
+    "dictionary_training", "splices",
 )  # fmt: skip
 """A module ``cases_<kind>.py`` each."""
 TABLE = [

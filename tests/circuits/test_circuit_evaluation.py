@@ -72,6 +72,30 @@ def test_completeness_and_minimality() -> None:
             drop, whole - float(faithfulness(model, less, BASE, SOURCE, METRIC).faithfulness()), atol=2e-5
         )
     assert found.labels["edge"] == edges
+    together = minimality(model, circuit, BASE, SOURCE, METRIC, {"all three": edges, "none": []})
+    less = Circuit(circuit.mask & ~graph.mask(edges), graph)
+    np.testing.assert_allclose(
+        together.faithfulness(),
+        [float(faithfulness(model, less, BASE, SOURCE, METRIC).faithfulness()), whole], atol=2e-5,
+    )  # fmt: skip
+
+
+def test_edges_left_out_by_the_class_of_their_readers() -> None:
+    """Of a circuit that differs by position; every edge is in one class."""
+    model = model_once("gpt2")
+    graph = ResidualGraph.of(model)
+    masks = np.stack([random_masks(graph) for _ in range(BASE.shape[1])])
+    masks[0] = graph.edges
+    circuit = Circuit(masks, graph, ("pos",))
+    found = minimality(model, circuit, BASE, SOURCE, METRIC, "classes")
+    assert found.labels["edge"] == ["into_qk", "into_v", "into_mlp", "into_logits"]
+    whole = faithfulness(model, circuit, BASE, SOURCE, METRIC)
+    np.testing.assert_allclose((float(whole.n_edges) - found.n_edges).sum(), float(whole.n_edges), rtol=1e-6)
+    assert abs(found.faithfulness()[-1]) < 2e-5
+    values = masks.copy()
+    values[:, :, [number for number, reader in enumerate(graph.readers) if reader.kind == "v"]] = 0
+    without = faithfulness(model, Circuit(values, graph, ("pos",)), BASE, SOURCE, METRIC)
+    np.testing.assert_allclose(found.values[1], without.values, atol=2e-5)
 
 
 def test_divergences_count_from_the_empty_circuit() -> None:

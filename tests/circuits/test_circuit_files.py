@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from test_masked import model_of
 
-from tljax.circuits import Circuit, Convention, EdgeScores, ResidualGraph
+from tljax.circuits import Circuit, EdgeConvention, EdgeScores, ResidualGraph
 from tljax.errors import CheckpointError, InputError
 from tljax.fingerprint import fingerprint_of
 
@@ -25,7 +25,7 @@ def some_scores(graph: ResidualGraph, *axes: int, **fields: object) -> EdgeScore
     values = jnp.asarray(np.random.default_rng(1).normal(size=(*axes, *graph.shape)) * graph.edges, jnp.float32)
     names = (("batch",) * len(axes)) + ("writer", "reader")
     return EdgeScores(
-        values, axis_names=names, graph=graph, convention=Convention("eap", steps=3, grid="gauss"), **fields
+        values, axis_names=names, graph=graph, convention=EdgeConvention("eap", steps=3, grid="gauss"), **fields
     )  # type: ignore[arg-type]
 
 

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,7 +15,7 @@ from tljax import HookedTransformer, HookedTransformerConfig
 from tljax.circuits import EdgeScores, ResidualGraph, edge_scores
 from tljax.circuits.masked import masked_stream
 from tljax.circuits.scores.gradients import Slopes, reader_slopes
-from tljax.circuits.scores.integrated import points_of
+from tljax.circuits.scores.integrated import Ends, points_of
 from tljax.circuits.writers import writer_outputs, writer_points
 from tljax.forward.forward import run_forward
 from tljax.hooks.dictionary import HookDictionary, HookEntry
@@ -29,7 +28,6 @@ from tljax.text.batch import Batch
 from tljax.text.inputs import prepare
 
 METRIC = LogitDiff([3, 4, 5], [6, 7, 8])
-GOLDENS = Path(__file__).parents[3] / "shared" / "goldens" / "circuits"
 
 
 def close(got: Any, wanted: Any, tolerance: float = 2e-5) -> None:
@@ -297,33 +295,12 @@ def test_statistics_over_prompts() -> None:
     np.testing.assert_allclose(points_of("gauss", 3)[1].sum(), 1.0)
 
 
-REFERENCE = {
-    "EAP": ("eap", {}), "EAP.zero": ("eap", {"ablation": "zero"}), "EAP.mean": ("eap", {"ablation": "mean"}),
-    "EAP.mean-positional": ("eap", {"ablation": "positional_mean"}), "EAP-IG-inputs.steps5": ("eap-ig", {}),
-    "EAP-IG-inputs.k1to5.steps5": ("eap-ig", {"grid": "left"}),
-    "EAP-IG-inputs.gauss64": ("eap-ig", {"steps": 64, "grid": "gauss"}), "clean-corrupted": ("clean-corrupted", {}),
-    "EAP-IG-activations.steps5": ("eap-ig-activations", {}), "mask-IG.gauss64": ("mask-ig", {"steps": 64}),
-    "information-flow-routes": ("information-flow", {}),
-}  # fmt: skip
-"""Keys of the float64 goldens ``edge.<key>.per_example``: method and options."""
+def test_runs_along_a_path_may_share_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, (clean, corrupted) = model_of("llama"), pairs_of("left")
 
+    def scores(at_once: int) -> Any:
+        monkeypatch.setattr(Ends, "runs_at_once", at_once)
+        return edge_scores(model, clean, corrupted, METRIC, "eap-ig", steps=5, axes=("pos",), reduce="none").values
 
-@pytest.mark.skipif(not GOLDENS.exists(), reason="the large goldens are not on this machine")
-@pytest.mark.parametrize("name", [path.name for path in GOLDENS.glob("*") if path.is_dir()])
-def test_goldens_of_float64_brute_force(name: str) -> None:
-    folder = GOLDENS / name
-    model = HookedTransformer.from_pretrained_no_processing(str(folder / "model"))
-    model = model.set_ungroup_grouped_query_attention(True)
-    data, brute, reference = (
-        np.load(folder / f"{kind}.npz") for kind in ("data", "brute_unprocessed", "eapig_unprocessed")
-    )
-    mask = np.arange(data["clean"].shape[1]) < data["lengths"][:, None]
-    clean, corrupted = (Batch.from_mask(data[side], mask, "right") for side in ("clean", "corrupt"))
-    metric = LogitDiff(data["answer"], data["wrong"])
-    for key, (method, options) in REFERENCE.items():
-        sign = 1 if method == "information-flow" else -1  # theirs is the rise of a loss
-        source = clean if "mean" in key else corrupted
-        scores = edge_scores(model, clean, source, metric, method, reduce="none", post_norm="ignored", **options)  # type: ignore[arg-type]
-        close(sign * scores.values, brute[f"edge.{key}.per_example"], 1e-5)
-        if f"edge.{key}" in reference and method in ("eap", "eap-ig") and "mean" not in key:
-            close(sign * scores.mean().values / len(mask), reference[f"edge.{key}"], 1e-5)
+    together = scores(3)
+    close(together, scores(1))

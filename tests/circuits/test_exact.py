@@ -1,7 +1,6 @@
 """Exact effects of edges: equal to whole runs in which one edge is absent, and to path patching with one receiver."""
 
 import functools
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -22,7 +21,6 @@ from tljax.patching.engine.base_run import BaseRun, run_base
 from tljax.patching.engine.run import prepare_metric
 from tljax.text.inputs import prepare
 
-GOLDENS = Path(__file__).parents[3] / "shared" / "goldens" / "circuits"
 SOURCE = np.random.default_rng(3).integers(1, 13, (2, 6))
 PROMPT = np.where(np.arange(6) == 2, (SOURCE + 4) % 12 + 1, SOURCE)
 METRIC = LogitDiff(np.asarray([1, 2]), np.asarray([3, 4]))
@@ -146,25 +144,3 @@ def test_a_second_call_compiles_nothing_and_deeper_models_compile_no_more(compil
         exact(model, LogitDiff(np.asarray([5, 6]), np.asarray([7, 8])))
         assert compilations.count == before
     assert counts[1] <= counts[0], counts
-
-
-@pytest.mark.skipif(not GOLDENS.exists(), reason="the large goldens are not here")
-@pytest.mark.parametrize(("name", "key"), [("gpt2_a", "edge.exact"), ("llama_b", "native_gqa.edge.exact")])
-@pytest.mark.parametrize("ablation", ["patching", "zero"])
-def test_goldens(name: str, key: str, ablation: str) -> None:
-    plain = ("fold_ln", "center_writing_weights", "center_unembed", "fold_value_biases")
-    model = HookedTransformer.from_pretrained(str(GOLDENS / name / "model"), **dict.fromkeys(plain, False))
-    wanted = f"{key}{'.zero' if ablation == 'zero' else ''}.per_example"
-    with np.load(GOLDENS / name / "data.npz") as data, np.load(GOLDENS / name / "brute_unprocessed.npz") as brute:
-        if wanted not in brute:
-            pytest.skip("not stored")
-        data, brute = dict(data), {wanted: brute[wanted]}
-    graph, mask = ResidualGraph.of(model), np.arange(data["clean"].shape[1]) < data["lengths"][:, None]
-    both = [prepare(model.cfg, None, data[kind], attention_mask=mask) for kind in ("clean", "corrupt")]
-    base = run_base(model, both[0], exact_points(graph))
-    source = run_base(model, both[1], writer_points(graph)).activations
-    replacement = jax.tree.map(lambda value: 0 * value, source) if ablation == "zero" else source
-    metric = LogitDiff(data["answer"], data["wrong"])
-    effects = exact_edge_effects(model, base, graph, replacement, metric).values
-    expected = -np.moveaxis(brute[wanted], 0, 2)  # of the loss
-    assert np.abs(effects - expected).max() < 1e-5 * np.abs(expected).max()

@@ -5,6 +5,7 @@ from pathlib import Path
 from tljax import HookedTransformerConfig
 from tljax.hooks.listing import HookPointList
 from tljax.hooks.points import point_table
+from tljax.splice import Splice
 
 PAGE = Path(__file__).parents[2] / "docs" / "hook_points.md"
 INTRO = """# Hook points
@@ -79,6 +80,26 @@ BY_ARCHITECTURE = """
   their norm included; the last `rotary_dim` dimensions of `hook_k` are the same for every head.
 """
 
+DICTIONARIES = """
+## Dictionaries
+
+A model that dictionaries are spliced into (`model.with_dictionaries`) has points of theirs, each right after the point
+that the dictionary writes. That one keeps its name, and the value that the model computed; what the model goes on with
+is `hook_sae_output`. Here for an autoencoder of 32 features at `blocks.0.hook_resid_pre` of the first model above.
+Under `error="drop"` there is no `hook_sae_error`, and in matching pursuit no `hook_sae_acts_pre`. Where heads are read
+as one vector (`attn.hook_z`), `hook_sae_input` and `hook_sae_recons` are [batch, pos, heads * d_head]. A transcoder's
+points are under the name that it writes. All are in the dictionary's dtype but the output.
+
+"""
+
+
+def dictionary_points() -> HookPointList:
+    """The points of a dictionary, after the one that it writes."""
+    site = "blocks.0.hook_resid_pre"
+    splice = Splice(reads=site, writes=site, d_in=16, d_out=16, d_sae=32, dtype="float32")
+    cfg = HookedTransformerConfig(**COMMON, splices=(splice,))
+    return HookPointList(row for name, row in point_table(cfg).items() if name.startswith(site))
+
 
 def page() -> str:
     sections = [
@@ -86,7 +107,8 @@ def page() -> str:
         + HookPointList(point_table(cfg).values()).to_markdown()
         for title, cfg in MODELS.items()
     ]
-    return INTRO + "\n".join(sections) + EXPERTS + BY_ARCHITECTURE
+    spliced = DICTIONARIES + dictionary_points().to_markdown()
+    return INTRO + "\n".join(sections) + EXPERTS + BY_ARCHITECTURE + spliced
 
 
 def test_the_page_is_the_table() -> None:

@@ -33,7 +33,16 @@ def word_tokenizer() -> Any:
     from transformers import PreTrainedTokenizerFast
 
     lists = [value for module in (people, things, known) for name, value in vars(module).items() if name.isupper()]
-    templates = [ioi.VARIANTS, numbers.YEARS, numbers.SUMS, gender.DEEDS, gender.PRAISE, agreement.SENTENCES]
+    templates = [
+        ioi.VARIANTS,
+        numbers.YEARS,
+        numbers.PRICES,
+        numbers.SEQUENCES,
+        numbers.SUMS,
+        gender.DEEDS,
+        gender.PRAISE,
+        agreement.SENTENCES,
+    ]
     templates += [facts.CITIES, facts.LISTS, questions.SHELVES, questions.CHOICES, docstring.SENTENCE]
     more = "he she because isn So That person woman man Answer A Q is _ def self param The"
     text = " ".join(listed([lists, templates, more]))

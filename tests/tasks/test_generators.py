@@ -19,7 +19,7 @@ CASES: list[tuple[str, dict[str, Any], set[str]]] = [
     ("ioi", {"corruption": "s2_random", "variant": "long"}, {"S2"}),
     ("ioi", {"corruption": "s2_io_flip", "variant": "late"}, {"S2"}),
     ("ioi", {"corruption": "swap", "variant": "early", "order": "baba"}, {"IO", "S1", "S2"}),
-    ("greater_than", {}, {"YY"}),
+    *(("greater_than", {"variant": one}, {"YY"}) for one in ("year", "price", "sequence")),
     ("gender_bias", {}, {"person"}),
     ("gendered_pronouns", {}, {"name"}),
     *(("subject_verb_agreement", {"structure": one}, {"subject"}) for one in ("simple", "rc", "within_rc", "nounpp")),
@@ -134,12 +134,16 @@ def test_answers_are_what_continues_the_text(model: HookedTransformer) -> None:
             assert np.asarray(model.to_tokens(longer))[0].tolist() == [*model.to_tokens(text)[0].tolist(), answer]
 
 
-def test_greater_than_sets(model: HookedTransformer) -> None:
-    task = tasks.greater_than(model, N)
+@pytest.mark.parametrize("variant", ["year", "price", "sequence"])
+def test_greater_than_sets(model: HookedTransformer, variant: Any) -> None:
+    task = tasks.greater_than(model, N, variant=variant)
     for text, right, counted, wrong, other in zip(
         task.clean_texts, task.answers, task.answer_mask, task.wrongs, task.wrong_mask, strict=True
     ):
-        century, year = re.search(r"(\d\d)(\d\d)", text).groups()
+        *earlier, (century, year) = re.findall(r"(\d\d)(\d\d)", text)
+        assert len(earlier) == (3 if variant == "sequence" else 0)
+        assert earlier == sorted(set(earlier))
+        assert all(int(before) == int(century) - 1 for before, _ in earlier)
         assert 11 <= int(century) <= 17
         assert text.endswith(f" {century}")
         later = [int(one) for one in model.to_str_tokens(right[counted], prepend_bos=False)]

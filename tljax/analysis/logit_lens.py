@@ -17,6 +17,7 @@ from tljax.cache.slices import SliceInput
 from tljax.checks import take, typed, whole
 from tljax.config import HookedTransformerConfig
 from tljax.errors import InputError
+from tljax.hooks.splices import value_after
 from tljax.model.hooked_transformer import HookedTransformer
 from tljax.numerics import widened
 from tljax.text.batch import Batch
@@ -252,7 +253,7 @@ def stream_name(cfg: HookedTransformerConfig, depth: int) -> str:
 
 def _streams(cfg: HookedTransformerConfig, depth: int, incl_mid: bool = False) -> tuple[str, ...]:
     if depth == cfg.n_layers:
-        return (f"blocks.{depth - 1}.hook_resid_post",)
+        return (value_after(f"blocks.{depth - 1}.hook_resid_post", cfg.splices),)
     names = (f"blocks.{depth}.hook_resid_pre", f"blocks.{depth}.hook_resid_mid")
     return names if incl_mid and cfg.has_resid_mid else names[:1]
 

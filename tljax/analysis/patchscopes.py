@@ -13,6 +13,7 @@ from tljax.checks import typed
 from tljax.errors import InputError
 from tljax.generation.methods import GenerateOptions
 from tljax.hooks.interventions import Replace
+from tljax.hooks.splices import value_after
 from tljax.model.hooked_transformer import HookedTransformer
 from tljax.text.batch import Batch
 from tljax.text.inputs import texts_in
@@ -65,7 +66,7 @@ def patchscope(
     """
     states = _source_states(source_model or model, source, source_pos, source_layers, mapping)
     tokens, hooks = _patched(model, target, target_pos, target_layers, states)
-    last = f"blocks.{model.cfg.n_layers - 1}.hook_resid_post"
+    last = value_after(f"blocks.{model.cfg.n_layers - 1}.hook_resid_post", model.cfg.splices)
     ends = []
     for hook in hooks:
         _, cache = model.with_hooks([hook]).run_with_cache(tokens, return_type=None, names_filter=last, pos_slice=-1)

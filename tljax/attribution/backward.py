@@ -152,8 +152,9 @@ def pull_back(
     shapes: Mapping[str, tuple[int, ...]],
     rules: Mapping[int, BlockRule] | None = None,
     dropped: np.ndarray | None = None,
+    top: int | None = None,
 ) -> Iterator[tuple[str, jax.Array]]:
-    """Pulls gradients with respect to the final residual stream back to hook points.
+    """Pulls gradients with respect to a residual stream back to hook points.
 
     Args:
         run: the run.
@@ -161,6 +162,7 @@ def pull_back(
         shapes: the points, with their activations' shapes ``[batch, padded_pos, ...]``.
         rules: for each layer, what a rule changes.
         dropped: ``[n]``: a layer for each of the gradients, through whose outputs it does not flow.
+        top: the layer whose entering stream the gradients belong to; ``None`` is the final stream.
 
     Yields:
         Each point and the gradients there, ``[n, batch, padded_pos, ...]``, from the last layer down.
@@ -169,7 +171,7 @@ def pull_back(
     for name, shape in shapes.items():
         by_stage.setdefault(layer_of(name), {})[stage_of(name)[1]] = shape
     lowest = -1 if None in by_stage else min(number for number in by_stage if number is not None)
-    for layer in reversed(range(max(lowest, 0), run.cfg.n_layers)):
+    for layer in reversed(range(max(lowest, 0), run.cfg.n_layers if top is None else top)):
         stage, inputs = block_stage(run.cfg, run.params, run.context, run.hooks, layer)
         points, rule = by_stage.get(layer, {}), (rules or {}).get(layer, BlockRule())
         factors = None if dropped is None else (dropped != layer).astype(np.float32)
@@ -181,6 +183,30 @@ def pull_back(
         stage, inputs = embedding_stage(run.cfg, run.params, run.context, run.hooks)
         plan = Plan(stage.module, tuple(by_stage[None].items()), BlockRule())
         yield from _pull_to_points(plan, stage.variables, stage.slots, (run.tokens, *inputs), cotangents).items()
+
+
+def pull_from_points(
+    run: Trajectory, layer: int, cotangents: Mapping[str, jax.Array], shapes: Mapping[str, tuple[int, ...]]
+) -> Iterator[tuple[str, jax.Array]]:
+    """Pulls gradients with respect to points inside one block back to hook points.
+
+    Args:
+        run: the run. What its hooks put at these very points in place of the model's values has no gradient.
+        layer: the block.
+        cotangents: the gradients at points of the block, by full name, ``[n, batch, padded_pos, ...]``.
+        shapes: the points to pull back to, as in :func:`pull_back`, in this block or before it.
+
+    Yields:
+        Each point and the gradients there, from the block down; zeros at points that do not come before.
+    """
+    stage, inputs = block_stage(run.cfg, run.params, run.context, run.hooks, layer)
+    here = {stage_of(name)[1]: shape for name, shape in shapes.items() if layer_of(name) == layer}
+    plan = Plan(stage.module, tuple(here.items()), BlockRule())
+    named = {stage_of(name)[1]: gradients for name, gradients in cotangents.items()}
+    back, gradients = _pull_captured(plan, stage.variables, stage.slots, (run.streams[layer], *inputs), named)
+    yield from ((stage.prefix + name, gradients[name]) for name in here)
+    if below := {name: shape for name, shape in shapes.items() if layer_of(name) != layer}:
+        yield from pull_back(run, back, below, top=layer)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -257,6 +283,26 @@ def _pull_to_points(
         return run_stage(stage, inputs, traced=True)[0]
 
     return jax.vmap(lambda cotangent: jax.vjp(run, zeros)[1](cotangent)[0])(cotangents)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _pull_captured(
+    plan: Plan,
+    variables: Mapping[str, Params],
+    slots: Slots,
+    inputs: tuple[Any, ...],
+    cotangents: Mapping[str, jax.Array],
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Pulls gradients at some points of a block, ``[n, batch, pos, ...]``, back to its input and to other points."""
+    stream, *others = inputs
+    zeros = {name: jnp.zeros(shape, widened(stream.dtype)) for name, shape in plan.points}
+
+    def run(stream: jax.Array, offsets: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        stage = Stage(plan.module, variables, "", tuple(cotangents), _adding(slots, offsets))
+        return run_stage(stage, (stream, *others), traced=True)[1]
+
+    values, pull = jax.vjp(run, stream, zeros)
+    return jax.vmap(lambda given: pull({name: given[name].astype(values[name].dtype) for name in given}))(cotangents)
 
 
 def _adding(slots: Slots, offsets: Mapping[str, jax.Array]) -> Slots:

@@ -2,6 +2,12 @@
 
 import dataclasses
 
+GRIDS = {
+    "gauss": "Gauss-Legendre", "midpoint": "midpoints", "left": "left ends", "right": "right ends",
+    "both": "with both ends",
+}  # fmt: skip
+"""Where the points of a path lie, in words."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Convention:

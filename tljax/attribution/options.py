@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Literal, TypedDict
 
-from tljax.attribution.convention import Convention
+from tljax.attribution.convention import GRIDS, Convention
 from tljax.checks import check_fields, typed, whole
 from tljax.errors import InputError, nearest
 
@@ -11,7 +11,6 @@ Method = Literal["exact", "attribution", "ig"]
 Grid = Literal["gauss", "midpoint", "left", "right"]
 Along = Literal["activation", "inputs", "writers"]
 
-GRIDS = ("gauss", "midpoint", "left", "right")
 _STEPS = 8
 
 
@@ -113,13 +112,12 @@ class Estimate:
         if self.method == "attribution":
             where = f"the {self.gradient_at} run"
         else:
-            grid = {"gauss": "Gauss-Legendre", "midpoint": "midpoints", "left": "left ends", "right": "right ends"}
             what = {
                 "activation": "each layer's own activation",
                 "inputs": "the token embeddings",
                 "writers": "the embedding's, each attention's and each MLP's output in turn",
             }[self.along]
-            where = f"{self.steps} points ({grid[self.grid]}) on the way of {what} from base to source"
+            where = f"{self.steps} points ({GRIDS[self.grid]}) on the way of {what} from base to source"
         return Convention(
             method=self.method,
             rule=rule,

@@ -14,6 +14,7 @@ from tljax.checks import typed
 from tljax.config import HookedTransformerConfig
 from tljax.errors import CacheError, InputError, UnknownHookError
 from tljax.hooks.points import point_table, stage_of
+from tljax.hooks.splices import refuse_splices, value_after
 from tljax.text import positions
 
 if TYPE_CHECKING:
@@ -68,6 +69,20 @@ def refuse_norms_of_the_stream(cfg: HookedTransformerConfig, what: str) -> None:
         )
 
 
+def refuse_dictionaries(cfg: HookedTransformerConfig, what: str) -> None:
+    """Refuses models with dictionaries spliced in: what a part computes is then not what reaches the stream.
+
+    Raises:
+        InputError: the model has some.
+    """
+    refuse_splices(
+        cfg.splices,
+        f"{what} takes the residual stream for a sum of what heads and MLPs put out",
+        "Decompose a run without them, of model.without_dictionaries(), or take the dictionary's own parts: its "
+        "features in the cache (….hook_sae_acts_post) times their rows of W_dec, and ….hook_sae_error.",
+    )
+
+
 def require(cache: "ActivationCache", names: Sequence[str], what: str) -> None:
     """Checks that a cache holds every activation that an analysis needs.
 
@@ -89,7 +104,7 @@ def stream_name(cache: "ActivationCache", layer: int, mlp_input: bool = False) -
     cfg = cache.cfg
     if mlp_input and not cfg.parallel_attn_mlp:
         return f"blocks.{layer}.hook_resid_mid"
-    before, after = f"blocks.{layer}.hook_resid_pre", f"blocks.{layer - 1}.hook_resid_post"
+    before, after = f"blocks.{layer}.hook_resid_pre", value_after(f"blocks.{layer - 1}.hook_resid_post", cfg.splices)
     return after if layer == cfg.n_layers or (before not in cache.cache_dict and after in cache.cache_dict) else before
 
 

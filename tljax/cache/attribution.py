@@ -58,8 +58,9 @@ def logit_attrs(
     access.refuse_norms_of_the_stream(cfg, "logit_attrs")
     ids, wrong = token_ids(model, tokens, incorrect_tokens)
     name = access.scale_name(cfg, cfg.n_layers)
-    access.require(cache, [f"blocks.{cfg.n_layers - 1}.hook_resid_post" if name is None else name], "logit_attrs")
-    scale = access.norm_scale(cache, name) if name else jnp.ones_like(cache["resid_post", -1][..., :1])
+    end = access.stream_name(cache, cfg.n_layers)
+    access.require(cache, [end if name is None else name], "logit_attrs")
+    scale = access.norm_scale(cache, name) if name else jnp.ones_like(cache[end][..., :1])
     stack, scale = residual.aligned(cache, residual_stack, scale, pos_slice, batch_slice, has_batch_dim)
     for given in (ids, wrong):
         _check_shape(given, scale.shape[:-1])

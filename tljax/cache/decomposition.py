@@ -64,6 +64,7 @@ def get_full_resid_decomposition(
     """
     cfg, what = cache.cfg, "get_full_resid_decomposition"
     access.refuse_norms_of_the_stream(cfg, what)
+    access.refuse_dictionaries(cfg, what)
     last = access.bounded_layer(cfg, layer, mlp_input)
     n_attention = last + (mlp_input and not cfg.parallel_attn_mlp)
     layers = range(0 if cfg.attn_only else last)

@@ -8,6 +8,7 @@ from tljax.cache import access
 from tljax.cache.slices import SliceInput
 from tljax.cache.stacking import stack_units
 from tljax.cache.writers import After, Heads, Part, Results
+from tljax.hooks.splices import value_after
 from tljax.modules.norm import norm_gain
 from tljax.numerics import matmul_precision
 
@@ -68,11 +69,12 @@ def compute_head_results(cache: "ActivationCache") -> "ActivationCache":
     cfg, results = cache.cfg, {}
     points = {layer: f"blocks.{layer}.attn.hook_z" for layer in range(cfg.n_layers)}
     points = {layer: z for layer, z in points.items() if z.replace("hook_z", "hook_result") not in cache.cache_dict}
-    access.require(cache, list(points.values()), "compute_head_results")
+    access.require(cache, [value_after(z, cfg.splices) for z in points.values()], "compute_head_results")
     with matmul_precision(cfg):
         for layer, z in points.items():
             weight = cache.model.params["blocks"][layer]["attn"]["W_O"]
-            results[z.replace("hook_z", "hook_result")] = jnp.einsum("...he,hed->...hd", cache[z], weight)
+            heads = cache[value_after(z, cfg.splices)]
+            results[z.replace("hook_z", "hook_result")] = jnp.einsum("...he,hed->...hd", heads, weight)
     return cache.with_activations(cache.cache_dict | results) if results else cache
 
 

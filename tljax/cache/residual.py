@@ -68,7 +68,7 @@ def accumulated_resid(
     rows: list[tuple[str, str]] = []
     for n in range(last + 1):
         if n == cfg.n_layers:
-            rows.append(("final_post", f"blocks.{n - 1}.hook_resid_post"))
+            rows.append(("final_post", access.stream_name(cache, n)))
             continue
         rows.append((f"{n}_pre", f"blocks.{n}.hook_resid_pre"))
         if cfg.has_resid_mid and ((incl_mid and n < last) or (mlp_input and n == last)):
@@ -130,6 +130,7 @@ def decompose_resid(
     """
     cfg = cache.cfg
     access.refuse_norms_of_the_stream(cfg, "decompose_resid")
+    access.refuse_dictionaries(cfg, "decompose_resid")
     mode = "all" if mode == "full" else mode
     if mode not in MODES:
         raise CacheError(f"mode={mode!r} is not one of {', '.join(map(repr, MODES))}.")

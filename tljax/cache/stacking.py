@@ -45,6 +45,7 @@ def stack_units(
     """
     cfg = cache.cfg
     access.refuse_norms_of_the_stream(cfg, what)
+    access.refuse_dictionaries(cfg, what)
     scale = access.scale_name(cfg, last) if apply_ln else None
     stream = access.stream_name(cache, last)
     needs_stream = incl_remainder or not names

@@ -14,7 +14,8 @@ from tljax.circuits.evaluation_result import CircuitResult
 from tljax.circuits.graph import Reader, ResidualGraph, Writer
 from tljax.circuits.picture import CircuitPicture, draw_circuit, plot_edge_matrix
 from tljax.circuits.replacement import MeanActivations, mean_activations
-from tljax.circuits.scores.edge_scores import Convention, EdgeScores
+from tljax.circuits.scores.convention import EdgeConvention
+from tljax.circuits.scores.edge_scores import EdgeScores
 from tljax.circuits.scores.edges import ZeroGapWarning, edge_scores
 from tljax.circuits.scores.verification import verify_edges
 from tljax.circuits.search.acdc import ACDCResult, acdc
@@ -29,7 +30,7 @@ __all__ = [
     "Circuit",
     "CircuitPicture",
     "CircuitResult",
-    "Convention",
+    "EdgeConvention",
     "EdgeScores",
     "LearnedCircuit",
     "LearningSettings",

@@ -10,26 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from tljax.checks import is_traced, typed
-from tljax.circuits.eap_ig_files import (
-    EAPIGGraph,
-    read_eap_ig_json,
-    read_eap_ig_pt,
-    write_eap_ig_json,
-    write_eap_ig_pt,
-)
-from tljax.circuits.files import ARRAY, decoded, parsed, write_json
+from tljax.circuits.circuit_files import read_circuit_json, read_circuit_pt, write_circuit
+from tljax.circuits.eap_ig_files import EAPIGGraph, write_eap_ig_pt
 from tljax.circuits.graph import ResidualGraph
 from tljax.circuits.picture import CircuitPicture, draw_circuit
 from tljax.circuits.replacement import Ablation
 from tljax.circuits.running import prepare_runs
-from tljax.circuits.selection import pruned, reads_of
+from tljax.circuits.selection import pruned, read_mask, reads_of
 from tljax.errors import CheckpointError, InputError
-from tljax.fingerprint import fingerprint_of
 from tljax.model.hooked_transformer import HookedTransformer
 from tljax.safetensors_files import own_errors
-
-_FORM = "tljax-circuit-1"
-_FIELDS = {"name": str, "axes": [str], "edges?": [str], "mask?": ARRAY}
 
 PROMPT_AXES = ("batch", "pos")
 """Axes of masks that differ by prompt and by position; the others are axes of stacks."""
@@ -67,7 +57,7 @@ class Circuit:
     name: str = ""
 
     def __post_init__(self) -> None:
-        mask = _read_mask(self.mask, self.graph)
+        mask = read_mask(self.mask, self.graph)
         names = (("circuit",) if mask.ndim == 3 else ()) if self.axis_names is None else tuple(self.axis_names)
         last = [axis for axis in PROMPT_AXES if axis in names]
         if len(names) != mask.ndim - 2 or len(set(names)) < len(names) or list(names[len(names) - len(last) :]) != last:
@@ -273,15 +263,7 @@ class Circuit:
         Raises:
             InputError: a circuit that the layout has no place for, or another model's.
         """
-        if model is not None:
-            self.graph.check(model.cfg)
-        if layout == "eap-ig":
-            write_eap_ig_json(path, EAPIGGraph.of(self.graph, self._known("to_json()")))
-            return
-        named = not self.axes and self.mask.dtype == bool
-        edges = {"edges": self.names()} if named else {"mask": self._known("to_json()")}
-        fields = {"name": self.name, "axes": list(self.axes), **edges}
-        write_json(path, _FORM, self.graph, fields, None if model is None else fingerprint_of(model))
+        write_circuit(path, self, self._known("to_json()"), model, layout)
 
     @classmethod
     @typed
@@ -297,15 +279,7 @@ class Circuit:
             CheckpointError: the file is missing, damaged, names what its graph lacks, or belongs to another model.
             InputError: its graph is not the model's.
         """
-        stored = parsed(path)
-        if isinstance(stored, dict) and "cfg" in stored:
-            return cls._of_eap_ig(read_eap_ig_json(path, stored), model)
-        read = decoded(path, stored, _FORM, _FIELDS, "a circuit", model)
-        with own_errors(path, "Write it anew with to_json.", CheckpointError):
-            if ("edges" in read.fields) == ("mask" in read.fields):
-                raise ValueError("it needs either edges or a mask")
-            mask = read.graph.mask(read.fields["edges"]) if "edges" in read.fields else read.fields["mask"]
-            return cls(mask, read.graph, tuple(read.fields["axes"]), read.fields["name"])
+        return cls._of_file(path, read_circuit_json(path, model))
 
     @typed
     def to_pt(self, path: str | os.PathLike[str]) -> None:
@@ -327,13 +301,12 @@ class Circuit:
             CheckpointError: the file is missing, damaged or something else.
             InputError: its graph is not the model's.
         """
-        return cls._of_eap_ig(read_eap_ig_pt(path), model)
+        return cls._of_file(path, read_circuit_pt(path, model))
 
     @classmethod
-    def _of_eap_ig(cls, read: EAPIGGraph, model: HookedTransformer | None) -> "Circuit":
-        if model is not None:
-            read.graph.check(model.cfg)
-        return cls(read.mask, read.graph)
+    def _of_file(cls, path: str | os.PathLike[str], fields: dict[str, Any]) -> "Circuit":
+        with own_errors(path, "Write it anew with to_json.", CheckpointError):
+            return cls(**fields)
 
     def __getitem__(self, index: Any) -> "Circuit":
         """Returns the part of a stack at a number, a slice or numbers along its first axis."""
@@ -405,26 +378,3 @@ class Circuit:
 
 def _module(*circuits: Circuit) -> Any:
     return np if all(isinstance(one.mask, np.ndarray) for one in circuits) else jnp
-
-
-def _read_mask(mask: Any, graph: ResidualGraph) -> Any:
-    """Returns a mask as booleans or numbers, zero where there is no edge."""
-    array = mask if isinstance(mask, jax.Array) else np.asarray(mask)
-    if array.shape[-2:] != graph.shape or array.ndim < 2:
-        raise InputError(
-            f"The mask has shape {tuple(array.shape)}; this graph has {graph.n_writers} writers and {graph.n_readers} "
-            "readers, so give [..., writer, reader]. Is it the mask of another model?"
-        )
-    if is_traced(array):
-        return array * jnp.asarray(graph.edges, array.dtype)
-    if array.dtype == bool:
-        return array & graph.edges
-    numeric = array.dtype.kind in "iu" or jnp.issubdtype(array.dtype, jnp.floating)
-    known = np.where(graph.edges, np.asarray(array), np.zeros((), array.dtype)) if numeric else np.asarray(array)
-    if array.dtype.kind in "iu" and np.isin(known, (0, 1)).all():
-        return known.astype(bool)
-    if not numeric or array.dtype.kind in "iu" or not np.isfinite(known.astype(np.float64)).all():
-        raise InputError(
-            f"The mask has dtype {array.dtype}: give booleans, or finite numbers from 0 (absent) to 1 (present)."
-        )
-    return known if isinstance(array, np.ndarray) else jnp.asarray(known)

@@ -113,27 +113,46 @@ def write_eap_ig_pt(path: str | os.PathLike[str], content: EAPIGGraph) -> None:
         torch.save(saved, stream)
 
 
-def read_eap_ig_json(path: str | os.PathLike[str], stored: Any) -> EAPIGGraph:
+def read_eap_ig_json(path: str | os.PathLike[str], stored: Any, model: Any = None) -> EAPIGGraph | None:
     """Reads the JSON value of a file that EAP-IG wrote.
 
+    Args:
+        path: the file, for errors.
+        stored: its value.
+        model: the model that its graph must be of, if any.
+
+    Returns:
+        What it holds; ``None`` if it is no file of EAP-IG.
+
     Raises:
-        CheckpointError: it is incomplete, damaged, or not of this kind.
+        CheckpointError: it is incomplete or damaged.
+        InputError: its graph is not the model's.
     """
+    if not isinstance(stored, dict) or "cfg" not in stored:
+        return None
     with own_errors(path, _REMEDY, CheckpointError):
-        return content_of_json(stored)
+        content = content_of_json(stored)
+    return _of_model(content, model)
 
 
-def read_eap_ig_pt(path: str | os.PathLike[str]) -> EAPIGGraph:
+def read_eap_ig_pt(path: str | os.PathLike[str], model: Any = None) -> EAPIGGraph:
     """Reads a ``.pt`` that EAP-IG wrote; this needs torch, and no code in it runs.
 
     Raises:
         CheckpointError: the file is missing, incomplete, damaged, or not of this kind.
         UnsupportedModelError: torch is not installed.
+        InputError: its graph is not the model's.
     """
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"There is no file {path}.")
-    return _read_pt(path)
+    return _of_model(_read_pt(path), model)
+
+
+def _of_model(content: EAPIGGraph, model: Any) -> EAPIGGraph:
+    if model is not None:
+        content.graph.check(model.cfg)
+    return content
 
 
 def content_of_json(stored: Any) -> EAPIGGraph:

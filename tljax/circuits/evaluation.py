@@ -2,8 +2,8 @@
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
-from typing import Any, Protocol, Unpack, runtime_checkable
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Protocol, Unpack, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -97,36 +97,71 @@ def minimality(
     prompt: Any,
     source: Any,
     metric: Any,
-    edges: Sequence[str] | None = None,
+    edges: Sequence[str] | Mapping[str, Sequence[str]] | Literal["classes"] | None = None,
     **options: Unpack[RunOptions],
 ) -> CircuitResult:
     """Measures the circuit without each of its edges: ``result.drop()`` says what each is worth.
 
     Args:
         model, prompt, source, metric, options: as in :func:`faithfulness`.
-        circuit: one circuit. Each edge takes a run of it, many at a time.
-        edges: the edges to leave out, by name; by default each of the circuit's.
+        circuit: one circuit, which may differ by prompt and position. Each edge takes a run of it, many at a time.
+        edges: the edges to leave out, by name; by default each of the circuit's. A mapping from labels to edges leaves
+            those of a label out together. ``"classes"`` does so with all edges into queries and keys (``"into_qk"``),
+            into values (``"into_v"``), into MLPs (``"into_mlp"``) and into the logits (``"into_logits"``): the classes
+            of TransformerLens 4.3's ``edge_class_recovered``.
 
     Returns:
-        A result with an ``"edge"`` axis, whose labels are the edges' names.
+        A result with an ``"edge"`` axis, whose labels are the edges' names, or the mapping's labels.
 
     Raises:
         InputError: a stack of circuits, an empty circuit, or an edge that it lacks.
     """
-    names = circuit.names() if edges is None else list(edges)
-    if not names:
-        raise InputError("The circuit has no edges to leave out.")
-    if absent := [name for name in names if name not in circuit]:
-        raise InputError(f"The circuit lacks the edge {absent[0]!r}, so it cannot be left out.")
-    masks = np.repeat(np.asarray(circuit.mask)[None], len(names) + 1, axis=0)
-    for number, name in enumerate(names):
-        masks[(number, *circuit.graph.edge(name))] = 0
+    if circuit.stack_axes:
+        raise InputError(f"Edges are left out of one circuit, and this is a stack with axes {circuit.axes}.")
+    apart = tuple(range(len(circuit.axes)))  # prompts and positions
+    present = np.asarray(np.asarray(circuit.mask).any(axis=apart))
+    groups = _left_out(circuit.graph, present, edges)
+    masks = np.repeat(np.asarray(circuit.mask)[None], len(groups) + 1, axis=0)
+    for number, mask in enumerate(groups.values()):
+        masks[number][..., mask] = 0
     runs, measure = _prepared(model, circuit.graph, prompt, source, metric, options)
-    found = _evaluated(runs, measure, Circuit(masks, circuit.graph, ("edge",)), options)
+    found = _evaluated(runs, measure, Circuit(masks, circuit.graph, ("edge", *circuit.axes)), options)
     return dataclasses.replace(
         found, values=found.values[:-1], circuit=found.values[-1], n_edges=found.n_edges[:-1], measured="minimality",
-        labels={"edge": names},
+        labels={"edge": list(groups)},
     )  # fmt: skip
+
+
+_CLASSES = {"into_qk": ("q", "k"), "into_v": ("v",), "into_mlp": ("mlp",), "into_logits": ("logits",)}
+"""Kinds of readers by class of edges."""
+
+
+def _left_out(
+    graph: ResidualGraph, present: np.ndarray, edges: Sequence[str] | Mapping[str, Sequence[str]] | str | None
+) -> dict[str, np.ndarray]:
+    """Returns masks ``[writer, reader]`` of the edges to leave out together, by label.
+
+    Raises:
+        InputError: there are none, or the circuit lacks one.
+    """
+    if not present.any() and (edges is None or edges == "classes"):
+        raise InputError("The circuit has no edges to leave out.")
+    if edges == "classes":
+        kinds = np.asarray([reader.kind for reader in graph.readers])
+        return {label: present & np.isin(kinds, chosen) for label, chosen in _CLASSES.items()}
+    if isinstance(edges, str):
+        raise InputError(
+            f'edges is a list of names, such as [{edges!r}], a mapping from labels to lists, or "classes".'
+        )
+    if not isinstance(edges, Mapping):
+        edges = {name: [name] for name in (graph.names(present) if edges is None else edges)}
+    if not edges:
+        raise InputError(
+            "edges= is empty: name the edges to leave out, or leave edges= away for each of the circuit's."
+        )
+    if absent := [name for names in edges.values() for name in names if not present[graph.edge(name)]]:
+        raise InputError(f"The circuit lacks the edge {absent[0]!r}, so it cannot be left out.")
+    return {label: graph.mask(names) for label, names in edges.items()}
 
 
 @typed

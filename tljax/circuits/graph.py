@@ -17,6 +17,7 @@ import numpy as np
 from tljax.checks import typed
 from tljax.config import HookedTransformerConfig
 from tljax.errors import InputError, nearest
+from tljax.hooks.splices import refuse_splices
 
 WriterKind = Literal["input", "head", "mlp", "expert"]
 ReaderKind = Literal["q", "k", "v", "mlp", "logits"]
@@ -270,6 +271,7 @@ class ResidualGraph:
         Raises:
             InputError: it is another model's; the message says what differs.
         """
+        _refuse_dictionaries(cfg)
         own = _fields_of(cfg)
         differing = {name: value for name, value in own.items() if getattr(self, name) != value}
         if differing:
@@ -295,6 +297,7 @@ class ResidualGraph:
                 "normalises the whole stream after each addition (use_normalization_of_residual), so that nothing "
                 "added is found again in later layers. Patch activations with sweep instead."
             )
+        _refuse_dictionaries(cfg)
         counts = tuple(_experts(cfg, layer) for layer in range(cfg.n_layers)) if experts else ()
         if experts and not any(counts):
             raise InputError("experts=True asks for each expert as a writer, and this model has no experts.")
@@ -304,6 +307,16 @@ class ResidualGraph:
         if name in numbers:
             return numbers[name]
         raise InputError(f"There is no {what} {name!r} in this graph.{nearest(name, numbers)}")
+
+
+def _refuse_dictionaries(cfg: HookedTransformerConfig) -> None:
+    """Raises InputError if dictionaries are spliced in: edges would run through them as if they were not there."""
+    refuse_splices(
+        cfg.splices,
+        "A residual graph joins what heads and MLPs put out to what reads it",
+        "Make the graph of the model without it, ResidualGraph.of(model.without_dictionaries()); for effects of its "
+        "features see tljax.dictionaries.attribution, and sweep.",
+    )
 
 
 def _fields_of(cfg: HookedTransformerConfig) -> dict[str, Any]:

@@ -7,7 +7,16 @@ import numpy as np
 
 from tljax.circuits.parts import Box, Join
 
-_BOX_WIDTH = {"head": 0.52, "group": 0.52, "mlp": 0.4, "expert": 0.52, "input": 0.8, "logits": 0.8}
+_BOX_WIDTH = {
+    "head": 0.52,
+    "group": 0.52,
+    "mlp": 0.4,
+    "expert": 0.52,
+    "input": 0.8,
+    "logits": 0.8,
+    "feature": 0.6,
+    "error": 0.6,
+}
 _HEIGHTS = {"head": 0.29, "group": 0.29}
 _HEIGHT = 0.2
 _GAP = 0.14

@@ -7,7 +7,7 @@ import numpy as np
 
 from tljax.circuits.graph import Reader, ResidualGraph, Writer
 
-BoxKind = Literal["input", "head", "group", "mlp", "expert", "logits"]
+BoxKind = Literal["input", "head", "group", "mlp", "expert", "logits", "feature", "error"]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -19,12 +20,13 @@ from tljax.viz.scale import DIVERGING, Scale
 _ABOVE, _BELOW, _UNSIGNED = "#0072b2", "#d55e00", "#555555"  # blue and vermilion, which all eyes tell apart
 _FILLS = {
     "input": "#e8e8e8", "logits": "#e8e8e8", "head": "#fdf3d0", "group": "#ffffff", "mlp": "#dcefe6",
-    "expert": "#dcefe6",
+    "expert": "#dcefe6", "feature": "#e3ecf7", "error": "#f3e3e3",
 }  # fmt: skip
 _DASHES: dict[str, Dash] = {"q": (4.0, 1.5), "k": (1.2, 1.2), "v": (), "": ()}
 _WIDEST, _NARROWEST, _FAINTEST = 4.0, 0.6, 0.25
 _MOST = 1000
-_READABLE = 300
+READABLE = 300
+"""The most edges that a picture shows legibly."""
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -94,20 +96,48 @@ def draw_circuit(
     chosen, values, signed = _checked(graph, mask, scores, k)
     boxes, joins, made_of = parts_of(graph, chosen, values)
     joins = sorted(joins, key=lambda one: abs(one.score))  # the strongest are drawn last, over the others
-    layout = lay_out(boxes, joins, made_of)
-    largest = max(abs(one.score) for one in joins)
-    crowd = min(1.0, len(joins) / _READABLE)
-    lines = tuple(_line(one, layout.curves[n], largest, signed, crowd) for n, one in enumerate(joins))
     count, every = int(chosen.sum()), _count_of(graph, mask)
     note = (
         f"{count} of {graph.n_edges} edges" if count == every else f"the {count} strongest of a circuit's {every} edges"
     )
-    diagram = Diagram(
-        tuple(_box(box, n, joins, layout) for n, box in enumerate(boxes)), lines, _bands(boxes, layout, graph),
-        _legend(joins, largest if signed else None, score_name), _inputs(joins, layout),
-        tuple((tuple(a), tuple(b)) for a, b in layout.made_of.tolist()), layout.width, layout.height, title or "", note,
-    )  # fmt: skip
+    bands = {layer: f"layer {layer}" for layer in range(graph.n_layers)}
+    diagram = diagram_of(
+        boxes, joins, made_of, signed=signed, bands=bands, score_name=score_name, title=title or "", note=note
+    )
     return CircuitPicture(diagram, tuple(one.name for one in joins))
+
+
+def diagram_of(
+    boxes: list[Box],
+    joins: list[Join],
+    made_of: list[Join],
+    *,
+    signed: bool,
+    bands: Mapping[int, str],
+    score_name: str,
+    title: str,
+    note: str,
+) -> Diagram:
+    """Lays out boxes and lines.
+
+    Args:
+        boxes: the boxes, from the bottom up.
+        joins: the edges between them, strongest last.
+        made_of: lines that are no edges.
+        signed: whether scores say anything.
+        bands: for each layer of the boxes its name, if it has one.
+        score_name: what the scores are.
+        title, note: a heading and a line below it.
+    """
+    layout = lay_out(boxes, joins, made_of)
+    largest = max(abs(one.score) for one in joins)
+    crowd = min(1.0, len(joins) / READABLE)
+    lines = tuple(_line(one, layout.curves[n], largest, signed, crowd) for n, one in enumerate(joins))
+    return Diagram(
+        tuple(_box(box, n, joins, layout) for n, box in enumerate(boxes)), lines, _bands(boxes, layout, bands),
+        _legend(joins, largest if signed else None, score_name), _inputs(joins, layout),
+        tuple((tuple(a), tuple(b)) for a, b in layout.made_of.tolist()), layout.width, layout.height, title, note,
+    )  # fmt: skip
 
 
 @typed
@@ -180,8 +210,8 @@ def _checked(graph: ResidualGraph, mask: Any, scores: Any, k: int | None) -> tup
         chosen = kept.reshape(chosen.shape)
     if chosen.sum() > _MOST:
         raise InputError(
-            f"A picture of {int(chosen.sum())} edges cannot be read; up to {_READABLE} can. Draw the strongest, "
-            f"draw_circuit(graph, mask, scores, k={_READABLE}), or all scores with plot_edge_matrix(scores, graph)."
+            f"A picture of {int(chosen.sum())} edges cannot be read; up to {READABLE} can. Draw the strongest, "
+            f"draw_circuit(graph, mask, scores, k={READABLE}), or all scores with plot_edge_matrix(scores, graph)."
         )
     return chosen, values, signed
 
@@ -230,7 +260,7 @@ def _box(box: Box, number: int, joins: list[Join], layout: Layout) -> DiagramBox
     return DiagramBox(x, y, width, height, box.name, _FILLS[box.kind], about, box.kind in ("mlp", "expert"))
 
 
-def _bands(boxes: list[Box], layout: Layout, graph: ResidualGraph) -> tuple[DiagramBand, ...]:
+def _bands(boxes: list[Box], layout: Layout, named: Mapping[int, str]) -> tuple[DiagramBand, ...]:
     """Returns a band for each layer that has boxes, each up to the middle of the gap to the next."""
     low_edges, high_edges = (layout.centres[:, 1] + sign * layout.sizes[:, 1] / 2 for sign in (-1, 1))
     layers = [box.layer for box in boxes]
@@ -239,7 +269,7 @@ def _bands(boxes: list[Box], layout: Layout, graph: ResidualGraph) -> tuple[Diag
     lows, highs = [low_edges[own].min() for own in members], [high_edges[own].max() for own in members]
     between = [(high + low) / 2 for high, low in zip(highs, lows[1:], strict=False)]
     bounds = [lows[0] - 0.1, *between, highs[-1] + 0.1]
-    names = ["" if layer in (-1, graph.n_layers) else f"layer {layer}" for layer in order]
+    names = [named.get(layer, "") for layer in order]
     return tuple(
         DiagramBand(float(low), float(high), name) for low, high, name in zip(bounds, bounds[1:], names, strict=False)
     )

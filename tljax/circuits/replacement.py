@@ -25,6 +25,7 @@ from tljax.patching.engine.base_run import BaseRun, run_base
 from tljax.patching.engine.edits import expand
 from tljax.patching.sources import cached
 from tljax.text import positions
+from tljax.text.alignment import read_alignment
 from tljax.text.batch import Batch
 from tljax.text.inputs import ModelInput, prepare
 from tljax.text.padding import pad_axis
@@ -250,7 +251,7 @@ def _from_source(model: HookedTransformer, base: BaseRun, names: Sequence[str], 
         found, text = run.activations, _text_of(run)
     if len(text) != base.batch:
         raise InputError(f"There are {base.batch} base prompts and {len(text)} source prompts: give one for each.")
-    places, own = _places(base, text, align)
+    places, own = read_alignment(align, _text_of(base), text)
     as_it_is = not own.any() and (places == np.arange(places.shape[1])).all()
     if run is not None and as_it_is and run.padded_length == base.padded_length:
         return Replacement({name: found[name] for name in names}, run)
@@ -258,49 +259,6 @@ def _from_source(model: HookedTransformer, base: BaseRun, names: Sequence[str], 
     return Replacement(
         {name: _taken(found[name], base.activations[name] if own.any() else None, places, own) for name in names}, run
     )
-
-
-def _places(base: BaseRun, text: np.ndarray, align: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Returns where each base token's value stands in the source's array, and which keep their own.
-
-    Args:
-        base: the base run.
-        text: which entries of the source's array are text, ``[batch, source_pos]``.
-        align: as in :func:`read_replacement`.
-
-    Returns:
-        Two arrays ``[batch, length]``.
-    """
-    here = _text_of(base)
-    if align is None:
-        lengths = here.sum(axis=1), text.sum(axis=1)
-        if (different := np.flatnonzero(lengths[0] != lengths[1])).size:
-            row = int(different[0])
-            raise InputError(
-                f"Prompt {row} has {lengths[0][row]} tokens, its source {lengths[1][row]}. Say which token stands for "
-                "which: align=tljax.text.align(prompt, source), or compare model.to_str_tokens(prompt) and (source)."
-            )
-        same = here.shape == text.shape and (here == text).all()
-        if same:
-            return np.broadcast_to(np.arange(here.shape[1]), here.shape), np.zeros(here.shape, bool)
-        return positions.find(text, np.maximum(positions.ranks(here), 0))[0], np.zeros(here.shape, bool)
-    align = np.asarray(align)
-    if align.shape != here.shape or align.dtype.kind not in "iu":
-        raise InputError(
-            f"align= has shape {align.shape} and dtype {align.dtype}; give whole numbers {here.shape}, one for each "
-            "entry of the base prompts' array: a source position, or -1."
-        )
-    own = ~here | (align < 0)
-    places = np.where(own, 0, align)
-    wrong = (align < -1) | (places >= text.shape[1])
-    wrong |= ~own & ~np.take_along_axis(text, np.minimum(places, text.shape[1] - 1), axis=1)
-    if (wrong & here).any():
-        row, pos = (int(n) for n in np.argwhere(wrong & here)[0])
-        raise InputError(
-            f"align[{row}, {pos}] is {align[row, pos]}, which is no token of source prompt {row}: it has "
-            f"{int(text[row].sum())} in an array of {text.shape[1]}."
-        )
-    return places, own
 
 
 def _taken(value: jax.Array, base: jax.Array | None, places: np.ndarray, own: np.ndarray) -> jax.Array:

@@ -9,6 +9,8 @@ import functools
 import heapq
 from typing import Any, Literal
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from tljax.checks import check_type, is_traced, typed, whole
@@ -40,6 +42,33 @@ def read_scores(scores: Any, graph: ResidualGraph) -> np.ndarray:
             "chosen by such scores. Look for prompts whose metric is not finite."
         )
     return array
+
+
+def read_mask(mask: Any, graph: ResidualGraph) -> Any:
+    """Returns a mask ``[..., writer, reader]`` as booleans or numbers, zero where there is no edge.
+
+    Raises:
+        InputError: it is of another shape, or holds what is no mask.
+    """
+    array = mask if isinstance(mask, jax.Array) else np.asarray(mask)
+    if array.shape[-2:] != graph.shape or array.ndim < 2:
+        raise InputError(
+            f"The mask has shape {tuple(array.shape)}; this graph has {graph.n_writers} writers and {graph.n_readers} "
+            "readers, so give [..., writer, reader]. Is it the mask of another model?"
+        )
+    if is_traced(array):
+        return array * jnp.asarray(graph.edges, array.dtype)
+    if array.dtype == bool:
+        return array & graph.edges
+    numeric = array.dtype.kind in "iu" or jnp.issubdtype(array.dtype, jnp.floating)
+    known = np.where(graph.edges, np.asarray(array), np.zeros((), array.dtype)) if numeric else np.asarray(array)
+    if array.dtype.kind in "iu" and np.isin(known, (0, 1)).all():
+        return known.astype(bool)
+    if not numeric or array.dtype.kind in "iu" or not np.isfinite(known.astype(np.float64)).all():
+        raise InputError(
+            f"The mask has dtype {array.dtype}: give booleans, or finite numbers from 0 (absent) to 1 (present)."
+        )
+    return known if isinstance(array, np.ndarray) else jnp.asarray(known)
 
 
 def ranked(scores: np.ndarray, by: By) -> np.ndarray:

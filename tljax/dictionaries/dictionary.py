@@ -191,7 +191,7 @@ class Dictionary(StoredDictionary):
         x = x - each(self.b_dec, x) if cfg.apply_b_dec_to_input else x
         if cfg.architecture == "matching_pursuit":
             return Encoded(at("hook_sae_acts_post", pursue(x, self.W_dec, cfg)), factors, None)
-        h = product(x, self.W_enc)
+        h = self._times(x, "W_enc")
         if cfg.architecture == "gated":
             magnitudes = at("hook_sae_acts_pre", h * each(jnp.exp(params["r_mag"]), h) + each(params["b_mag"], h))
             features = jnp.where(h + each(params["b_gate"], h) <= 0, 0, jax.nn.relu(magnitudes))
@@ -238,11 +238,36 @@ class Dictionary(StoredDictionary):
         """Computes ``features @ W_dec + b_dec`` ``[..., d_out]``, before a normalisation is undone."""
         cfg = self.cfg
         scaled = features / each(self.decoder_norms, features) if cfg.rescale_acts_by_decoder_norm else features
-        output = product(scaled.astype(self.dtype), self.W_dec)
+        output = self._times(scaled.astype(self.dtype), "W_dec")
         adds_bias = cfg.apply_b_dec_to_input or cfg.architecture != "matching_pursuit"
         if cfg.architecture == "temporal" and cfg.tied_weights and not cfg.apply_b_dec_to_input:
             adds_bias = False
         return output + each(self.b_dec, output) if adds_bias else output
+
+    def laid_out(self, layouts: Mapping[str, jax.Array]) -> "Dictionary":
+        """Returns the dictionary with other layouts of ``W_enc`` and ``W_dec``, for products with few rows on a CPU.
+
+        Args:
+            layouts: some of the two, each ``[piece, in, out]`` or transposed, ``[out, in]``. They do not go through
+                ``jax`` transformations as part of the dictionary.
+        """
+        dictionary = self.tree_unflatten(self.cfg, (self.params, self.sparsity))
+        dictionary.__dict__["_layouts"] = dict(layouts)
+        return dictionary
+
+    def _times(self, x: jax.Array, name: str) -> jax.Array:
+        """Returns ``x @ W`` for ``W_enc`` or ``W_dec``, by another layout of it if there is one."""
+        other = self.__dict__.get("_layouts", {}).get(name)
+        if other is None:
+            return product(x, self.W_enc if name == "W_enc" else self.W_dec)
+        rows = x.reshape(-1, x.shape[-1])
+        if other.ndim == 3:  # one row at a time: XLA repacks the weight for two
+            pieces = rows.reshape(-1, *other.shape[:2])
+            each_row = [jnp.einsum("si,sio->so", row, other, precision="highest").sum(axis=0) for row in pieces]
+            output = jnp.stack(each_row)
+        else:  # without the barrier XLA transposes the product back
+            output = jax.lax.optimization_barrier(product(other, rows.T)).T
+        return output.reshape(*x.shape[:-1], -1)
 
     def skip(self, activations: jax.Array) -> jax.Array | None:
         """Returns what a transcoder's skip connection adds, ``x @ W_skip.T`` ``[..., d_out]``; ``None`` without one."""

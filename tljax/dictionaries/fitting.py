@@ -87,7 +87,13 @@ def fit_to(
         dictionary = _moved_before_gain(dictionary, model, resolve_point(reads, model))
     elif dictionary.cfg.tap.gain is not None:
         dictionary = _at_its_gain(dictionary, model)
-    return _retapped(dictionary, processing=model.cfg.weight_processing, gain=None)
+    tap = dictionary.cfg.tap
+    return _retapped(
+        dictionary,
+        processing=None if tap.processing is None else model.cfg.weight_processing,
+        gain=tap.gain if stage_of(_reads(dictionary))[1] in _AFTER_GAIN else None,
+        model_name=model.cfg.model_name,
+    )
 
 
 def resolve_point(name: str, model: "HookedTransformer") -> str:
@@ -102,12 +108,18 @@ def resolve_point(name: str, model: "HookedTransformer") -> str:
         raise DictionaryError(f"The dictionary's point {name!r} is none of this model: {error.args[0]}") from error
 
 
+def is_of_another_model(named: str | None, own: str) -> bool:
+    """Whether two names of models are both known, and not of the same one."""
+    one, other = (None if name is None else _canonical(name) for name in (named, own))
+    return one is not None and other is not None and one[1] and other[1] and one[0] != other[0]
+
+
 def _check_name(named: str | None, own: str, any_model: bool) -> None:
     one, other = (None if name is None else _canonical(name) for name in (named, own))
     if any_model or one is None or other is None or one[0] == other[0]:
         return
     remedy = "any_model=True fits it all the same, as to a finetuned version of its model."
-    if one[1] and other[1]:
+    if is_of_another_model(named, own):
         raise DictionaryError(f"The dictionary is of {named}, and this model is {own}. {remedy}")
     warnings.warn(
         f"The dictionary is of {named!r}, and this model is {own!r}: whether they are the same is not known. {remedy}",

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from tljax.checkpoints.files import hub
-from tljax.dictionaries.formats.dtypes import dtype_named
+from tljax.dictionaries.formats.dtypes import dtype_named, in_dtype
 from tljax.dictionaries.formats.read import Format, Read
 from tljax.dictionaries.formats.releases import RELEASES, find_release
 from tljax.dictionaries.formats.table import FORMATS, detected, format_named, format_of, wrong_kind
@@ -171,7 +171,9 @@ def read(source: Source, *, holds: str = "dictionary", dtype: Any = None, **fact
     if dtype is None:
         return found
     target = dtype_named(jnp.dtype(dtype).name, "dtype=")
-    cast = jax.tree.map(lambda array: array.astype(target), found.params)
+    cast = jax.tree_util.tree_map_with_path(
+        lambda keys, array: in_dtype(array, target, keys[-1].key, str(source.path)), found.params
+    )
     return dataclasses.replace(found, params=cast)
 
 

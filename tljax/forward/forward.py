@@ -11,6 +11,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from tljax.checks import is_traced
@@ -33,11 +34,12 @@ from tljax.hooks.points import (
     head_points,
     stage_of,
 )
-from tljax.hooks.splices import Splice, value_after
+from tljax.hooks.splices import value_after
 from tljax.modules.context import AttentionContext
 from tljax.modules.embedding import EmbeddingStage
 from tljax.modules.products import LAYOUTS
 from tljax.modules.stack import block_module, embedding_module, head_module
+from tljax.splice import Splice
 from tljax.typing import Params
 
 POSITIONS = "hook_pos_embed"
@@ -139,7 +141,7 @@ def run_forward(
         positions = embed_positions(embedding_module(cfg), params["pos_embed"], value, context)
     asked = (*names, POSITIONS) if unasked else names
     if start is None and context.tokens is None and excludes_tokens(cfg):
-        context = dataclasses.replace(context, tokens=value)
+        context = dataclasses.replace(context, tokens=jnp.asarray(value))
     for stage, inputs in _stages(cfg, params, layouts or {}, context, hooks, asked, start, stop):
         if shortformer and stage.entry is not None:  # a block
             inputs = (dataclasses.replace(inputs[0], pos_embed=positions),)

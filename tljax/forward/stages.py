@@ -16,11 +16,13 @@ from tljax.dictionary_params import DICTIONARIES
 from tljax.hooks.intervention import Intervention
 from tljax.hooks.interventions import Replace
 from tljax.hooks.point import SPLICES, HookPoint, HookSlot, apply_with_slots, is_compiled, leaked_tracer
-from tljax.hooks.splices import Splice, Splicing
+from tljax.hooks.splices import Splicing
 from tljax.modules.block import TransformerBlock
 from tljax.modules.context import AttentionContext
 from tljax.modules.embedding import EmbeddingStage
+from tljax.modules.products import LAYOUTS
 from tljax.numerics import matmul_precision
+from tljax.splice import Splice
 from tljax.typing import Params
 
 
@@ -69,9 +71,11 @@ def _with_dictionaries(
     variables: Mapping[str, Params], splices: Sequence[Splice], context: AttentionContext
 ) -> dict[str, Any]:
     """Returns what a module reads with the dictionaries among its parameters as a :class:`Splicing`, for this call."""
-    own = dict(variables["params"])
-    splicing = Splicing(splices, own.pop(DICTIONARIES), context.tokens, context.computed)
-    return {**variables, "params": own, SPLICES: {"run": splicing}}
+    own, layouts = dict(variables["params"]), dict(variables.get(LAYOUTS, {}))
+    other = layouts.pop(DICTIONARIES, {})
+    dictionaries = {name: one.laid_out(other.get(name, {})) for name, one in own.pop(DICTIONARIES).items()}
+    splicing = Splicing(splices, dictionaries, context.tokens, context.computed)
+    return {**variables, "params": own, LAYOUTS: layouts, SPLICES: {"run": splicing}}
 
 
 _apply_compiled = jax.jit(_apply, static_argnums=(0, 1))

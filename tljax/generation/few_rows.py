@@ -12,13 +12,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from tljax.dictionary_params import DICTIONARIES
 from tljax.typing import Params
 
 _PIECES = 4
 _SMALLEST = 2**18
 """Elements of the smallest weight for which another layout pays off."""
-_CUT = ("W_Q", "W_K", "W_V", "W_O", "W_in", "W_gate", "W_out")
-_TRANSPOSED = ("W_in", "W_gate", "W_out", "W_U")
+_CUT = ("W_Q", "W_K", "W_V", "W_O", "W_in", "W_gate", "W_out", "W_enc", "W_dec")
+_TRANSPOSED = ("W_in", "W_gate", "W_out", "W_U", "W_enc", "W_dec")
 """Weights that gain from each: one row times ``W_U`` is fast as it is, attention's are too small to repay a copy."""
 
 
@@ -64,8 +65,10 @@ def _matrices(node: Any, names: Sequence[str]) -> Any:
     tree = {
         name: _matrices(child, names)
         for name, child in node.items()
-        if isinstance(child, dict | tuple | list) and name != "experts"
+        if isinstance(child, dict | tuple | list) and name not in ("experts", DICTIONARIES)
     }
+    if DICTIONARIES in node:
+        tree[DICTIONARIES] = {point: _matrices(one.params, names) for point, one in node[DICTIONARIES].items()}
     for name in names:
         weight = node.get(name)
         if isinstance(weight, jax.Array) and weight.size >= _SMALLEST and weight.dtype == jnp.float32:

@@ -6,6 +6,8 @@ gives the same without a disk.
 """
 
 from tljax.harvest.buffer import ActivationBuffer
+from tljax.harvest.codes import CodeStore, FeatureActivations, harvest_codes
+from tljax.harvest.estimate import HarvestEstimate, estimate_harvest
 from tljax.harvest.harvest import harvest
 from tljax.harvest.moments import Statistics
 from tljax.harvest.reader import Reader
@@ -15,9 +17,14 @@ from tljax.harvest.stored import StoredArray
 __all__ = [
     "ActivationBuffer",
     "ActivationStore",
+    "CodeStore",
     "Example",
+    "FeatureActivations",
+    "HarvestEstimate",
     "Reader",
     "Statistics",
     "StoredArray",
+    "estimate_harvest",
     "harvest",
+    "harvest_codes",
 ]

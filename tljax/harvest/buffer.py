@@ -28,7 +28,7 @@ class _Block(NamedTuple):
     Attributes:
         number: of the block.
         rows: its activations.
-        reached: how many batches of windows were read before the first of it, and a digest of them.
+        reached: how many batches of windows were read for the first of its tokens, and a digest of them.
     """
 
     number: int
@@ -142,7 +142,7 @@ class ActivationBuffer:
             "batch_size": self.batch_size, "steps_per_block": self.steps_per_block, "windows_at_once": self._at_once,
             "skip_special": list(self._skipped), "hooks": hooks_in_words(self._model),
         }  # fmt: skip
-        reached = (0, self._source.digest) if self._served is None else self._served.reached
+        reached = (0, "") if self._served is None else self._served.reached
         return {"model": fingerprint_of(self._model).to_dict(), "options": described, "reached": list(reached)}
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -163,6 +163,8 @@ class ActivationBuffer:
             raise HarvestError(f"The state is of another buffer: {'; '.join(found)} (there, and here).")
         batches, digest = state["reached"]
         self._served = self._following = None
+        if not batches:
+            return
         self._source.go_to_batch(batches)
         if self._source.digest != digest:
             raise HarvestError(

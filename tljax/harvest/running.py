@@ -17,7 +17,7 @@ from tljax.harvest.collecting import Collected, Collector
 from tljax.harvest.index import FILE, Index
 from tljax.harvest.points import hooks_in_words
 from tljax.harvest.windows import Windows
-from tljax.harvest.writing import ShardWriter
+from tljax.harvest.writing import SHARD, ShardWriter
 from tljax.model.hooked_transformer import HookedTransformer
 from tljax.progress import Progress
 
@@ -44,7 +44,7 @@ def begin(directory: Path, wanted: Index, resume: bool) -> Index:
         raise HarvestError(f"{directory} is a file; directory= names a directory.")
     directory.mkdir(parents=True, exist_ok=True)
     left = [path for path in directory.iterdir() if not _is_scrap(path)]
-    if left and not (directory / FILE).is_file() and not all(path.name.startswith("shard-") for path in left):
+    if left and not (directory / FILE).is_file():  # the index is written before the first shard
         raise HarvestError(
             f"{directory} holds something else ({', '.join(sorted(path.name for path in left)[:3])}): name an empty "
             "or a new directory."
@@ -57,7 +57,7 @@ def begin(directory: Path, wanted: Index, resume: bool) -> Index:
         index.refuse_other(wanted, directory)
     known = {FILE, *(shard.file for shard in index.shards)}
     for path in directory.iterdir():
-        if _is_scrap(path) or (path.name.startswith("shard-") and path.name not in known):
+        if _is_scrap(path) or (SHARD.fullmatch(path.name) and path.name not in known):
             path.unlink()
     if index is wanted:
         index.write(directory)

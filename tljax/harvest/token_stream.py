@@ -44,8 +44,10 @@ class TokenStream:
 
     @property
     def digest(self) -> str:
-        """Digest of the windows before the current batch."""
-        return self._hash.hexdigest()
+        """Digest of the windows that were read."""
+        read = self._hash.copy()
+        read.update(b"" if self._current is None else self._current[0].digest())
+        return read.hexdigest()
 
     def advance(self) -> None:
         """Goes to the next batch.
@@ -79,18 +81,18 @@ class TokenStream:
         return next(self._iterator)
 
     def go_to(self, token: int) -> tuple[int, str]:
-        """Goes to the batch that holds a token; returns how many batches lie before it, and their digest."""
+        """Goes to the batch that holds a token; returns how many batches were read, with that one, and their digest."""
         if token < self.at:
             self._restart()
         while self._current is None or self.end <= token:
             self.advance()
-        return self._batches, self.digest
+        return self._batches + 1, self.digest
 
     def go_to_batch(self, number: int) -> None:
-        """Goes to a batch by its number."""
-        if self._batches > number:
+        """Goes to a batch by how many batches have been read then."""
+        if self._batches + 1 > number:
             self._restart()
-        while self._current is None or self._batches < number:
+        while self._current is None or self._batches + 1 < number:
             self.advance()
 
     def rows(self, run: Callable[[Windows, np.ndarray], Rows]) -> Rows:

@@ -1,8 +1,10 @@
 """Shards: rows gathered in memory until a file is full, then written whole or not at all."""
 
 import contextlib
+import dataclasses
 import errno
 import hashlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,8 +20,8 @@ from tljax.safetensors_files import write_safetensors
 
 SUMS = "sums/"
 """Prefix of a shard's sums."""
-BESIDE = {"tokens": np.int32, "positions": np.int32, "documents": np.int32, "windows": np.int32}
-"""Arrays beside the stored ones, one entry a token."""
+SHARD = re.compile(r"shard-\d{5,}\.safetensors")
+"""Names of shards."""
 CONTEXT = "context"
 """Tokens of a shard's windows ``[window, pos]``, -1 at padding."""
 
@@ -111,23 +113,27 @@ class ShardWriter:
             index = self._written()
         if index is self.index and index.complete == complete:
             return
-        index = Index(**{**vars(index), "complete": complete})
+        index = dataclasses.replace(index, complete=complete)
         with _explained(self.directory, len(self.index.shards)):
             index.write(self.directory)
         self.index = index
         self._start()
 
     def _written(self) -> Index:
-        arrays = self._arrays()
         name = f"shard-{len(self.index.shards):05d}.safetensors"
-        tokens = len(arrays["tokens"])
-        widest = sorted(arrays, key=lambda one: -arrays[one].dtype.itemsize)  # keeps each aligned
-        headers = {one: (arrays[one].dtype, arrays[one].shape) for one in widest}
+        parts = self._parts | {SUMS + one: value for one, value in self._sums.items()}
+        self._parts = {}
+        headers = {one: _header(part) for one, part in parts.items()}
+        widest = sorted(headers, key=lambda one: -headers[one][0].itemsize)  # keeps each aligned
+        tokens = headers["tokens"][1][0]
+
+        def whole(one: str) -> np.ndarray:
+            part = parts.pop(one)  # one array at a time is in memory twice
+            return np.concatenate(part) if isinstance(part, list) else part
+
         with _explained(self.directory, len(self.index.shards)):
-            path = self.directory / name
-            write_safetensors(
-                path, headers, arrays.__getitem__, {"format": self.index.format}, sealed=True, durable=True
-            )
+            path, metadata = self.directory / name, {"format": self.index.format}
+            write_safetensors(path, {one: headers[one] for one in widest}, whole, metadata, sealed=True, durable=True)
             size = path.stat().st_size
         shard = Shard(file=name, bytes=size, tokens=tokens, windows=self._windows, digest=self._digest.hexdigest())
         before = self.index.counts
@@ -136,11 +142,14 @@ class ShardWriter:
             "tokens": before["tokens"] + tokens,
             **{name: before[name] + number for name, number in self._left_out.items()},
         }  # fmt: skip
-        return Index(**{**vars(self.index), "shards": (*self.index.shards, shard), "counts": counts})
+        return dataclasses.replace(self.index, shards=(*self.index.shards, shard), counts=counts)
 
-    def _arrays(self) -> Arrays:
-        arrays = {name: np.concatenate(parts) for name, parts in self._parts.items()}
-        return arrays | {SUMS + name: value for name, value in self._sums.items()}
+
+def _header(part: np.ndarray | list[np.ndarray]) -> tuple[np.dtype, tuple[int, ...]]:
+    """Returns the dtype and the shape of an array, or of the whole that parts along its first axis make."""
+    if isinstance(part, list):
+        return part[0].dtype, (sum(map(len, part)), *part[0].shape[1:])
+    return part.dtype, part.shape
 
 
 @contextlib.contextmanager

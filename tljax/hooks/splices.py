@@ -6,93 +6,38 @@ them, ``hook_sae_output``.
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tljax.errors import InputError
 from tljax.hooks.point import HOOKS, hook
-
-INPUT, ACTS_PRE, ACTS_POST = "hook_sae_input", "hook_sae_acts_pre", "hook_sae_acts_post"
-RECONS, ERROR, OUTPUT = "hook_sae_recons", "hook_sae_error", "hook_sae_output"
-
-ErrorTerm = Literal["keep", "drop"]
-Gradient = Literal["stop", "pass"]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
-class Splice:
-    """What a program needs to know of a spliced dictionary, besides its arrays.
-
-    Attributes:
-        reads: the point that is encoded.
-        writes: the point whose value is replaced; that of ``reads`` unless this is a transcoder.
-        d_in, d_out, d_sae: widths of what is read, of what is written, and the number of features.
-        dtype: the dictionary's.
-        acts_pre: whether it has ``hook_sae_acts_pre``.
-        merged_heads: whether heads are read as one vector.
-        head: the one head that is read and written; ``None`` means all.
-        error: ``"keep"`` adds what the reconstruction lacks, ``"drop"`` leaves it out.
-        gradient: ``"stop"``: the error is a constant in the backward pass; ``"pass"``: it is differentiated.
-        skip: whether a transcoder's skip connection is part of its output.
-        exclude_tokens: ids of tokens at whose positions the model's own value stays.
-        reads_every, writes_every: whether the points fire for every token even where a run computes the outputs of only
-            some.
-        source: the dictionary's whole config; ``None`` where programs are compiled.
-    """
-
-    reads: str
-    writes: str
-    d_in: int
-    d_out: int
-    d_sae: int
-    dtype: str
-    acts_pre: bool = True
-    merged_heads: bool = False
-    head: int | None = None
-    error: ErrorTerm = "keep"
-    gradient: Gradient = "stop"
-    skip: bool = True
-    exclude_tokens: tuple[int, ...] = ()
-    reads_every: bool = False
-    writes_every: bool = False
-    source: Any = None
-
-    def __repr__(self) -> str:
-        where = self.writes if self.reads == self.writes else f"{self.reads} -> {self.writes}"
-        return f"Splice({where}, {self.d_sae} features, error={self.error!r}, gradient={self.gradient!r})"
-
-    @property
-    def layer(self) -> int | None:
-        """The layer of the points; ``None`` at the embedding."""
-        return int(self.writes.split(".", 2)[1]) if self.writes.startswith("blocks.") else None
-
-    @functools.cached_property
-    def within_block(self) -> "Splice":
-        """The splice with its points named relative to their block, equal for equal dictionaries in other layers."""
-        reads, writes = (name.split(".", 2)[2] for name in (self.reads, self.writes))
-        return dataclasses.replace(self, reads=reads, writes=writes, source=None)
-
-    @property
-    def computation(self) -> "Splice":
-        """The splice without what no program depends on."""
-        return dataclasses.replace(self, source=None)
-
-    @property
-    def points(self) -> tuple[str, ...]:
-        """The points that it opens, in firing order."""
-        pre = (ACTS_PRE,) if self.acts_pre else ()
-        error = (ERROR,) if self.error == "keep" else ()
-        return (INPUT, *pre, ACTS_POST, RECONS, *error, OUTPUT)
+from tljax.numerics import widest
+from tljax.splice import ACTS_POST, ACTS_PRE, ERROR, INPUT, OUTPUT, RECONS, Splice
 
 
 def value_after(name: str, splices: Iterable[Splice]) -> str:
     """Returns the point that holds what the model goes on with after a point: itself, unless a dictionary writes it."""
     return f"{name}.{OUTPUT}" if any(splice.writes == name for splice in splices) else name
+
+
+def refuse_splices(splices: Sequence[Splice], what: str, instead: str) -> None:
+    """Refuses spliced models where a function takes the model apart as if nothing were spliced in.
+
+    Args:
+        splices: the model's.
+        what: the function and what it takes the model for, a clause.
+        instead: what to do, a sentence.
+
+    Raises:
+        InputError: a dictionary is spliced in.
+    """
+    if splices:
+        raise InputError(f"{what}, and a dictionary is spliced in at {splices[0].writes}. {instead}")
 
 
 def with_spliced_points(rows: Sequence[Any], splices: Sequence[Splice]) -> tuple[Any, ...]:
@@ -130,7 +75,7 @@ def _rows_of(splice: Splice, read: Any, written: Any) -> Iterator[Any]:
         ACTS_POST: (features, "features"),
         RECONS: (vector(written, splice.d_out), "reconstruction, before a normalisation of the input is undone"),
         ERROR: (
-            {"axes": error_axes, "dtype": np.dtype(jnp.promote_types(written.dtype, own))},
+            {"axes": error_axes, "dtype": np.dtype(widest(written.dtype, own))},
             "what the unchanged reconstruction lacks",
         ),
         OUTPUT: ({"adds_to": written.adds_to}, "what the model goes on with"),
@@ -140,10 +85,14 @@ def _rows_of(splice: Splice, read: Any, written: Any) -> Iterator[Any]:
         yield dataclasses.replace(base, name=f"{written.name}.{name}", meaning=meaning, **changes)
 
 
+At = Callable[[str, jax.Array], jax.Array]
+"""Function of a point's name and its value that returns the value to go on with."""
+
+
 class Spliced(Protocol):
     """What a splice asks of a dictionary; :class:`tljax.dictionaries.Dictionary` is one."""
 
-    def encode_at(self, activations: jax.Array, at: Callable[[str, jax.Array], jax.Array]) -> Any: ...
+    def encode_at(self, activations: jax.Array, at: At) -> Any: ...
 
     def decode_normalized(self, features: jax.Array) -> jax.Array: ...
 
@@ -164,7 +113,7 @@ class Splicing:
         self,
         splices: Sequence[Splice],
         dictionaries: Mapping[str, Spliced],
-        tokens: jax.Array | None,
+        tokens: jax.Array | np.ndarray | None,
         computed: Callable[[Any], Any],
     ) -> None:
         self._by_written = {splice.writes: splice for splice in splices}
@@ -203,13 +152,15 @@ class Splicing:
         def at(inner: str, value: jax.Array) -> jax.Array:
             return hook(module, f"{name}.{inner}", value)
 
-        output = decoded(dictionary, read, splice.skip, at).reshape(own.shape)
+        encoded = [dictionary.encode_at(read, at)]
+        before_error = splice.points[: splice.points.index(RECONS) + 1]
+        if splice.error == "keep" and any(_changes(module, f"{name}.{inner}") for inner in before_error):
+            encoded.append(dictionary.encode_at(read, _unhooked))
+        output, *others = _outputs(dictionary, read, encoded, splice.skip, at, own.shape)
         excluded = self._excluded(splice, own)
         if splice.error == "keep":
-            clean = output
-            if any(_changes(module, f"{name}.{inner}") for inner in splice.points):
-                clean = decoded(dictionary, read, splice.skip, _unhooked).reshape(own.shape)
-            wide = jnp.promote_types(own.dtype, clean.dtype)
+            clean = others[0] if others else output
+            wide = widest(own.dtype, clean.dtype)
             error = own.astype(wide) - clean.astype(wide)
             error = jax.lax.stop_gradient(error) if splice.gradient == "stop" else error
             error = error if excluded is None else jnp.where(excluded, jnp.zeros_like(error), error)
@@ -226,12 +177,26 @@ class Splicing:
         return excluded.reshape(*excluded.shape, *(1,) * (own.ndim - 2))
 
 
-def decoded(dictionary: Spliced, read: jax.Array, skip: bool, at: Callable[[str, jax.Array], jax.Array]) -> jax.Array:
-    """Returns a dictionary's output ``[..., d_out]`` for what it reads, passing inner values through ``at``."""
-    encoded = dictionary.encode_at(read, at)
-    output = encoded.factors.undo(at(RECONS, dictionary.decode_normalized(encoded.features)))
+def _outputs(
+    dictionary: Spliced,
+    read: jax.Array,
+    encoded: Sequence[Any],
+    skip: bool,
+    at: At,
+    shape: tuple[int, ...],
+) -> list[jax.Array]:
+    """Returns the outputs for several encodings of what is read; the reconstruction of the first goes through ``at``.
+
+    They are decoded together, so that the decoder is read from memory once.
+    """
+    if len(encoded) == 1:
+        recons = [dictionary.decode_normalized(encoded[0].features)]
+    else:
+        recons = list(dictionary.decode_normalized(jnp.stack([one.features for one in encoded])))
+    recons[0] = at(RECONS, recons[0])
+    outputs = [one.factors.undo(recon) for one, recon in zip(encoded, recons, strict=True)]
     skipped = dictionary.skip(read) if skip else None
-    return output if skipped is None else output + skipped
+    return [(one if skipped is None else one + skipped).reshape(shape) for one in outputs]
 
 
 def _unhooked(name: str, value: jax.Array) -> jax.Array:

@@ -127,6 +127,11 @@ class HookedTransformer(
         if config.d_vocab < 1:
             raise ConfigError("d_vocab is not set: give it in the config, or pass a tokenizer to take it from.")
         if params is None:
+            if config.splices:
+                raise ConfigError(
+                    "The config has dictionaries spliced in, and no parameters were given that hold them. Make the "
+                    "model of cfg.without_splices, then model.with_dictionaries(...)."
+                )
             params = init_params(config, config.seed or 0)
         else:
             check_parameters(params, config)

@@ -1,22 +1,32 @@
 """Where a dictionary goes in a model: from what a user gives to a :class:`~tljax.hooks.splices.Splice`, or an error."""
 
 import dataclasses
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 import numpy as np
 
 from tljax.checks import is_traced
 from tljax.config import HookedTransformerConfig
-from tljax.dictionaries import Crosscoder, CrossLayerTranscoder, Dictionary
+from tljax.dictionaries import Crosscoder, CrossLayerTranscoder, Dictionary, fit_to
+from tljax.dictionaries.fitting import is_of_another_model
 from tljax.errors import DictionaryError
 from tljax.hooks.names import is_act_tuple, resolve
 from tljax.hooks.points import EMBEDDING, HEAD, HookPointSpec, point_table, stage_of
-from tljax.hooks.splices import ErrorTerm, Gradient, Splice
+from tljax.splice import ErrorTerm, Gradient, Splice
+from tljax.text.warned import level_of_caller
+
+if TYPE_CHECKING:
+    from tljax.model.hooked_transformer import HookedTransformer
 
 _WIDTHS = ("d_model", "neuron", "latent", "all_heads", "d_head")
 """Axes that a dictionary can read, each alone or after an axis of heads."""
+
+
+class UnfittedWarning(UserWarning):
+    """Warning that a spliced dictionary was trained on activations that the model does not have at its point."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,12 +66,12 @@ def given_pairs(given: Any) -> list[tuple[Any, Any]]:
 
 
 def splice_of(
-    cfg: HookedTransformerConfig, where: Any, dictionary: Any, options: SpliceOptions
+    model: "HookedTransformer", where: Any, dictionary: Any, options: SpliceOptions
 ) -> tuple[Splice, Dictionary]:
     """Returns the facts of a dictionary at its place in a model, and the dictionary as it computes there.
 
     Args:
-        cfg: the model's config, without splices.
+        model: the model, without dictionaries.
         where: name of the point, a pair of names (read, written), or ``None`` for the dictionary's own.
         dictionary: the dictionary.
         options: how it is spliced in.
@@ -69,9 +79,13 @@ def splice_of(
     Raises:
         DictionaryError: it does not fit there, or cannot be spliced.
         UnknownHookError: the model has no such point.
+
+    Warns:
+        UnfittedWarning: the dictionary was trained on activations that this model does not have there.
     """
-    checked = _checked(dictionary, where)
+    cfg, checked = model.cfg, _checked(dictionary, where)
     place = _place(cfg, where, checked)
+    checked = _at(place, checked)
     for row in (place.reads, place.writes):
         _check_row(row)
     tap = checked.cfg.tap
@@ -97,8 +111,9 @@ def splice_of(
         writes_every=place.writes.every_token,
         source=checked.cfg,
     )
+    _check_tap(model, checked)
     computing = dataclasses.replace(checked.cfg, tap=dataclasses.replace(tap, merged_heads=merged)).computation
-    return splice, checked.replace(cfg=computing)
+    return splice, Dictionary.tree_unflatten(computing, (checked.params, None))
 
 
 def _checked(dictionary: Any, where: Any) -> Dictionary:
@@ -180,6 +195,52 @@ def _place(cfg: HookedTransformerConfig, where: Any, dictionary: Dictionary) -> 
         )
     _check_order(cfg, place)
     return place
+
+
+def _at(place: Place, dictionary: Dictionary) -> Dictionary:
+    """Returns the dictionary with its place in its tap."""
+    writes = None if place.reads == place.writes else place.writes.name
+    tap = dictionary.cfg.tap.replace(reads=place.reads.name, writes=writes)
+    return with_config(dictionary, dictionary.cfg.replace(tap=tap))
+
+
+def with_config(dictionary: Dictionary, cfg: Any) -> Dictionary:
+    """Returns a dictionary with another config, unchecked: its arrays may be anything that goes through a trace."""
+    return Dictionary.tree_unflatten(cfg, (dictionary.params, dictionary.sparsity))
+
+
+def _check_tap(model: "HookedTransformer", dictionary: Dictionary) -> None:
+    """Checks what the dictionary says of its model and of the activations that it was trained on.
+
+    Raises:
+        DictionaryError: it is of another model.
+
+    Warns:
+        UnfittedWarning: the activations are not those that it was trained on.
+    """
+    tap = dictionary.cfg.tap
+    if is_of_another_model(tap.model_name, model.cfg.model_name):
+        raise DictionaryError(
+            f"The dictionary is of {tap.model_name}, and this model is {model.cfg.model_name}. For a model that was "
+            "finetuned from its own: fit_to(dictionary, model, any_model=True), then splice in what that returns."
+        )
+    if is_traced(dictionary.params, model.params) or (tap.processing is None and tap.gain is None):
+        return
+    if dictionary.cfg.transcoder and tap.writes is None:
+        tap = tap.replace(writes=tap.reads)
+    try:
+        fitted = fit_to(with_config(dictionary, dictionary.cfg.replace(tap=tap)), model, any_model=True)
+    except DictionaryError as error:
+        problem = str(error)
+    else:
+        same = all(fitted.params[name] is array for name, array in dictionary.params.items())
+        if same and fitted.cfg.computation == dictionary.cfg.computation and fitted.cfg.tap.reads == tap.reads:
+            return
+        problem = (
+            f"The dictionary at {tap.reads} was trained on other activations than this model has there (processed "
+            "weights, or a norm's gain). fit_to(dictionary, model) converts it."
+        )
+    warnings.warn(problem, UnfittedWarning, stacklevel=level_of_caller())
 
 
 def _check_order(cfg: HookedTransformerConfig, place: Place) -> None:

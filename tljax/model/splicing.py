@@ -11,10 +11,10 @@ from tljax.errors import DictionaryError, HookError, nearest
 from tljax.hooks.dictionary import HookDictionary
 from tljax.hooks.names import resolve
 from tljax.hooks.points import point_table
-from tljax.hooks.splices import ErrorTerm, Gradient
 from tljax.model.hooking import HookContext
 from tljax.model.running import typed_run
-from tljax.model.splice_sites import SpliceOptions, excluded_tokens, given_pairs, splice_of
+from tljax.model.splice_sites import SpliceOptions, excluded_tokens, given_pairs, splice_of, with_config
+from tljax.splice import ErrorTerm, Gradient
 from tljax.typing import HookList, InputOptions, NamesFilter, Params, ReturnType
 
 if TYPE_CHECKING:
@@ -53,8 +53,8 @@ class SplicingMethods:
                 interventions: the model computes what it did until a feature is changed. ``"drop"`` leaves it out.
             gradient: with the error kept, ``"stop"``: the error counts as a constant, so gradients reach what is
                 encoded through the features alone (Marks et al. 2024, SAELens). ``"pass"``: it is differentiated, so
-                that gradients reach earlier points as they do without the dictionary. Both give the same gradients at
-                the features.
+                that gradients reach earlier points as they do without the dictionary. At the features of a single
+                dictionary both give the same gradients.
             exclude_tokens: ids of tokens at whose positions the model's own value stays; ``"special"`` means the
                 tokenizer's special tokens.
             skip: whether a transcoder's skip connection is part of its output. ``False`` leaves it out, as SAELens
@@ -78,15 +78,16 @@ class SplicingMethods:
             exclude_tokens=excluded_tokens(exclude_tokens, self.cfg, special),
         )
         splices, arrays = list(self.cfg.splices), dictionaries_in(self.params)
+        plain = self._with_spliced((), {}) if splices else model
         for where, dictionary in given_pairs(dictionaries):
-            splice, computing = splice_of(self.cfg.without_splices, where, dictionary, options)
+            splice, computing = splice_of(plain, where, dictionary, options)
             if splice.writes in arrays:
                 raise DictionaryError(
                     f"There is a dictionary at {splice.writes} already. To put another in its place: "
                     f"model.without_dictionaries({splice.writes!r}).with_dictionaries(...)."
                 )
             splices.append(splice)
-            arrays[splice.writes] = computing.replace(sparsity=None)
+            arrays[splice.writes] = computing
         return self._with_spliced(tuple(splices), arrays)
 
     @typed
@@ -116,7 +117,7 @@ class SplicingMethods:
         """The spliced dictionaries, by the full name of the point that each writes; in firing order."""
         sources, arrays = {splice.writes: splice.source for splice in self.cfg.splices}, dictionaries_in(self.params)
         return {
-            name: arrays[name] if sources[name] is None else _with_config(arrays[name], sources[name])
+            name: arrays[name] if sources[name] is None else with_config(arrays[name], sources[name])
             for name in point_table(self.cfg)
             if name in arrays
         }
@@ -136,9 +137,7 @@ class SplicingMethods:
             sorted(splices, key=lambda splice: (-1 if splice.layer is None else splice.layer, splice.writes))
         )
         cfg = self.cfg.replace(splices=ordered)
-        made = model._make(cfg, with_dictionaries(self.params, arrays), self._hooks, model._tokenizer)
-        made.__dict__["_transposed"] = model._transposed
-        return made
+        return model._make(cfg, with_dictionaries(self.params, arrays), self._hooks, model._tokenizer)
 
     # SAELens's names
 
@@ -279,11 +278,6 @@ class SplicingMethods:
             stop_at_layer=stop_at_layer,
             **options,
         )
-
-
-def _with_config(dictionary: Dictionary, cfg: Any) -> Dictionary:
-    """Returns a dictionary with its whole config, unchecked: its arrays may be anything that goes through a trace."""
-    return Dictionary.tree_unflatten(cfg, (dictionary.params, dictionary.sparsity))
 
 
 def _refuse_persistent_dictionaries(reset_saes_end: bool) -> None:

@@ -146,10 +146,10 @@ class Attention(nn.Module):
         if context.score_divisor is not None:
             scores = scores / jnp.asarray(context.score_divisor).astype(scores.dtype)
         scores = soft_cap(scores, cfg.attn_scores_soft_cap)
-        key_pos, token_mask = jnp.arange(k.shape[layout.index("s")]), context.token_mask
+        key_pos, token_mask = jnp.arange(k.shape[layout.index("s")], dtype=jnp.int32), context.token_mask
         query_pos = key_pos if context.packing is None else context.packing.query_pos
         if context.past is not None:
-            query_pos = context.past.start + jnp.arange(q.shape[1])
+            query_pos = context.past.start + jnp.arange(q.shape[1], dtype=jnp.int32)
             key_pos, token_mask = context.past.keys_seen(q.shape[1])
         if cfg.positional_embedding_type == "alibi":
             scores = scores + alibi_bias(cfg, query_pos, key_pos, token_mask)

@@ -6,7 +6,6 @@ import jax.numpy as jnp
 
 from tljax.config import HookedTransformerConfig, LayerKind
 from tljax.hooks.point import hook, is_hooked
-from tljax.hooks.splices import Splice
 from tljax.modules.activations import scaled
 from tljax.modules.attention import Attention
 from tljax.modules.context import AttentionContext
@@ -14,6 +13,7 @@ from tljax.modules.latent_attention import LatentAttention
 from tljax.modules.mlp import MLP
 from tljax.modules.moe import MoE
 from tljax.modules.norm import make_norm, norm_kind
+from tljax.splice import Splice
 
 
 class TransformerBlock(nn.Module):

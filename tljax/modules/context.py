@@ -42,7 +42,7 @@ class AttentionContext:
     window: Window | None = None
     pos_embed: jax.Array | None = None
     text: jax.Array | None = None
-    tokens: jax.Array | None = None
+    tokens: jax.Array | np.ndarray | None = None
 
     @classmethod
     def of(cls, given: ModelInput) -> "AttentionContext":

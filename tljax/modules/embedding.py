@@ -7,13 +7,13 @@ import jax.numpy as jnp
 from tljax.checks import take
 from tljax.config import HookedTransformerConfig
 from tljax.hooks.point import hook
-from tljax.hooks.splices import Splice
 from tljax.modules import initializers
 from tljax.modules.activations import scaled, soft_cap
 from tljax.modules.context import AttentionContext
 from tljax.modules.norm import make_norm, norm_kind
 from tljax.modules.parameters import parameter
 from tljax.modules.products import product
+from tljax.splice import Splice
 
 
 def _width(cfg: HookedTransformerConfig) -> str:

@@ -20,6 +20,7 @@ from tljax.config import HookedTransformerConfig
 from tljax.errors import InputError
 from tljax.hooks.names import ActName
 from tljax.hooks.points import ENTRY, block_points, embedding_points, point_table, stage_of
+from tljax.hooks.splices import refuse_splices
 from tljax.memory import how_many
 from tljax.model.hooked_transformer import HookedTransformer
 from tljax.modules.activations import scaled
@@ -116,6 +117,11 @@ def refuse_paths(model: HookedTransformer) -> None:
             "normalises the whole stream after each addition (use_normalization_of_residual), so that nothing added "
             "is found again in later layers. Patch activations with sweep instead."
         )
+    refuse_splices(
+        model.cfg.splices,
+        "Path patching follows what heads and MLPs add to the residual stream",
+        "Patch its features with sweep instead, or take it out: model.without_dictionaries().",
+    )
     if model._hooks.entries:
         raise InputError(
             "This model carries hooks, and path patching runs the model without them: pass model.reset_hooks(). (Only "

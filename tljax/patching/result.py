@@ -8,7 +8,6 @@ from typing import Any, Literal, Unpack
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 
 from tljax.attribution.convention import Convention
 from tljax.attribution.integrated import Completeness
@@ -17,6 +16,7 @@ from tljax.checks import typed, whole
 from tljax.errors import InputError, nearest
 from tljax.patching import tables
 from tljax.patching.picture import picture_of
+from tljax.patching.result_entries import check_scale, entry_number
 from tljax.patching.statistics import bootstrap_interval, sign_flip_pvalue
 from tljax.viz.drawing import Drawable, Picture
 from tljax.viz.heatmap import HeatmapOptions, heatmap
@@ -158,7 +158,7 @@ class PatchingResult(Drawable):
         Raises:
             InputError: an axis or an entry that the result does not have.
         """
-        chosen = {axis: self._entry(axis, entry) for axis, entry in where.items()}
+        chosen = {axis: entry_number(self, axis, entry) for axis, entry in where.items()}
 
         def at(array: jax.Array | None, axes: Sequence[str]) -> jax.Array | None:
             return None if array is None else array[tuple(chosen.get(axis, slice(None)) for axis in axes)]
@@ -222,7 +222,7 @@ class PatchingResult(Drawable):
                 f"The clean run's metric has shape {clean.shape}, the baseline {baseline.shape} (axes "
                 f"{self._run_axes}). Measure both runs on the same prompts, with the same metric."
             )
-        self._check_scale(clean, baseline)
+        check_scale(clean, baseline, self._run_axes)
         return self.effect() / self._spread(clean - baseline)
 
     @typed
@@ -372,40 +372,10 @@ class PatchingResult(Drawable):
             )
         return self.sizes["batch"]
 
-    def _check_scale(self, clean: jax.Array, baseline: jax.Array) -> None:
-        if isinstance(clean, Tracer) or isinstance(baseline, Tracer):
-            return
-        same = np.argwhere(np.asarray(clean == baseline))
-        if not len(same):
-            return
-        if not clean.ndim:
-            raise InputError(
-                f"The clean and the corrupted run have the same metric ({float(clean):.4g}): nothing to normalise by."
-            )
-        entries = [[f"{axis} {n}" for axis, n in zip(self._run_axes, at, strict=True)] for at in same[:5]]
-        raise InputError(
-            f"The clean and the corrupted run have the same metric for {'; '.join(map(', '.join, entries))}: nothing "
-            "to normalise by. Leave out the prompts whose corruption changes nothing."
-        )
-
-    def _entry(self, axis: str, entry: int | str) -> int:
-        if axis not in self.axis_names:
-            raise InputError(f"No axis {axis!r}; the axes are {self.axis_names}.{nearest(axis, self.axis_names)}")
-        size = self.sizes[axis]
-        if isinstance(entry, str):
-            texts = tuple(self.metric_names if axis == "metric" else self.labels.get(axis, ()))
-            if texts.count(entry) != 1:
-                found = f"{texts.count(entry)} times" if entry in texts else "not"
-                raise InputError(f"{entry!r} is {found} among the labels of axis {axis!r}: give a number below {size}.")
-            return texts.index(entry)
-        if isinstance(entry, bool) or not isinstance(entry, int | np.integer) or not -size <= entry < size:
-            raise InputError(f"Axis {axis!r} has {size} entries; there is no entry {entry!r}.")
-        return int(entry)
-
     def tree_flatten_with_keys(self) -> tuple[tuple[tuple[Any, Any], ...], tuple[Any, ...]]:
         key = jax.tree_util.GetAttrKey
         labels = tuple(sorted(self.labels.items()))
-        rows = None if self.rows is None else _Same(self.rows)
+        rows = None if self.rows is None else tables.Same(self.rows)
         leaves = tuple((key(name), getattr(self, name)) for name in _LEAVES)
         return leaves, (self.axis_names, self.metric_names, self.activation_name, labels, rows, self.convention)
 
@@ -422,16 +392,3 @@ class PatchingResult(Drawable):
         for name, value in fields.items():
             object.__setattr__(result, name, value)
         return result
-
-
-class _Same:
-    """A DataFrame as static data of a pytree: equal only to itself, since DataFrames cannot be hashed or compared."""
-
-    def __init__(self, value: Any) -> None:
-        self.value = value
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and other.value is self.value
-
-    def __hash__(self) -> int:
-        return id(self.value)

@@ -12,7 +12,8 @@ from tljax.cache.activation_cache import ActivationCache
 from tljax.config import HookedTransformerConfig
 from tljax.errors import InputError
 from tljax.hooks.point import POSITION_AXES, HookPoint, call_hook
-from tljax.hooks.points import HookPointSpec, layer_of
+from tljax.hooks.points import EXIT, HookPointSpec, layer_of
+from tljax.hooks.splices import value_after
 from tljax.model.hooked_transformer import HookedTransformer
 from tljax.patching.engine.base_run import BaseRun, run_base
 from tljax.patching.engine.edits import expand
@@ -82,7 +83,7 @@ def read_source(model: HookedTransformer, base: BaseRun, source: Any, names: tup
     if is_by_layer(source):
         return Source(_from_arrays(base, source, names, model.cfg.n_layers), everywhere=False)
     if isinstance(source, ActivationCache | Mapping):
-        return Source(_from_cache(base, source), rounding(model.cfg), _final_of(base, source, model.cfg.n_layers))
+        return Source(_from_cache(base, source), rounding(model.cfg), _final_of(base, source, model.cfg))
     if callable(source):
         return Source(_from_hook(base, source))
     if _is_prompt(source):
@@ -167,8 +168,9 @@ def lined_up(base: BaseRun, value: Any, axes: Sequence[str], text: Any) -> Any:
     return value
 
 
-def _final_of(base: BaseRun, source: Any, n_layers: int) -> np.ndarray | None:
-    name = f"blocks.{n_layers - 1}.hook_resid_post"
+def _final_of(base: BaseRun, source: Any, cfg: HookedTransformerConfig) -> np.ndarray | None:
+    name = f"blocks.{cfg.n_layers - 1}.{EXIT}"
+    name = value_after(name, cfg.splices)
     if name not in source:
         return None
     final = np.asarray(cached(source, name))

@@ -75,3 +75,16 @@ def load_pandas() -> Any:
     except ImportError as error:
         raise ImportError("Tables of results are pandas DataFrames: pip install pandas.") from error
     return pandas
+
+
+class Same:
+    """A DataFrame as static data of a pytree: equal only to itself, since DataFrames cannot be hashed or compared."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Same) and other.value is self.value
+
+    def __hash__(self) -> int:
+        return id(self.value)

@@ -9,7 +9,7 @@ from jaxtyping import Int
 from tljax.checks import is_traced, typed
 from tljax.errors import InputError
 from tljax.text.batch import Batch
-from tljax.text.positions import no_such_position
+from tljax.text.positions import find, no_such_position, ranks
 
 _NOTHING = -1
 """What stands where a token has no counterpart."""
@@ -77,6 +77,53 @@ def align(
         for place, other_place in pairs:
             aligned[number, places[number][place]] = other_places[number][other_place]
     return aligned
+
+
+def read_alignment(aligned: Any, text: np.ndarray, source_text: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Checks which source token stands for each base token: what :func:`align` returned, or was written by hand.
+
+    Args:
+        aligned: for each entry of the base's array ``[batch, pos]`` the entry of the source's array, or -1; ``None``
+            for texts of equal lengths, which are matched position by position, whatever side their padding is on.
+        text: which entries of the base's array are text, ``[batch, pos]``.
+        source_text: which of the source's are, ``[batch, source_pos]``.
+
+    Returns:
+        Two arrays ``[batch, pos]``: where the value of each entry stands in the source's array, and which entries keep
+        their own value, for which the first is 0.
+
+    Raises:
+        InputError: lengths that differ without an alignment, another shape or dtype, or an entry that is no token.
+    """
+    if aligned is None:
+        lengths = text.sum(axis=1), source_text.sum(axis=1)
+        if (different := np.flatnonzero(lengths[0] != lengths[1])).size:
+            row = int(different[0])
+            raise InputError(
+                f"Prompt {row} has {lengths[0][row]} tokens, its source {lengths[1][row]}. Say which token stands for "
+                "which: align=tljax.text.align(prompt, source), or compare model.to_str_tokens(prompt) and (source)."
+            )
+        own = np.zeros(text.shape, bool)
+        if text.shape == source_text.shape and (text == source_text).all():
+            return np.broadcast_to(np.arange(text.shape[1]), text.shape), own
+        return find(source_text, np.maximum(ranks(text), 0))[0], own
+    numbers = np.asarray(aligned)
+    if numbers.shape != text.shape or numbers.dtype.kind not in "iu":
+        raise InputError(
+            f"align= has shape {numbers.shape} and dtype {numbers.dtype}; give whole numbers {text.shape}, one for "
+            "each entry of the base prompts' array: a source position, or -1."
+        )
+    own = ~text | (numbers < 0)
+    places = np.where(own, 0, numbers)
+    wrong = (numbers < _NOTHING) | (places >= source_text.shape[1])
+    wrong |= ~own & ~np.take_along_axis(source_text, np.minimum(places, source_text.shape[1] - 1), axis=1)
+    if (wrong & text).any():
+        row, pos = (int(n) for n in np.argwhere(wrong & text)[0])
+        raise InputError(
+            f"align= holds {numbers[row, pos]} at [{row}, {pos}], which is no token of source prompt {row}: it has "
+            f"{int(source_text[row].sum())} in an array of {source_text.shape[1]}."
+        )
+    return places, own
 
 
 def _rows(prompts: Any, name: str) -> tuple[list[np.ndarray], list[np.ndarray], int]:

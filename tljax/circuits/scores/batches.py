@@ -20,6 +20,7 @@ from tljax.patching.engine.run import prepare_metric
 from tljax.patching.metrics.evaluation import Measure
 from tljax.patching.metrics.metrics import DeclaredMetric
 from tljax.sizes import prompt_length
+from tljax.text.alignment import read_alignment
 from tljax.text.batch import Batch
 from tljax.text.inputs import prepare
 
@@ -44,7 +45,8 @@ class Pairs:
         """Makes pairs of prompts.
 
         Raises:
-            InputError: prompts that are traced, or another number of them on either side.
+            InputError: prompts that are traced, another number of them on either side, or an alignment that does not
+                fit.
         """
         if is_traced(prompt, source):
             raise InputError("Edge scores are planned on concrete tokens: call edge_scores outside jax.jit and vmap.")
@@ -54,13 +56,9 @@ class Pairs:
             raise InputError(
                 f"There are {len(base)} base prompts and {len(other)} source prompts: give one for each, in order."
             )
-        if align is not None:
+        if align is not None and other is not None:
             align = np.asarray(align)
-            if align.shape != base.shape:
-                raise InputError(
-                    f"align= has shape {align.shape}; give one number for each entry of the base prompts' array, "
-                    f"{base.shape}: the source entry that stands for it, or -1."
-                )
+            read_alignment(align, np.asarray(base.mask), np.asarray(other.mask))  # before it is cut into batches
         return cls(base, other, align)
 
     def __len__(self) -> int:

@@ -5,6 +5,7 @@ position × d_model is ever held.
 """
 
 import functools
+import operator
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -66,6 +67,7 @@ def edge_products(
     *,
     by_prompt: bool,
     by_position: bool,
+    runs: int = 1,
     heads_now: Mapping[str, jax.Array] | None = None,
 ) -> np.ndarray:
     """Computes, for each edge, the change of its writer's output times the gradient at its reader.
@@ -74,16 +76,17 @@ def edge_products(
         cfg, params, graph: the model and its graph.
         context: positions and padding (:func:`~tljax.circuits.scores.gradients.full_context`).
         changes: what activations change by, by full name, ``[batch, pos, ...]``, zero at padding.
-        gradients: gradients at readers.
+        gradients: gradients at readers; of several runs of the same prompts one after another, which are summed.
         by_prompt, by_position: whether prompts and positions are kept apart, or summed.
+        runs: number of runs that ``gradients`` hold.
         heads_now: ``hook_z`` of the run by full name: heads' changes then go through the derivative of the norm after
-            attention, taken at this run.
+            attention, taken at this run, and there is one run only.
 
     Returns:
         float32 or wider, ``[batch, pos, writer, reader]`` without the axes that are summed. Entries that are no edges
         are zero.
     """
-    batch, pos = gradients.final.shape[:2]
+    batch, pos = gradients.final.shape[0] // runs, gradients.final.shape[1]
     width = widened(np.dtype(cfg.jnp_dtype))
     sizes = (*((batch,) if by_prompt else ()), *((pos,) if by_position else ()), *graph.shape)
     total = np.zeros(sizes, width)
@@ -104,18 +107,27 @@ def edge_products(
         found = []
         for number, layers in enumerate(groups):
             for layer in layers:
-                readers = _readers(
-                    block_module(cfg, layer), kept, params["blocks"][layer], cut(gradients.streams[layer]),
-                    here, cut(gradients.layers[layer]),
-                )  # fmt: skip
+                module, own = block_module(cfg, layer), params["blocks"][layer]
+                along = gradients.streams[layer], gradients.layers[layer]
+                parts = (_run(along, run, runs) for run in range(runs))
+                read = (_readers(module, kept, own, cut(stream), here, cut(slopes)) for stream, slopes in parts)
+                readers = functools.reduce(operator.add, read)
                 products = _products(cfg, kept, tuple(segments[: number + 1]), readers)
                 found.append((graph.readers_of(layer), products))
-        last = _laid_out(cut(gradients.final)[None], kept)
+        finals = (_laid_out(cut(_run(gradients.final, run, runs))[None], kept) for run in range(runs))
+        last = functools.reduce(operator.add, finals)
         found.append((graph.readers_of(graph.n_layers), _products(cfg, kept, tuple(segments), last)))
         for columns, products in found:
             total[(*places, slice(products.shape[-2]), columns)] += np.asarray(products)
     total[..., ~graph.edges] = 0
     return total
+
+
+def _run(tree: Any, run: int, runs: int) -> Any:
+    """Returns the part that belongs to one of several runs, which lie one after another along the first axis."""
+    if runs == 1:
+        return tree
+    return jax.tree.map(lambda array: array[run * len(array) // runs : (run + 1) * len(array) // runs], tree)
 
 
 def _groups(graph: ResidualGraph) -> list[list[int]]:

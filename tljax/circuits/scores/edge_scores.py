@@ -12,7 +12,8 @@ from tljax.checks import typed, whole
 from tljax.circuits.circuit import Circuit
 from tljax.circuits.eap_ig_files import write_eap_ig_json, write_eap_ig_pt
 from tljax.circuits.graph import ResidualGraph
-from tljax.circuits.scores.score_files import EAP_IG, as_eap_ig, read_scores_json, read_scores_pt, write_scores
+from tljax.circuits.scores.convention import EdgeConvention
+from tljax.circuits.scores.score_files import as_eap_ig, read_scores_json, read_scores_pt, write_scores
 from tljax.circuits.selection import By, ranked, select
 from tljax.errors import CheckpointError, InputError
 from tljax.fingerprint import Fingerprint
@@ -21,72 +22,6 @@ from tljax.patching.statistics import bootstrap_interval
 from tljax.safetensors_files import own_errors
 
 EDGE_AXES = ("writer", "reader")
-Method = Literal[
-    "eap", "eap-ig", "eap-ig-activations", "clean-corrupted", "mask-ig", "information-flow", "exact"
-]  # fmt: skip
-
-_WHERE = {
-    "eap": "at the base run",
-    "eap-ig": "at {steps} points ({grid}) on the way of the token embeddings from base to source",
-    "eap-ig-activations": "at {steps} points ({grid}) on the way of each output, one by one, from base to replacement",
-    "clean-corrupted": "at the base run and with the source's token embeddings, averaged",
-    "mask-ig": "at {steps} points ({grid}) on the way of all edges together from base to replacement",
-}  # fmt: skip
-_GRIDS = {
-    "gauss": "Gauss-Legendre", "midpoint": "midpoints", "left": "left ends", "right": "right ends",
-    "both": "with both ends",
-}  # fmt: skip
-
-
-@dataclasses.dataclass(frozen=True)
-class Convention:
-    """What scores mean: how they were computed, and which sign they have.
-
-    Attributes:
-        method: as in :func:`~tljax.circuits.edge_scores`.
-        ablation: what an edge carries instead: ``"patching"``, ``"zero"``, ``"mean"``, ``"positional_mean"`` or
-            ``"given"``.
-        metric: name of the metric's class or function.
-        steps: number of points at which gradients are taken; ``None`` for methods without a path.
-        grid: where the points lie; ``None`` for methods without a path.
-        post_norm: ``"exact"`` if changes of heads go through the derivative of a norm after attention, ``"ignored"`` if
-            the norm was left out, as EAP-IG does; ``None`` for models without one.
-    """
-
-    method: str
-    ablation: str = "patching"
-    metric: str = "metric"
-    steps: int | None = None
-    grid: str | None = None
-    post_norm: str | None = None
-
-    @property
-    def gradient_at(self) -> str | None:
-        """Where gradients are taken, in words; ``None`` for methods without gradients."""
-        where = _WHERE.get(self.method)
-        return None if where is None else where.format(steps=self.steps, grid=_GRIDS.get(self.grid or "", ""))
-
-    @property
-    def delta(self) -> str:
-        """The change that is scored, in words."""
-        carried = {"patching": "source", "zero": "zero", "given": "given values"}
-        return f"{carried.get(self.ablation, 'the ' + self.ablation.replace('_', ' '))} minus base"
-
-    @property
-    def sign(self) -> str:
-        """What a positive score means, in words."""
-        if self.method == "information-flow":
-            return "share of the reader's input that comes from the writer, never negative"
-        return "patched minus baseline: positive if carrying the replacement raises the metric"
-
-    def __str__(self) -> str:
-        if self.method == "information-flow":
-            return f"information-flow: {self.sign}"
-        if self.method == EAP_IG:
-            return f"a file of EAP-IG, which does not say how scores were computed, negated; {self.sign}"
-        how = "measured one edge at a time" if self.gradient_at is None else f"gradient {self.gradient_at}"
-        norm = {"ignored": "; the norm after attention is ignored"}.get(self.post_norm or "", "")
-        return f"{self.method} of {self.metric}: {how}, times {self.delta}{norm}; {self.sign}"
 
 
 @jax.tree_util.register_dataclass
@@ -116,7 +51,7 @@ class EdgeScores:
     completeness: jax.Array | None = None
     axis_names: tuple[str, ...] = dataclasses.field(default=EDGE_AXES, metadata={"static": True})
     graph: ResidualGraph = dataclasses.field(kw_only=True, metadata={"static": True})
-    convention: Convention = dataclasses.field(kw_only=True, metadata={"static": True})
+    convention: EdgeConvention = dataclasses.field(kw_only=True, metadata={"static": True})
     fingerprint: Fingerprint | None = dataclasses.field(default=None, kw_only=True, metadata={"static": True})
     n_prompts: int = dataclasses.field(default=1, kw_only=True, metadata={"static": True})
 
@@ -362,7 +297,7 @@ class EdgeScores:
     @classmethod
     def _of_file(cls, path: str | os.PathLike[str], fields: dict[str, Any]) -> "EdgeScores":
         with own_errors(path, "Write it anew with to_json.", CheckpointError):
-            fields["convention"] = Convention(**fields["convention"])
+            fields["convention"] = EdgeConvention(**fields["convention"])
             return cls(**fields)
 
     def check_comparable(self, other: "EdgeScores") -> None:

@@ -10,7 +10,8 @@ from tljax.checks import typed
 from tljax.circuits.graph import ResidualGraph
 from tljax.circuits.replacement import Ablation, mean_activations
 from tljax.circuits.scores.batches import Pairs, PerBatch, slices
-from tljax.circuits.scores.edge_scores import EDGE_AXES, EdgeScores, Method
+from tljax.circuits.scores.convention import Method
+from tljax.circuits.scores.edge_scores import EDGE_AXES, EdgeScores
 from tljax.circuits.scores.integrated import Grid
 from tljax.circuits.scores.one_batch import BatchScores, score_batch, score_exactly
 from tljax.circuits.scores.plan import Plan, PostNorm
@@ -134,15 +135,31 @@ def edge_scores(
     plan = Plan.of(model, metric, method, ablation, steps, grid, tolerance, post_norm, reduce, axes)
     if model._hooks.entries:
         raise InputError("The model carries hooks, and edges are those of the model as it is: model.reset_hooks().")
-    uses_source = plan.uses_source
-    pairs = Pairs.of(model, prompt, source if uses_source and not plan.averages else None, align)
+    pairs = Pairs.of(model, prompt, source if plan.uses_source and not plan.averages else None, align)
     if plan.averages:
         if source is None:
             raise InputError(f"ablation={ablation!r} averages over prompts: give them as source=.")
         plan = plan.replaced_by(mean_activations(model, source, graph, by_position=ablation == "positional_mean"))
     if edges is not None and method != "exact":
         raise InputError(f'edges= chooses the edges that method="exact" measures; {method!r} scores all at once.')
-    is_exact = method == "exact"
+    scores, found = _scored(model, graph, plan, pairs, metric, edges, tolerance, batch_size, progress)
+    _warn_of_gaps(scores, found)
+    return scores
+
+
+def _scored(
+    model: HookedTransformer,
+    graph: ResidualGraph,
+    plan: Plan,
+    pairs: Pairs,
+    metric: Any,
+    edges: Any,
+    tolerance: float | None,
+    batch_size: int | Literal["auto"],
+    progress: bool | None,
+) -> tuple[EdgeScores, list[BatchScores]]:
+    """Scores all batches, with more and more points if a tolerance is given; arguments as of :func:`edge_scores`."""
+    is_exact = plan.convention.method == "exact"
     batches = list(slices(model.cfg, graph, pairs, len(pairs) if is_exact else batch_size))
     metrics = PerBatch(metric, model, pairs, batches) if plan.uses_metric else None
     tried = [plan.steps or 1] if tolerance is None else [_FEWEST * 2**n for n in range(10) if _FEWEST * 2**n <= _MOST]
@@ -157,15 +174,12 @@ def edge_scores(
                 found = [score_batch(model, graph, plan, pairs, metrics, rows, bar.advance) for rows in batches]
         scores = _joined(model, graph, plan, found, len(pairs))
         if tolerance is None or (scores.completeness_error or 0.0) <= tolerance:
-            break
-    else:
-        assert scores is not None
-        raise InputError(
-            f"After {_MOST} points the completeness error is {scores.completeness_error:.2g}, above tolerance="
-            f"{tolerance}. It cannot become smaller than rounding: ask for less, or use float64."
-        )
-    _warn_of_gaps(scores, found)
-    return scores
+            return scores, found
+    assert scores is not None
+    raise InputError(
+        f"After {_MOST} points the completeness error is {scores.completeness_error:.2g}, above tolerance="
+        f"{tolerance}. It cannot become smaller than rounding: ask for less, or use float64."
+    )
 
 
 def _joined(

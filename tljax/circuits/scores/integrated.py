@@ -15,14 +15,18 @@ from tljax.circuits.writers import EMBED, HEADS, MLP
 from tljax.config import HookedTransformerConfig
 from tljax.hooks.interventions import Add, Chain, Replace, Scale
 from tljax.hooks.points import ENTRY
+from tljax.memory import how_many
 from tljax.modules.context import AttentionContext
 from tljax.patching.engine.base_run import BaseRun
+from tljax.patching.engine.run import batch_limits
 from tljax.typing import Params
 
 Grid = Literal["gauss", "midpoint", "left", "right", "both"]
 """Where points lie between base (0) and replacement (1): ``"left"`` includes base, ``"right"`` the replacement."""
 
 _MID = "hook_resid_mid"
+_SHARE = 3
+"""The part of the working memory that runs of one batch may hold is one over this."""
 
 
 def points_of(grid: Grid, steps: int) -> tuple[np.ndarray, np.ndarray]:
@@ -87,13 +91,33 @@ class Ends:
         streams = tuple(run.residual(layer) for layer in range(self.cfg.n_layers))
         return Path(streams, run.final, {name: run.activations[name] for name in self.heads})
 
-    def follow(self, edits: Edits, names: tuple[str, ...] = (), layer: int | None = None) -> Path:
-        """Runs the base's prompts with some activations changed, from a layer on if nothing changes before it."""
+    @property
+    def runs_at_once(self) -> int:
+        """How many runs of the base's prompts fit into one batch; one, where heads' changes differ between runs."""
+        if self.keeps_heads:
+            return 1
+        limits = batch_limits(self.cfg, self.base, "auto")
+        batch, length = self.base.tokens.shape
+        held = 5 * self.cfg.n_layers * self.base.final.nbytes  # streams, and gradients at four projections
+        return max(1, min(limits.tokens // (batch * length), limits.rows // batch, how_many(_SHARE * held)))
+
+    def context_of(self, copies: int) -> AttentionContext:
+        """Returns the context of a batch that holds the base's prompts several times, one copy after another."""
+        if copies == 1:
+            return self.context
+        return jax.tree.map(lambda array: jnp.concatenate([array] * copies), self.context)
+
+    def follow(self, edits: Edits, names: tuple[str, ...] = (), layer: int | None = None, copies: int = 1) -> Path:
+        """Runs the base's prompts with some activations changed, from a layer on if nothing changes before it.
+
+        ``copies`` of the prompts, one after another, make one batch.
+        """
         before = () if layer is None else tuple(self.base.residual(n) for n in range(layer))
-        value = self.base.tokens if layer is None else self.base.residual(layer)
+        value = np.concatenate([self.base.tokens] * copies) if layer is None else self.base.residual(layer)
         names = tuple(dict.fromkeys((*self.heads, *names)))
         late = names if layer is None else tuple(name for name in names if int(name.split(".")[1]) >= layer)
-        path = follow(self.cfg, self.params, value, self.context, edits, late, start=layer, before=before)
+        context = self.context_of(copies)
+        path = follow(self.cfg, self.params, value, context, edits, late, start=layer, before=before)
         early = {name: self.base.activations[name] for name in names if name not in path.activations}
         return dataclasses.replace(path, activations={**early, **path.activations})
 
@@ -115,25 +139,37 @@ class Step:
     """A run at which gradients are taken.
 
     Attributes:
-        path: the run.
-        weight: its share of the score.
+        path: the run; or several of the same prompts in one batch, one after another.
+        weights: the share of the score that each of them has.
         changes: what activations change by when an edge carries its replacement.
     """
 
     path: Path
-    weight: float
+    weights: tuple[float, ...]
     changes: Mapping[str, jax.Array]
+
+    def paths(self) -> Iterator[slice]:
+        """Yields the rows of each run."""
+        batch = self.path.final.shape[0] // len(self.weights)
+        for number in range(len(self.weights)):
+            yield slice(number * batch, (number + 1) * batch)
 
 
 def at_base(ends: Ends) -> Iterator[Step]:
     """Yields the base run alone (EAP, Syed et al. 2023)."""
-    yield Step(ends.path_of(ends.base), 1.0, ends.changes)
+    yield Step(ends.path_of(ends.base), (1.0,), ends.changes)
 
 
 def along_inputs(ends: Ends, places: np.ndarray, weights: np.ndarray) -> Iterator[Step]:
     """Yields runs whose token embeddings lie between base and source (EAP-IG-inputs, Hanna et al. 2024)."""
-    for place, weight in zip(places, weights, strict=True):
-        yield Step(input_path(ends, place), weight, ends.changes)
+    known = [place == 0 or (place == 1 and ends.source is not None) for place in places]
+    for place, weight in zip(places[known], weights[known], strict=True):
+        yield Step(input_path(ends, place), (float(weight),), ends.changes)
+    rest = np.flatnonzero(~np.asarray(known))
+    for group in np.array_split(rest, -(-len(rest) // ends.runs_at_once)) if len(rest) else ():
+        between = jnp.concatenate([ends.between(EMBED, float(places[number])) for number in group])
+        path = ends.follow({EMBED: Replace(between)}, copies=len(group))
+        yield Step(path, tuple(map(float, weights[group])), ends.changes)
 
 
 def input_path(ends: Ends, place: float) -> Path:
@@ -156,7 +192,7 @@ def along_activations(ends: Ends, places: np.ndarray, weights: np.ndarray) -> It
     for name, layer in outputs:
         for place, weight in zip(places, weights, strict=True):
             path = ends.follow({name: Replace(ends.between(name, place))}, layer=layer)
-            yield Step(path, weight / len(outputs), ends.changes)
+            yield Step(path, (weight / len(outputs),), ends.changes)
 
 
 def along_masks(ends: Ends, places: np.ndarray, weights: np.ndarray) -> Iterator[Step]:
@@ -167,7 +203,7 @@ def along_masks(ends: Ends, places: np.ndarray, weights: np.ndarray) -> Iterator
     """
     for place, weight in zip(places, weights, strict=True):
         path = mixed_path(ends, place)
-        yield Step(path, weight, _changes_in(ends, path, place))
+        yield Step(path, (weight,), _changes_in(ends, path, place))
 
 
 def mixed_path(ends: Ends, place: float) -> Path:

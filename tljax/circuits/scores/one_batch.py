@@ -79,11 +79,13 @@ def score_batch(
     source_metric = _source_metric(measure, metrics, base, replacement.run, source, rows)
     values: Any = 0.0
     for step in plan.runs(ends):
-        _, slope = final_slope(measure, step.path.final, base.length, step.weight)
+        slopes = [final_slope(measure, step.path.final[run], base.length, weight)[1]
+                  for run, weight in zip(step.paths(), step.weights, strict=True)]  # fmt: skip
+        slope = jnp.concatenate(slopes) if len(slopes) > 1 else slopes[0]
         if plan.convention.method == "eap":
             _check_slope(slope, base, baseline, source_metric, metrics.metric, rows.start)
         values = values + _step_scores(plan, ends, step, slope)
-        advance(1)
+        advance(len(step.weights))
     _check_scores(values, plan, rows.start)
     completeness = _missed(plan, ends, measure, values, baseline, source_metric)
     if plan.by_position:
@@ -132,25 +134,26 @@ def _flow(model: HookedTransformer, graph: ResidualGraph, plan: Plan, own: Pairs
 
 
 def _step_scores(plan: Plan, ends: Ends, step: Step, slope: jax.Array) -> np.ndarray:
-    """Contracts what writers change by with the gradients at readers in one run."""
-    cfg, params, context = ends.cfg, ends.params, ends.context
+    """Contracts what writers change by with the gradients at readers in the runs of a step."""
+    cfg, params, context, runs = ends.cfg, ends.params, ends.context_of(len(step.weights)), len(step.weights)
     layers, _ = layer_slopes(cfg, params, context, step.path, slope)
     heads_now = {name: step.path.activations[name] for name in ends.heads} if plan.through_norms else None
-    parts = step.changes, Gradients(step.path.streams, tuple(layers), slope), heads_now
+    changes, gradients = step.changes, Gradients(step.path.streams, tuple(layers), slope)
     if plan.by_position:
-        parts = _in_text(ends, parts)
-    changes, gradients, heads_now = parts
+        changes, heads_now = _in_text(ends, (changes, heads_now))
+        gradients = _in_text(ends, gradients, runs)
     return edge_products(
-        cfg, params, ends.graph, context, changes, gradients,
-        by_prompt=plan.by_prompt, by_position=plan.by_position, heads_now=heads_now,
+        cfg, params, ends.graph, ends.context, changes, gradients,
+        by_prompt=plan.by_prompt, by_position=plan.by_position, runs=runs, heads_now=heads_now,
     )  # fmt: skip
 
 
-def _in_text(ends: Ends, tree: Any) -> Any:
-    """Moves arrays ``[batch, pos, ...]`` so that every prompt's text begins at position 0, if it does not already."""
+def _in_text(ends: Ends, tree: Any, copies: int = 1) -> Any:
+    """Moves arrays ``[copies * batch, pos, ...]`` so that every prompt's text begins at position 0."""
     if ends.text[:, 0].all():
         return tree
-    places, there = positions.find(ends.text, np.arange(ends.text.shape[1]))
+    text = np.tile(ends.text, (copies, 1))
+    places, there = positions.find(text, np.arange(text.shape[1]))
 
     def moved(array: jax.Array) -> jax.Array:
         shape = *places.shape, *(1,) * (array.ndim - 2)

@@ -8,7 +8,7 @@ import numpy as np
 
 from tljax.checks import whole
 from tljax.circuits.replacement import Ablation, MeanActivations
-from tljax.circuits.scores.edge_scores import Convention, Method
+from tljax.circuits.scores.convention import EdgeConvention, Method
 from tljax.circuits.scores.integrated import (
     Ends,
     Grid,
@@ -47,7 +47,7 @@ class Plan:
         by_prompt, by_position: whether prompts and positions are kept apart.
     """
 
-    convention: Convention
+    convention: EdgeConvention
     ablation: Ablation
     by_prompt: bool
     by_position: bool
@@ -96,7 +96,7 @@ class Plan:
                 f"metric={metric!r}: give one function of the logits, such as LogitDiff(answer, wrong); for several "
                 "metrics, call edge_scores for each."
             )
-        convention = Convention(
+        convention = EdgeConvention(
             method=method,
             ablation=kind,
             metric=_name_of(metric),

@@ -10,10 +10,8 @@ import numpy as np
 from tljax.circuits.circuit import Circuit
 from tljax.circuits.eap_ig_files import EAPIGGraph, read_eap_ig_json, read_eap_ig_pt
 from tljax.circuits.files import ARRAY, MAYBE_ARRAY, decoded, parsed, write_json
+from tljax.circuits.scores.convention import EAP_IG
 from tljax.errors import InputError
-
-EAP_IG = "eap-ig-file"
-"""The method of scores that come from a file of EAP-IG, which does not say it."""
 
 _FORM = "tljax-edge-scores-1"
 _CONVENTION = {
@@ -44,17 +42,17 @@ def read_scores_json(path: str | os.PathLike[str], model: Any) -> dict[str, Any]
         InputError: its graph is not the model's.
     """
     stored = parsed(path)
-    if isinstance(stored, dict) and "cfg" in stored:
-        return _of_eap_ig(read_eap_ig_json(path, stored), model)
-    read = decoded(path, stored, _FORM, _FIELDS, "scores of edges", model)
-    arrays = {name: None if read.fields[name] is None else jnp.asarray(read.fields[name]) for name in _ARRAYS}
-    own = {"axis_names": tuple(read.fields["axes"]), "graph": read.graph, "fingerprint": read.fingerprint}
-    return {**arrays, **own, "convention": read.fields["convention"], "n_prompts": read.fields["n_prompts"]}
+    if (read := read_eap_ig_json(path, stored, model)) is not None:
+        return _of_eap_ig(read)
+    own = decoded(path, stored, _FORM, _FIELDS, "scores of edges", model)
+    arrays = {name: None if own.fields[name] is None else jnp.asarray(own.fields[name]) for name in _ARRAYS}
+    whose = {"axis_names": tuple(own.fields["axes"]), "graph": own.graph, "fingerprint": own.fingerprint}
+    return {**arrays, **whose, "convention": own.fields["convention"], "n_prompts": own.fields["n_prompts"]}
 
 
 def read_scores_pt(path: str | os.PathLike[str], model: Any) -> dict[str, Any]:
     """Reads EAP-IG's ``.pt``, likewise."""
-    return _of_eap_ig(read_eap_ig_pt(path), model)
+    return _of_eap_ig(read_eap_ig_pt(path, model))
 
 
 def as_eap_ig(graph: Any, scores: np.ndarray, circuit: Circuit | None) -> EAPIGGraph:
@@ -69,8 +67,6 @@ def as_eap_ig(graph: Any, scores: np.ndarray, circuit: Circuit | None) -> EAPIGG
     return EAPIGGraph.of(graph, mask, -scores)
 
 
-def _of_eap_ig(read: EAPIGGraph, model: Any) -> dict[str, Any]:
-    if model is not None:
-        read.graph.check(model.cfg)
+def _of_eap_ig(read: EAPIGGraph) -> dict[str, Any]:
     convention = {"method": EAP_IG, "metric": "minus a loss"}
     return {"values": jnp.asarray(-read.scores, jnp.float32), "graph": read.graph, "convention": convention}

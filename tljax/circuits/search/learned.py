@@ -117,16 +117,23 @@ def learn_circuit(
         method, ablation if isinstance(ablation, str) else "values", objective, stack.seed, stack.target, stack.penalty,
         steps, training.batch_size, pairs.n_prompts, rate,
     )  # fmt: skip
-    each = [{name: leaf[n] for name, leaf in learned["gates"].items()} for n in range(len(stack))]
+    found = _found(training, learned, history, empty, settings)
+    return found if stack.several else found[0]
+
+
+def _found(
+    training: Training, learned: dict[str, Any], history: Any, empty: Any, settings: LearningSettings
+) -> LearnedCircuit:
+    """Returns the circuits of what was learned: the most open gates, and how far they are from the model."""
+    form, graph, n_circuits = training.form, training.graph, len(settings.seed)
+    each = [{name: leaf[n] for name, leaf in learned["gates"].items()} for n in range(n_circuits)]
     scores = np.stack([_scores(form, graph, gates) for gates in each])
     counts = [_count(form, graph, gates) for gates in each]
     mask = np.stack([most_open(one, graph.edges, count) for one, count in zip(scores, counts, strict=True)])
     constants = learned.get("constants")
     if constants is not None:
         empty = training.distances(np.zeros_like(mask), constants)
-    arrays = mask, scores, training.distances(mask, constants), empty, history, constants
-    found = LearnedCircuit(*arrays, graph, settings)
-    return found if stack.several else found[0]
+    return LearnedCircuit(mask, scores, training.distances(mask, constants), empty, history, constants, graph, settings)
 
 
 def _default_rate(method: Method, penalty: float, ablation: Any) -> float:

@@ -22,6 +22,7 @@ from tljax.patching.engine.base_run import BaseRun
 from tljax.patching.engine.run import prepare_metric
 from tljax.patching.metrics.evaluation import Measure
 from tljax.text import positions
+from tljax.text.alignment import read_alignment
 from tljax.text.inputs import ModelInput, prepare
 from tljax.typing import Params
 
@@ -298,25 +299,12 @@ def _text_of(given: ModelInput) -> np.ndarray:
 
 
 def _alignment(pairs: Pairs, text: np.ndarray, source: ModelInput, align: Any) -> jax.Array | None:
-    """Checks an alignment, or that the prompts need none."""
+    """Checks an alignment, and returns it; ``None`` if all tokens match as they stand."""
     shape, count = pairs.base.tokens.shape, source.batch_and_pos[0]
     if count != shape[0]:
         raise InputError(f"There are {shape[0]} prompts and {count} source prompts: they go in pairs, one for each.")
     other = _text_of(source)
-    if align is None:
-        if other.shape == shape and (other == text).all():
-            return None
-        lengths = zip(text.sum(axis=1), other.sum(axis=1), strict=True)
-        pair = next(((int(here), int(there)) for here, there in lengths if here != there), None)
-        which = "padded on different sides" if pair is None else f"of {pair[0]} and {pair[1]} tokens"
-        raise InputError(
-            f"There is a pair of prompts {which}. Say which tokens belong together: align=[prompt, pos] holds for each "
-            "base token the source token's position, or -1 (tljax.text.align makes it)."
-        )
-    numbers = np.asarray(align)
-    if numbers.shape != shape or numbers.dtype.kind not in "iu" or numbers.max() >= other.shape[1]:
-        raise InputError(
-            f"align= has shape {numbers.shape} and dtype {numbers.dtype}, up to {numbers.max(initial=-1)}; it holds a "
-            f"position of the source's {other.shape[1]} for each token of the base, {shape}, or -1."
-        )
-    return jnp.asarray(np.where(text, numbers, -1), jnp.int32)
+    places, own = read_alignment(align, text, other)
+    if align is None and other.shape == shape and (other == text).all():
+        return None
+    return jnp.asarray(np.where(own | ~text, -1, places), jnp.int32)

@@ -23,6 +23,13 @@ _DESCRIBES = (
 """Keys of flat configs that later versions keep in ``metadata``. A flat config may hold the whole training runner's
 configuration; what is not listed here says nothing about what the dictionary computes."""
 
+_TYPES: tuple[tuple[str, type, str], ...] = (
+    *((key, str, "a text") for key in ("hook_name", "hook_point", "hook_name_out", "hook_point_out", "model_name")),
+    *((key, int, "a whole number") for key in ("hook_head_index", "hook_point_head_index")),
+    ("activation_fn_kwargs", dict, "an object with k"),
+)
+"""Keys → the type of their values, and that in words."""
+
 _TAP_KEYS = ("model_name", "hook_name", "hook_name_out", "hook_head_index")
 """Keys of ``metadata`` that :class:`~tljax.dictionaries.Tap` holds."""
 
@@ -54,6 +61,7 @@ def read_config(stored: Mapping[str, Any], origin: str, *, training: bool = Fals
         DictionaryError: an architecture, activation function or normalisation that is not known, or a key that is
             missing or of a wrong type.
     """
+    _check_types(stored, origin)
     flat = not isinstance(stored.get("metadata"), Mapping)
     values = {_RENAMED.get(key, key): value for key, value in stored.items()}
     described = {key: values[key] for key in _DESCRIBES if key in values} if flat else dict(stored["metadata"])
@@ -64,7 +72,7 @@ def read_config(stored: Mapping[str, Any], origin: str, *, training: bool = Fals
         "d_in": values.get("d_in"),
         "d_sae": values.get("d_sae"),
         "normalize_activations": _normalization(values.get("normalize_activations"), origin),
-        "apply_b_dec_to_input": values.get("apply_b_dec_to_input", True) and not transcoder,
+        "apply_b_dec_to_input": False if transcoder else values.get("apply_b_dec_to_input", True),
         "transcoder": transcoder,
     }
     if missing := [name for name in ("d_in", "d_sae") if fields[name] is None]:
@@ -72,7 +80,8 @@ def read_config(stored: Mapping[str, Any], origin: str, *, training: bool = Fals
     if transcoder:
         fields["d_out"] = values.get("d_out")
     if architecture in ("topk", "abstopk"):
-        fields |= {"k": _k(values, origin), "rescale_acts_by_decoder_norm": _rescales(values, default=False)}
+        rescales = values.get("rescale_acts_by_decoder_norm", False)
+        fields |= {"k": _k(values, origin), "rescale_acts_by_decoder_norm": rescales}
     elif architecture in _BATCH:
         fields |= _batch_fields(values, origin, training)
     elif architecture == "matching_pursuit":
@@ -80,9 +89,19 @@ def read_config(stored: Mapping[str, Any], origin: str, *, training: bool = Fals
         fields |= {name: values[name] for name in names if name in values}
     elif architecture == "temporal":
         fields |= _temporal_fields(values, origin)
-    tap, rest = _tap(values, described, flat)
+    tap, rest = _tap(values, described, flat, origin)
     metadata = tuple((key, json.dumps(value)) for key, value in rest.items())
     return DictionaryConfig(**fields, tap=tap, metadata=metadata)
+
+
+def _check_types(stored: Mapping[str, Any], origin: str) -> None:
+    """Checks values that fields of our configs do not check."""
+    described = stored.get("metadata")
+    for values in (stored, described if isinstance(described, Mapping) else {}):
+        for key, kind, words in _TYPES:
+            value = values.get(key)
+            if value is not None and (not isinstance(value, kind) or (kind is int and isinstance(value, bool))):
+                raise DictionaryError(f"{origin} has {key}={value!r}, expected {words}.")
 
 
 def _architecture(values: Mapping[str, Any], origin: str) -> str:
@@ -115,18 +134,16 @@ def _k(values: Mapping[str, Any], origin: str) -> int:
     return int(k)
 
 
-def _rescales(values: Mapping[str, Any], default: bool) -> bool:
-    return bool(values.get("rescale_acts_by_decoder_norm", default))
-
-
 def _batch_fields(values: Mapping[str, Any], origin: str, training: bool) -> dict[str, Any]:
     if not training:
         return {"architecture": "jumprelu"}
     widths = values.get("matryoshka_widths") or ()
+    if not isinstance(widths, list | tuple) or not all(type(width) is int for width in widths):
+        raise DictionaryError(f"{origin} has matryoshka_widths={widths!r}, expected a list of whole numbers.")
     return {
         "architecture": "batchtopk",
         "k": _k(values, origin),
-        "rescale_acts_by_decoder_norm": _rescales(values, default=True),
+        "rescale_acts_by_decoder_norm": values.get("rescale_acts_by_decoder_norm", True),
         "matryoshka_widths": tuple(widths),
     }
 
@@ -164,10 +181,12 @@ def _normalization(mode: Any, origin: str) -> str:
     return mode
 
 
-def _tap(values: Mapping[str, Any], described: dict[str, Any], flat: bool) -> tuple[Tap, dict[str, Any]]:
+def _tap(values: Mapping[str, Any], described: dict[str, Any], flat: bool, origin: str) -> tuple[Tap, dict[str, Any]]:
     """Returns where the dictionary belongs, and what else is described."""
     reads = described.get("hook_name")
     reshaped = values.get("reshape_activations", "hook_z" if "hook_z" in (reads or "") else "none")
+    if reshaped not in ("none", "hook_z"):
+        raise DictionaryError(f'{origin} has reshape_activations={reshaped!r}; known are "none" and "hook_z".')
     head = described.get("hook_head_index")
     tap = Tap(
         reads=reads,

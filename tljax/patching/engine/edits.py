@@ -61,6 +61,8 @@ class Edits(Protocol):
     def slots(self, layer: int, layout: BatchLayout, queries: np.ndarray | None) -> dict[str, tuple[TakeRows, ...]]:
         """Returns the interventions at one block, by relative name; names, number and shapes are equal at all layers.
 
+        Points of dictionaries are left out of layers without sites.
+
         Args:
             layer: the block.
             layout: the packed batch.
@@ -109,6 +111,8 @@ class GridEdits:
         return self.spec.name, tuple(self.chosen), tuple(self.allowed)
 
     def slots(self, layer: int, layout: BatchLayout, queries: np.ndarray | None) -> dict[str, tuple[TakeRows, ...]]:
+        if layer not in self.tables and ".hook_sae_" in self.spec.name:
+            return {}  # another layer's dictionary may be of another width, and runs twice where anything is edited
         site = np.full(layout.n_rows, -1)
         site[: len(layout.rows)] = layout.rows.site
         here = (site >= 0) & (self.layer[site] == layer)
@@ -135,7 +139,8 @@ class GridEdits:
         factors = [expand(on[None], (0, 1), table.ndim - 1)]
         for number, axis in enumerate(self.spec.axes):
             if axis not in ("batch", "pos") and (axis in self.chosen or axis in self.allowed):
-                here = picks(self, axis, site[:, None], np.arange(table.shape[number + 1])[None])
+                entries, prompt = np.arange(table.shape[number + 1])[None], layout.prompt[row][:, None]
+                here = picks(self, axis, site[:, None], entries, prompt)
                 factors.append(expand(here[None], (0, 1, number), table.ndim - 1))
         return TakeRows(table, entry[tokens].astype(np.int32), factors)
 

@@ -7,13 +7,21 @@ from tljax.tasks.drawing import Draw
 from tljax.tasks.making import TaskOptions, Template, begin, generator, one_of
 from tljax.tasks.task import Task
 from tljax.tasks.texts import Pair, Reader, Text, fill
-from tljax.tasks.words.things import EVENTS
+from tljax.tasks.words.things import DESK_OBJECTS, EVENTS, OBJECTS
 
 YEARS = (
     "The {event} lasted from the year {XX}{YY} to the year {XX2}",
     "The {event} began in the year {XX}{YY} and ended in the year {XX2}",
     "The {event} started in the year {XX}{YY} and was over by the year {XX2}",
     "From the year {XX}{YY} the {event} went on until the year {XX2}",
+)
+PRICES = (
+    "The price of that {item} was between $ {XX}{YY} and $ {XX2}",
+    "The {item} sold for $ {XX}{YY} at first and last year for $ {XX2}",
+)
+SEQUENCES = (
+    "{N1}, {N2}, {N3}, {XX}{YY}, {XX2}",
+    "The numbers are {N1}, {N2}, {N3}, {XX}{YY}, {XX2}",
 )
 SUMS = {
     "+": ("Q: How much is {a} plus {b}?", "Q: What do you get if you add {b} to {a}?"),
@@ -26,7 +34,14 @@ Numbers = tuple[int, int]
 
 
 @generator
-def greater_than(model: Any, n: int, *, corruption: Literal["01"] = "01", **options: Unpack[TaskOptions]) -> Task:
+def greater_than(
+    model: Any,
+    n: int,
+    *,
+    corruption: Literal["01"] = "01",
+    variant: Literal["year", "price", "sequence"] = "year",
+    **options: Unpack[TaskOptions],
+) -> Task:
     """Makes prompts whose answer is a later year: "The war lasted from the year 1732 to the year 17".
 
     The right answers are all two-digit tokens above ``YY``, the wrong ones all others, 00 to 99: sets of different
@@ -35,9 +50,12 @@ def greater_than(model: Any, n: int, *, corruption: Literal["01"] = "01", **opti
     century again), ``end``.
 
     Args:
-        model: the model whose tokenizer the words must suit: events are single tokens.
+        model: the model whose tokenizer the words must suit: events and items are single tokens.
         n: number of prompts, all different.
         corruption: ``"01"``: the year's last two digits become 01, after which every later year is right.
+        variant: where a larger number is asked for: the ``"year"`` in which an event ended; the upper ``"price"`` of an
+            item (``item`` is labelled in place of ``event``); the next number of an increasing ``"sequence"``, whose
+            first three, ``N1`` to ``N3``, are of the century before (so ``XX`` is 12 to 17).
         **options: ``seed``, ``prepend_bos`` and ``padding_side``, as of every generator.
 
     Raises:
@@ -45,38 +63,67 @@ def greater_than(model: Any, n: int, *, corruption: Literal["01"] = "01", **opti
         TokenizerError: the model has no tokenizer.
     """
     making = begin(model, "greater_than", **options)
-    events, years = making.reader.single(EVENTS), _years(making.reader)
-    made = [_year_template(sentence, events, years) for sentence in YEARS]
+    reader = making.reader
+    if variant == "sequence":
+        years = _years(reader, "1000,")
+        return making.task([_sequence_template(sentence, years) for sentence in SEQUENCES], n, corruption)
+    label, sentences, words, before = {
+        "year": ("event", YEARS, EVENTS, "the year"), "price": ("item", PRICES, (*OBJECTS, *DESK_OBJECTS), "for $"),
+    }[variant]  # fmt: skip
+    nouns, years = reader.single(dict.fromkeys(words)), _years(reader, before)
+    made = [_year_template(sentence, label, nouns, years) for sentence in sentences]
     return making.task(made, n, corruption)
 
 
-def _years(reader: Reader) -> list[tuple[str, str]]:
-    """Returns centuries and years, such as ``("17", "32")``, that split there into two tokens."""
+def _years(reader: Reader, before: str) -> list[tuple[str, str]]:
+    """Returns centuries and years, such as ``("17", "32")``, that split into two tokens after these words."""
     digits = [f"{number:02d}" for number in range(100)]
     alone = reader.plain(digits)
     if any(len(ids) != 1 for ids in alone):
         return []
     found = []
     for century in range(11, 18):
-        before = reader.plain([f"the year {century}"])[0]
-        single = reader.lengths([str(century)], before="the year") == [1]
-        rows = reader.plain(f"the year {century}{year}" for year in digits)
-        valid = [year for year, row, ids in zip(digits, rows, alone, strict=True) if row == [*before, *ids]]
+        start = reader.plain([f"{before} {century}"])[0]
+        single = reader.lengths([str(century)], before=before) == [1]
+        rows = reader.plain(f"{before} {century}{year}" for year in digits)
+        valid = [year for year, row, ids in zip(digits, rows, alone, strict=True) if row == [*start, *ids]]
         if single and "01" in valid:
             found += [(str(century), year) for year in valid[1:-1] if year != "01"]
     return found
 
 
-def _year_template(sentence: str, events: Sequence[str], years: Sequence[tuple[str, str]]) -> Template:
+def _year_template(sentence: str, label: str, nouns: Sequence[str], years: Sequence[tuple[str, str]]) -> Template:
     def make(index: int, draw: Draw) -> Pair:
-        event, index = one_of(events, index)
-        (century, year), _ = one_of(years, index)
-        words = {"event": event, "XX": century, "YY": year, "XX2": century}
-        later = tuple(f"{number:02d}" for number in range(int(year) + 1, 100))
-        others = tuple(f"{number:02d}" for number in range(int(year) + 1))
-        return Pair(fill(sentence, words), fill(sentence, words | {"YY": "01"}), later, others)
+        noun, index = one_of(nouns, index)
+        year, _ = one_of(years, index)
+        return _later(sentence, {label: noun}, year)
 
-    return Template(len(events) * len(years), make)
+    return Template(len(nouns) * len(years), make)
+
+
+def _sequence_template(sentence: str, years: Sequence[tuple[str, str]]) -> Template:
+    """Prompts with three numbers of the century before: every first one of them, and two drawn from those after it."""
+    valid: dict[int, list[str]] = {}
+    for century, two in years:
+        valid.setdefault(int(century), []).append(two)
+    every = [(first, year) for year in years for first in valid.get(int(year[0]) - 1, [])[:-2]]
+
+    def make(index: int, draw: Draw) -> Pair:
+        first, year = every[index]
+        before = int(year[0]) - 1
+        rest = [two for two in valid[before] if two > first]
+        numbers = (first, *sorted(draw.some(rest, 2)))
+        return _later(sentence, {f"N{place}": f"{before}{two}" for place, two in enumerate(numbers, 1)}, year)
+
+    return Template(len(every), make)
+
+
+def _later(sentence: str, words: dict[str, str], year: tuple[str, str]) -> Pair:
+    """Fills a sentence: what is later than its year is right, and after its year 01 everything is."""
+    words = words | {"XX": year[0], "YY": year[1], "XX2": year[0]}
+    later = tuple(f"{number:02d}" for number in range(int(year[1]) + 1, 100))
+    others = tuple(f"{number:02d}" for number in range(int(year[1]) + 1))
+    return Pair(fill(sentence, words), fill(sentence, words | {"YY": "01"}), later, others)
 
 
 @generator
