@@ -119,7 +119,7 @@ def _step_of_stack(cfg: TrainingConfig, rows: np.ndarray, members: int) -> Calla
     state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
     numbers = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(numbers_of(one, 1000) for one in cfgs))
     structure, x = structure_of(cfg, max(one.k or 1 for one in cfgs)), jnp.asarray(rows)
-    at_once = members_at_once(members, len(rows), structure)
+    at_once = members_at_once(members)
 
     def run(number: int) -> None:
         nonlocal state
