@@ -14,7 +14,7 @@ from pathlib import Path
 
 from _timing import machine, use_threads, write_json
 
-PARTS = ("harvest", "decode")
+PARTS = ("harvest", "decode", "training")
 
 
 def main() -> int:

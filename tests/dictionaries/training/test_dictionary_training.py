@@ -21,6 +21,7 @@ from tljax.dictionaries.training import (
     prepare,
     train_dictionaries,
     train_dictionary,
+    trainer,
 )
 
 D, F, TOKENS = 16, 48, 64
@@ -101,8 +102,10 @@ def test_a_stack_is_its_members(architecture: str, monkeypatch: pytest.MonkeyPat
         "batchtopk": [{"k": 2}, {"k": 7, "dead_feature_window": 0}],
     }[architecture]
     cfgs = [_cfg(**({"architecture": architecture, "dead_feature_window": 1} | each)) for each in fields]
+    monkeypatch.setattr(trainer, "members_at_once", lambda members: members)  # side by side, as on a GPU
     stack = train_dictionaries(cfgs, _batch, steps=5)
-    monkeypatch.setattr(gradients, "_CHUNK_BYTES", 16 * F * 4)  # chunks of 16 rows, members one after another
+    monkeypatch.undo()
+    monkeypatch.setattr(gradients, "_CHUNK_BYTES", 16 * F * 4)  # chunks of 16 rows, members in turn
     chunked = train_dictionaries(cfgs, _batch, steps=5)
     monkeypatch.undo()
     for cfg, one, other in zip(cfgs, stack, chunked, strict=True):

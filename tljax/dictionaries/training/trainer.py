@@ -230,7 +230,7 @@ def _one_step(
 ) -> tuple[TrainingState, Metrics]:  # fmt: skip
     if not stacked:
         return train_step(state, x, y, numbers, preparation, structure, options.optimizer)
-    at_once = members_at_once(state.step.shape[0], x.shape[0], structure)
+    at_once = members_at_once(state.step.shape[0])
     return train_step_of_stack(state, x, y, numbers, preparation, structure, options.optimizer, at_once)
 
 
