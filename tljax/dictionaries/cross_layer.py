@@ -8,18 +8,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from tljax.checks import typed
 from tljax.dictionaries.dictionary import Reconstruction, product
 from tljax.dictionaries.formats.own import write_own_cross_layer
-from tljax.dictionaries.formats.table import read_kind
-from tljax.dictionaries.loading import find, read
 from tljax.dictionaries.maths.broadcasting import each
 from tljax.dictionaries.maths.config import CrossLayerConfig
+from tljax.dictionaries.stored import StoredSet
 from tljax.errors import DictionaryError, FrozenModelError
 
 
 @jax.tree_util.register_pytree_with_keys_class
-class CrossLayerTranscoder:
+class CrossLayerTranscoder(StoredSet):
     """Features that write to the MLP outputs of their own layer and of every later one.
 
     ``a_l = act(x_l W_enc[l] + b_enc[l])`` and ``y_w = b_dec[w] + sum_{l <= w} a_l W_dec[l][:, w - l]``.
@@ -34,6 +32,7 @@ class CrossLayerTranscoder:
         DictionaryError: parameters are missing, unknown or of a wrong shape; lists them all.
     """
 
+    _holds = "cross-layer transcoder"
     layers: tuple[dict[str, jax.Array], ...]
     cfg: CrossLayerConfig
 
@@ -103,50 +102,6 @@ class CrossLayerTranscoder:
     def save(self, directory: str | os.PathLike[str]) -> None:
         """Writes it to ``cfg.json`` and ``cross_layer_transcoder.safetensors``; :meth:`load` reads them."""
         write_own_cross_layer(Path(directory), jax.device_get(self.layers), self.cfg)
-
-    @classmethod
-    @typed
-    def from_pretrained(
-        cls,
-        release: str | os.PathLike[str],
-        sae_id: str | None = None,
-        *,
-        format: str | None = None,
-        dtype: Any = None,
-        revision: str | None = None,
-        token: str | bool | None = None,
-        cache_dir: str | Path | None = None,
-    ) -> "CrossLayerTranscoder":
-        """Reads a published cross-layer transcoder, in any known format.
-
-        Args:
-            release: a directory, which never touches the network, or a hub id.
-            sae_id: the folder or file within it.
-            format, dtype, revision, token, cache_dir: as in :meth:`tljax.dictionaries.Dictionary.from_pretrained`.
-
-        Raises:
-            DictionaryError: there is none, or its files are damaged or hold something else.
-            CheckpointError: a download fails.
-        """
-        source = find(release, sae_id, format=format, revision=revision, token=token, cache_dir=cache_dir)
-        found = read(source, holds="cross-layer transcoder", dtype=dtype)
-        return cls(found.params, found.cfg)  # type: ignore[arg-type]
-
-    @classmethod
-    def load(cls, directory: str | os.PathLike[str], **facts: Any) -> "CrossLayerTranscoder":
-        """Reads a cross-layer transcoder from a directory, in any known format (:mod:`tljax.dictionaries.formats`).
-
-        Args:
-            directory: the directory.
-            **facts: what the files do not say, as in :class:`tljax.dictionaries.formats.read.Format`.
-
-        Raises:
-            DictionaryError: the files are damaged, or hold something else.
-        """
-        found = read_kind(Path(directory), "cross-layer transcoder", **facts)
-        assert isinstance(found.cfg, CrossLayerConfig)
-        assert isinstance(found.params, tuple)
-        return cls(found.params, found.cfg)
 
 
 def _check(layers: Sequence[Mapping[str, jax.Array]], cfg: CrossLayerConfig) -> None:

@@ -8,19 +8,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from tljax.checks import typed
 from tljax.dictionaries.dictionary import Reconstruction
 from tljax.dictionaries.formats.own import write_own_crosscoder
-from tljax.dictionaries.formats.table import read_kind
-from tljax.dictionaries.loading import find, read
 from tljax.dictionaries.maths.activations import select, selected
 from tljax.dictionaries.maths.broadcasting import each
 from tljax.dictionaries.maths.config import CrosscoderConfig
+from tljax.dictionaries.stored import StoredSet
 from tljax.errors import DictionaryError, FrozenModelError
 
 
 @jax.tree_util.register_pytree_with_keys_class
-class Crosscoder:
+class Crosscoder(StoredSet):
     """Features shared by several activations.
 
     ``f = act(sum_n x_n W_enc[n] + b_enc)``, and the reconstruction of ``x_n`` is ``f W_dec[:, n] + b_dec[n]``.
@@ -36,6 +34,7 @@ class Crosscoder:
         DictionaryError: parameters are missing, unknown or of a wrong shape; lists them all.
     """
 
+    _holds = "crosscoder"
     params: dict[str, jax.Array]
     cfg: CrosscoderConfig
 
@@ -135,50 +134,6 @@ class Crosscoder:
     def save(self, directory: str | os.PathLike[str]) -> None:
         """Writes the crosscoder to ``cfg.json`` and ``crosscoder.safetensors``; :meth:`load` reads them."""
         write_own_crosscoder(Path(directory), jax.device_get(self.params), self.cfg)
-
-    @classmethod
-    @typed
-    def from_pretrained(
-        cls,
-        release: str | os.PathLike[str],
-        sae_id: str | None = None,
-        *,
-        format: str | None = None,
-        dtype: Any = None,
-        revision: str | None = None,
-        token: str | bool | None = None,
-        cache_dir: str | Path | None = None,
-    ) -> "Crosscoder":
-        """Reads a published crosscoder, in any known format.
-
-        Args:
-            release: a directory, which never touches the network, or a hub id.
-            sae_id: the folder or file within it.
-            format, dtype, revision, token, cache_dir: as in :meth:`tljax.dictionaries.Dictionary.from_pretrained`.
-
-        Raises:
-            DictionaryError: there is none, or its files are damaged or hold something else.
-            CheckpointError: a download fails.
-        """
-        source = find(release, sae_id, format=format, revision=revision, token=token, cache_dir=cache_dir)
-        found = read(source, holds="crosscoder", dtype=dtype)
-        return cls(found.params, found.cfg)  # type: ignore[arg-type]
-
-    @classmethod
-    def load(cls, directory: str | os.PathLike[str], **facts: Any) -> "Crosscoder":
-        """Reads a crosscoder from a directory, in any known format (:mod:`tljax.dictionaries.formats`).
-
-        Args:
-            directory: the directory, or the file of one where a directory holds several.
-            **facts: what the files do not say, as in :class:`tljax.dictionaries.formats.read.Format`.
-
-        Raises:
-            DictionaryError: the files are damaged, or hold something else.
-        """
-        found = read_kind(Path(directory), "crosscoder", **facts)
-        assert isinstance(found.cfg, CrosscoderConfig)
-        assert isinstance(found.params, dict)
-        return cls(found.params, found.cfg)
 
     def relative_norms(self, first: int = 0, second: int = 1) -> jax.Array:
         """Returns how far each feature belongs to one of two sources, ``[d_sae]``: 0 first only, 1 second only.

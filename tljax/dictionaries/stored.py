@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import jax
 import numpy as np
@@ -14,6 +14,7 @@ from tljax.dictionaries.fitting import fit_to
 from tljax.dictionaries.folding import fold_activation_norm
 from tljax.dictionaries.formats.read import Read
 from tljax.dictionaries.formats.saelens_writing import write_saelens
+from tljax.dictionaries.formats.table import read_kind
 from tljax.dictionaries.loading import Source, find, read, warn_unscaled
 from tljax.dictionaries.maths.config import DictionaryConfig
 from tljax.errors import DictionaryError
@@ -126,6 +127,57 @@ class StoredDictionary:
     @classmethod
     def _of(cls, found: Read) -> "Dictionary":
         return cls(found.params, found.cfg, found.sparsity)  # type: ignore[call-arg]
+
+
+class StoredSet:
+    """The methods that read files of crosscoders and of cross-layer transcoders."""
+
+    _holds: ClassVar[str]
+    """What the files must make, as :attr:`tljax.dictionaries.formats.read.Format.holds` says it."""
+
+    @classmethod
+    @typed
+    def from_pretrained(
+        cls,
+        release: str | os.PathLike[str],
+        sae_id: str | None = None,
+        *,
+        format: str | None = None,
+        dtype: Any = None,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+    ) -> Self:
+        """Reads a published one, in any known format.
+
+        Args:
+            release: a directory, which never touches the network, or a hub id.
+            sae_id: the folder or file within it.
+            format, dtype, revision, token, cache_dir: as in :meth:`tljax.dictionaries.Dictionary.from_pretrained`.
+
+        Raises:
+            DictionaryError: there is none, or its files are damaged or hold something else.
+            CheckpointError: a download fails.
+        """
+        source = find(release, sae_id, format=format, revision=revision, token=token, cache_dir=cache_dir)
+        return cls._of(read(source, holds=cls._holds, dtype=dtype))
+
+    @classmethod
+    def load(cls, directory: str | os.PathLike[str], **facts: Any) -> Self:
+        """Reads one from a directory, in any known format (:mod:`tljax.dictionaries.formats`).
+
+        Args:
+            directory: the directory, or the file of one where a directory holds several.
+            **facts: what the files do not say, as in :class:`tljax.dictionaries.formats.read.Format`.
+
+        Raises:
+            DictionaryError: the files are damaged, or hold something else.
+        """
+        return cls._of(read_kind(Path(directory), cls._holds, **facts))
+
+    @classmethod
+    def _of(cls, found: Read) -> Self:
+        return cls(found.params, found.cfg)  # type: ignore[call-arg]
 
 
 def _scaled(dictionary: "Dictionary", scale: float | None, source: Source) -> "Dictionary":

@@ -62,20 +62,20 @@ def _rows_of(splice: Splice, read: Any, written: Any) -> Iterator[Any]:
     base = dataclasses.replace(written, **plain)
     features = {"axes": ("batch", "pos", "feature"), "dtype": own, "sizes": (("feature", splice.d_sae),)}
 
+    def one_head(row: Any) -> tuple[str, ...]:
+        return row.axes if splice.head is None else tuple(axis for axis in row.axes if axis != "head")
+
     def vector(row: Any, width: int) -> dict[str, Any]:
-        axes = tuple(axis for axis in row.axes if axis != "head") if splice.head is not None else row.axes
-        axes = ("batch", "pos", "all_heads") if splice.merged_heads else axes
+        axes = ("batch", "pos", "all_heads") if splice.merged_heads else one_head(row)
         return {"axes": axes, "dtype": own, "sizes": (*row.sizes, ("all_heads", width))}
 
-    unmerged = dataclasses.replace(splice, merged_heads=False)
-    error_axes = tuple(axis for axis in written.axes if axis != "head") if unmerged.head is not None else written.axes
     columns = {
         INPUT: (vector(read, splice.d_in), "what the dictionary encodes"),
         ACTS_PRE: (features, "features before their activation function"),
         ACTS_POST: (features, "features"),
         RECONS: (vector(written, splice.d_out), "reconstruction, before a normalisation of the input is undone"),
         ERROR: (
-            {"axes": error_axes, "dtype": np.dtype(widest(written.dtype, own))},
+            {"axes": one_head(written), "dtype": np.dtype(widest(written.dtype, own))},
             "what the unchanged reconstruction lacks",
         ),
         OUTPUT: ({"adds_to": written.adds_to}, "what the model goes on with"),
@@ -92,7 +92,7 @@ At = Callable[[str, jax.Array], jax.Array]
 class Spliced(Protocol):
     """What a splice asks of a dictionary; :class:`tljax.dictionaries.Dictionary` is one."""
 
-    def encode_at(self, activations: jax.Array, at: At) -> Any: ...
+    def encode_at(self, activations: jax.Array, at: At = ...) -> Any: ...
 
     def decode_normalized(self, features: jax.Array) -> jax.Array: ...
 
@@ -155,7 +155,7 @@ class Splicing:
         encoded = [dictionary.encode_at(read, at)]
         before_error = splice.points[: splice.points.index(RECONS) + 1]
         if splice.error == "keep" and any(_changes(module, f"{name}.{inner}") for inner in before_error):
-            encoded.append(dictionary.encode_at(read, _unhooked))
+            encoded.append(dictionary.encode_at(read))
         output, *others = _outputs(dictionary, read, encoded, splice.skip, at, own.shape)
         excluded = self._excluded(splice, own)
         if splice.error == "keep":
@@ -197,10 +197,6 @@ def _outputs(
     outputs = [one.factors.undo(recon) for one, recon in zip(encoded, recons, strict=True)]
     skipped = dictionary.skip(read) if skip else None
     return [(one if skipped is None else one + skipped).reshape(shape) for one in outputs]
-
-
-def _unhooked(name: str, value: jax.Array) -> jax.Array:
-    return value
 
 
 def _changes(module: nn.Module, name: str) -> bool:
