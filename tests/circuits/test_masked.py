@@ -31,6 +31,8 @@ def test_all_edges_are_the_clean_run_and_none_the_corrupted_one(kind: str, paddi
     masks = np.stack([np.ones(graph.shape), np.zeros(graph.shape)])[:, None, None]
     context = AttentionContext.of(prepared)
     stream = masked_stream(model.cfg, model.params, graph, prepared.value, context, masks, replacement)
+    alone = masked_stream(model.cfg, model.params, graph, prepared.value, context, masks[1:], replacement)
+    np.testing.assert_allclose(alone[0][mask], stream[1][mask], atol=2e-5)  # layers that nothing reads are not run
     head = {name: model.params[name] for name in ("ln_final", "unembed")}
     logits = unembed(model.cfg, head, stream)[:, *last]
     for got, wanted in zip(logits, expected, strict=True):

@@ -14,7 +14,14 @@ import numpy as np
 
 from tljax.checks import is_traced
 from tljax.circuits.graph import ResidualGraph
-from tljax.circuits.masked_block import State, final_streams, run_block, run_block_in_place, shape_of
+from tljax.circuits.masked_block import (
+    State,
+    final_streams,
+    pass_block_in_place,
+    run_block,
+    run_block_in_place,
+    shape_of,
+)
 from tljax.config import HookedTransformerConfig
 from tljax.errors import InputError
 from tljax.forward.forward import context_of_layer, embed_positions, run_forward
@@ -91,7 +98,12 @@ def _at_once(cfg: HookedTransformerConfig, graph: ResidualGraph, stream: jax.Arr
     if device.platform == "cpu":
         tokens = min(tokens, _CPU_BYTES // made)
     prompts, masks = max(1, min(batch, tokens // length)), max(1, min(n_masks, tokens // (batch * length)))
-    return -(-batch // -(-batch // prompts)), -(-n_masks // -(-n_masks // masks))  # chunks of equal size
+    return _even(batch, prompts), _even(n_masks, masks)
+
+
+def _even(count: int, most: int) -> int:
+    """Returns how many of ``count`` to run at once: of the sizes from half of ``most`` upward, one that pads least."""
+    return min(range(most, (most - 1) // 2, -1), key=lambda size: -(-count // size) * size)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,6 +168,11 @@ def _run_masks(
     context = _repeat(prompts.context, len(masks), len(prompts.stream))
     for layer in range(prompts.start, cfg.n_layers):
         own, columns = graph.writers_of(layer), graph.readers_of(layer)
+        if state.combined is None and _is_idle(graph, masks, own):
+            state = pass_block_in_place(
+                cfg, params["blocks"][layer], state, prompts.replacement[own], np.int32(own.start)
+            )
+            continue
         own_to_mlp = None
         if not (graph.attn_only or graph.parallel_attn_mlp):
             own_to_mlp = absent[..., own.start : own.start + graph.n_heads, columns.stop - 1 : columns.stop]
@@ -166,6 +183,11 @@ def _run_masks(
         )  # fmt: skip
     last = absent[..., graph.readers_of(graph.n_layers)]
     return final_streams(block_module(cfg, 0), graph.n_heads, prompts.norms, state, last), state
+
+
+def _is_idle(graph: ResidualGraph, masks: Any, own: slice) -> bool:
+    """Returns whether no mask has an edge from these writers: never of traced masks, as an edge at 0 has a gradient."""
+    return isinstance(masks, np.ndarray) and not np.any(masks[..., own, :] * graph.edges[own])
 
 
 def _without(absent: Any, own: slice) -> Any:

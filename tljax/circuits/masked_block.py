@@ -12,6 +12,7 @@ from tljax.circuits.writers import EXPERTS, HEADS, mlp_outputs, outputs_by_head
 from tljax.config import HookedTransformerConfig
 from tljax.hooks.interventions import Add, Replace
 from tljax.hooks.point import HookPoint, HookSlot, apply_with_slots
+from tljax.modules.activations import scaled
 from tljax.modules.context import AttentionContext
 from tljax.numerics import matmul_precision
 from tljax.typing import Params
@@ -128,6 +129,25 @@ def _run_block(
     return state._replace(stream=before.stream + attn_out + mlp_out)
 
 
+def _pass_block(
+    cfg: HookedTransformerConfig, params: Params, state: State, replacement: jax.Array, first: jax.Array
+) -> State:
+    """Runs one block none of whose writers is read by any mask: all it adds is the replacement and the heads' bias.
+
+    Args:
+        cfg, params: the model, and the block's parameters.
+        state: the run so far, without norms after attention.
+        replacement: ``[writer of the layer, batch or 1, pos or 1, d_model]``.
+        first: number of the layer's first writer.
+    """
+    shape = _masked_shape(state.stream, len(state.lacking))
+    added = replacement.sum(axis=0) + scaled(params["attn"]["b_O"], cfg.residual_multiplier)[None, None]
+    nothing = jnp.zeros((shape[0], len(replacement), *shape[1:]), state.lacking.dtype)
+    stream = (state.stream.reshape(shape) + added[None]).reshape(state.stream.shape)
+    return _wrote(state._replace(stream=stream), nothing, first)
+
+
+pass_block_in_place = jax.jit(_pass_block, static_argnums=0, donate_argnums=2)
 run_block = jax.jit(_run_block, static_argnums=(0, 1))
 run_block_in_place = jax.jit(_run_block, static_argnums=(0, 1), donate_argnums=4)
 
