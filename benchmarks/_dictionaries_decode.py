@@ -64,10 +64,7 @@ def decode(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         }
         timings = interleaved(tasks, arguments.repeats, 1, counter)
         for name, taken in steps.items():
-            decodes = {"plain": 0, "error kept, a feature ablated": 1.5}.get(
-                name, 1
-            )  # the error is of unchanged features
-            bar = 1 + decodes * more / own + (BAR if decodes else 0)
+            bar = 1 if name == "plain" else 1 + more / own + BAR
             ratio = min(taken[1:]) / min(steps["plain"][1:])
             rows.append({
                 "batch": batch, "model": name, "ms a token": round(1e3 * min(taken[1:]), 2),

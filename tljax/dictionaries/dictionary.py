@@ -236,13 +236,22 @@ class Dictionary(StoredDictionary):
 
     def decode_normalized(self, features: jax.Array) -> jax.Array:
         """Computes ``features @ W_dec + b_dec`` ``[..., d_out]``, before a normalisation is undone."""
-        cfg = self.cfg
-        scaled = features / each(self.decoder_norms, features) if cfg.rescale_acts_by_decoder_norm else features
-        output = self._times(scaled.astype(self.dtype), "W_dec")
+        cfg, output = self.cfg, self.decode_change(features)
         adds_bias = cfg.apply_b_dec_to_input or cfg.architecture != "matching_pursuit"
         if cfg.architecture == "temporal" and cfg.tied_weights and not cfg.apply_b_dec_to_input:
             adds_bias = False
         return output + each(self.b_dec, output) if adds_bias else output
+
+    def decode_change(self, features: jax.Array) -> jax.Array:
+        """Computes what a change of features ``[..., d_sae]`` changes in :meth:`decode_normalized`."""
+        norms = self.cfg.rescale_acts_by_decoder_norm
+        scaled = features / each(self.decoder_norms, features) if norms else features
+        return self._times(scaled.astype(self.dtype), "W_dec")
+
+    @property
+    def is_laid_out(self) -> bool:
+        """Whether :meth:`laid_out` made this dictionary: it decodes few rows on a CPU, and no gradient is taken."""
+        return "_layouts" in self.__dict__
 
     def laid_out(self, layouts: Mapping[str, jax.Array]) -> "Dictionary":
         """Returns the dictionary with other layouts of ``W_enc`` and ``W_dec``, for products with few rows on a CPU.

@@ -94,7 +94,12 @@ class Spliced(Protocol):
 
     def encode_at(self, activations: jax.Array, at: At = ...) -> Any: ...
 
+    @property
+    def is_laid_out(self) -> bool: ...
+
     def decode_normalized(self, features: jax.Array) -> jax.Array: ...
+
+    def decode_change(self, features: jax.Array) -> jax.Array: ...
 
     def skip(self, activations: jax.Array) -> jax.Array | None: ...
 
@@ -147,7 +152,7 @@ class Splicing:
         self, module: nn.Module, name: str, splice: Splice, read: jax.Array, own: jax.Array
     ) -> jax.Array:
         """Returns the reconstruction of ``own`` from ``read``, with the error term if that is kept."""
-        dictionary = self._dictionaries[splice.writes]
+        dictionary, excluded = self._dictionaries[splice.writes], self._excluded(splice, own)
 
         def at(inner: str, value: jax.Array) -> jax.Array:
             return hook(module, f"{name}.{inner}", value)
@@ -156,16 +161,24 @@ class Splicing:
         before_error = splice.points[: splice.points.index(RECONS) + 1]
         if splice.error == "keep" and any(_changes(module, f"{name}.{inner}") for inner in before_error):
             encoded.append(dictionary.encode_at(read))
-        output, *others = _outputs(dictionary, read, encoded, splice.skip, at, own.shape)
-        excluded = self._excluded(splice, own)
-        if splice.error == "keep":
-            clean = others[0] if others else output
-            wide = widest(own.dtype, clean.dtype)
-            error = own.astype(wide) - clean.astype(wide)
-            error = jax.lax.stop_gradient(error) if splice.gradient == "stop" else error
-            error = error if excluded is None else jnp.where(excluded, jnp.zeros_like(error), error)
-            output = output.astype(wide) + at(ERROR, error)
+        if len(encoded) == 2 and dictionary.is_laid_out and self._only_features_change(module, name):
+            output = _moved(dictionary, own, *encoded)
+        else:
+            output, *others = _outputs(dictionary, read, encoded, splice.skip, at, own.shape)
+            if splice.error == "keep":
+                clean = others[0] if others else output
+                wide = widest(own.dtype, clean.dtype)
+                error = own.astype(wide) - clean.astype(wide)
+                error = jax.lax.stop_gradient(error) if splice.gradient == "stop" else error
+                error = error if excluded is None else jnp.where(excluded, jnp.zeros_like(error), error)
+                output = output.astype(wide) + at(ERROR, error)
         return output if excluded is None else jnp.where(excluded, own.astype(output.dtype), output)
+
+    @staticmethod
+    def _only_features_change(module: nn.Module, name: str) -> bool:
+        """Whether the run changes the dictionary's features, and nobody sees its reconstruction or error."""
+        unseen = all(module.get_variable(HOOKS, f"{name}.{inner}") is None for inner in (RECONS, ERROR))
+        return unseen and not _changes(module, f"{name}.{INPUT}")
 
     def _excluded(self, splice: Splice, own: jax.Array) -> jax.Array | None:
         """Returns a mask ``[batch, pos, ...]`` of the positions that keep the model's value; ``None`` if none do."""
@@ -197,6 +210,13 @@ def _outputs(
     outputs = [one.factors.undo(recon) for one, recon in zip(encoded, recons, strict=True)]
     skipped = dictionary.skip(read) if skip else None
     return [(one if skipped is None else one + skipped).reshape(shape) for one in outputs]
+
+
+def _moved(dictionary: Spliced, own: jax.Array, changed: Any, clean: Any) -> jax.Array:
+    """Returns the output for changed features with the error of the clean ones, by one product where it takes two."""
+    change = dictionary.decode_change(changed.features - clean.features) * clean.factors.scale
+    wide = widest(own.dtype, change.dtype)
+    return own.astype(wide) + change.reshape(own.shape).astype(wide)
 
 
 def _changes(module: nn.Module, name: str) -> bool:
