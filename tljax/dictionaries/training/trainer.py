@@ -1,5 +1,6 @@
 """``train_dictionary`` and ``train_dictionaries``: one dictionary, or a stack that shares each batch."""
 
+import contextlib
 import dataclasses
 import os
 from collections.abc import Callable, Sequence
@@ -29,7 +30,7 @@ from tljax.dictionaries.training.step import (
     train_step,
     train_step_of_stack,
 )
-from tljax.errors import ConfigError, InputError, TrainingError
+from tljax.errors import ConfigError, DictionaryError, InputError, TrainingError
 
 OnLog = Callable[[dict[str, Any]], None]
 
@@ -89,7 +90,8 @@ def train_dictionary(
         preparation: what is done to activations first, from :func:`prepare` or an earlier result; ``None`` estimates it
             from the first batches.
         optimizer: used instead of Adam with the config's learning rate and clipping.
-        directory: where the state is saved; ``None`` saves nothing.
+        directory: where the state is saved, and beside it the dictionary so far in SAELens's layout, if SAELens has
+            such dictionaries: ``Dictionary.load(directory)`` and SAELens read it. ``None`` saves nothing.
         resume: go on from the state in ``directory`` if there is one. The result has the same bits as that of an
             uninterrupted run.
         save_every: steps between saves; ``None`` saves at the end only.
@@ -144,7 +146,8 @@ def train_dictionaries(
         start: parameters to start from, one mapping for each member.
         preparation: see :func:`train_dictionary`.
         optimizer: used instead of Adam with the config's learning rate and clipping.
-        directory: where the state of the stack is saved.
+        directory: where the state of the stack is saved, and in ``directory/0``, ``directory/1``, ... the members in
+            SAELens's layout.
         resume: see :func:`train_dictionary`.
         save_every: steps between saves; ``None`` saves at the end only.
         log_every: steps between the moments when losses are fetched and checked.
@@ -205,6 +208,11 @@ def _train(
     run = Run(cfgs, options.steps, options.batch_size, digest(first), "adam" if options.optimizer is None else "given")
     state, preparation, done, history = _begin(cfgs, source, first, start, run, options, stacked)
     pending: list[Metrics] = []
+
+    def results() -> tuple[TrainingResult, ...]:
+        numbered = enumerate(cfgs)
+        return tuple(_result(state, history, cfg, preparation, number if stacked else None) for number, cfg in numbered)
+
     while done < options.steps:
         x, y = batch(done)
         state, metrics = _one_step(state, x, y, numbers, preparation, structure, options, stacked)
@@ -219,9 +227,16 @@ def _train(
             options.on_log({"step": done, **{name: values[-1] for name, values in history.items()}})
         if saves:
             save_run(Path(os.fspath(options.directory or "")), run, state, preparation, done, history)
-    return tuple(
-        _result(state, history, cfg, preparation, number if stacked else None) for number, cfg in enumerate(cfgs)
-    )
+            _save_dictionaries(results(), options.directory, stacked)
+    return results()
+
+
+def _save_dictionaries(results: Sequence[TrainingResult], directory: Any, stacked: bool) -> None:
+    """Writes the dictionaries of a checkpoint beside its state, each in a folder of its own if there are several."""
+    for number, result in enumerate(results):
+        if isinstance(result.dictionary, Dictionary):
+            with contextlib.suppress(DictionaryError):  # SAELens has no such dictionary
+                result.dictionary.save(Path(os.fspath(directory), str(number) if stacked else ""))
 
 
 def _one_step(
