@@ -193,9 +193,7 @@ def _penalty(features: jax.Array, norms: jax.Array, p: float) -> jax.Array:
     return jnp.where(powers > 0, jnp.where(powers > 0, powers, 1) ** (1 / p), 0).sum()
 
 
-def _gated(
-    params: Params, norms: jax.Array, u: jax.Array, rows: Rows, setting: Setting, cfg: TrainingConfig
-) -> _Code:
+def _gated(params: Params, norms: jax.Array, u: jax.Array, rows: Rows, setting: Setting, cfg: TrainingConfig) -> _Code:
     share = 1 / setting.tokens
     gate = add_row(u, params["b_gate"])
     magnitude = add_row(scale_columns(u, jnp.exp(params["r_mag"])), params["b_mag"])
@@ -215,9 +213,7 @@ def _gated(
     return _Code(features, terms, support, pieces)
 
 
-def _jumprelu(
-    params: Params, norms: jax.Array, u: jax.Array, setting: Setting, cfg: TrainingConfig
-) -> _Code:
+def _jumprelu(params: Params, norms: jax.Array, u: jax.Array, setting: Setting, cfg: TrainingConfig) -> _Code:
     numbers, share = setting.numbers, 1 / setting.tokens
     h, threshold, to_input = add_row(u, params["b_enc"]), params["threshold"], cfg.jumprelu_ste_to_input
     bandwidth = numbers["jumprelu_bandwidth"]
