@@ -15,7 +15,7 @@ from tljax.dictionaries.training.rows import column_sums
 _Saved = tuple[jax.Array, jax.Array, jax.Array]
 
 
-def _rectangle(h: jax.Array, threshold: jax.Array, bandwidth: jax.Array) -> jax.Array:
+def rectangle(h: jax.Array, threshold: jax.Array, bandwidth: jax.Array) -> jax.Array:
     """Returns 1 where ``h`` lies strictly within half a bandwidth of the threshold, else 0."""
     return (jnp.abs((h - threshold[None]) / bandwidth) < 0.5).astype(h.dtype)
 
@@ -45,7 +45,7 @@ def _step_forward(h: jax.Array, threshold: jax.Array, bandwidth: jax.Array, to_i
 
 def _step_backward(to_input: bool, saved: _Saved, gradient: jax.Array) -> _Saved:
     h, threshold, bandwidth = saved
-    estimate = _rectangle(h, threshold, bandwidth) / bandwidth * gradient
+    estimate = rectangle(h, threshold, bandwidth) / bandwidth * gradient
     to_h = estimate if to_input else jnp.zeros_like(h)
     return to_h, -column_sums(estimate), jnp.zeros_like(bandwidth)
 
@@ -81,7 +81,7 @@ def _jumprelu_forward(
 
 def _jumprelu_backward(to_input: bool, saved: _Saved, gradient: jax.Array) -> _Saved:
     h, threshold, bandwidth = saved
-    estimate = (threshold / bandwidth)[None] * _rectangle(h, threshold, bandwidth) * gradient
+    estimate = (threshold / bandwidth)[None] * rectangle(h, threshold, bandwidth) * gradient
     to_h = jnp.where(h > jnp.maximum(threshold, 0)[None], gradient, 0)
     return to_h + estimate if to_input else to_h, -column_sums(estimate), jnp.zeros_like(bandwidth)
 

@@ -14,10 +14,12 @@ import jax.numpy as jnp
 from tljax import checks
 from tljax.dictionaries.maths.normalization import Factors, normalize
 from tljax.dictionaries.training.coefficients import Numbers, numbers_of, structure_of
-from tljax.dictionaries.training.config import TrainingConfig
+from tljax.dictionaries.training.config import TOP_K, TrainingConfig
 from tljax.dictionaries.training.losses import Outcome, Params, Rows, Setting, decoder_norms, loss_of_rows
+from tljax.dictionaries.training.pieces import Pieces
 from tljax.dictionaries.training.rows import column_sums
 from tljax.dictionaries.training.selection import Cut, cut_batch
+from tljax.dictionaries.training.sparse_products import outer_sums, pays
 
 _CHUNK_BYTES = 32 * 2**20
 """Size of ``[rows, d_sae]`` for a chunk of rows on a CPU: larger ones are fresh memory in every step, which costs page
@@ -108,7 +110,7 @@ def dictionary_loss(
         u = _encoded(params, rows.x, structure)
         cut = _cut(params, jax.lax.stop_gradient(u), norms, numbers, structure, jnp.float32(0))
         setting = Setting(numbers, mask, mask.any(), cut, x.shape[0])
-        total, (outcome, features, output) = loss_of_rows(params, norms, u, rows, setting, structure)
+        total, (outcome, features, output, _) = loss_of_rows(params, norms, u, rows, setting, structure)
     return Losses(total, outcome.terms, features, output, None if cut is None else cut.value)
 
 
@@ -142,24 +144,37 @@ def loss_and_gradients(
     if cfg.architecture == "batchtopk":
         u = _encoded(params, _rows(params, x, y, 0, cfg).x, cfg)
         cut = _cut(params, u, norms, numbers, cfg, guess)
-    setting = Setting(numbers, dead, any_dead, cut, tokens)
+    sparse = axis_name is None and "W_enc" in params and pays(cfg.width_in, cfg.d_sae)
+    setting = Setting(numbers, dead, any_dead, cut, tokens, sparse)
     differentiate = jax.value_and_grad(loss_of_rows, argnums=(0, 1, 2), has_aux=True)
 
     def chunk(first: jax.Array | int, part: tuple[jax.Array, ...]) -> _Sums:
         rows = _rows(params, part[0], part[1], first, cfg)
         own = part[2] if u is not None else _encoded(params, rows.x, cfg)
-        (total, (outcome, _, _)), (grads, of_norms, of_u) = differentiate(rest, norms, own, rows, setting, cfg)
+        (total, (outcome, _, _, pieces)), (grads, of_norms, of_u) = differentiate(rest, norms, own, rows, setting, cfg)
         if "W_enc" in params:
-            grads = {**grads, "W_enc": jax.lax.stop_gradient(rows.x).T @ of_u}
+            grads = {**grads, "W_enc": _of_encoder(rows.x, of_u, pieces, setting, cfg)}
         return _Sums(total, outcome, grads, of_norms, column_sums(of_u))
 
     parts = (x, y) if u is None else (x, y, u)
     sums = _over_chunks(chunk, parts, cfg.d_sae)
     grads = dict(sums.grads)
+    if "W_enc" in params:
+        grads["W_enc"] = grads["W_enc"].T
     grads["W_dec"] = grads["W_dec"] + pull_norms(sums.of_norms)[0]
     if "W_enc" in params and cfg.subtracts_b_dec:
         grads["b_dec"] = grads["b_dec"] - params["W_enc"] @ sums.of_u
     return grads, BatchLoss(sums.total, sums.outcome, cut)
+
+
+def _of_encoder(
+    x: jax.Array, of_u: jax.Array, pieces: Pieces | None, setting: Setting, cfg: TrainingConfig
+) -> jax.Array:
+    """Returns the gradient of ``W_enc`` transposed, ``[d_sae, d_in]``, so that a feature is a row."""
+    if pieces is None:
+        return of_u.T @ x
+    few = pieces.fits & ~setting.any_dead if cfg.architecture in TOP_K else pieces.fits
+    return outer_sums(of_u, x, pieces, few)
 
 
 def _rows(params: Params, x: jax.Array, y: jax.Array, first: jax.Array | int, cfg: TrainingConfig) -> Rows:

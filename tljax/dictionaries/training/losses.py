@@ -17,9 +17,11 @@ from tljax.dictionaries.maths.normalization import Factors
 from tljax.dictionaries.training.auxiliary import auxiliary_loss
 from tljax.dictionaries.training.coefficients import Numbers
 from tljax.dictionaries.training.config import TOP_K, TrainingConfig
-from tljax.dictionaries.training.estimators import jumprelu, step
+from tljax.dictionaries.training.estimators import jumprelu, rectangle, step
+from tljax.dictionaries.training.pieces import Pieces, find_pieces
 from tljax.dictionaries.training.rows import add_row, column_sums, scale_columns, square_sum
 from tljax.dictionaries.training.selection import Cut, cut_rows
+from tljax.dictionaries.training.sparse_products import decoded
 
 Params = Mapping[str, jax.Array]
 
@@ -33,6 +35,7 @@ class Setting(NamedTuple):
         any_dead: whether there are any, in any member of a stack; a scalar that is the same for all members.
         cut: the selection of the whole batch, of ``batchtopk``.
         tokens: number of tokens that the mean is over.
+        sparse: whether active features are looked for, to decode only those where they are few.
     """
 
     numbers: Numbers
@@ -40,6 +43,7 @@ class Setting(NamedTuple):
     any_dead: jax.Array
     cut: Cut | None
     tokens: int
+    sparse: bool = False
 
 
 class Rows(NamedTuple):
@@ -75,6 +79,22 @@ class Outcome(NamedTuple):
     error: jax.Array
 
 
+class _Code(NamedTuple):
+    """What the encoder makes of some rows.
+
+    Attributes:
+        features: that are decoded, ``[rows, d_sae]``.
+        terms: that make them sparse.
+        support: mask of what is not 0 in them, nor in any gradient by the pre-activations; ``None`` if it is unknown.
+        pieces: the same as lists; ``None`` where they are not looked for.
+    """
+
+    features: jax.Array
+    terms: dict[str, jax.Array]
+    support: jax.Array | None = None
+    pieces: Pieces | None = None
+
+
 def decoder_norms(W_dec: jax.Array, n_sources: int | None) -> jax.Array:
     """Returns the norm of each decoder row, ``[d_sae]``, with derivative 0 at rows of zeros.
 
@@ -89,7 +109,7 @@ def decoder_norms(W_dec: jax.Array, n_sources: int | None) -> jax.Array:
 
 def loss_of_rows(
     params: Params, norms: jax.Array, u: jax.Array, rows: Rows, setting: Setting, cfg: TrainingConfig
-) -> tuple[jax.Array, tuple[Outcome, jax.Array, jax.Array]]:
+) -> tuple[jax.Array, tuple[Outcome, jax.Array, jax.Array, Pieces | None]]:
     """Computes the share of some rows in a loss.
 
     Args:
@@ -101,11 +121,13 @@ def loss_of_rows(
         cfg: what is computed.
 
     Returns:
-        The total, and ``(outcome, features [rows, d_sae], reconstruction [rows, d_out])``.
+        The total, and ``(outcome, features [rows, d_sae], reconstruction [rows, d_out], pieces)``; the pieces hold the
+        support of the features and, but for the auxiliary loss of dead features, of the gradient by ``u``.
     """
     numbers, share = setting.numbers, 1 / setting.tokens
-    features, sparsity = _features_and_penalty(params, norms, u, rows, setting, cfg)
-    outputs = _decode(features, params, cfg)
+    code = _features_and_penalty(params, norms, u, rows, setting, cfg)
+    features, sparsity = code.features, code.terms
+    outputs = _decode(code, params, cfg)
     output = rows.factors.undo(outputs[-1])
     if "W_skip" in params:
         output = output + rows.raw @ params["W_skip"].T
@@ -120,12 +142,12 @@ def loss_of_rows(
     fired = column_sums(jax.lax.stop_gradient(features != 0).astype(features.dtype))
     total = jnp.stack(list(terms.values())).sum()
     shown = scale_columns(features, norms) if cfg.selects_by_norm else features
-    return total, (Outcome(terms, fired, error), shown, output)
+    return total, (Outcome(terms, fired, error), shown, output, code.pieces)
 
 
 def _features_and_penalty(
     params: Params, norms: jax.Array, u: jax.Array, rows: Rows, setting: Setting, cfg: TrainingConfig
-) -> tuple[jax.Array, dict[str, jax.Array]]:
+) -> _Code:
     """Returns the features that are decoded, and the terms that make them sparse."""
     numbers, share = setting.numbers, 1 / setting.tokens
     match cfg.architecture:
@@ -133,16 +155,23 @@ def _features_and_penalty(
             return _gated(params, norms, u, rows, setting, cfg)
         case "matching_pursuit":
             x = add_row(rows.x, -params["b_dec"]) if cfg.subtracts_b_dec else rows.x
-            return pursue(x, params["W_dec"], cfg.dictionary_config()), {}
+            return _Code(pursue(x, params["W_dec"], cfg.dictionary_config()), {})
         case "jumprelu":
             return _jumprelu(params, norms, u, setting, cfg)
         case "standard":
             features = jax.nn.relu(add_row(u, params["b_enc"]))
             l1 = _penalty(features, norms, cfg.lp_norm) * share
-            return features, {"l1_loss": numbers["l1_coefficient"] * l1}
+            return _code(features, {"l1_loss": numbers["l1_coefficient"] * l1}, features != 0, setting)
     h = add_row(u, params["b_enc"])
     keeps = _kept(h, norms, rows, setting, cfg)
-    return jnp.where(keeps, h if cfg.architecture == "abstopk" else jax.nn.relu(h), 0), {}
+    if cfg.architecture == "abstopk":
+        return _code(jnp.where(keeps, h, 0), {}, keeps, setting)
+    features = jnp.where(keeps, jax.nn.relu(h), 0)
+    return _code(features, {}, features != 0, setting)
+
+
+def _code(features: jax.Array, terms: dict[str, jax.Array], support: jax.Array, setting: Setting) -> _Code:
+    return _Code(features, terms, support, find_pieces(support) if setting.sparse else None)
 
 
 def _kept(h: jax.Array, norms: jax.Array, rows: Rows, setting: Setting, cfg: TrainingConfig) -> jax.Array:
@@ -164,28 +193,27 @@ def _penalty(features: jax.Array, norms: jax.Array, p: float) -> jax.Array:
     return jnp.where(powers > 0, jnp.where(powers > 0, powers, 1) ** (1 / p), 0).sum()
 
 
-def _gated(
-    params: Params, norms: jax.Array, u: jax.Array, rows: Rows, setting: Setting, cfg: TrainingConfig
-) -> tuple[jax.Array, dict[str, jax.Array]]:
+def _gated(params: Params, norms: jax.Array, u: jax.Array, rows: Rows, setting: Setting, cfg: TrainingConfig) -> _Code:
     share = 1 / setting.tokens
     gate = add_row(u, params["b_gate"])
     magnitude = add_row(scale_columns(u, jnp.exp(params["r_mag"])), params["b_mag"])
     features = jnp.where(gate > 0, jax.nn.relu(magnitude), 0)
     open_gate = jax.nn.relu(gate)
     l1 = _penalty(open_gate, norms, 1.0) * share
+    support = ~(gate <= 0)
+    pieces = find_pieces(support) if setting.sparse else None
     W_dec, b_dec = params["W_dec"], params["b_dec"]
     if cfg.gated_stop_gradient:
         W_dec, b_dec = jax.lax.stop_gradient((W_dec, b_dec))
-    through_gate = rows.factors.undo(add_row(open_gate @ W_dec, b_dec))
-    return features, {
+    through_gate = rows.factors.undo(add_row(decoded(open_gate, W_dec, pieces), b_dec))
+    terms = {
         "l1_loss": setting.numbers["l1_coefficient"] * l1,
         "auxiliary_reconstruction_loss": square_sum(rows.y - through_gate) * share,
     }
+    return _Code(features, terms, support, pieces)
 
 
-def _jumprelu(
-    params: Params, norms: jax.Array, u: jax.Array, setting: Setting, cfg: TrainingConfig
-) -> tuple[jax.Array, dict[str, jax.Array]]:
+def _jumprelu(params: Params, norms: jax.Array, u: jax.Array, setting: Setting, cfg: TrainingConfig) -> _Code:
     numbers, share = setting.numbers, 1 / setting.tokens
     h, threshold, to_input = add_row(u, params["b_enc"]), params["threshold"], cfg.jumprelu_ste_to_input
     bandwidth = numbers["jumprelu_bandwidth"]
@@ -204,15 +232,19 @@ def _jumprelu(
         short = jax.nn.relu(threshold[None] - h)
         weights = jnp.where(setting.dead, norms, 0)
         terms["pre_act_loss"] = numbers["pre_act_loss_coefficient"] * (column_sums(short) @ weights) * share
-    return features, terms
+        return _Code(features, terms)
+    return _code(features, terms, (features != 0) | (rectangle(h, threshold, bandwidth) != 0), setting)
 
 
-def _decode(features: jax.Array, params: Params, cfg: TrainingConfig) -> list[jax.Array]:
+def _decode(code: _Code, params: Params, cfg: TrainingConfig) -> list[jax.Array]:
     """Returns the reconstructions from each prefix of the features; the last one is from all."""
     outputs, start, output = [], 0, None
     has_bias = cfg.architecture != "matching_pursuit" or cfg.subtracts_b_dec
     for width in cfg.matryoshka_widths or (cfg.d_sae,):
-        part = features[:, start:width] @ params["W_dec"][start:width]
+        pieces = code.pieces
+        if pieces is not None and code.support is not None and width - start < cfg.d_sae:
+            pieces = find_pieces(code.support[:, start:width])
+        part = decoded(code.features[:, start:width], params["W_dec"][start:width], pieces)
         part = add_row(part, params["b_dec"]) if start == 0 and has_bias else part
         output = part if output is None else output + part
         outputs.append(output)

@@ -109,6 +109,10 @@ def train_step_of_stack(
         inputs = preparation.apply(x, y)
         several = jax.vmap(one, axis_name=_MEMBER)
         members = state.step.shape[0]
+        if at_once == 1:
+            return jax.lax.map(
+                lambda member: _step(member[0], *inputs, member[1], cfg, optimizer, None), (state, numbers)
+            )
         if at_once >= members:
             return several((state, numbers))
         grouped = jax.tree.map(lambda leaf: leaf.reshape(-1, at_once, *leaf.shape[1:]), (state, numbers))
