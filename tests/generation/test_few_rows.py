@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 import tljax
+from tljax.dictionaries import Dictionary, DictionaryConfig
 from tljax.generation import decoding
 from tljax.generation.few_rows import TransposedWeights, in_pieces, size_of_copies
+from tljax.hooks import splices
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["plain", "gated"])
@@ -32,6 +34,29 @@ def test_logits_are_those_of_the_plain_weights(wide: tljax.HookedTransformer, ba
     plain = wide.generate(tokens, 24, use_past_kv_cache=False, **options)
     np.testing.assert_array_equal(fast.sequences, plain.sequences)
     np.testing.assert_allclose(np.stack(fast.logits), np.stack(plain.logits), atol=1e-5)
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_features_changed_in_a_spliced_dictionary(
+    wide: tljax.HookedTransformer, batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng, point = np.random.default_rng(1), "blocks.0.hook_resid_post"
+    arrays = {"W_enc": (512, 1024), "b_enc": (1024,), "W_dec": (1024, 512), "b_dec": (512,)}
+    params = {name: rng.standard_normal(shape, np.float32) / 20 for name, shape in arrays.items()}
+    one = Dictionary(params, DictionaryConfig(d_in=512, d_sae=1024, normalize_activations="layer_norm"))
+    tokens = rng.integers(0, 516, (batch, 7))
+    model = wide.with_dictionaries({point: one}, exclude_tokens=[int(tokens[0, 3])])
+    model = model.with_hooks([(f"{point}.hook_sae_acts_post", tljax.Scale(4.0))])
+    used, moved = [], splices._moved
+    monkeypatch.setattr(splices, "_moved", lambda *arguments: used.append(True) or moved(*arguments))
+    options: dict[str, Any] = {"do_sample": False, "stop_at_eos": False, "verbose": False, "output_logits": True}
+    fast = model.generate(tokens, 12, **options)
+    assert used
+    plain = model.generate(tokens, 12, use_past_kv_cache=False, **options)
+    np.testing.assert_array_equal(fast.sequences, plain.sequences)
+    np.testing.assert_allclose(np.stack(fast.logits), np.stack(plain.logits), atol=2e-5)
+    unchanged = wide.generate(tokens, 12, **options)
+    assert np.abs(np.stack(unchanged.logits)[0] - np.stack(fast.logits)[0]).max() > 1e-2
 
 
 def test_layouts_hold_the_same_numbers(wide: tljax.HookedTransformer) -> None:

@@ -90,7 +90,12 @@ def test_a_run_that_was_killed_goes_on_to_the_bit(stacked: bool, tmp_path: Path)
         jax.tree.map(np.testing.assert_array_equal, one.dictionary.params, other.dictionary.params)
     again = run(killed, directory=tmp_path, resume=True)  # complete: nothing is trained
     np.testing.assert_array_equal(again[0].history["loss"], whole[0].history["loss"])
-    assert [path.name for path in tmp_path.iterdir()] == ["dictionary_training_state.safetensors"]
+    for number, result in enumerate(whole):  # beside the state, in SAELens's layout
+        saved = Dictionary.load(tmp_path / str(number) if stacked else tmp_path)
+        assert saved.cfg.architecture == "jumprelu"
+        jax.tree.map(np.testing.assert_array_equal, saved.params, result.dictionary.params)
+    files = ["cfg.json", "dictionary_training_state.safetensors", "sae_weights.safetensors", "sparsity.safetensors"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == (["0", "1", files[1]] if stacked else files)
 
 
 @pytest.mark.parametrize("architecture", ["topk", "batchtopk", "standard", "jumprelu"])
