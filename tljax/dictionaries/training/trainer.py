@@ -4,8 +4,6 @@ import functools
 from collections.abc import Sequence
 from typing import Any, Unpack
 
-import numpy as np
-
 from tljax import checks
 from tljax.dictionaries.training.batches import batch_function, digest, pairs
 from tljax.dictionaries.training.checkpoint import Run
@@ -70,6 +68,7 @@ def train_dictionary(
         CheckpointError: the state is damaged or belongs to another run; says what differs.
         TrainingError: the loss stopped being finite, or a batch was not; names the step.
 
+    >>> import numpy as np
     >>> rows = np.random.default_rng(0).standard_normal((512, 8), np.float32)
     >>> cfg = TrainingConfig(architecture="batchtopk", d_in=8, d_sae=16, k=2, lr=1e-2)
     >>> result = train_dictionary(cfg, rows, steps=20, batch_size=64)
@@ -111,6 +110,7 @@ def train_dictionaries(
         ConfigError: the members cannot share a program; names the field.
         InputError, CheckpointError, TrainingError: see :func:`train_dictionary`.
 
+    >>> import numpy as np
     >>> rows = np.random.default_rng(0).standard_normal((256, 8), np.float32)
     >>> cfgs = [TrainingConfig(architecture="topk", d_in=8, d_sae=16, k=k) for k in (1, 2, 4)]
     >>> results = train_dictionaries(cfgs, rows, steps=5, batch_size=64)
