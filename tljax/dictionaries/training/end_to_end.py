@@ -146,7 +146,7 @@ def train_dictionary_end_to_end(
     for name, value in {"steps": steps, "batch_size": batch_size}.items():
         checks.whole(value, name, at_least=1)
     _check(model, cfg, mse_coefficient)
-    loop, splice = Loop(**options), _site(model, cfg)
+    loop, splice = Loop(**options), site_of(model, cfg)
     cfg = cfg.replace(tap=_filled(cfg, splice, model))
     special = None if model.tokenizer is None else model.tokenizer.all_special_ids
     objective = _Objective(
@@ -202,7 +202,7 @@ def _check(model: HookedTransformer, cfg: TrainingConfig, mse_coefficient: float
         )
 
 
-def _site(model: HookedTransformer, cfg: TrainingConfig) -> Splice:
+def site_of(model: HookedTransformer, cfg: TrainingConfig) -> Splice:
     """Returns where the dictionary sits, checked as for one that is spliced in; its parameters are not needed."""
     config = DictionaryConfig(
         d_in=cfg.d_in, d_sae=1, d_out=cfg.d_out, transcoder=cfg.transcoder, tap=cfg.tap,

@@ -66,7 +66,8 @@ def token_losses(
     def one_token(
         u: jax.Array, inputs: jax.Array, x: jax.Array, y: jax.Array, factors: Factors, number: jax.Array
     ) -> tuple[dict[str, jax.Array], jax.Array, jax.Array]:
-        rows = Rows(inputs[None], x[None], y[None], factors, number)
+        own = jax.tree.map(lambda leaf: leaf[None] if jnp.ndim(leaf) else leaf, factors)
+        rows = Rows(inputs[None], x[None], y[None], own, number)
         _, (outcome, _, output) = loss_of_rows(params, norms, u[None], rows, setting, cfg)
         return outcome.terms, outcome.fired, output[0]
 
