@@ -22,7 +22,8 @@ from tljax.dictionaries.training.spliced_loss import Plan, dictionary_rows, orig
 from tljax.dictionaries.training.step import Metrics, TrainingState
 from tljax.errors import ConfigError, InputError
 from tljax.fingerprint import fingerprint_of
-from tljax.hooks.points import ENTRY
+from tljax.hooks.names import resolve
+from tljax.hooks.points import ENTRY, point_table
 from tljax.hooks.splices import refuse_splices
 from tljax.model.hooked_transformer import HookedTransformer
 from tljax.model.splice_sites import SpliceOptions, excluded_tokens, splice_of
@@ -148,6 +149,7 @@ def train_dictionary_end_to_end(
     _check(model, cfg, mse_coefficient)
     loop, splice = Loop(**options), site_of(model, cfg)
     cfg = cfg.replace(tap=_filled(cfg, splice, model))
+    _check_start(start, splice, model)
     special = None if model.tokenizer is None else model.tokenizer.all_special_ids
     objective = _Objective(
         kl_coefficient=kl_coefficient, mse_coefficient=mse_coefficient, downstream_coefficient=downstream_coefficient,
@@ -199,6 +201,18 @@ def _check(model: HookedTransformer, cfg: TrainingConfig, mse_coefficient: float
         raise ConfigError(
             f"matryoshka_widths={cfg.matryoshka_widths} are prefixes that reconstruct the activation alone, and that "
             "error has no weight: mse_coefficient=1.0, or leave them out."
+        )
+
+
+def _check_start(start: Any, splice: Splice, model: HookedTransformer) -> None:
+    """Raises InputError if a dictionary to start from says that it reads another point."""
+    if not isinstance(start, Dictionary) or start.cfg.tap.reads is None:
+        return
+    table = point_table(model.cfg)
+    if resolve(start.cfg.tap.reads, table, model.cfg.n_layers) != splice.reads:
+        raise InputError(
+            f"The dictionary to start from reads {start.cfg.tap.reads}, and the config's tap {splice.reads}. To train "
+            "it at another point say so: start=dictionary.replace(cfg=dictionary.cfg.replace(tap=Tap(reads=...)))."
         )
 
 
