@@ -15,6 +15,7 @@ from tljax.dictionaries.training.loop import Loop, LoopOptions
 from tljax.errors import ArgumentError
 from tljax.generation.methods import GenerateOptions, begin
 from tljax.generation.sampling import SamplingOptions, read_sampling
+from tljax.harvest.harvest import HarvestOptions, to_disk
 from tljax.model.hooked_transformer import PretrainedOptions
 from tljax.text.inputs import prepare
 from tljax.typing import InputOptions, PromptOptions
@@ -34,6 +35,7 @@ BUNDLES: dict[str, tuple[type, Callable[..., Any]]] = {
     "a lens's table": (TableOptions, logit_lens_table),
     "a lens's figure": (FigureOptions, logit_lens_figure),
     "training of dictionaries": (LoopOptions, Loop),
+    "harvest": (HarvestOptions, to_disk),
     "pages of features": (SummaryOptions, summarise_features),
     "from_pretrained": (PretrainedOptions, HookedTransformer.from_pretrained),
 }
