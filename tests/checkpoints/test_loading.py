@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from compare import same_bits
+from double_precision import double_precision
 from hf_models import rewrite, shard
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from safetensors.numpy import load_file, save_file
@@ -160,7 +161,7 @@ def test_float64_is_read_and_processed_in_float64(gpt2: Path, tmp_path: Path) ->
         return tensors
 
     tokens = np.array([[3, 17, 5, 38, 0, 22, 9, 30]])
-    with jax.enable_x64(True):
+    with double_precision():
         for source in (gpt2, rewrite(gpt2, tmp_path, widened)):  # stored in float32, and in float64
             raw = HookedTransformer.from_pretrained_no_processing(source, dtype="float64")
             processed = HookedTransformer.from_pretrained(source, dtype="float64")

@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
+from double_precision import double_precision
 from feature_models import METRIC, OTHERS, TOKENS, dictionary, plain_model, with_value
 
 from tljax import HookedTransformer, Replace
@@ -27,7 +27,7 @@ POINTS = tuple(written or read for read, written in SITES)
 
 @pytest.fixture(autouse=True)
 def _double_precision() -> Iterator[None]:
-    with jax.enable_x64(True):
+    with double_precision():
         yield
 
 

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
+from double_precision import double_precision
 from family_case import FamilyCase
 
 from tljax import Add, HookedTransformer
@@ -19,7 +19,7 @@ TOLERANCE = 1e-6
 @pytest.mark.one_variant_a_family
 def test_directional_derivative_at_all_points(case: FamilyCase) -> None:
     """All points that have a gradient move at once, so one number holds for all of them."""
-    with jax.enable_x64(True):
+    with double_precision():
         model = HookedTransformer.from_pretrained_no_processing(case.directory, dtype="float64")
         along, hooks = directions(model), []
         for name, one in along.items():

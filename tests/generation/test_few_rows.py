@@ -50,12 +50,12 @@ def test_features_changed_in_a_spliced_dictionary(
     used, moved = [], splices._moved
     monkeypatch.setattr(splices, "_moved", lambda *arguments: used.append(True) or moved(*arguments))
     options: dict[str, Any] = {"do_sample": False, "stop_at_eos": False, "verbose": False, "output_logits": True}
-    fast = model.generate(tokens, 12, **options)
+    fast = model.generate(tokens, 24, **options)
     assert used
-    plain = model.generate(tokens, 12, use_past_kv_cache=False, **options)
+    plain = model.generate(tokens, 24, use_past_kv_cache=False, **options)
     np.testing.assert_array_equal(fast.sequences, plain.sequences)
     np.testing.assert_allclose(np.stack(fast.logits), np.stack(plain.logits), atol=2e-5)
-    unchanged = wide.generate(tokens, 12, **options)
+    unchanged = wide.generate(tokens, 24, **options)
     assert np.abs(np.stack(unchanged.logits)[0] - np.stack(fast.logits)[0]).max() > 1e-2
 
 

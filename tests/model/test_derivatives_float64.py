@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from double_precision import double_precision
 from variants import BASE, TOKENS, VARIANTS, randomised_params
 
 from tljax import Add, HookedTransformer, HookedTransformerConfig
@@ -17,7 +18,7 @@ METRIC = LogProb(3)
 
 @pytest.fixture(autouse=True)
 def _double_precision() -> Iterator[None]:
-    with jax.enable_x64(True):
+    with double_precision():
         yield
 
 

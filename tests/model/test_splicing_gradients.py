@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from double_precision import double_precision
 from spliced import dictionary
 from variants import BASE, TOKENS, randomised_params
 
@@ -23,7 +24,7 @@ METRIC, STEP = LogProb(3), 1e-6
 
 @pytest.fixture(autouse=True)
 def _double_precision() -> Iterator[None]:
-    with jax.enable_x64(True):
+    with double_precision():
         yield
 
 

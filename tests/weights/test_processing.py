@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from double_precision import double_precision
 
 from tljax import HookedTransformer, HookedTransformerConfig
 from tljax.checkpoints.layout import flatten, parameter_shapes, unflatten
@@ -259,7 +260,7 @@ def test_refactoring_is_refused_where_it_is_not_exact() -> None:
 
 
 def test_float64_parameters_stay_float64() -> None:
-    with jax.enable_x64(True):
+    with double_precision():
         cfg, params = make("ln", "float64")
         new, new_cfg = process_weights(params, cfg, refactor_factored_attn_matrices=True)
         assert {leaf.dtype.name for leaf in jax.tree.leaves(new)} == {"float64"}

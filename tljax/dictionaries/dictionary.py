@@ -251,7 +251,7 @@ class Dictionary(StoredDictionary):
     @property
     def is_laid_out(self) -> bool:
         """Whether :meth:`laid_out` made this dictionary: it decodes few rows on a CPU, and no gradient is taken."""
-        return "_layouts" in self.__dict__
+        return bool(self.__dict__.get("_layouts"))
 
     def laid_out(self, layouts: Mapping[str, jax.Array]) -> "Dictionary":
         """Returns the dictionary with other layouts of ``W_enc`` and ``W_dec``, for products with few rows on a CPU.
