@@ -260,9 +260,10 @@ def _activations(model: HookedTransformer, batch: Callable[[int], TokenBatch], p
 
     def activations(step: int) -> Any:
         given = batch(step)
-        x, y = _rows(model.params, given, dataclasses.replace(plan, downstream=(), balanced=False, remat=False))
-        kept = np.flatnonzero(given.counts)
-        return x[kept] if y is None else (x[kept], y[kept])
+        found = _rows(model.params, given, dataclasses.replace(plan, downstream=(), balanced=False, remat=False))
+        kept = given.counts.reshape(-1)
+        x, y = (None if one is None else np.asarray(one)[kept] for one in found)
+        return x if y is None else (x, y)
 
     return activations
 

@@ -68,7 +68,7 @@ def token_losses(
     ) -> tuple[dict[str, jax.Array], jax.Array, jax.Array]:
         own = jax.tree.map(lambda leaf: leaf[None] if jnp.ndim(leaf) else leaf, factors)
         rows = Rows(inputs[None], x[None], y[None], own, number)
-        _, (outcome, _, output) = loss_of_rows(params, norms, u[None], rows, setting, cfg)
+        _, (outcome, _, output, *_) = loss_of_rows(params, norms, u[None], rows, setting, cfg)
         return outcome.terms, outcome.fired, output[0]
 
     numbered = jnp.arange(x.shape[0], dtype=jnp.int32)
