@@ -39,6 +39,7 @@ CASES: tuple[Case, ...] = (
     Case("a crosscoder end to end", lambda w: _train(w, _cfg(n_sources=2)), ConfigError, "crosscoder"),
     Case("matching pursuit end to end", lambda w: _train(w, _cfg(architecture="matching_pursuit")), ConfigError,
          "no encoder"),
+    Case("a transcoder that writes nowhere", lambda w: _train(w, _cfg(transcoder=True)), ConfigError, "writes="),
     Case("a model with hooks end to end",
          lambda w: _train(w, model=w.tiny.with_hooks([(POINT, tljax.Scale(2.0))])), InputError, "reset_hooks"),
     Case("a spliced model end to end", lambda w: _train(w, model=w.tiny.with_dictionaries({POINT: _dictionary()})),

@@ -90,8 +90,9 @@ def train_dictionary_end_to_end(
 ) -> TrainingResult:
     """Trains a dictionary so that the model with its reconstruction predicts what the model itself predicts.
 
-    The loss is ``kl_coefficient * KL(original || spliced)``, plus the terms of ``cfg`` that make features sparse or
-    train dead ones, plus what the options add (Braun et al. 2024, arXiv:2405.12241). Divergences and errors are summed
+    The loss is ``kl_coefficient * KL(original || spliced)``, plus the terms of ``cfg`` that make features sparse (of
+    ``gated`` also the one that trains its gate) or train dead ones (``aux_loss_coefficient=0`` leaves that out), plus
+    what the options add (Braun et al. 2024, arXiv:2405.12241). Divergences and errors are summed
     over the vocabulary or the width, and averaged over the tokens that count; padding does not. The dictionary is
     spliced in without its error. A step is one compiled program: the original run once, the spliced one from the
     dictionary's block on, and its backward pass. The model does not change.
@@ -173,9 +174,7 @@ def train_dictionary_end_to_end(
 
     def one_step(state: TrainingState, number: int) -> tuple[TrainingState, Metrics]:
         given = batch(number)
-        return spliced_step(
-            state, model.params, given, numbers, begun.preparation, plan, structure, loop.optimizer
-        )  # fmt: skip
+        return spliced_step(state, model.params, given, numbers, begun.preparation, plan, structure, loop.optimizer)
 
     return run_steps(one_step, begun, run, loop)[0]
 
@@ -196,6 +195,11 @@ def _check(model: HookedTransformer, cfg: TrainingConfig, mse_coefficient: float
     if cfg.tap.reads is None:
         raise ConfigError(
             'The settings do not say which activation the dictionary reads: tap=Tap(reads="blocks.8.hook_resid_pre").'
+        )
+    if cfg.transcoder and cfg.tap.writes is None:
+        raise ConfigError(
+            f"A transcoder reconstructs another activation than {cfg.tap.reads}: say which, "
+            'tap=Tap(reads=..., writes="blocks.8.hook_mlp_out").'
         )
     if cfg.matryoshka_widths and not mse_coefficient:
         raise ConfigError(
