@@ -11,9 +11,11 @@ from tljax.attribution.options import EstimateOptions, read_estimate
 from tljax.checkpoints import load_checkpoint, load_transformer_lens
 from tljax.checkpoints.loading import LoadOptions, ReadOptions
 from tljax.dictionaries.pages.summary import SummaryOptions, summarise_features
+from tljax.dictionaries.training.loop import Loop, LoopOptions
 from tljax.errors import ArgumentError
 from tljax.generation.methods import GenerateOptions, begin
 from tljax.generation.sampling import SamplingOptions, read_sampling
+from tljax.harvest.harvest import HarvestOptions, to_disk
 from tljax.model.hooked_transformer import PretrainedOptions
 from tljax.text.inputs import prepare
 from tljax.typing import InputOptions, PromptOptions
@@ -32,6 +34,8 @@ BUNDLES: dict[str, tuple[type, Callable[..., Any]]] = {
     "an estimate": (EstimateOptions, read_estimate),
     "a lens's table": (TableOptions, logit_lens_table),
     "a lens's figure": (FigureOptions, logit_lens_figure),
+    "training of dictionaries": (LoopOptions, Loop),
+    "harvest": (HarvestOptions, to_disk),
     "pages of features": (SummaryOptions, summarise_features),
     "from_pretrained": (PretrainedOptions, HookedTransformer.from_pretrained),
 }

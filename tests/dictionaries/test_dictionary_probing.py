@@ -5,6 +5,7 @@ import pytest
 from made_dictionaries import standard
 
 from tljax import HookedTransformer, Replace, tasks
+from tljax.dictionaries import Dictionary, DictionaryConfig
 from tljax.dictionaries.evaluation import (
     PooledFeatures,
     ground_truth_scores,
@@ -102,6 +103,21 @@ def test_known_features_are_found() -> None:
     np.testing.assert_allclose(got.correlations[[0, 2, 3]], 1, atol=1e-4)
     few = ground_truth_scores(standard(np.zeros((8, 2)), known[:2], reads="x"), known)
     assert (few.mcc, few.matches.tolist()) == (pytest.approx(0.5), [0, 1, -1, -1])
+
+
+def test_signed_features_are_found_with_either_sign() -> None:
+    g = np.random.default_rng(0)
+    known = np.linalg.qr(g.normal(size=(8, 4)))[0].T
+    codes = g.normal(size=(500, 4)) * (g.random((500, 4)) < 0.25)
+    rows = np.array([[1.0], [-1.0], [-1.0], [1.0]]) * known
+    cfg = DictionaryConfig(architecture="abstopk", d_in=8, d_sae=4, k=4, apply_b_dec_to_input=False)
+    params = {"W_enc": rows.T, "b_enc": np.zeros(4), "W_dec": rows, "b_dec": np.zeros(8)}
+    signed = Dictionary({name: value.astype(np.float32) for name, value in params.items()}, cfg)
+    got = ground_truth_scores(signed, known, activations=(codes @ known).astype(np.float32), codes=codes)
+    assert (got.recovered, got.unmatched.tolist()) == (1, [])
+    np.testing.assert_allclose(got.correlations, 1, atol=1e-4)
+    unsigned = ground_truth_scores(signed.replace(cfg=cfg.replace(architecture="topk")), known)
+    assert unsigned.recovered == 0.5
 
 
 def test_features_exchanged_between_entities(tiny: HookedTransformer) -> None:

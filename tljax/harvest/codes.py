@@ -5,7 +5,7 @@ import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -16,13 +16,13 @@ from tljax.dictionaries.dictionary import Dictionary
 from tljax.errors import DictionaryError, HarvestError
 from tljax.fingerprint import sample_of
 from tljax.harvest.collecting import Arrays, Collected, Headers
-from tljax.harvest.documents import Prompts, Reading
-from tljax.harvest.harvest import SHARD_BYTES, to_disk
+from tljax.harvest.documents import Prompts
+from tljax.harvest.harvest import HarvestOptions, to_disk
 from tljax.harvest.index import CODES
 from tljax.harvest.points import Point, read_points, run_to_points
 from tljax.harvest.store import Store
 from tljax.harvest.stored import StoredArray, as_dtype
-from tljax.harvest.windows import Separator, Short, Windows, read_cutting
+from tljax.harvest.windows import Windows
 from tljax.model.hooked_transformer import HookedTransformer
 
 _FEATURES, _VALUES = "features", "values"
@@ -102,7 +102,7 @@ def merge_counts(total: Mapping[str, np.ndarray], added: Mapping[str, Any]) -> A
     }
 
 
-@checks.typed
+@functools.partial(checks.typed, receiver=to_disk)
 def harvest_codes(
     model: HookedTransformer,
     dictionary: Dictionary,
@@ -111,19 +111,7 @@ def harvest_codes(
     *,
     k: int = 64,
     point: Any = None,
-    batch_size: int = 8,
-    context_size: int | None = None,
-    packed: bool = True,
-    prepend_bos: bool | None = None,
-    separator: Separator = None,
-    short: Short = "pad",
-    field: str = "text",
-    text_separator: str | None = None,
-    limit: int | None = None,
-    skip_special: Any = False,
-    shard_bytes: int = SHARD_BYTES,
-    resume: bool = True,
-    progress: bool | None = None,
+    **options: Unpack[HarvestOptions],
 ) -> "CodeStore":
     """Runs prompts through a model and a dictionary, and stores each token's strongest features.
 
@@ -137,8 +125,7 @@ def harvest_codes(
         k: how many features to keep of each token, those of the largest magnitude. ``store.share_cut`` says how many
             tokens had more.
         point: the hook point to encode; ``None`` means the one that the dictionary names (``cfg.tap.reads``).
-        batch_size, context_size, packed, prepend_bos, separator, short, field, text_separator: as in :func:`harvest`.
-        limit, skip_special, shard_bytes, resume, progress: as in :func:`harvest`.
+        **options: as in :func:`harvest`, but for ``dtype``, ``covariance`` and ``max_norm_ratio``.
 
     Returns:
         The store.
@@ -157,15 +144,7 @@ def harvest_codes(
             f"{dictionary!r} does not fit {given}: it encodes one point that is {dictionary.cfg.d_in} wide."
         )
     number = checks.whole(k, "k", at_least=1, at_most=dictionary.cfg.d_sae)
-    cutting = read_cutting(
-        model, prompts, context_size=context_size, packed=packed, prepend_bos=prepend_bos, separator=separator,
-        short=short,
-    )  # fmt: skip
-    to_disk(
-        CODES, model, prompts, Codes(dictionary, found[0], number), Path(directory), cutting,
-        Reading(field, text_separator), batch_size=batch_size, limit=limit, skip_special=skip_special,
-        shard_bytes=shard_bytes, resume=resume, progress=progress,
-    )  # fmt: skip
+    to_disk(CODES, model, prompts, Codes(dictionary, found[0], number), Path(directory), **options)
     return CodeStore.open(directory)
 
 

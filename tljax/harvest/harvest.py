@@ -1,9 +1,10 @@
 """``harvest``: activations of many prompts at many points, to disk."""
 
+import functools
 import itertools
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict, Unpack
 
 import numpy as np
 
@@ -16,7 +17,6 @@ from tljax.harvest.points import read_points
 from tljax.harvest.running import begin, check_room, new_index, run, skip_harvested
 from tljax.harvest.store import ActivationStore
 from tljax.harvest.windows import (
-    Cutting,
     Separator,
     Short,
     no_windows,
@@ -31,12 +31,30 @@ StoredDtype = Literal["bfloat16", "float16", "float32"]
 SHARD_BYTES = 2**28
 
 
-@checks.typed
-def harvest(
+class HarvestOptions(TypedDict, total=False):
+    """What prompts are cut into, and how they are run and stored; documented at :func:`harvest`."""
+
+    batch_size: int
+    context_size: int | None
+    packed: bool
+    prepend_bos: bool | None
+    separator: Separator
+    short: Short
+    field: str
+    text_separator: str | None
+    limit: int | None
+    skip_special: Any
+    shard_bytes: int
+    resume: bool
+    progress: bool | None
+
+
+def to_disk(
+    form: str,
     model: HookedTransformer,
     prompts: Prompts,
-    points: Any,
-    directory: str | os.PathLike[str],
+    collector: Collector,
+    directory: Path,
     *,
     batch_size: int = 8,
     context_size: int | None = None,
@@ -48,12 +66,56 @@ def harvest(
     text_separator: str | None = None,
     limit: int | None = None,
     skip_special: Any = False,
-    max_norm_ratio: float | None = None,
-    dtype: StoredDtype = "bfloat16",
-    covariance: bool = False,
     shard_bytes: int = SHARD_BYTES,
     resume: bool = True,
     progress: bool | None = None,
+) -> None:
+    """Harvests what a collector keeps; options are those of :func:`harvest`."""
+    cutting = read_cutting(
+        model, prompts, context_size=context_size, packed=packed, prepend_bos=prepend_bos, separator=separator,
+        short=short,
+    )  # fmt: skip
+    reading = Reading(field, text_separator)
+    size = checks.whole(batch_size, "batch_size", at_least=1)
+    wanted = None if limit is None else checks.whole(limit, "limit", at_least=1)
+    skipped = read_skipped(model, skip_special)
+    a_batch = size * cutting.context_size * row_bytes(collector)
+    per_shard = max(1, checks.whole(shard_bytes, "shard_bytes", at_least=1) // a_batch)
+    recipe = {
+        **vars(cutting), "batch_size": size, "batches_per_shard": per_shard, "limit": wanted,
+        "skip_special": list(skipped), **reading._asdict(),
+    }  # fmt: skip
+    start = new_index(form, model, collector, recipe)
+    tokens = wanted if cutting.form != "rows" else min(wanted or np.size(prompts), np.size(prompts))
+    if tokens is not None and not (directory / FILE).is_file():
+        check_room(directory, tokens * row_bytes(collector), f"{tokens} tokens")
+    batches = window_batches(model, prompts, cutting, reading, size)
+    if (first := next(batches, None)) is None:
+        raise no_windows(cutting)
+    batches = itertools.chain([first], batches)
+    index = begin(directory, start, resume)
+    skip_harvested(index, batches, directory)
+    writer = ShardWriter(directory, collector, index, per_shard, wanted)
+    if not index.complete:
+        run(model, batches, writer, skipped, progress)
+    elif wanted is None and next(batches, None) is not None:
+        raise HarvestError(
+            f"{directory} was harvested from other prompts: they ended after {index.counts['windows']} windows, and "
+            "these go on. Use another directory, or the same prompts."
+        )
+
+
+@functools.partial(checks.typed, receiver=to_disk)
+def harvest(
+    model: HookedTransformer,
+    prompts: Prompts,
+    points: Any,
+    directory: str | os.PathLike[str],
+    *,
+    max_norm_ratio: float | None = None,
+    dtype: StoredDtype = "bfloat16",
+    covariance: bool = False,
+    **options: Unpack[HarvestOptions],
 ) -> ActivationStore:
     """Runs prompts through a model, and stores the activations at some points.
 
@@ -106,60 +168,6 @@ def harvest(
     found = read_points(model, points)
     if max_norm_ratio is not None and not max_norm_ratio > 0:
         raise InputError(f"max_norm_ratio={max_norm_ratio} must be positive, such as 10.")
-    cutting = read_cutting(
-        model, prompts, context_size=context_size, packed=packed, prepend_bos=prepend_bos, separator=separator,
-        short=short,
-    )  # fmt: skip
     collector = Activations(found, dtype, max_norm_ratio, covariance)
-    to_disk(
-        ACTIVATIONS, model, prompts, collector, Path(directory), cutting, Reading(field, text_separator),
-        batch_size=batch_size, limit=limit, skip_special=skip_special, shard_bytes=shard_bytes, resume=resume,
-        progress=progress,
-    )  # fmt: skip
+    to_disk(ACTIVATIONS, model, prompts, collector, Path(directory), **options)
     return ActivationStore.open(directory)
-
-
-def to_disk(
-    form: str,
-    model: HookedTransformer,
-    prompts: Prompts,
-    collector: Collector,
-    directory: Path,
-    cutting: Cutting,
-    reading: Reading,
-    *,
-    batch_size: int,
-    limit: int | None,
-    skip_special: Any,
-    shard_bytes: int,
-    resume: bool,
-    progress: bool | None,
-) -> None:
-    """Harvests what a collector keeps."""
-    size = checks.whole(batch_size, "batch_size", at_least=1)
-    wanted = None if limit is None else checks.whole(limit, "limit", at_least=1)
-    skipped = read_skipped(model, skip_special)
-    a_batch = size * cutting.context_size * row_bytes(collector)
-    per_shard = max(1, checks.whole(shard_bytes, "shard_bytes", at_least=1) // a_batch)
-    recipe = {
-        **vars(cutting), "batch_size": size, "batches_per_shard": per_shard, "limit": wanted,
-        "skip_special": list(skipped), **reading._asdict(),
-    }  # fmt: skip
-    start = new_index(form, model, collector, recipe)
-    tokens = wanted if cutting.form != "rows" else min(wanted or np.size(prompts), np.size(prompts))
-    if tokens is not None and not (directory / FILE).is_file():
-        check_room(directory, tokens * row_bytes(collector), f"{tokens} tokens")
-    batches = window_batches(model, prompts, cutting, reading, size)
-    if (first := next(batches, None)) is None:
-        raise no_windows(cutting)
-    batches = itertools.chain([first], batches)
-    index = begin(directory, start, resume)
-    skip_harvested(index, batches, directory)
-    writer = ShardWriter(directory, collector, index, per_shard, wanted)
-    if not index.complete:
-        run(model, batches, writer, skipped, progress)
-    elif wanted is None and next(batches, None) is not None:
-        raise HarvestError(
-            f"{directory} was harvested from other prompts: they ended after {index.counts['windows']} windows, and "
-            "these go on. Use another directory, or the same prompts."
-        )

@@ -13,6 +13,7 @@ import torch
 from safetensors.numpy import load_file
 
 from tljax.dictionaries import Crosscoder, Dictionary, Tap
+from tljax.dictionaries.evaluation import ground_truth_scores
 from tljax.dictionaries.training import (
     TrainingConfig,
     dictionary_loss,
@@ -134,7 +135,9 @@ def test_other_numbers_compile_nothing(compilations: Any) -> None:
     assert result.history["l0"].max() <= 5
 
 
-def test_known_features_are_found() -> None:
+@pytest.fixture(scope="module")
+def toy() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Directions of 64 features in 32 dimensions, codes of which 3 are active on average, and their signs."""
     rng = np.random.default_rng(0)
     true = rng.normal(size=(64, 32))
     for _ in range(200):  # push apart what is closer than 0.3
@@ -142,8 +145,13 @@ def test_known_features_are_found() -> None:
         close = true @ true.T - np.eye(64)
         true -= 0.05 * (close * (np.abs(close) > 0.3)) @ true
     true /= np.linalg.norm(true, axis=1, keepdims=True)
-    active = (rng.random((40_000, 64)) < 3 / 64) * rng.uniform(0.5, 1.5, (40_000, 64))
-    rows = (active @ true).astype(np.float32)
+    codes = (rng.random((40_000, 64)) < 3 / 64) * rng.uniform(0.5, 1.5, (40_000, 64))
+    return true, codes, rng.choice([-1, 1], codes.shape)
+
+
+def test_known_features_are_found(toy: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
+    true, codes, _ = toy
+    rows = (codes @ true).astype(np.float32)
     cfgs = [
         TrainingConfig(architecture="batchtopk", k=k, d_in=32, d_sae=96, lr=5e-3, dead_feature_window=50, seed=seed)
         for k, seed in ((3, 0), (3, 1), (4, 2))
@@ -155,6 +163,31 @@ def test_known_features_are_found() -> None:
         features = result.dictionary.encode(jnp.asarray(rows[:2000]))
         assert abs(float((features > 0).sum(axis=1).mean()) - (result.cfg.k or 0)) < 0.5
         assert result.history["explained_variance"][-1] > 0.85
+
+
+RECOVERING: dict[str, dict[str, Any]] = {
+    "standard": {"l1_coefficient": 0.5},
+    "gated": {"l1_coefficient": 1.0},
+    "jumprelu": {"l0_target": 3.0, "l0_coefficient": 0.1, "jumprelu_bandwidth": 0.1},
+    "topk": {"k": 4},
+    "abstopk": {"k": 4},
+}
+"""Architecture → its settings; ``abstopk`` gets codes of both signs."""
+
+
+@pytest.mark.parametrize("architecture", RECOVERING)
+def test_each_architecture_finds_them(architecture: Any, toy: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
+    true, codes, signs = toy
+    codes = codes * signs if architecture == "abstopk" else codes
+    rows = (codes @ true).astype(np.float32)
+    cfg = TrainingConfig(
+        architecture=architecture, d_in=32, d_sae=96, lr=5e-3, dead_feature_window=50, **RECOVERING[architecture]
+    )
+    dictionary = train_dictionary(cfg, rows, steps=300, batch_size=256).dictionary
+    scores = ground_truth_scores(dictionary, true, activations=jnp.asarray(rows[:2000]), codes=codes[:2000])
+    assert scores.recovered >= 0.95
+    assert scores.correlations is not None
+    assert np.median(scores.correlations) > 0.8
 
 
 FOLDED = {

@@ -1,8 +1,9 @@
 """How much of a behaviour a feature circuit carries: everything outside it ablated, or everything inside."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict, Unpack
 
 import jax.numpy as jnp
 import numpy as np
@@ -60,61 +61,14 @@ class FeatureFaithfulness:
         return f"FeatureFaithfulness({self.measured} {self.share:.3f}; {means}; {self.ablation} ablation)"
 
 
-@typed
-def feature_faithfulness(
-    model: HookedTransformer,
-    circuit: FeatureCircuit,
-    prompt: Any,
-    metric: Any,
-    *,
-    source: Any = None,
-    ablation: AblationKind = "mean",
-    errors: ErrorTerms = "default",
-    start_layer: int = 0,
-    seed: int = 0,
-) -> FeatureFaithfulness:
-    """Measures how much of the model's behaviour a circuit carries: all nodes outside it are ablated in one run.
+class AblationOptions(TypedDict, total=False):
+    """What ablated nodes carry, documented at :func:`feature_faithfulness`."""
 
-    Nodes of the circuit take what they compute in that very run.
-
-    Args:
-        model: the model with the circuit's dictionaries.
-        circuit: the circuit.
-        prompt: the prompts.
-        metric: takes logits ``[batch, pos, d_vocab]`` and returns a number for each prompt.
-        source: prompts that ablated nodes take their values from; needed but for ``"zero"``.
-        ablation: ``"mean"``: the mean over the source's prompts at each position. ``"zero"``. ``"resample"``: those of
-            a source prompt that is drawn for each prompt. ``"patching"``: those of each prompt's own source.
-        errors: ``"default"``: error terms are nodes like others. ``"keep"``: none is ablated. ``"remove"``: all are.
-        start_layer: dictionaries below this layer are left alone.
-        seed: seed of the draw.
-
-    Raises:
-        InputError: a circuit of another model, a source that is missing or too long, or a metric that is the same with
-            everything and with nothing.
-    """
-    return _evaluated(model, circuit, prompt, metric, source, ablation, errors, start_layer, seed, "faithfulness")
-
-
-@typed
-def feature_completeness(
-    model: HookedTransformer,
-    circuit: FeatureCircuit,
-    prompt: Any,
-    metric: Any,
-    *,
-    source: Any = None,
-    ablation: AblationKind = "mean",
-    errors: ErrorTerms = "default",
-    start_layer: int = 0,
-    seed: int = 0,
-) -> FeatureFaithfulness:
-    """Measures how much is left without the circuit: its nodes are ablated, and all others are not.
-
-    Args:
-        model, circuit, prompt, metric, source, ablation, errors, start_layer, seed: as in :func:`feature_faithfulness`.
-    """
-    return _evaluated(model, circuit, prompt, metric, source, ablation, errors, start_layer, seed, "completeness")
+    source: Any
+    ablation: AblationKind
+    errors: ErrorTerms
+    start_layer: int
+    seed: int
 
 
 def _evaluated(
@@ -122,12 +76,13 @@ def _evaluated(
     circuit: FeatureCircuit,
     prompt: Any,
     metric: Any,
-    source: Any,
-    ablation: AblationKind,
-    errors: ErrorTerms,
-    start_layer: int,
-    seed: int,
     measured: Literal["faithfulness", "completeness"],
+    *,
+    source: Any = None,
+    ablation: AblationKind = "mean",
+    errors: ErrorTerms = "default",
+    start_layer: int = 0,
+    seed: int = 0,
 ) -> FeatureFaithfulness:
     circuit.check(model)
     refuse_late_hooks(model)
@@ -151,6 +106,56 @@ def _evaluated(
             "metric that the ablation changes, or another source."
         )
     return FeatureFaithfulness(_measured(model, nodes, measure, points, kept), full, empty, measured, ablation, errors)
+
+
+_typed = functools.partial(typed, receiver=_evaluated)
+
+
+@_typed
+def feature_faithfulness(
+    model: HookedTransformer,
+    circuit: FeatureCircuit,
+    prompt: Any,
+    metric: Any,
+    **options: Unpack[AblationOptions],
+) -> FeatureFaithfulness:
+    """Measures how much of the model's behaviour a circuit carries: all nodes outside it are ablated in one run.
+
+    Nodes of the circuit take what they compute in that very run.
+
+    Args:
+        model: the model with the circuit's dictionaries.
+        circuit: the circuit.
+        prompt: the prompts.
+        metric: takes logits ``[batch, pos, d_vocab]`` and returns a number for each prompt.
+        source: prompts that ablated nodes take their values from; needed but for ``"zero"``.
+        ablation: ``"mean"``: the mean over the source's prompts at each position. ``"zero"``. ``"resample"``: those of
+            a source prompt that is drawn for each prompt. ``"patching"``: those of each prompt's own source.
+        errors: ``"default"``: error terms are nodes like others. ``"keep"``: none is ablated. ``"remove"``: all are.
+        start_layer: dictionaries below this layer are left alone.
+        seed: seed of the draw.
+
+    Raises:
+        InputError: a circuit of another model, a source that is missing or too long, or a metric that is the same with
+            everything and with nothing.
+    """
+    return _evaluated(model, circuit, prompt, metric, "faithfulness", **options)
+
+
+@_typed
+def feature_completeness(
+    model: HookedTransformer,
+    circuit: FeatureCircuit,
+    prompt: Any,
+    metric: Any,
+    **options: Unpack[AblationOptions],
+) -> FeatureFaithfulness:
+    """Measures how much is left without the circuit: its nodes are ablated, and all others are not.
+
+    Args:
+        model, circuit, prompt, metric, **options: as in :func:`feature_faithfulness`.
+    """
+    return _evaluated(model, circuit, prompt, metric, "completeness", **options)
 
 
 def _ablated_to(

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from tljax.checks import typed
+from tljax.dictionaries.dictionary import Dictionary
 from tljax.dictionaries.evaluation.sites import AnyDictionary
 from tljax.dictionaries.evaluation.weights import decoder_rows
 from tljax.errors import DictionaryError, InputError
@@ -49,6 +50,9 @@ def ground_truth_scores(
 ) -> GroundTruthScores:
     """Compares a dictionary's decoder with known directions, and its features with known codes.
 
+    The features of an ``abstopk`` dictionary have either sign, so that a direction and its opposite stand for the same
+    feature: their cosines and correlations count without their common sign.
+
     Args:
         dictionary: the dictionary.
         directions: the known features' directions, ``[known, width]``.
@@ -71,6 +75,8 @@ def ground_truth_scores(
     if (activations is None) != (codes is None):
         raise InputError("activations= and codes= go together: what is encoded, and the known features' values for it.")
     cosines = _unit(known) @ _unit(rows).T
+    signs = np.sign(cosines) if _has_signs(dictionary) else np.ones_like(cosines)
+    cosines = signs * cosines
     assigned, learned = linear_sum_assignment(-cosines)
     matches = np.full(len(known), -1)
     matches[assigned] = learned
@@ -80,6 +86,7 @@ def ground_truth_scores(
     f1 = correlations = None
     if codes is not None:
         f1, correlations = _agreement(dictionary, activations, codes, matches)
+        correlations *= signs[np.arange(len(known)), matches]
     return GroundTruthScores(
         mean_max_cosine=float(largest.mean()),
         mcc=float(cosines[assigned, learned].sum() / len(known)),
@@ -90,6 +97,10 @@ def ground_truth_scores(
         f1=f1,
         correlations=correlations,
     )
+
+
+def _has_signs(dictionary: AnyDictionary) -> bool:
+    return isinstance(dictionary, Dictionary) and dictionary.cfg.architecture == "abstopk"
 
 
 def _agreement(dictionary: AnyDictionary, activations: Any, codes: Any, matches: np.ndarray) -> tuple[Any, Any]:

@@ -1,7 +1,7 @@
 """A training run on disk: states, history and settings in one safetensors file, written whole or not at all."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,16 @@ from tljax.dictionaries.training.config import TrainingConfig
 from tljax.dictionaries.training.preparation import Preparation, Whitening
 from tljax.dictionaries.training.step import TrainingState
 from tljax.errors import CheckpointError
+from tljax.fingerprint import FORM, Fingerprint
 from tljax.safetensors_files import own_errors, read_own, write_own
 
 FILE = "dictionary_training_state.safetensors"
 _FORMAT = "tljax-dictionary-training-state-1"
 _REMEDY = "Delete it to start again."
-_FIELDS = {"step": int, "configs": [dict], "steps": int, "batch_size": int, "data": str, "optimizer": str}
+_FIELDS = {
+    "step": int, "configs": [dict], "steps": int, "batch_size": int, "data": str, "optimizer": str, "objective?": dict,
+    "model?": FORM,
+}  # fmt: skip
 _FACTS = ("steps", "batch_size", "data", "optimizer")
 _HISTORY = "history."
 
@@ -32,6 +36,8 @@ class Run:
         batch_size: rows of a batch where batches are drawn from an array.
         data: checksum of the first batch.
         optimizer: whose moments the state holds.
+        objective: settings of the loss besides those of the configs, by name.
+        model: the model that is run in training; ``None`` if none is.
     """
 
     cfgs: Sequence[TrainingConfig]
@@ -39,11 +45,15 @@ class Run:
     batch_size: int
     data: str
     optimizer: str
+    objective: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    model: Fingerprint | None = None
 
     def header(self) -> dict[str, Any]:
         """Returns the facts as JSON values."""
         configs = [_plain(dataclasses.asdict(cfg)) for cfg in self.cfgs]
-        return {"configs": configs, **{name: getattr(self, name) for name in _FACTS}}
+        facts = {"configs": configs, **{name: getattr(self, name) for name in _FACTS}}
+        facts |= {"objective": _plain(dict(self.objective))} if self.objective else {}
+        return facts if self.model is None else facts | {"model": self.model.to_dict()}
 
 
 def _plain(value: Any) -> Any:
@@ -82,6 +92,8 @@ def load_run(
     path = directory / FILE
     arrays, header = read_own(path, _FORMAT, "a state of dictionary training", _REMEDY, fields=_FIELDS)
     differ = _differences(header, run.header())
+    if run.model is not None and "model" in header:
+        differ += [f"the model: {one}" for one in Fingerprint.from_dict(header["model"]).differences(run.model)]
     if differ:
         raise CheckpointError(
             f"{path} belongs to another run ({'; '.join(differ[:6])}). Train with the same settings and batches to go "
@@ -128,6 +140,12 @@ def _differences(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
             for name in names
             if theirs.get(name) != ours.get(name)
         ]
+    theirs, ours = there.get("objective", {}), here.get("objective", {})
+    found += [
+        f"{name}: was {theirs.get(name)!r}, is {ours.get(name)!r}"
+        for name in dict.fromkeys([*theirs, *ours])
+        if theirs.get(name) != ours.get(name)
+    ]
     found += [
         f"{name}: was {there[name]!r}, is {here[name]!r}"
         for name in ("steps", "batch_size", "optimizer")

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any, Literal
 
 from tljax.checks import check_fields
+from tljax.dictionaries.dictionary import Dictionary
 from tljax.dictionaries.maths.config import CrosscoderConfig, DictionaryConfig, NormalizeActivations, Tap
 from tljax.errors import ConfigError
 
@@ -257,6 +258,34 @@ class TrainingConfig:
     def replace(self, **changes: Any) -> "TrainingConfig":
         """Returns a copy with ``changes`` applied and validated."""
         return dataclasses.replace(self, **changes)
+
+    @classmethod
+    def of(cls, dictionary: Dictionary, **changes: Any) -> "TrainingConfig":
+        """Returns settings whose training may start from a dictionary, with ``changes``.
+
+        A dictionary that ``batchtopk`` left as ``jumprelu`` is trained further as such with
+        ``architecture="batchtopk", k=...``.
+
+        Args:
+            dictionary: what ``start`` will be.
+            changes: any fields, such as ``lr``.
+
+        >>> from tljax.dictionaries.training import train_dictionary
+        >>> import numpy as np
+        >>> rows = np.random.default_rng(0).standard_normal((64, 8), np.float32)
+        >>> cfg = TrainingConfig(architecture="batchtopk", d_in=8, d_sae=16, k=2)
+        >>> trained = train_dictionary(cfg, rows, steps=2, batch_size=32).dictionary
+        >>> TrainingConfig.of(trained, architecture="batchtopk", k=3).k
+        3
+        """
+        theirs = dictionary.cfg
+        fields: dict[str, Any] = {name: getattr(theirs, name) for name in ("architecture", "d_in", "d_sae", "tap")}
+        fields |= {"transcoder": theirs.transcoder, "skip": "W_skip" in dictionary.params}
+        fields |= {"d_out": theirs.d_out, "normalize_activations": theirs.normalize_activations}
+        fields["apply_b_dec_to_input"] = None if theirs.transcoder else theirs.apply_b_dec_to_input
+        selection = {"k": theirs.k, "rescale_acts_by_decoder_norm": theirs.rescale_acts_by_decoder_norm}
+        fields |= selection if theirs.architecture in TOP_K else {}
+        return cls(**(fields | changes))
 
     def dictionary_config(self) -> DictionaryConfig:
         """The config of the dictionary as it is while it is trained: ``batchtopk`` selects over the batch.

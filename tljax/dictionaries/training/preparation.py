@@ -53,6 +53,12 @@ class Preparation:
             x = (x - self.whitening.mean[None]) @ self.whitening.whiten
         return x, x if y is None else _scaled(y.astype(jnp.float32), self.scale_out)
 
+    def undo(self, output: jax.Array) -> jax.Array:
+        """Returns a reconstruction ``[tokens, d_out]`` for raw activations; not of crosscoders."""
+        if self.whitening is not None:
+            output = output @ self.whitening.colour + self.whitening.mean[None]
+        return output if self.scale_out is None else output / self.scale_out
+
 
 def _scaled(x: jax.Array, scale: jax.Array | None) -> jax.Array:
     if scale is None:

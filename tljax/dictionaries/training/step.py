@@ -12,6 +12,7 @@ from tljax.dictionaries.training.config import TrainingConfig
 from tljax.dictionaries.training.gradients import BatchLoss, loss_and_gradients
 from tljax.dictionaries.training.preparation import Preparation
 from tljax.dictionaries.training.rows import column_sums, square_sum
+from tljax.dictionaries.training.selection import Cut
 
 Metrics = dict[str, jax.Array]
 
@@ -141,24 +142,49 @@ def _step(
     now = coefficients_at(numbers, state.step)
     dead = state.quiet > numbers["dead_feature_window"].astype(jnp.int32)
     grads, loss = loss_and_gradients(state.params, x, y, now, dead, cfg, state.latest, axis_name)
+    after, rate, norm = advance(state, grads, loss.outcome.fired, loss.cut, x.shape[0], now, cfg, optimizer)
+    return after, _metrics(after, loss, x, y, now, rate, norm, dead, cfg)
+
+
+def advance(
+    state: TrainingState,
+    grads: dict[str, jax.Array],
+    fired: jax.Array,
+    cut: Cut | None,
+    tokens: jax.Array | int,
+    numbers: Numbers,
+    cfg: TrainingConfig,
+    optimizer: optax.GradientTransformation | None,
+) -> tuple[TrainingState, jax.Array, jax.Array]:
+    """Returns the state after a step, the learning rate, and the norm of the gradient.
+
+    Args:
+        state: the state before.
+        grads: the gradient of the loss, by parameter.
+        fired: in how many tokens each feature fired, ``[d_sae]``.
+        cut: the selection of the batch, of ``batchtopk``.
+        tokens: number of tokens in the batch.
+        numbers: the numbers of the run at this step.
+        cfg: what the program is compiled for.
+        optimizer: used instead of Adam.
+    """
     rate = learning_rate_at(numbers, state.step, cfg.lr_schedule)
-    params, moments, norm = _update(state, grads, now, rate, cfg, optimizer)
+    params, moments, norm = _update(state, grads, numbers, rate, cfg, optimizer)
     threshold, latest = state.threshold, state.latest
-    if loss.cut is not None:
-        found = jnp.isfinite(loss.cut.value)
+    if cut is not None:
+        found = jnp.isfinite(cut.value)
         follow = numbers["topk_threshold_lr"]
-        threshold = jnp.where(found, (1 - follow) * threshold + follow * loss.cut.value, threshold)
-        latest = jnp.where(found, loss.cut.value, latest)
-    fired = loss.outcome.fired
+        threshold = jnp.where(found, (1 - follow) * threshold + follow * cut.value, threshold)
+        latest = jnp.where(found, cut.value, latest)
     begins = state.step % numbers["feature_sampling_window"].astype(jnp.int32) == 0
     after = TrainingState(
         params, moments, state.step + 1,
         jnp.where(fired > 0, 0, state.quiet + 1),
         jnp.where(begins, 0, state.fired) + fired,
-        jnp.where(begins, 0, state.tokens) + x.shape[0],
+        jnp.where(begins, 0, state.tokens) + tokens,
         threshold, latest,
     )  # fmt: skip
-    return after, _metrics(after, loss, x, y, now, rate, norm, dead, cfg)
+    return after, rate, norm
 
 
 def _metrics(
