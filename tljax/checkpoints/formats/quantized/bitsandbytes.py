@@ -61,9 +61,9 @@ def read(hf: HFConfig) -> Quantization:
 def _shape_of_eight(packed: Packed) -> tuple[int, ...]:
     outward, inward = packed.check(_WEIGHT, ("I8",), (None, None))
     packed.check(_SCB, ("F32",), (outward,))
-    if _FORMAT in packed and int(packed[_FORMAT]) != _ROWS:
+    if _FORMAT in packed and (packed[_FORMAT] != _ROWS).any():
         raise packed.error(
-            f"weight_format is {int(packed[_FORMAT])}: it is stored in tiles for one kind of GPU. Save it with "
+            f"weight_format is {packed[_FORMAT].tolist()}: it is stored in tiles for one kind of GPU. Save it with "
             "bitsandbytes 0.45 or later, which stores rows (0)"
         )
     return outward, inward
