@@ -202,3 +202,14 @@ def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
         load_checkpoint(write(tmp_path / "damaged", gptq(), damage), **RAW)
     assert "layers.0.mlp.up_proj.qweight is stored without model.layers.0.mlp.up_proj.scales" in str(caught.value)
     assert "layers.1.mlp.up_proj.qzeros is [1, 8], expected [2, 8]" in str(caught.value)
+
+
+def test_pickles_are_read_too(tmp_path: Path) -> None:
+    import torch
+
+    source = write(tmp_path / "packed", gptq())
+    packed, _ = files.quantise(files.llama(), files.gptq)
+    (tmp_path / "pickle").mkdir()
+    torch.save({key: torch.from_numpy(part) for key, part in packed.items()}, tmp_path / "pickle/pytorch_model.bin")
+    (tmp_path / "pickle/config.json").write_bytes((source / "config.json").read_bytes())
+    assert differences(load_checkpoint(tmp_path / "pickle", **RAW).params, load_checkpoint(source, **RAW).params) == 0

@@ -17,8 +17,8 @@ from tljax.checkpoints.formats.quantized.layout import SCALE_DTYPES, Layout, Pac
 from tljax.checkpoints.formats.quantized.scales import group_of_inputs
 
 INERT = """
-    damp_percent damp_auto_increment static_groups true_sequential desc_act act_group_aware model_seqlen
-    max_input_length dataset tokenizer batch_size use_cuda_fp16 use_exllama exllama_config disable_exllama
+    method gptaq foem damp_percent damp_auto_increment static_groups true_sequential desc_act act_group_aware
+    model_seqlen max_input_length dataset tokenizer batch_size use_cuda_fp16 use_exllama exllama_config disable_exllama
     cache_block_outputs backend
     module_name_preceding_first_block block_name_to_quantize model_name_or_path model_file_base_name quant_path
     is_marlin_format meta mse lm_head modules_in_block_to_quantize device parallel_packing pack_impl offload_to_disk
