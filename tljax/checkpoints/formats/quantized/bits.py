@@ -9,7 +9,8 @@ def unpack(words: np.ndarray, bits: int, axis: int) -> np.ndarray:
     """Unpacks numbers that follow one another along an axis from the lowest bit of the first word.
 
     Args:
-        words: int32, of any shape. Three-bit numbers cross the borders of words, so three words hold 32 of them.
+        words: int32, of any shape. Three-bit numbers cross the borders of words, so three words hold 32 of them, and
+            there must be a multiple of three words.
         bits: how many bits a number has.
         axis: the packed axis.
 
@@ -27,13 +28,15 @@ def unpack(words: np.ndarray, bits: int, axis: int) -> np.ndarray:
         numbers = (octets >> np.arange(0, 8, bits, dtype=np.uint8)) & np.uint8(mask)
         numbers = numbers.reshape(*last.shape[:-1], -1)
     else:
-        length = last.shape[-1]
-        starts = np.arange(length * WORD // bits) * bits
-        unsigned = last.view(np.uint32)
-        low = unsigned[..., starts // WORD].astype(np.uint64)
-        high = unsigned[..., np.minimum(starts // WORD + 1, length - 1)].astype(np.uint64)
-        shifted = (low | high << np.uint64(WORD)) >> (starts % WORD).astype(np.uint64)
-        numbers = (shifted & np.uint64(mask)).astype(np.uint8)
+        runs = last.view(np.uint32).reshape(*last.shape[:-1], -1, bits)
+        numbers = np.empty((*runs.shape[:-1], WORD), np.uint8)
+        for place in range(WORD):
+            word, start = divmod(place * bits, WORD)
+            number = runs[..., word] >> np.uint32(start)
+            if start + bits > WORD:
+                number |= runs[..., word + 1] << np.uint32(WORD - start)
+            numbers[..., place] = number & np.uint32(mask)
+        numbers = numbers.reshape(*last.shape[:-1], -1)
     return np.moveaxis(numbers, -1, axis)
 
 

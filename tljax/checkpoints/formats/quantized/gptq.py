@@ -84,8 +84,9 @@ def _read(packed: Packed, how: _Form) -> np.ndarray:
     inward = weight.shape[0]
     size = inward if how.group_size == -1 else how.group_size
     group = group_of_inputs(packed, _GROUPS, len(scales)) if _GROUPS in packed else np.arange(inward) // size
-    weight -= zeros[group]
-    weight *= scales[group]
+    for number, (zero, scale) in enumerate(zip(zeros, scales, strict=True)):
+        inputs = np.flatnonzero(group == number)
+        weight[inputs] = (weight[inputs] - zero) * scale
     return np.ascontiguousarray(weight.T)
 
 
