@@ -1,5 +1,6 @@
 """Quantised checkpoints, written by packers of the tests' own, against the weights that they stand for."""
 
+import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -213,3 +214,18 @@ def test_pickles_are_read_too(tmp_path: Path) -> None:
     torch.save({key: torch.from_numpy(part) for key, part in packed.items()}, tmp_path / "pickle/pytorch_model.bin")
     (tmp_path / "pickle/config.json").write_bytes((source / "config.json").read_bytes())
     assert differences(load_checkpoint(tmp_path / "pickle", **RAW).params, load_checkpoint(source, **RAW).params) == 0
+
+
+def test_an_adapter_is_merged_into_what_a_quantised_base_stands_for(tmp_path: Path) -> None:
+    packed, plain = files.quantise(files.llama(), files.four_bits)
+    quantised = files.write(tmp_path / "packed", packed, files.LLAMA | {"quantization_config": BNB4})
+    start = "base_model.model.model.layers.1.mlp.up_proj.lora_"
+    parts = {f"{start}A.weight": np.ones((2, 32), np.float32), f"{start}B.weight": np.full((64, 2), 0.1, np.float32)}
+    adapter = files.write(tmp_path / "adapter", parts, {})
+    (adapter / "model.safetensors").rename(adapter / "adapter_model.safetensors")
+    settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["up_proj"]}
+    (adapter / "adapter_config.json").write_text(json.dumps(settings | {"base_model_name_or_path": str(quantised)}))
+    merged = load_checkpoint(adapter, **RAW)
+    expected = load_checkpoint(files.write(tmp_path / "plain", plain, files.LLAMA), adapter=adapter, **RAW)
+    assert differences(merged.params, expected.params) < 1e-6
+    assert differences(merged.params, load_checkpoint(quantised, **RAW).params) > 0.1
