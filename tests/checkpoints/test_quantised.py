@@ -15,6 +15,7 @@ from hf_models import rewrite
 
 from tljax import HookedTransformer
 from tljax.checkpoints import load_checkpoint
+from tljax.checkpoints.formats.quantized.settings import read_settings
 from tljax.errors import CheckpointError, UnsupportedModelError
 
 RAW = dict.fromkeys(("fold_ln", "center_writing_weights", "center_unembed", "fold_value_biases"), False)
@@ -55,6 +56,10 @@ CASES: dict[str, tuple[dict[str, Any], Callable[..., files.Packed]]] = {
     "fp8, scales of powers of two": (FP8 | {"weight_block_size": [16, 8]}, partial(files.fp8, powers=True)),
     "fp8, one scale": (FP8 | {"weight_block_size": None}, partial(files.fp8, block=None, scale="")),
     "fp8, E5M2 per row": (FP8, partial(files.fp8, block=None, rows=True, dtype=ml_dtypes.float8_e5m2)),
+    "fp8 of fbgemm": (
+        {"quant_method": "fbgemm_fp8", "activation_scale_ub": 1200.0},
+        partial(files.fp8, block=None, rows=True, scale=""),
+    ),
     "packed int4": (files.group_of(INT4, "pack-quantized"), files.pack_quantized),
     "packed int4, zero points, another order": (
         files.group_of(INT4 | {"symmetric": False}, "pack-quantized"),
@@ -229,3 +234,41 @@ def test_an_adapter_is_merged_into_what_a_quantised_base_stands_for(tmp_path: Pa
     expected = load_checkpoint(files.write(tmp_path / "plain", plain, files.LLAMA), adapter=adapter, **RAW)
     assert differences(merged.params, expected.params) < 1e-6
     assert differences(merged.params, load_checkpoint(quantised, **RAW).params) > 0.1
+
+
+PUBLISHED: tuple[dict[str, Any], ...] = (
+    {
+        "batch_size": 1, "bits": 4, "block_name_to_quantize": "model.layers", "damp_percent": 0.1,
+        "dataset": "wikitext2", "desc_act": False, "disable_exllama": True, "group_size": 128, "model_seqlen": 4096,
+        "module_name_preceding_first_block": ["model.embed_tokens"], "pad_token_id": None, "quant_method": "gptq",
+        "sym": True, "true_sequential": True, "use_cuda_fp16": True,
+    },
+    {
+        "_load_in_4bit": True, "_load_in_8bit": False, "bnb_4bit_compute_dtype": "float16",
+        "bnb_4bit_quant_storage": "uint8", "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True,
+        "llm_int8_enable_fp32_cpu_offload": False, "llm_int8_has_fp16_weight": False, "llm_int8_skip_modules": None,
+        "llm_int8_threshold": 6.0, "load_in_4bit": True, "load_in_8bit": False, "quant_method": "bitsandbytes",
+    },
+    {
+        "backend": "autoawq", "bits": 4, "do_fuse": False, "exllama_config": None, "fuse_max_seq_len": None,
+        "group_size": 128, "modules_to_fuse": None, "modules_to_not_convert": None, "quant_method": "awq",
+        "version": "gemm", "zero_point": True,
+    },
+    {
+        "config_groups": {"group_0": {
+            "input_activations": {"dynamic": False, "num_bits": 8, "strategy": "tensor", "type": "float"},
+            "output_activations": None, "targets": ["Linear"],
+            "weights": {"dynamic": False, "num_bits": 8, "strategy": "tensor", "type": "float"},
+        }},
+        "format": "naive-quantized", "ignored_layers": ["lm_head", "model.embed_tokens"], "kv_cache_scheme": None,
+        "quant_method": "compressed-tensors", "quantization_status": "compressed",
+    },
+)  # fmt: skip
+"""Settings as they lie on the hub."""
+
+
+@pytest.mark.parametrize("settings", PUBLISHED, ids=lambda settings: settings["quant_method"])
+def test_published_settings_are_known_whole(settings: dict[str, Any]) -> None:
+    said = read_settings({"quantization_config": settings}, "config.json")
+    assert said is not None
+    assert said.method == settings["quant_method"]

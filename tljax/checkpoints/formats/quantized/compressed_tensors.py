@@ -71,7 +71,7 @@ def read(hf: HFConfig) -> Quantization:
         raise hf.unsupported("config_groups", groups, "groups that store their weights alike")
     how = weights[0]
     layout = _packed(how) if form == "pack-quantized" else _plain(how)
-    return Quantization("compressed-tensors", (layout,), tuple(hf("ignore", [])), fp8.UNUSED)
+    return Quantization("compressed-tensors", (layout,), tuple(hf("ignore", [], aka=("ignored_layers",))), fp8.UNUSED)
 
 
 def _form(hf: HFConfig, weights: Mapping[str, Any], form: str) -> _Form:

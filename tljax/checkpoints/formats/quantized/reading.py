@@ -112,7 +112,7 @@ def _refuse_skipped(name: str, said: Quantization) -> None:
 def _refuse_others(tensors: Mapping[str, TensorInfo], method: str | None, origin: str) -> None:
     """Raises an error if a tensor has a name that only another format has."""
     for key, kind in tensors.items():
-        looks = [name for name, form in FORMATS.items() if key.endswith(form.mark)]
+        looks = [name for name, form in FORMATS.items() if form.mark and key.endswith(form.mark)]
         if not looks or (looks == ["mxfp4"] and kind.dtype != "U8"):
             continue
         says = "has no quantization_config" if method is None else f"says quant_method {method!r}"

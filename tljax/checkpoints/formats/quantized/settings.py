@@ -17,12 +17,12 @@ class Format:
     Attributes:
         read: its ``quantization_config`` → what that says.
         inert: names of attributes, separated by spaces, that do not change the weights.
-        mark: end of the name of a tensor that only such files have.
+        mark: end of the name of a tensor that only such files have; ``None``: there is none.
     """
 
     read: Callable[[HFConfig], Quantization]
     inert: str
-    mark: str
+    mark: str | None
 
 
 FORMATS: dict[str, Format] = {
@@ -30,6 +30,7 @@ FORMATS: dict[str, Format] = {
     "awq": Format(awq.read, awq.INERT, ".qweight"),
     "bitsandbytes": Format(bitsandbytes.read, bitsandbytes.INERT, ".absmax"),
     "fp8": Format(fp8.read, fp8.INERT, "_scale_inv"),
+    "fbgemm_fp8": Format(fp8.read, fp8.INERT, None),
     "compressed-tensors": Format(compressed_tensors.read, compressed_tensors.INERT, ".weight_packed"),
     "mxfp4": Format(mxfp4.read, mxfp4.INERT, "_blocks"),
 }
@@ -72,7 +73,7 @@ def read_settings(attributes: Mapping[str, Any], origin: str) -> Quantization | 
     hf = HFConfig({name: settings}, origin, inert=inert).inner(settings, name)
     said = form.read(hf)
     hf.refuse_unread()
-    return said
+    return dataclasses.replace(said, method=method)
 
 
 def without_settings(attributes: Mapping[str, Any]) -> dict[str, Any]:
