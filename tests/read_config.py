@@ -6,6 +6,7 @@ from hf_models import hf_config
 
 from tljax import HookedTransformerConfig
 from tljax.checkpoints.families import family_of
+from tljax.checkpoints.formats.quantized.settings import read_settings, without_settings
 
 
 def read(variant: str, without: tuple[str, ...] = (), **changes: Any) -> HookedTransformerConfig:
@@ -17,7 +18,8 @@ def read(variant: str, without: tuple[str, ...] = (), **changes: Any) -> HookedT
 def read_attributes(attributes: dict[str, Any]) -> HookedTransformerConfig:
     """The config of these attributes."""
     family = family_of(attributes)
-    hf = family.config(attributes)
+    read_settings(attributes, "config.json")
+    hf = family.config(without_settings(attributes))
     cfg = family.read_config(hf)
     family.rows(hf)
     hf.refuse_unread()

@@ -9,6 +9,7 @@ from hf_models import VARIANTS, hf_config
 from tljax import HookedTransformerConfig
 from tljax.checkpoints.families import FAMILIES, family_of
 from tljax.checkpoints.family import Family
+from tljax.checkpoints.formats.quantized.settings import read_settings, without_settings
 from tljax.checkpoints.rows import Row
 
 BY_TYPE = {family.model_type: family for family in FAMILIES}
@@ -22,7 +23,8 @@ IMPOSSIBLE = {
 def read(attributes: dict[str, Any]) -> tuple[HookedTransformerConfig, list[Row]]:
     """Our config and table, with every attribute accounted for."""
     family = family_of(attributes)
-    hf = family.config(copy.deepcopy(attributes))
+    read_settings(attributes, "config.json")
+    hf = family.config(without_settings(copy.deepcopy(attributes)))
     cfg, rows = family.read_config(hf), list(family.rows(hf))
     hf.refuse_unread()
     return cfg, rows

@@ -110,7 +110,7 @@ def test_llama3_scaling_is_read(read: Describe) -> None:
         (LLAMA, {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "mscale": 1.0}}, r"'mscale': 1.0"),
         (LLAMA, {"partial_rotary_factor": 0.5}, r"partial_rotary_factor=0.5"),
         (LLAMA, {"sliding_window": 128}, r"sliding_window=128"),
-        (LLAMA, {"quantization_config": {"quant_method": "fp8"}}, r"quantization_config=.*full-precision"),
+        (LLAMA, {"quantization_config": {"quant_method": "aqlm"}}, r"quantization_config=.*full-precision"),
         (LLAMA, {"auto_map": {"AutoModel": "a.B"}}, r"auto_map=.*code of its own"),
         (LLAMA, {"qk_norm": True, "logit_scale": 0.5}, r"qk_norm=True, logit_scale=0.5"),
         (LLAMA, {"use_sliding_window": False}, r"use_sliding_window=False"),

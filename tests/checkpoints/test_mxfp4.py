@@ -10,7 +10,7 @@ from hf_models import rewrite
 from safetensors.numpy import load_file
 
 from tljax.checkpoints import load_checkpoint
-from tljax.checkpoints.formats.mxfp4 import unpack
+from tljax.checkpoints.formats.quantized.mxfp4 import unpack
 from tljax.errors import CheckpointError, UnsupportedModelError
 
 RAW = dict.fromkeys(("fold_ln", "center_writing_weights", "center_unembed", "fold_value_biases"), False)

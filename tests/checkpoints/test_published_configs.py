@@ -17,18 +17,11 @@ FOLDER = Path(__file__).parents[3] / "shared" / "data" / "published_configs"
 FILES = sorted(
     file.name for file in FOLDER.glob("*.json") if not file.name.endswith((".generation_config.json", "er_config.json"))
 )
-QUANTIZED = "Quantized weights are not supported"
+QUANTIZED = "whose quant_method tljax does not read"
 REFUSED = {
     "c4ai-command-r7b-12-2024-8bit": QUANTIZED,
     "aya_23_35b_exl2": QUANTIZED,
-    "deepseek-ai__DeepSeek-V3-Base": QUANTIZED,
-    "swahili_gpt2_4bit": QUANTIZED,
-    "IrfanUruchi-1B": QUANTIZED,
-    "Hunyuan-7B-Instruct-FP8": QUANTIZED,
-    "ome-llama3_1_405b": QUANTIZED,
-    "KeshavArvind": QUANTIZED,
-    "GPTQ-Int4": QUANTIZED,
-    "B-FP8": QUANTIZED,
+    "swahili_gpt2_4bit": "inputs first",  # GPT-2's matrices, quantised
     "caoyu-noob-Multi-GPT2": "shared_module=True",  # layers that share their weights
     "jokersoft-helper-gpt-j-6B": "rotary=True",  # a GPT-J under GPT-Neo's name
     "cwm-snapshots_dnakov": "sliding_window=5",  # a window under Llama's name, whose class has none
@@ -48,7 +41,7 @@ def hf_model(attributes: dict[str, Any], directory: Path) -> Any:
     from transformers import CONFIG_MAPPING
 
     config = CONFIG_MAPPING[attributes["model_type"]].from_dict(json.loads(json.dumps(attributes)))
-    vars(config).pop("quantization_config", None)  # of gpt-oss: random weights are not packed
+    vars(config).pop("quantization_config", None)  # random weights are not packed
     model = make_of(config, directory, dtype=torch.float32, attn_implementation="eager")
     (directory / "config.json").write_text(json.dumps(attributes))
     return model

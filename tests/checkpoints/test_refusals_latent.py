@@ -32,7 +32,7 @@ YARN_LITE = {
         (V2, {"auto_map": {"AutoModel": "modeling_mine.DeepseekV2Model"}}, r"auto_map=.*modeling_mine"),
         (V3, {"topk_method": "greedy"}, r"topk_method='greedy'"),
         (V3, {"scoring_func": "softmax"}, r"scoring_func='softmax'"),
-        (V3, {"quantization_config": {"quant_method": "fp8"}}, r"quantization_config=.*full-precision"),
+        (V3, {"quantization_config": {"quant_method": "aqlm"}}, r"quantization_config=.*full-precision"),
         (GLM, {"mlp_layer_types": ["dense", "sparse", "other"]}, r"mlp_layer_types=\['other'"),
         (GLM, {"first_k_dense_replace": 2}, r"first_k_dense_replace=2.*supported: 1"),
     ],

@@ -9,15 +9,21 @@ from typing import Any
 
 import numpy as np
 
+from tljax.checkpoints import mapping
 from tljax.checkpoints.families import family_of
 from tljax.checkpoints.files import hub
 from tljax.checkpoints.files.reader import CONFIG, Tensors
 from tljax.checkpoints.files.sources import Sources
 from tljax.checkpoints.formats import hosted, native, transformer_lens
+from tljax.checkpoints.formats.quantized.reading import dequantized
+from tljax.checkpoints.formats.quantized.settings import read_settings, without_settings
+from tljax.checkpoints.layout import parameter_axes
 from tljax.checkpoints.opening import Checkpoint, in_files
-from tljax.checkpoints.rows import Row, TensorInfo
+from tljax.checkpoints.rows import Row, TensorInfo, bind, is_bias
+from tljax.checkpoints.stored_names import rename
 from tljax.config import HookedTransformerConfig
 from tljax.errors import CheckpointError, InputError, UnsupportedModelError, nearest
+from tljax.modules.parameters import axis_sizes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,9 +34,11 @@ class Description:
         cfg: our config.
         rows: the table: each stored tensor, its axes, the parameters it fills.
         prefix, ignored, computed, renamed: as in :class:`~tljax.checkpoints.family.Family`.
-        checked: wraps the tensors to check, as they are read, that they were saved with the config.
+        checked: wraps the stored tensors: to check, as they are read, that they were saved with the config, or to
+            dequantise them.
         hint: returns a sentence for the error that the stored tensors do not fit.
         tokenizer_repo: the repository with the tokenizer, if it is another one.
+        quantized: the ``quant_method`` of the stored weights; ``None`` if they are floats.
     """
 
     cfg: HookedTransformerConfig
@@ -42,6 +50,7 @@ class Description:
     checked: Callable[[Tensors], Tensors] = lambda tensors: tensors
     hint: Callable[[Mapping[str, TensorInfo]], str] = lambda stored: ""
     tokenizer_repo: str | None = None
+    quantized: str | None = None
 
 
 def describe(directory: Path, ignore: str | Sequence[str] = ()) -> Description:
@@ -80,7 +89,9 @@ def describe_checkpoint(source: Checkpoint, ignore: str | Sequence[str] = ()) ->
             table = hosted.rows(cfg, attributes, source.tensors().info)
             return of_transformer_lens(cfg, table, attributes.get("tokenizer_name"))
         family = family_of(attributes, origin)
-        hf = family.config(_without(attributes, names, family.defaults, origin), origin)
+        asked = _without(attributes, names, family.defaults, origin)
+        said = read_settings(asked, origin)
+        hf = family.config(without_settings(asked), origin)
         cfg = family.read_config(hf).replace(original_architecture=family.architecture, **source.stop_tokens())
         rows = list(family.rows(hf))
         hf.refuse_unread()
@@ -89,7 +100,35 @@ def describe_checkpoint(source: Checkpoint, ignore: str | Sequence[str] = ()) ->
         raise
     except (ValueError, TypeError, ArithmeticError, AttributeError, LookupError, RecursionError) as error:
         raise CheckpointError(f"{origin} does not describe a model: {error}") from error
-    return Description(cfg, rows, family.prefix, family.ignored, computed, family.renamed)
+    described = Description(cfg, rows, family.prefix, family.ignored, computed, family.renamed)
+    if said is not None:
+        _refuse_input_first(described, origin)
+    checked = functools.partial(dequantized, said=said, is_known=_is_stored(described), origin=source.origin)
+    return dataclasses.replace(described, checked=checked, quantized=None if said is None else said.method)
+
+
+def _is_stored(described: Description) -> Callable[[str], bool]:
+    """Returns a predicate: whether a stored name is in the table. The names are listed when it is first called."""
+    table = described.rows, described.cfg, described.prefix, described.ignored
+    names = functools.cache(lambda: mapping.is_stored_name(*table))
+    return lambda name: names()(rename(name, described.renamed))
+
+
+def _refuse_input_first(described: Description, origin: str) -> None:
+    """Raises an error for a quantised model whose matrices are stored with the inputs first, as GPT-2's are.
+
+    Quantisers turn such a matrix before they pack it, and a square one that is read the wrong way round has the right
+    shape.
+    """
+    axes, sizes = parameter_axes(described.cfg), axis_sizes(described.cfg)
+    for entry in bind((row for row in described.rows if "{l}" in row.key), 1):
+        matrix = len(entry.shape(sizes)) == 2 and not is_bias(entry.targets[0])
+        if matrix and entry.input_first(axes[entry.targets[0]]):
+            raise UnsupportedModelError(
+                f"{origin} describes quantised weights of {described.cfg.original_architecture}, which stores matrices "
+                f"such as {entry.key} with their inputs first. tljax does not read them: load the full-precision "
+                "original."
+            )
 
 
 def of_transformer_lens(

@@ -27,7 +27,7 @@ from tljax.checkpoints.stored_names import known_names
 from tljax.checks import typed
 from tljax.config import HookedTransformerConfig
 from tljax.config_checks import PER_LAYER
-from tljax.errors import CheckpointError, ConfigError, InputError
+from tljax.errors import CheckpointError, ConfigError, InputError, UnsupportedModelError
 from tljax.hooks.points import layer_of
 from tljax.modules.parameters import axis_sizes
 from tljax.numerics import available_dtype
@@ -91,6 +91,7 @@ class LoadOptions(ReadOptions, total=False):
     ignore_adapter_config: Sequence[str]
     ignore_config: str | Sequence[str]
     hf_model: Any
+    dequantize: bool
 
 
 @functools.partial(typed, receiver=Steps.for_config)
@@ -113,6 +114,7 @@ def load_checkpoint(
     ignore_config: str | Sequence[str] = (),
     hf_model: Any = None,
     allow_nonfinite: bool = False,
+    dequantize: bool = True,
     **steps: Unpack[ProcessingOptions],
 ) -> Loaded:
     """Loads a Hugging Face or tljax checkpoint, tensor by tensor and without torch.
@@ -142,6 +144,8 @@ def load_checkpoint(
         hf_model: a transformers model in memory, whose config and tensors are read instead of any file. ``name`` is
             then only its name and, if it is a directory, where its tokenizer is.
         allow_nonfinite: load NaN, infinities and numbers that overflow ``dtype`` as they are.
+        dequantize: whether quantised weights (GPTQ, AWQ, bitsandbytes, FP8, compressed-tensors, MXFP4) may be loaded,
+            as the floats that they stand for, in ``dtype``. ``False`` refuses a checkpoint that has them.
         n_devices: accepted as in TransformerLens, but only 1; for several devices pass a sharding as ``device``.
         **steps: weight processing: see :meth:`tljax.weights.steps.Steps.for_config`.
 
@@ -168,6 +172,12 @@ def load_checkpoint(
             find(name, adapter, adapter_revision=adapter_revision, ignore=ignore_adapter_config, **revisions, **access)
         )
     described = describe_checkpoint(source, ignored)
+    if described.quantized is not None and not dequantize:
+        raise UnsupportedModelError(
+            f"{source.origin} holds quantised weights ({described.quantized}), and dequantize=False keeps tljax from "
+            "making floats of them. Leave that out, and choose their dtype with dtype='bfloat16': tljax does not "
+            "compute with the packed numbers."
+        )
     asked = _Asked("float32" if dtype is None else dtype, n_ctx, first_n_layers, steps)
     loaded = _load(source, described, asked, placer(device), allow_nonfinite)
     return dataclasses.replace(loaded, tokenizer_elsewhere=locate_tokenizer(source, described.tokenizer_repo, **access))

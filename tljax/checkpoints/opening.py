@@ -12,7 +12,6 @@ from tljax.checkpoints.files.reader import CONFIG, Tensors, open_tensors, read_j
 from tljax.checkpoints.files.sources import Sources
 from tljax.checkpoints.formats.adapter_config import AdapterConfig
 from tljax.checkpoints.formats.memory import read_hf_model
-from tljax.checkpoints.formats.mxfp4 import unpacked
 from tljax.checkpoints.stop_tokens import declared_tokens, read_stop_tokens
 from tljax.errors import InputError
 from tljax.text.tokenizer_files import has_tokenizer_files
@@ -64,7 +63,7 @@ def in_files(sources: Sources) -> Checkpoint:
         origin=str(base.directory),
         attributes=attributes,
         config_name=CONFIG,
-        tensors=functools.cache(lambda: unpacked(open_tensors(base.directory, base.weights))),
+        tensors=functools.cache(lambda: open_tensors(base.directory, base.weights)),
         stop_tokens=lambda: read_stop_tokens(base.directory, attributes),
         tokenizer=None if tokenizer is None else tokenizer.directory,
         repo=base.repo,
@@ -96,7 +95,7 @@ def in_memory(name: str | os.PathLike[str], hf_model: Any, refused: Mapping[str,
         origin="hf_model",
         attributes=attributes,
         config_name="config",
-        tensors=lambda: unpacked(tensors),
+        tensors=lambda: tensors,
         stop_tokens=lambda: declared_tokens(attributes if generation is None else generation, "hf_model"),
         tokenizer=path if has_tokenizer_files(path) else None,
     )

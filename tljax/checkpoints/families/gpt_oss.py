@@ -32,9 +32,6 @@ def read_config(hf: HFConfig) -> HookedTransformerConfig:
     if not hf("rope_parameters", {}) and not hf("rope_scaling", {}):
         hf = hf.changed(rope_parameters=_ROPE)
     hf.only(hidden_act="silu", swiglu_alpha=1.702)  # the activation is silu with that gain
-    packing = hf("quantization_config", None)
-    if packing is not None and packing.get("quant_method") != "mxfp4":
-        raise hf.unsupported("quantization_config", packing, "mxfp4, or none")
     hf("initial_context_length", None)  # of OpenAI's own code; the rotary scaling says it again
     alternate = [layer % 2 == 0 for layer in range(hf("num_hidden_layers"))]
     return read_decoder(

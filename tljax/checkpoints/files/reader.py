@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-import jax  # noqa: F401  (registers bfloat16 with numpy)
+import jax.numpy as jnp  # registers bfloat16 with numpy
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
@@ -27,6 +27,8 @@ SAVING = ".saving-"
 """Start of the name of the folder that a checkpoint is written into before it replaces another."""
 HOSTED = "*final.pth"
 """Pattern of the weight file's name, for models in TransformerLens's own format."""
+_EIGHT_BIT_FLOATS = {"F8_E4M3": jnp.float8_e4m3fn, "F8_E5M2": jnp.float8_e5m2, "F8_E8M0": jnp.float8_e8m0fnu}
+"""Dtypes that safetensors cannot give to numpy → numpy's."""
 
 
 @runtime_checkable
@@ -120,8 +122,9 @@ class SafetensorsFiles:
 
     def read(self, key: str) -> np.ndarray:
         """Returns tensor ``key`` in its stored dtype."""
-        with _opened(self._file[key]) as handle:
-            return handle.get_tensor(key)
+        file, own = self._file[key], _EIGHT_BIT_FLOATS.get(self.info[key].dtype)
+        with _opened(file) as handle:
+            return handle.get_tensor(key) if own is None else _raw(file, key, np.dtype(own))
 
 
 class PickleFiles:
@@ -180,6 +183,16 @@ def _check_index(weight_map: Mapping[str, str], stored_in: Mapping[str, str]) ->
     ]
     if wrong:
         raise CheckpointError(f"The index and its shards disagree on {len(wrong)} tensors: {'; '.join(wrong[:8])}.")
+
+
+def _raw(file: Path, key: str, dtype: np.dtype) -> np.ndarray:
+    """Reads a tensor of a dtype that safetensors cannot give to numpy, from a file whose header is valid."""
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        header = parse_json(stream.read(length))[key]
+        start, end = header["data_offsets"]
+        stream.seek(8 + length + start)
+        return np.frombuffer(stream.read(end - start), dtype).reshape(header["shape"])
 
 
 @contextlib.contextmanager
@@ -256,5 +269,6 @@ def _unpickle(file: Path) -> Mapping[str, Any]:
 def torch_dtype(tensor: Any) -> str:
     """Returns the dtype of a torch tensor, named as in a safetensors header."""
     names = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+    names |= {"int64": "I64", "int32": "I32", "int8": "I8", "uint8": "U8"}
     name = str(tensor.dtype).removeprefix("torch.")
     return names.get(name, name)

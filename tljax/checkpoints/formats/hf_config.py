@@ -35,10 +35,9 @@ ACTIVATIONS = {
 
 _REQUIRED: Any = object()
 _AS_ABSENT: Any = object()
-_FULL_PRECISION = " Quantized weights are not supported: load the full-precision original."
 _HINTS = {
-    "quantization_config": _FULL_PRECISION,
-    "quantization": _FULL_PRECISION,
+    "quantization": " Quantized weights are read where a quantization_config with a quant_method describes them: load "
+    "such a checkpoint, or the full-precision original.",
     "auto_map": " The checkpoint brings code of its own, which tljax cannot know. transformers prefers its own class: "
     'ignore_config=["auto_map"] does the same.',
     "is_causal": " tljax's attention is causal.",

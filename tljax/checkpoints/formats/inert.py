@@ -57,7 +57,6 @@ SWITCHED_OFF: dict[str, Any] = {
     "add_cross_attention": False,
     "cross_attention_hidden_size": None,
     "pruned_heads": {},
-    "quantization_config": None,
     "quantization": None,
     "is_causal": True,
 }
