@@ -48,9 +48,7 @@ def alibi_slopes(n_heads: int, bias_max: float = 8.0) -> tuple[float, ...]:
     return tuple(own + between)
 
 
-def numbered_keys(
-    cfg: HookedTransformerConfig, key_pos: jax.Array, token_mask: jax.Array | None
-) -> jax.Array | None:
+def numbered_keys(cfg: HookedTransformerConfig, key_pos: jax.Array, token_mask: jax.Array | None) -> jax.Array | None:
     """Returns the number of each key ``[batch or 1, key_pos]`` under ``alibi_rounded``, else ``None``.
 
     Keys count from the first that is not padding.
