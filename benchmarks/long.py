@@ -7,13 +7,12 @@
 
 The same 2,048 tokens as 1, 2, 4 and 8 prompts. transformers runs a GPT-NeoX of the same sizes; without transformers and
 torch its columns stay empty. ``before``: ``attention_path="materialised"``. Memory is measured in a process
-of its own for each task: the peak (``ru_maxrss``) over what is resident once the model is made, compilation included.
+of its own for each task: the peak (``VmHWM``) over what is resident once the model is made, compilation included.
 """
 
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -120,15 +119,17 @@ def resident() -> int:
 
 def child(task: str) -> None:
     """Runs one task of ``MEMORY`` and prints its peak over the model's bytes."""
-    model = build(**({"attention_path": "materialised"} if "materialised" in task else {}))
+    path = {"attention_path": "materialised"} if "materialised" in task else {}
+    model = build(init_weights=False, **path)  # drawing weights would take more memory than the run
     jax.block_until_ready(model.params)
     tokens, start = prompts(1, MEMORY[task][0]), resident()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
     if task.startswith("gradients"):
         gradients(model, tokens)
     else:
         float(model(tokens, return_type="loss"))
-    peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(json.dumps(peak - start))
+    peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
+    print(json.dumps(1024 * int(peak.split()[1]) - start))
 
 
 def memory(arguments: argparse.Namespace) -> list[Row]:
