@@ -153,6 +153,10 @@ class HookedTransformerConfig(SaysWhatInstead):
         use_attn_result, use_split_qkv_input, use_attn_in, use_hook_mlp_in, use_hook_tokens: put the optional hook
             point into full caches. Naming an optional point in a hook or filter needs no switch.
         dtype: dtype of parameters and activations, as a name.
+        attention_path: how attention runs where nothing names its scores or pattern: ``"materialised"``, the whole
+            matrix; ``"blockwise"``, some queries at a time; ``"auto"``, by the length of the text
+            (:meth:`~tljax.HookedTransformer.attention_path`). The numbers are the same.
+        attention_block: most queries of a block, for all heads that share a key.
         matmul_precision: ``"highest"`` (float32 means float32), ``"high"`` or ``"default"`` (the backend's fastest).
         init_mode, initializer_range, seed, init_weights: how ``HookedTransformer(cfg)`` draws its parameters.
         tokenizer_name: a tokenizer to load with the model.
@@ -264,6 +268,8 @@ class HookedTransformerConfig(SaysWhatInstead):
     use_hook_tokens: bool = False
     dtype: str = "float32"
     matmul_precision: Literal["highest", "high", "default"] = "highest"
+    attention_path: Literal["auto", "materialised", "blockwise"] = "auto"
+    attention_block: int = 256
     init_mode: str = "gpt2"
     initializer_range: float = -1.0
     init_weights: bool = True

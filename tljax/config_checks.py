@@ -36,11 +36,12 @@ INIT_MODES = (
     "gpt2", "xavier_uniform", "xavier_normal", "kaiming_uniform", "kaiming_normal", "muP",
 )  # fmt: skip
 PRECISIONS = ("highest", "high", "default")
+ATTENTION_PATHS = ("auto", "materialised", "blockwise")
 _NO_SIZES = ("seed", "bos_token_id", "pad_token_id")
 """Integer fields that are not sizes, and so may be zero."""
 _SAID_ELSEWHERE = (
     "normalization_type", "positional_embedding_type", "attention_dir", "init_mode", "matmul_precision", "qk_norm_type",
-    "qk_norm_span", "router", "act_fn", "dtype", "eos_token_ids", "splices",
+    "qk_norm_span", "router", "act_fn", "dtype", "eos_token_ids", "splices", "attention_path",
 )  # fmt: skip
 """Fields that are not checked by type: those with a list of choices here, or converted by the config."""
 _POSITIVE = (
@@ -123,6 +124,7 @@ def _check_choices(cfg: "HookedTransformerConfig") -> None:
         "attention_dir": ("causal", "bidirectional"),
         "init_mode": INIT_MODES,
         "matmul_precision": PRECISIONS,
+        "attention_path": ATTENTION_PATHS,
         "qk_norm_type": ("RMS", "LN"),
         "qk_norm_span": QK_NORM_SPANS,
         "router": ROUTERS,

@@ -25,7 +25,7 @@ from tljax.typing import Params
 if TYPE_CHECKING:
     from tljax.model.hooked_transformer import HookedTransformer
 
-NOT_THE_FUNCTION = frozenset({*BOOKKEEPING, "dtype", "matmul_precision"})
+NOT_THE_FUNCTION = frozenset({*BOOKKEEPING, "dtype", "matmul_precision", "attention_path", "attention_block"})
 """Config fields that do not change what the model computes, except for rounding."""
 
 FORM = {"config": dict, "weights": (None, {"values": str, "rounding": float})}

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 from family_case import PROMPT, SHORT, TOKENS, FamilyCase, hf_logits, largest, log_softmax
 from hf_models import make_hf_model
 
@@ -18,6 +19,17 @@ def test_raw_logits(case: FamilyCase) -> None:
     logits, _ = case.run
     case.figures["float32"] = largest(logits, case.expected)
     np.testing.assert_allclose(logits, case.expected, atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.one_variant_a_family
+def test_attention_by_blocks(case: FamilyCase) -> None:
+    """The run with every point makes the whole matrix; by blocks of five queries the residual stream is the same."""
+    _, cache = case.run
+    cfg = case.raw.cfg.replace(
+        attention_path="blockwise", attention_block=5 * case.raw.cfg.n_heads // case.raw.cfg.kv_heads
+    )
+    stream = case.raw.replace(cfg=cfg)(cache["resid_pre", 0], start_at_layer=0, stop_at_layer=cfg.n_layers)
+    np.testing.assert_allclose(stream, cache["resid_post", cfg.n_layers - 1], atol=1e-5, rtol=1e-5)
 
 
 def test_processed_log_probabilities(case: FamilyCase) -> None:

@@ -9,6 +9,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
 from tljax.errors import InputError
+from tljax.numerics import widened
 from tljax.text.positions import read_mask
 
 IGNORED = -100
@@ -87,10 +88,27 @@ def lm_cross_entropy_loss(
     check_labels(logits, tokens)
     mask = None if attention_mask is None else read_mask(attention_mask)
     following, counted = next_tokens(tokens, mask, logits.shape[-1])
-    log_probs = jax.nn.log_softmax(logits[:, :-1], axis=-1)
-    losses = -jnp.take_along_axis(log_probs, following[..., None], axis=-1, mode="fill")[..., 0]
-    losses = jnp.where(counted, losses, 0)
-    return losses if per_token else losses.sum() / counted.sum().astype(losses.dtype)
+    losses = jnp.where(counted, cross_entropies(logits[:, :-1], following), 0)
+    return losses if per_token else mean_of_counted(losses, counted)
+
+
+def cross_entropies(logits: jax.Array, following: jax.Array) -> jax.Array:
+    """Computes the cross entropy of each token ``[batch, pos]`` in float32 or wider, in the dtype of the logits.
+
+    No array of the logits' size is made: only reductions over the vocabulary, and the logits of the tokens.
+
+    Args:
+        logits: ``[batch, pos, d_vocab]``.
+        following: ids ``[batch, pos]``; NaN where there is no such token.
+    """
+    wide = widened(logits.dtype)
+    chosen = jnp.take_along_axis(logits, following[..., None], axis=-1, mode="fill")[..., 0]
+    return (jax.nn.logsumexp(logits.astype(wide), axis=-1) - chosen.astype(wide)).astype(logits.dtype)
+
+
+def mean_of_counted(losses: jax.Array, counted: jax.Array) -> jax.Array:
+    """Returns the mean of the losses that count, given that the others are zero."""
+    return losses.sum() / counted.sum().astype(losses.dtype)
 
 
 def lm_accuracy(

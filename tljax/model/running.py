@@ -17,13 +17,16 @@ from tljax.forward.forward import POSITIONS, excludes_tokens, run_forward
 from tljax.hooks.dictionary import HookDictionary, UnusedHooksWarning
 from tljax.hooks.names import select
 from tljax.hooks.points import HEAD, layer_of, point_table, stage_of
+from tljax.model.chunked_loss import loss_of_stream
 from tljax.model.losses import check_labels, lm_cross_entropy_loss
+from tljax.modules.attention_path import MATRICES, AttentionPath, attention_path, spliced_at_matrix
 from tljax.modules.context import AttentionContext
+from tljax.modules.stack import head_module
 from tljax.text.batch import Batch
 from tljax.text.inputs import LayerBounds, ModelInput, layer_bounds, prepare
 from tljax.text.positions import read_mask
 from tljax.text.warned import level_of_caller
-from tljax.typing import HookList, InputOptions, Params, PromptOptions, ReturnType
+from tljax.typing import HookList, InputOptions, NamesFilter, Params, PromptOptions, ReturnType
 
 if TYPE_CHECKING:
     from tljax.model.hooked_transformer import HookedTransformer
@@ -173,6 +176,35 @@ class RunMethods:
             raise InputError(f"attention_mask has shape {mask.shape}; the tokens have shape {tokens.shape}.")
         return _loss(logits, tokens, mask, per_token=per_token)
 
+    @typed
+    def attention_path(self, pos: int, names_filter: NamesFilter = ()) -> tuple[AttentionPath, ...]:
+        """Returns the way that attention takes in each layer of a run, and why.
+
+        Where nothing names a layer's scores or pattern, and the text is long, the matrix of all queries and keys is
+        never made. ``cfg.attention_path`` asks for one way everywhere; the numbers are the same.
+
+        Args:
+            pos: the length of the prompts.
+            names_filter: the points that the run keeps or hooks, as in :meth:`run_with_cache`; those where this model
+                has hooks or dictionaries are named too.
+
+        >>> import tljax
+        >>> model = tljax.HookedTransformer.from_pretrained("tljax-tiny")
+        >>> model.attention_path(20)[0]
+        AttentionPath(name='materialised', why='no more than 256 keys')
+        """
+        names = {*select(names_filter, point_table(self.cfg), self.cfg.n_layers)} if names_filter != () else set()
+        names |= {entry.name for entry in self._hooks.entries}
+        return tuple(
+            attention_path(
+                self.cfg,
+                pos,
+                pos,
+                any(f"blocks.{layer}.attn.{name}" in names for name in MATRICES) or spliced_at_matrix(kind),
+            )
+            for layer, kind in enumerate(self.cfg.layer_kinds)
+        )
+
     def _read(self, input: Any, stop_at_layer: int | None, options: InputOptions) -> tuple[ModelInput, LayerBounds]:
         """Returns the checked input, and the layers to start at and to stop before."""
         bounds = layer_bounds(self.cfg, options.get("start_at_layer"), stop_at_layer)
@@ -192,9 +224,13 @@ class RunMethods:
         """Returns the output, and the named activations after ``keep`` was applied."""
         start, stop = bounds
         hooks.check(point_table(self.cfg), *prepared.batch_and_pos, prepared.text)
+        named = (*names, *(entry.name for entry in hooks.entries))
         last = stop
         if return_type is None and stop is None:
-            last = _last_needed(self.cfg, start or 0, [*names, *(entry.name for entry in hooks.entries)])
+            last = _last_needed(self.cfg, start or 0, named)
+        loss_alone = return_type == "loss" and stop is None and not uses_head(named)
+        if loss_alone:
+            last = self.cfg.n_layers
         context = AttentionContext.of(prepared)
         if start is not None and prepared.tokens is not None and excludes_tokens(self.cfg):
             context = dataclasses.replace(context, tokens=jnp.asarray(prepared.tokens))
@@ -202,6 +238,13 @@ class RunMethods:
             self.cfg, self.params, prepared.value, context,
             hooks=hooks, names=names, start=start, stop=last, keep=keep, remat=remat,
         )  # fmt: skip
+        if loss_alone:
+            _check_scored(prepared, self.cfg.d_vocab_out)
+            ends = {name: self.params[name] for name in ("ln_final", "unembed") if name in self.params}
+            loss = loss_of_stream(
+                ends, value, prepared.tokens, prepared.text, module=head_module(self.cfg), per_token=loss_per_token
+            )
+            return loss, cache
         return (value if stop is not None else _output(value, prepared, return_type, loss_per_token)), cache
 
     def _warn_of_idle_hooks(self, output: Any) -> None:
@@ -219,10 +262,6 @@ def _output(logits: jax.Array, prepared: ModelInput, return_type: ReturnType, pe
         return None
     if return_type == "logits":
         return logits
-    if prepared.tokens is None:
-        raise InputError("A loss from start_at_layer= needs the token ids: pass tokens= as well.")
-    if prepared.tokens.shape[1] < 2:
-        raise InputError("A loss needs at least two tokens: each is scored on predicting the next.")
     _check_scored(prepared, logits.shape[-1])
     loss = _loss(logits, prepared.tokens, prepared.text, per_token=per_token)
     return loss if return_type == "loss" else Output(logits, loss)
@@ -232,8 +271,12 @@ def _check_scored(prepared: ModelInput, d_vocab_out: int) -> None:
     """Checks that every token to score has a logit, and that there is something to score.
 
     Raises:
-        InputError: a token has no logit, or no prompt has two tokens next to each other.
+        InputError: there are no tokens; a token has no logit, or no prompt has two tokens next to each other.
     """
+    if prepared.tokens is None:
+        raise InputError("A loss from start_at_layer= needs the token ids: pass tokens= as well.")
+    if prepared.tokens.shape[1] < 2:
+        raise InputError("A loss needs at least two tokens: each is scored on predicting the next.")
     tokens, mask = prepared.tokens, prepared.text
     if is_traced(tokens, mask):
         return
@@ -251,9 +294,14 @@ def _check_scored(prepared: ModelInput, d_vocab_out: int) -> None:
         )
 
 
+def uses_head(names: Sequence[str]) -> bool:
+    """Whether one of the points comes after the blocks."""
+    return any(stage_of(name)[0] == HEAD for name in names)
+
+
 def _last_needed(cfg: HookedTransformerConfig, start: int, names: Sequence[str]) -> int | None:
     """Returns where a run without output may stop: after the last named block, or ``None`` if the head is named."""
-    if any(stage_of(name)[0] == HEAD for name in names):
+    if uses_head(names):
         return None
     return max([start, *(layer + 1 for name in names if (layer := layer_of(name)) is not None)])
 

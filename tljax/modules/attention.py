@@ -9,14 +9,15 @@ import jax.numpy as jnp
 from tljax.config import HookedTransformerConfig, LayerKind
 from tljax.hooks.point import hook, is_hooked
 from tljax.modules import initializers
-from tljax.modules.activations import soft_cap
+from tljax.modules.attention_path import MATERIALISED, MATRICES, attention_path, spliced_at_matrix
+from tljax.modules.blockwise import Heads, attend_by_blocks
 from tljax.modules.context import AttentionContext
 from tljax.modules.norm import head_norm
 from tljax.modules.parameters import parameter
 from tljax.modules.past import PAST
 from tljax.modules.products import product
 from tljax.modules.rotary import rotate
-from tljax.modules.scores import alibi_bias, softmax, visible
+from tljax.modules.scores import Places, finished_scores, head_slopes, numbered_keys, softmax
 
 KEYS_READ, VALUES_READ = "read_k", "read_v"
 KEYS_AND_VALUES = (f"attn.{KEYS_READ}", f"attn.{VALUES_READ}")
@@ -84,7 +85,7 @@ class Attention(nn.Module):
         if context.past is not None:
             k, v = (hook(self, name, array) for name, array in zip(PAST, context.past.extend(k, v), strict=True))
         layout = "bske" if context.past is None else "bkse"
-        z = _weigh(self._pattern(q, k, layout, context), v, layout)
+        z = self._attend(q, k, v, layout, context)
         if context.packing is not None:
             z = context.packing.pack(z)
         z = hook(self, "hook_z", z)
@@ -140,24 +141,28 @@ class Attention(nn.Module):
         joined_q, joined_k = (x.reshape(*x.shape[:2], -1) for x in (q, k))
         return self.q_norm(joined_q).reshape(q.shape), self.k_norm(joined_k).reshape(k.shape)
 
-    def _pattern(self, q: jax.Array, k: jax.Array, layout: str, context: AttentionContext) -> jax.Array:
-        cfg = self.cfg
-        scores = _score(q, k, layout) / jnp.asarray(cfg.attn_scale, q.dtype)
-        if context.score_divisor is not None:
-            scores = scores / jnp.asarray(context.score_divisor).astype(scores.dtype)
-        scores = soft_cap(scores, cfg.attn_scores_soft_cap)
-        key_pos, token_mask = jnp.arange(k.shape[layout.index("s")], dtype=jnp.int32), context.token_mask
+    def _attend(self, q: jax.Array, k: jax.Array, v: jax.Array, layout: str, context: AttentionContext) -> jax.Array:
+        """Computes pattern-weighted values ``[batch, query_pos, head, d_value]``, by the path of this run."""
+        cfg, sinks = self.cfg, self.sinks if self.cfg.use_attention_sinks else None
+        keys = k.shape[layout.index("s")]
+        places, slopes = self._places(q.shape[1], keys, context), head_slopes(cfg)
+        named = is_hooked(self, *MATRICES) or spliced_at_matrix(self.kind)
+        plain = context.packing is None and context.past is None
+        path = attention_path(cfg, q.shape[1], keys, named)
+        if path.name == MATERIALISED:
+            scores = finished_scores(_score(q, k, layout), cfg, self.kind, places, context.score_divisor, slopes)
+            scores = hook(self, "hook_attn_scores", scores)
+            return _weigh(hook(self, "hook_pattern", softmax(scores, sinks)), v, layout)
+        heads = Heads.of(q, k, v, layout, slopes, sinks)
+        return attend_by_blocks(cfg, self.kind, heads, places, context.score_divisor, in_order=plain)
+
+    def _places(self, queries: int, keys: int, context: AttentionContext) -> Places:
+        key_pos, token_mask = jnp.arange(keys, dtype=jnp.int32), context.token_mask
         query_pos = key_pos if context.packing is None else context.packing.query_pos
         if context.past is not None:
-            query_pos = context.past.start + jnp.arange(q.shape[1], dtype=jnp.int32)
-            key_pos, token_mask = context.past.keys_seen(q.shape[1])
-        if cfg.positional_embedding_type == "alibi":
-            scores = scores + alibi_bias(cfg, query_pos, key_pos, token_mask)
-        mask = visible(cfg, self.kind, query_pos, key_pos, token_mask)
-        if mask is not None:
-            scores = jnp.where(mask, scores, -jnp.inf)
-        scores = hook(self, "hook_attn_scores", scores)
-        return hook(self, "hook_pattern", softmax(scores, self.sinks if cfg.use_attention_sinks else None))
+            query_pos = context.past.start + jnp.arange(queries, dtype=jnp.int32)
+            key_pos, token_mask = context.past.keys_seen(queries)
+        return Places(query_pos, key_pos, token_mask, numbered_keys(self.cfg, key_pos, token_mask))
 
     def _combine_heads(self, z: jax.Array) -> jax.Array:
         if is_hooked(self, "hook_result"):
