@@ -175,7 +175,11 @@ def main() -> int:
     if arguments.child:
         print(json.dumps(measure(*arguments.child)))
         return 0
-    rows = [compare(shape, name, arguments.dtype) for shape in arguments.shapes for name in arguments.runs]
+    rows = []
+    for shape in arguments.shapes:
+        for name in arguments.runs:
+            rows.append(compare(shape, name, arguments.dtype))
+            print("  ".join(f"{value}" for value in rows[-1].values()), flush=True)
     print_table(rows)
     write_json(arguments.json, {"machine": machine("jax"), "rows": rows})
     return int(any(row["met"] == "NO" for row in rows))

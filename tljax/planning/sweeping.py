@@ -1,6 +1,7 @@
 """The memory of a sweep: the base run, the run that values come from, and the largest page of patched runs."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -73,16 +74,15 @@ def _page(
         jax.ShapeDtypeStruct((batch, length, cfg.kv_heads, width), cfg.jnp_dtype)
         for width in (cfg.d_head, cfg.value_width)
     )
-    packing = Packing(
-        past_k, past_v, integers((rows, length)), integers((rows, length)), integers((length,)), integers((tokens,))
-    )
     mask = jax.ShapeDtypeStruct((rows, length), jnp.bool_)
-    context = AttentionContext(integers((1, tokens)), mask, lengths=integers((1, tokens)), packing=packing)
+    laid_out = integers((rows, length)), integers((rows, length)), integers((length,)), integers((tokens,))
 
-    def block(params: object, value: jax.Array, context: AttentionContext) -> jax.Array:
-        return run_forward(
-            cfg, params, value, context, hooks=HookDictionary(), start=layer, stop=layer + 1  # type: ignore[arg-type]
-        )[0]  # fmt: skip
+    def block(params: Any, value: Any, past: Any, laid_out: Any, positions: Any, mask: Any) -> Any:
+        packing = Packing(*past, *laid_out)
+        context = AttentionContext(positions, mask, lengths=positions, packing=packing)
+        hooks = HookDictionary()
+        return run_forward(cfg, params, value, context, hooks=hooks, start=layer, stop=layer + 1)[0]
 
-    made = temporaries(block, abstract_params(cfg), stream(cfg, 1, tokens), context, device=target.device)
+    shapes = stream(cfg, 1, tokens), (past_k, past_v), laid_out, integers((1, tokens)), mask
+    made = temporaries(block, abstract_params(cfg), *shapes, device=target.device)
     return 3 * flowing, made
