@@ -55,9 +55,7 @@ def test_a_block(params: Any, names: tuple[str, ...]) -> None:
     """With the attention's matrix, which is named, and without."""
 
     def block(params: Any, value: Any) -> Any:
-        return run_forward(
-            CFG, params, value, AttentionContext(), hooks=HookDictionary(), names=names, start=0, stop=1
-        )
+        return run_forward(CFG, params, value, AttentionContext(), hooks=HookDictionary(), names=names, start=0, stop=1)
 
     lowered(block, params, STREAM)
 

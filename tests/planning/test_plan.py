@@ -76,21 +76,25 @@ def test_remat_holds_streams_alone() -> None:
 def test_every_change_it_names_makes_the_run_smaller() -> None:
     usual = {"names_filter": STREAMS, "memory": 1000}
     full = planned("cache", **usual)
-    assert full.fits is False and len(full.changes) >= 4
+    assert full.fits is False
+    assert len(full.changes) >= 4
     for change in full.changes:
         changed = planned("cache", **usual | dict(change.options))
         assert changed.bytes == change.bytes < full.bytes
         assert not change.fits
     room = planned("cache", **usual | {"memory": full.changes[0].bytes})
-    assert room.changes[0].fits and room.changes[0].bytes <= room.memory
-    assert "DOES NOT FIT" in repr(room) and str(room.changes[0]) in repr(room)
+    assert room.changes[0].fits
+    assert room.changes[0].bytes <= room.memory
+    assert "DOES NOT FIT" in repr(room)
+    assert str(room.changes[0]) in repr(room)
 
 
 def test_a_mesh_divides_what_it_divides() -> None:
     one, two = planned(mesh_shape=1), planned(mesh_shape=2)
     spread = planned(mesh_shape=(2, 2))
     assert two.parameters < one.parameters * 0.55
-    assert spread.n_devices == 4 and spread.parameters == two.parameters
+    assert spread.n_devices == 4
+    assert spread.parameters == two.parameters
     assert spread.peak.bytes < two.peak.bytes < one.peak.bytes
     four = planned(mesh_shape={"model": 4})
     assert four.replicated == ("n_kv",)
@@ -141,4 +145,5 @@ def test_a_directory_and_a_bundled_model(tmp_path: Path) -> None:
 def test_the_name_is_a_function() -> None:
     import tljax.planning
 
-    assert callable(tljax.plan) and tljax.plan is tljax.planning.plan
+    assert callable(tljax.plan)
+    assert tljax.plan is tljax.planning.plan

@@ -93,7 +93,9 @@ def _decoding(cfg: HookedTransformerConfig, batch: int, capacity: int, target: T
 
 def _only(cfg: HookedTransformerConfig, layer: int, count: int) -> HookedTransformerConfig:
     """Returns the config of a model of ``count`` layers that are all like one."""
-    own = {name: entries[layer : layer + 1] * count for name in PER_LAYER if (entries := getattr(cfg, name)) is not None}
+    own = {
+        name: entries[layer : layer + 1] * count for name in PER_LAYER if (entries := getattr(cfg, name)) is not None
+    }
     return cfg.replace(n_layers=count, **own).computation
 
 

@@ -1,7 +1,7 @@
 """Which part of a model a device of a mesh holds.
 
-The one place that knows how axes are spread: :data:`RULES` says which axis of a parameter or an activation goes to which
-axis of the mesh. An axis that the mesh does not divide is whole on every device.
+The one place that knows how axes are spread: :data:`RULES` says which axis of a parameter or an activation goes to
+which axis of the mesh. An axis that the mesh does not divide is whole on every device.
 """
 
 import dataclasses
