@@ -1,12 +1,12 @@
-"""One GPU or TPU: numerics against float64, times beside torch's on the same card, peak memory. Under six minutes there.
+"""One GPU or TPU: numerics against float64, times beside torch's on the same card, peak memory, in under six minutes.
 
 ::
 
     python benchmarks/accelerator.py --json accelerator.json
     python benchmarks/accelerator.py --small          # what a CPU runs: the same work, narrow
 
-Torch stands beside it where it sees the same device (CUDA, or the CPU); EAP-IG, a dictionary's step and the harvest have no
-peer in torch here. What no longer fits into ``--seconds`` is left out, and the table says so.
+Torch stands beside it where it sees the same device (CUDA, or the CPU); EAP-IG, a dictionary's step and the harvest
+have no peer in torch here. What no longer fits into ``--seconds`` is left out, and the table says so.
 """
 
 import argparse

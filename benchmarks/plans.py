@@ -5,9 +5,9 @@
     python benchmarks/plans.py --json plans.json
     python benchmarks/plans.py --shapes 1b --dtype bfloat16 --runs forward cache
 
-``planned`` and ``measured`` are beside the parameters; ``with parameters`` compares both with them, and has the bar. A
-run is made once before, so that compiling is not measured, and freed memory is handed back before the baseline is taken. The
-allocator is told to hand large arrays back at once: otherwise what is free inside it counts as taken.
+``planned`` and ``measured`` are beside the parameters; ``with parameters`` compares both with them, and has the bar.
+A run is made once before, so that compiling is not measured, and freed memory is handed back before the baseline is
+taken. The allocator hands large arrays back at once: otherwise what is free inside it would count as taken.
 """
 
 import argparse
@@ -158,7 +158,7 @@ def compare(shape: str, name: str, dtype: str) -> dict[str, Any]:
         "measured MB": round(found["measured"] / 1e6, 1),
         "ratio": round(beside, 3),
         "with parameters": round(together, 3),
-        "peak": planned.peak.where,
+        "peak": planned.peak.stage,
         "met": "yes" if abs(together - 1) <= BAR else "NO",
     }
 

@@ -22,13 +22,13 @@ class Moment:
     """What lies in a device's memory at one moment of a run, beside the parameters, in bytes.
 
     Attributes:
-        where: the part of the run.
+        stage: the part of the run.
         activations: residual streams, logits, and what a backward pass needs.
         cache: activations that are kept for the caller, gradients among them, and keys and values.
         temporaries: what the program at work takes besides.
     """
 
-    where: str
+    stage: str
     activations: int
     cache: int
     temporaries: int
@@ -122,7 +122,7 @@ class MemoryPlan:
         lines = [f"{self.model_name}, {self.what} of {self.batch} x {self.pos} tokens in {self.dtype}, on {devices}:"]
         parts = ("parameters", "activations", "cache", "temporaries")
         rows = [(part, in_words(getattr(self, part))) for part in parts]
-        rows.append(("together", f"{in_words(self.bytes)}, largest {self.peak.where}"))
+        rows.append(("together", f"{in_words(self.bytes)}, largest {self.peak.stage}"))
         if self.memory is not None:
             rows.append(("memory", f"{in_words(self.memory)}: {'fits' if self.fits else 'DOES NOT FIT'}"))
         if self.replicated:
