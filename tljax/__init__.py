@@ -38,6 +38,7 @@ from tljax.weights.factored_matrix import FactoredMatrix
 
 if TYPE_CHECKING:
     from tljax.dictionaries import SAE
+    from tljax.planning import plan
 
 __version__ = "0.1.0"
 
@@ -79,6 +80,7 @@ __all__ = [
     "lm_accuracy",
     "lm_cross_entropy_loss",
     "load_interventions",
+    "plan",
     "run_module_with_hooks",
     "sample_logits",
     "save_interventions",
@@ -97,6 +99,7 @@ _ROOMS = (
     "hooks",
     "interchange",
     "patching",
+    "planning",
     "tasks",
     "text",
     "train",
@@ -112,6 +115,8 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module(f"tljax.{name}")
     if name == "SAE":  # not imported with the package, which does not need it
         return importlib.import_module("tljax.dictionaries").SAE
+    if name == "plan":
+        return importlib.import_module("tljax.planning").plan
     raise missing("tljax", name, PACKAGE, [*__all__, *_ROOMS])
 
 

@@ -202,14 +202,18 @@ def batch_limits(cfg: HookedTransformerConfig, base: BaseRun, max_batch: int | L
     if max_batch != "auto" and (not isinstance(max_batch, int) or max_batch < 1):
         raise InputError(f'max_batch={max_batch!r} must be a positive number or "auto".')
     device = next(iter(base.final.devices()))
-    budget = batch_budget(device)
+    limits = limits_within(cfg, base.padded_length, batch_budget(device), device.platform == "cpu")
+    return limits if max_batch == "auto" else dataclasses.replace(limits, rows=min(limits.rows, max_batch))
+
+
+def limits_within(cfg: HookedTransformerConfig, length: int, budget: int, on_cpu: bool) -> BatchLimits:
+    """Returns how much may run at once of prompts of a padded ``length``, where a kind of array may take ``budget``."""
     width = cfg.jnp_dtype.itemsize
     token_bytes = width * (12 * cfg.d_model + 4 * (cfg.d_mlp or 0) + 4 * cfg.n_heads * cfg.d_head)
-    row_bytes = width * base.padded_length * (4 * cfg.n_heads * base.padded_length + 4 * cfg.n_heads * cfg.d_head)
-    on_cpu = device.platform == "cpu"
+    row_bytes = width * length * (4 * cfg.n_heads * length + 4 * cfg.n_heads * cfg.d_head)
     tokens = int(np.clip(budget // token_bytes, 64, 2048 if on_cpu else 65536))
     rows = int(np.clip(budget // row_bytes, 1, 256 if on_cpu else 8192))
-    return BatchLimits(tokens, rows if max_batch == "auto" else min(rows, max_batch))
+    return BatchLimits(tokens, rows)
 
 
 def _report(
