@@ -97,6 +97,7 @@ _ROOMS = (
     "hooks",
     "interchange",
     "patching",
+    "scale",
     "tasks",
     "text",
     "train",

@@ -1,12 +1,14 @@
 """Checks on load: NaN, infinities and overflows are errors that name the tensor."""
 
 from collections.abc import Mapping
+from typing import cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from tljax.checkpoints.files.reader import Tensors
+from tljax.checkpoints.slices import Index, PartTensors, reads_parts
 from tljax.errors import CheckpointError
 
 _CHUNK = 1 << 17
@@ -39,6 +41,15 @@ class Finite:
                 f"it was written after training had diverged. {GO_ON}"
             )
         return array
+
+    def reads_parts(self, key: str) -> bool:
+        """Whether a part of tensor ``key`` can be read alone."""
+        return reads_parts(self._tensors, [key])
+
+    def read_part(self, key: str, index: Index) -> np.ndarray:
+        """Returns ``tensor[index]``; an error as in :meth:`read` if it holds a NaN or an infinity."""
+        part = cast(PartTensors, self._tensors).read_part(key, index)
+        return part if all_finite(np.ascontiguousarray(part)) else self.read(key)[index]
 
 
 def all_finite(array: np.ndarray) -> bool:

@@ -39,6 +39,7 @@ from tljax.modules.context import AttentionContext
 from tljax.modules.embedding import EmbeddingStage
 from tljax.modules.products import LAYOUTS
 from tljax.modules.stack import block_module, embedding_module, head_module
+from tljax.scale.batch import spread
 from tljax.splice import Splice
 from tljax.typing import Params
 
@@ -134,6 +135,7 @@ def run_forward(
         recorded activations by full name, in firing order.
     """
     traced = is_traced(params, value, context, hooks)
+    value = value if traced else spread(value, params)
     cache: dict[str, Any] = {}
     shortformer, positions = cfg.positional_embedding_type == "shortformer", None
     unasked = shortformer and start is None and POSITIONS not in names

@@ -1,9 +1,12 @@
 """MXFP4 weights, four bits per number, unpacked to the bfloat16 they stand for (Open Compute Project 2023)."""
 
+from typing import cast
+
 import numpy as np
 
 from tljax.checkpoints.files.reader import Tensors
 from tljax.checkpoints.rows import TensorInfo
+from tljax.checkpoints.slices import Index, PartTensors, reads_parts
 from tljax.errors import CheckpointError
 
 BLOCKS, SCALES = "_blocks", "_scales"
@@ -48,6 +51,14 @@ class Unpacked:
         for expert in range(experts):  # one at a time: float32 is eight times what is stored
             unpacked[expert] = unpack(blocks[expert], scales[expert]).T
         return unpacked
+
+    def reads_parts(self, key: str) -> bool:
+        """Whether a part of tensor ``key`` can be read alone: not of one that is packed, which is unpacked whole."""
+        return key not in self._names and reads_parts(self._packed, [key])
+
+    def read_part(self, key: str, index: Index) -> np.ndarray:
+        """Returns ``tensor[index]`` in its stored dtype."""
+        return cast(PartTensors, self._packed).read_part(key, index)
 
 
 def unpack(blocks: np.ndarray, scales: np.ndarray) -> np.ndarray:

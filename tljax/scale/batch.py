@@ -1,0 +1,44 @@
+"""Prompts over the devices of the mesh that a model lies on."""
+
+import math
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
+
+from tljax.checks import is_traced
+from tljax.errors import ShardingError
+from tljax.scale.mesh import mesh_of
+from tljax.scale.rules import DATA_AXES
+
+
+def spread(value: Any, params: Any, axis: int = 0) -> Any:
+    """Returns an input of a model, its prompts spread over the data axes of the model's mesh where they divide.
+
+    Args:
+        value: ``[batch, ...]``, on the host or on one device; an array that lies on a mesh is left as it is.
+        params: the parameters that it will meet; on one device nothing happens.
+        axis: the axis that is spread.
+
+    Raises:
+        ShardingError: ``value`` lies on other devices than the model.
+    """
+    mesh = mesh_of(params)
+    if mesh is None or is_traced(value):
+        return value
+    if isinstance(value, jax.Array) and not isinstance(value.sharding, SingleDeviceSharding):
+        if value.sharding.device_set != set(mesh.devices.flat):
+            raise ShardingError(
+                f"The input lies on {len(value.sharding.device_set)} devices, and the model on {mesh.size} others. Put "
+                "it on the model's mesh, jax.device_put(input, NamedSharding(model.mesh, spec)), or pass it as a numpy "
+                "array."
+            )
+        return value
+    shape, over = np.shape(value), list[str]()
+    for name in DATA_AXES:
+        parts = math.prod(mesh.shape[one] for one in over) * mesh.shape.get(name, 1)
+        if name in mesh.shape and shape[axis] % parts == 0:
+            over.append(name)
+    spec = PartitionSpec(*[None] * axis, tuple(over) or None)
+    return jax.device_put(value, NamedSharding(mesh, spec))
