@@ -42,3 +42,22 @@ def spread(value: Any, params: Any, axis: int = 0) -> Any:
             over.append(name)
     spec = PartitionSpec(*[None] * axis, tuple(over) or None)
     return jax.device_put(value, NamedSharding(mesh, spec))
+
+
+def kept_spread(after: Any, before: Any) -> Any:
+    """Returns what a stage put out, its prompts spread as those that came in.
+
+    Where parameters are split along ``d_model`` over the same devices, XLA may move to those what prompts were spread
+    over, and each device would then compute all prompts.
+    """
+    if not isinstance(before, jax.Array) or is_traced((before, after)):
+        return after
+    was, now = before.sharding, after.sharding
+    if not isinstance(was, NamedSharding) or not isinstance(now, NamedSharding) or not was.spec or not was.spec[0]:
+        return after
+    if now.spec and now.spec[0] == was.spec[0]:
+        return after
+    over = was.spec[0]
+    taken = {over} if isinstance(over, str) else set(over)
+    rest = [None if one in taken or isinstance(one, tuple) else one for one in now.spec[1:]]
+    return jax.device_put(after, NamedSharding(was.mesh, PartitionSpec(over, *rest)))
