@@ -64,8 +64,9 @@ def all_finite(array: np.ndarray) -> bool:
 
 def _well(array: jax.Array) -> bool:
     """Whether a parameter is finite; one on the CPU is checked in place."""
-    if len(array.devices()) == 1 and next(iter(array.devices())).platform == "cpu":
-        return all_finite(np.asarray(array))
+    if all(device.platform == "cpu" for device in array.devices()):
+        parts = (shard.data for shard in array.addressable_shards if shard.replica_id == 0)
+        return all(all_finite(np.asarray(part)) for part in parts)
     return bool(_finite_on_device(array))
 
 

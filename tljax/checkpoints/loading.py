@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Unpack, cast
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from tljax.checkpoints import mapping
@@ -23,14 +24,14 @@ from tljax.checkpoints.layout import flatten, parameter_axes, parameter_shapes, 
 from tljax.checkpoints.opening import Checkpoint, in_files, in_memory, locate_tokenizer, of_state_dict
 from tljax.checkpoints.placement import Axes, Placer, ShardingRule, in_parts, placer_for
 from tljax.checkpoints.rows import Entry
-from tljax.checkpoints.slices import PartReader, PartTensors, read_of, reads_parts
+from tljax.checkpoints.slices import PartReader, PartTensors, reads_parts
 from tljax.checkpoints.stored_names import known_names
 from tljax.checks import typed
 from tljax.config import HookedTransformerConfig
 from tljax.config_checks import PER_LAYER
 from tljax.errors import CheckpointError, ConfigError, InputError
 from tljax.hooks.points import layer_of
-from tljax.modules.parameters import axis_sizes
+from tljax.modules.parameters import axis_sizes, stored_dtype
 from tljax.numerics import available_dtype
 from tljax.typing import DeviceLike, Params
 from tljax.weights.processing import process_stage
@@ -325,7 +326,7 @@ def _read_entry(
     if spread and reads_parts(tensors, entry.keys(sizes)):
         reader = PartReader(entry, cast(PartTensors, tensors), axes, sizes)
         return {
-            path: in_parts(shapes[path], target, read_of(reader, part, shapes[path]))
+            path: in_parts(shapes[path], target, functools.partial(reader.read, part))
             for part, (path, target) in enumerate(targets.items())
         }
     parts = entry.read(tensors.read, axes, sizes)
@@ -333,6 +334,14 @@ def _read_entry(
         path: place(path, part[: shapes[path][0]] if part.ndim else part)
         for path, part in zip(entry.targets, parts, strict=True)
     }
+
+
+def _processed(stage: Params, steps: Steps, dtype: str) -> Params:
+    """Returns a processed stage; the stage itself, without a copy, where nothing changes."""
+    wanted = {
+        stored_dtype(path.rpartition(".")[2], jnp.dtype(dtype)) == leaf.dtype for path, leaf in flatten(stage).items()
+    }
+    return process_stage(stage, steps, dtype) if steps or wanted != {True} else stage
 
 
 def _read(
@@ -363,8 +372,8 @@ def _read(
     params: dict[str, jax.Array] = {}
     for stage, paths in stages_of(cfg).items():
         prefix = stage if layer_of(stage) is not None else ""
-        processed = flatten(process_stage(read_stage(paths, stage, prefix), steps, cfg.dtype))
-        placed = {prefix + name: place(prefix + name, array) for name, array in processed.items()}
+        processed = flatten(_processed(read_stage(paths, stage, prefix), steps, cfg.dtype))
+        placed = {prefix + name: place(prefix + name, processed.pop(name)) for name in list(processed)}
         if origin is not None:
             keys = {path: entry.keys(sizes) for entry in entries[stage] for path in entry.targets}
             refuse_overflow({path: placed[path] for path in placed.keys() - stored.computed}, keys, tensors, origin)

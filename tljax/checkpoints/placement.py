@@ -50,13 +50,14 @@ def in_parts(
         sharding: where the parts belong.
         read: returns the part at an index.
     """
-    seen: dict[Any, np.ndarray] = {}
-    placed = []
+    holders: dict[Any, list[jax.Device]] = {}
     for device, index in sharding.addressable_devices_indices_map(shape).items():
-        key = tuple(one.indices(length) for one, length in zip(index or (), shape, strict=True))
-        if key not in seen:
-            seen[key] = np.ascontiguousarray(read(index or ())).reshape([len(range(*one)) for one in key])
-        placed.append(jax.device_put(seen[key], device))
+        ranges = tuple(one.indices(length)[:2] for one, length in zip(index or (), shape, strict=True))
+        holders.setdefault(ranges, []).append(device)
+    placed = []
+    for ranges, devices in holders.items():
+        part = np.asarray(read(tuple(slice(*one) for one in ranges)), order="C")
+        placed += [jax.device_put(part, device) for device in devices]
     return jax.make_array_from_single_device_arrays(shape, sharding, placed)
 
 

@@ -7,7 +7,7 @@ because grouped axes lie interleaved (``(n_heads 3 d_head)``) is dropped.
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -38,7 +38,7 @@ def reads_parts(tensors: Tensors, keys: Sequence[str]) -> bool:
 
 @dataclasses.dataclass
 class PartReader:
-    """Reads slices of the parameters of one entry; each range of a stored tensor is read once.
+    """Reads slices of the parameters of one entry; a range that several parameters share is read once.
 
     Attributes:
         entry: the row, bound to its tensors.
@@ -98,9 +98,12 @@ class PartReader:
 
     def _range(self, key: str, ranges: Sequence[tuple[int, int]]) -> np.ndarray:
         at = key, tuple(ranges)
-        if at not in self._seen:
-            self._seen[at] = self.tensors.read_part(key, tuple(slice(*one) for one in ranges))
-        return self._seen[at]
+        if at in self._seen:
+            return self._seen[at]
+        part = self.tensors.read_part(key, tuple(slice(*one) for one in ranges))
+        if len(self.entry.targets) > 1 or "/" in self.entry.row.axes:  # other slices lie in the same range
+            self._seen[at] = part
+        return part
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,13 +132,3 @@ def _held(wanted: Sequence[tuple[int, int]], lengths: Sequence[int], offsets: Se
     count, inner = moved[number][1] - moved[number][0], number + 1  # axes inside the first range are read whole
     picked = [slice(0, 1)] * number + [slice(0, count)] + [slice(*one) for one in moved[inner:]]
     return _Held((start, start + count * step), [1] * number + [count, *lengths[inner:]], picked)
-
-
-def normalised(index: Index, shape: Sequence[int]) -> Index:
-    """Returns an index with the start and stop of each range."""
-    return tuple(slice(*one.indices(length)[:2]) for one, length in zip(index, shape, strict=True))
-
-
-def read_of(reader: PartReader, part: int, shape: Sequence[int]) -> Callable[[Index], np.ndarray]:
-    """Returns a function from an index into a target of ``shape`` to the numbers there."""
-    return lambda index: reader.read(part, normalised(index, shape))
