@@ -50,7 +50,7 @@ def in_parts(
         sharding: where the parts belong.
         read: returns the part at an index.
     """
-    holders: dict[Any, list[jax.Device]] = {}
+    holders: dict[Any, list[Any]] = {}
     for device, index in sharding.addressable_devices_indices_map(shape).items():
         ranges = tuple(one.indices(length)[:2] for one, length in zip(index or (), shape, strict=True))
         holders.setdefault(ranges, []).append(device)
