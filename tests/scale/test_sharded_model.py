@@ -19,7 +19,7 @@ def found() -> dict[str, Any]:
     here = Path(__file__).parent
     paths = os.pathsep.join([str(here), str(here.parent), str(here.parents[1]), os.environ.get("PYTHONPATH", "")])
     environment = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip(),
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": paths,
     }
