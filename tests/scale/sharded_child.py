@@ -124,7 +124,9 @@ def a_lens(model: HookedTransformer) -> Any:
 
 
 def processing(model: HookedTransformer) -> Any:
-    return model.process_weights()(TOKENS)
+    processed = model.process_weights()
+    assert processed.mesh == model.mesh
+    return processed(TOKENS)
 
 
 def a_native_checkpoint(model: HookedTransformer) -> Any:

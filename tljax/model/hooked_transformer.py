@@ -23,7 +23,7 @@ from tljax.hooks.dictionary import HookDictionary
 from tljax.hooks.points import point_table
 from tljax.model.derivatives import DerivativeMethods
 from tljax.model.hooking import HookMethods
-from tljax.model.sharding import ShardingMethods
+from tljax.model.sharding import ShardingMethods, placed_like
 from tljax.model.splicing import SplicingMethods
 from tljax.model.views import ModuleView, block_view, end_view
 from tljax.modules.parameters import stored_dtype
@@ -334,7 +334,7 @@ class HookedTransformer(
         """Returns the model with processed weights; see :func:`tljax.weights.processing.process_weights`."""
         self._refuse_dictionaries("Processing changes the activations that dictionaries were trained on")
         params, cfg = process_weights(self.params, self.cfg, **steps)
-        return self.replace(params=params, cfg=cfg)
+        return self.replace(params=placed_like(params, self.params), cfg=cfg)
 
     def _refuse_dictionaries(self, why: str) -> None:
         """Raises DictionaryError if dictionaries are spliced in."""

@@ -100,6 +100,14 @@ class ShardingMethods:
         return ShardingTable({path: rows[path] for path in ordered}, {} if mesh is None else dict(mesh.shape))
 
 
+def placed_like(params: Params, before: Params) -> Params:
+    """Returns parameters where those of the same paths were, if these lie on a mesh."""
+    if mesh_of(before) is None:
+        return params
+    where = {path: leaf.sharding for path, leaf in flatten(before).items()}
+    return unflatten({path: jax.device_put(leaf, where[path]) for path, leaf in flatten(params).items()})
+
+
 def beside(params: Params, dictionaries: Mapping[str, Dictionary]) -> dict[str, Dictionary]:
     """Returns dictionaries on the mesh of the model that they are spliced into, their features over ``"model"``.
 

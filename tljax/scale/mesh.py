@@ -1,5 +1,6 @@
 """Meshes: made of the first devices, checked, and found at the arrays that lie on them."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -61,6 +62,8 @@ def checked_mesh(mesh: Any, rules: Any) -> tuple[Mesh, ShardingRules]:
 
 def mesh_of(params: Any) -> Mesh | None:
     """Returns the mesh that arrays lie on (the first one's), or ``None`` if they are on one device or traced."""
+    while isinstance(params, Mapping) and params:  # the first array, without a walk over all of them
+        params = next(iter(params.values()))
     for leaf in jax.tree.leaves(params)[:1]:
         if isinstance(leaf, jax.Array) and not is_traced(leaf):
             sharding = leaf.sharding
