@@ -50,14 +50,15 @@ def kept_spread(after: Any, before: Any) -> Any:
     Where parameters are split along ``d_model`` over the same devices, XLA may move to those what prompts were spread
     over, and each device would then compute all prompts.
     """
-    if not isinstance(before, jax.Array) or is_traced((before, after)):
+    if not isinstance(before, jax.Array) or not isinstance(after, jax.Array) or is_traced(before, after):
         return after
     was, now = before.sharding, after.sharding
-    if not isinstance(was, NamedSharding) or not isinstance(now, NamedSharding) or not was.spec or not was.spec[0]:
+    if not isinstance(was, NamedSharding) or not was.spec or not was.spec[0]:
         return after
-    if now.spec and now.spec[0] == was.spec[0]:
+    spec = now.spec if isinstance(now, NamedSharding) else PartitionSpec()  # older JAX does not name what XLA chose
+    if spec and spec[0] == was.spec[0]:
         return after
     over = was.spec[0]
     taken = {over} if isinstance(over, str) else set(over)
-    rest = [None if one in taken or isinstance(one, tuple) else one for one in now.spec[1:]]
+    rest = [None if one in taken or isinstance(one, tuple) else one for one in spec[1:]]
     return jax.device_put(after, NamedSharding(was.mesh, PartitionSpec(over, *rest)))
