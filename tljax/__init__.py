@@ -100,6 +100,7 @@ _ROOMS = (
     "interchange",
     "patching",
     "planning",
+    "scale",
     "tasks",
     "text",
     "train",

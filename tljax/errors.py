@@ -73,6 +73,10 @@ class DictionaryError(TljaxError, ValueError):
     """A dictionary (sparse autoencoder, transcoder) that is damaged, or does not fit what it is used on."""
 
 
+class ShardingError(InputError):
+    """A mesh, rules for it, or arrays on it that do not fit each other or this machine."""
+
+
 class HarvestError(TljaxError, ValueError):
     """Activations that cannot be stored, or a store of them that is incomplete, damaged or of something else."""
 

@@ -127,9 +127,9 @@ def _header_bytes(description: Mapping[str, Any]) -> bytes:
     return len(header).to_bytes(8, "little") + header
 
 
-def checksum(array: np.ndarray) -> str:
-    """Returns the checksum of a contiguous array's bytes."""
-    return f"{zlib.crc32(array.reshape(-1).view(np.uint8).data):08x}"
+def checksum(array: np.ndarray, before: str = "0" * 8) -> str:
+    """Returns the checksum of a contiguous array's bytes; ``before`` is that of the bytes before them, if any."""
+    return f"{zlib.crc32(array.reshape(-1).view(np.uint8).data, int(before, 16)):08x}"
 
 
 def seal_of(description: Mapping[str, Any]) -> str:

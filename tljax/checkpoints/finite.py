@@ -1,12 +1,14 @@
 """Checks on load: NaN, infinities and overflows are errors that name the tensor."""
 
 from collections.abc import Mapping
+from typing import cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from tljax.checkpoints.files.reader import Tensors
+from tljax.checkpoints.slices import Index, PartTensors, reads_parts
 from tljax.errors import CheckpointError
 
 _CHUNK = 1 << 17
@@ -40,6 +42,15 @@ class Finite:
             )
         return array
 
+    def reads_parts(self, key: str) -> bool:
+        """Whether a part of tensor ``key`` can be read alone."""
+        return reads_parts(self._tensors, [key])
+
+    def read_part(self, key: str, index: Index) -> np.ndarray:
+        """Returns ``tensor[index]``; an error as in :meth:`read` if it holds a NaN or an infinity."""
+        part = cast(PartTensors, self._tensors).read_part(key, index)
+        return part if all_finite(np.ascontiguousarray(part)) else self.read(key)[index]
+
 
 def all_finite(array: np.ndarray) -> bool:
     """Whether an array of floats holds neither NaN nor infinity; needs little memory, and less time than a copy."""
@@ -53,8 +64,9 @@ def all_finite(array: np.ndarray) -> bool:
 
 def _well(array: jax.Array) -> bool:
     """Whether a parameter is finite; one on the CPU is checked in place."""
-    if len(array.devices()) == 1 and next(iter(array.devices())).platform == "cpu":
-        return all_finite(np.asarray(array))
+    if all(device.platform == "cpu" for device in array.devices()):
+        parts = (shard.data for shard in array.addressable_shards if shard.replica_id == 0)
+        return all(all_finite(np.asarray(part)) for part in parts)
     return bool(_finite_on_device(array))
 
 

@@ -6,9 +6,10 @@ import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, Unpack, cast
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from tljax.checkpoints import mapping
@@ -21,15 +22,16 @@ from tljax.checkpoints.formats.adapters import Adapted, merged, open_adapter
 from tljax.checkpoints.formats.memory import MemoryTensors
 from tljax.checkpoints.layout import flatten, parameter_axes, parameter_shapes, stages_of, unflatten
 from tljax.checkpoints.opening import Checkpoint, in_files, in_memory, locate_tokenizer, of_state_dict
-from tljax.checkpoints.placement import Placer, ShardingRule, placer
+from tljax.checkpoints.placement import Axes, Placer, ShardingRule, in_parts, placer_for
 from tljax.checkpoints.rows import Entry
+from tljax.checkpoints.slices import PartReader, PartTensors, reads_parts
 from tljax.checkpoints.stored_names import known_names
 from tljax.checks import typed
 from tljax.config import HookedTransformerConfig
 from tljax.config_checks import PER_LAYER
 from tljax.errors import CheckpointError, ConfigError, InputError, UnsupportedModelError
 from tljax.hooks.points import layer_of
-from tljax.modules.parameters import axis_sizes
+from tljax.modules.parameters import axis_sizes, stored_dtype
 from tljax.numerics import available_dtype
 from tljax.typing import DeviceLike, Params
 from tljax.weights.processing import process_stage
@@ -72,6 +74,9 @@ class ReadOptions(ProcessingOptions, total=False):
 
     dtype: Any
     device: DeviceLike | ShardingRule
+    n_devices: int
+    mesh: Any
+    rules: Any
     n_ctx: int | None
     first_n_layers: int | None
     allow_nonfinite: bool
@@ -85,7 +90,6 @@ class LoadOptions(ReadOptions, total=False):
     cache_dir: str | Path | None
     checkpoint_value: int | None
     checkpoint_index: int | None
-    n_devices: int
     adapter: Any
     adapter_revision: str | None
     ignore_adapter_config: Sequence[str]
@@ -100,6 +104,9 @@ def load_checkpoint(
     *,
     dtype: Any = None,
     device: DeviceLike | ShardingRule = None,
+    n_devices: int = 1,
+    mesh: Any = None,
+    rules: Any = None,
     revision: str | None = None,
     token: str | bool | None = None,
     cache_dir: str | Path | None = None,
@@ -107,7 +114,6 @@ def load_checkpoint(
     first_n_layers: int | None = None,
     checkpoint_value: int | None = None,
     checkpoint_index: int | None = None,
-    n_devices: int = 1,
     adapter: Any = None,
     adapter_revision: str | None = None,
     ignore_adapter_config: Sequence[str] = (),
@@ -126,7 +132,11 @@ def load_checkpoint(
         name: directory, bundled model, alias such as ``"gpt2-small"``, or hub id of a checkpoint, or of a LoRA adapter
             whose config names its base.
         dtype: dtype of the parameters, whatever they are stored in; ``None`` means float32.
-        device: where to put the parameters; see :func:`tljax.checkpoints.placement.placer`.
+        device: where to put the parameters; see :class:`tljax.checkpoints.placement.Placer`.
+        n_devices: over how many devices to spread the parameters; heads, neurons and vocabulary are split.
+        mesh: the ``jax.sharding.Mesh`` to spread them over; each device's part is read from the file alone.
+        rules: which axes are split over which of the mesh's: a :class:`tljax.scale.ShardingRules` or a mapping. By
+            default what the names of the mesh's axes suggest: ``"model"``, ``"data"``, ``"fsdp"``.
         revision: branch, tag or commit on the hub.
         token: hub token; by default ``HF_TOKEN`` or the stored login.
         cache_dir: where downloads are kept.
@@ -146,21 +156,17 @@ def load_checkpoint(
         allow_nonfinite: load NaN, infinities and numbers that overflow ``dtype`` as they are.
         dequantize: whether quantised weights (GPTQ, AWQ, bitsandbytes, FP8, compressed-tensors, MXFP4) may be loaded,
             as the floats that they stand for, in ``dtype``. ``False`` refuses a checkpoint that has them.
-        n_devices: accepted as in TransformerLens, but only 1; for several devices pass a sharding as ``device``.
         **steps: weight processing: see :meth:`tljax.weights.steps.Steps.for_config`.
 
     Raises:
-        InputError: an unknown option, options that exclude each other, or ``n_devices`` other than 1.
+        InputError: an unknown option, or options that exclude each other.
+        ShardingError: more devices than there are, or a mesh and rules that do not fit each other.
         CheckpointError: the checkpoint is not there, incomplete, damaged, or disagrees with its config; the adapter
             does not fit; a weight is NaN or infinite, or does not fit ``dtype``.
         UnsupportedModelError: an architecture, attribute, adapter or storage format that tljax does not implement.
         ConfigError: ``n_ctx``, ``first_n_layers`` or ``dtype`` that the checkpoint cannot be loaded with.
     """
-    if n_devices != 1:
-        raise InputError(
-            f"n_devices={n_devices}: to spread a model over devices pass a sharding, such as "
-            "device=jax.sharding.NamedSharding(mesh, spec), or a function of path and shape that returns one."
-        )
+    place = placer_for(device, n_devices, mesh, rules)
     ignored = names_to_ignore(ignore_config)
     revisions = {"revision": revision, "checkpoint_value": checkpoint_value, "checkpoint_index": checkpoint_index}
     access = {"token": token, "cache_dir": cache_dir}
@@ -179,7 +185,7 @@ def load_checkpoint(
             "compute with the packed numbers."
         )
     asked = _Asked("float32" if dtype is None else dtype, n_ctx, first_n_layers, steps)
-    loaded = _load(source, described, asked, placer(device), allow_nonfinite)
+    loaded = _load(source, described, asked, place, allow_nonfinite)
     return dataclasses.replace(loaded, tokenizer_elsewhere=locate_tokenizer(source, described.tokenizer_repo, **access))
 
 
@@ -190,6 +196,9 @@ def load_transformer_lens(
     *,
     dtype: Any = None,
     device: DeviceLike | ShardingRule = None,
+    n_devices: int = 1,
+    mesh: Any = None,
+    rules: Any = None,
     n_ctx: int | None = None,
     first_n_layers: int | None = None,
     allow_nonfinite: bool = False,
@@ -201,7 +210,7 @@ def load_transformer_lens(
         state_dict: mapping from names to arrays (numpy, jax, torch), or a file with one (.safetensors, or torch's).
         cfg: see :func:`tljax.checkpoints.formats.transformer_lens.read_config`.
         dtype: dtype of the parameters; ``None`` means the config's.
-        device, n_ctx, first_n_layers, allow_nonfinite: as in :func:`load_checkpoint`.
+        device, n_devices, mesh, rules, n_ctx, first_n_layers, allow_nonfinite: as in :func:`load_checkpoint`.
         **steps: weight processing, off unless asked for.
 
     Raises:
@@ -209,6 +218,7 @@ def load_transformer_lens(
         UnsupportedModelError: a field or a storage format that tljax does not implement.
         ConfigError, InputError: as in :func:`load_checkpoint`.
     """
+    place = placer_for(device, n_devices, mesh, rules)
     stored_cfg = transformer_lens.read_config(cfg)
     if isinstance(state_dict, str | os.PathLike):
         tensors, origin = transformer_lens.open_file(Path(state_dict)), os.fspath(state_dict)
@@ -224,10 +234,16 @@ def load_transformer_lens(
     source = of_state_dict(own, stored_cfg.model_name, origin, stored_cfg.tokenizer_name)
     chosen: ProcessingOptions = {**dict.fromkeys(STEPS, False), **steps}  # type: ignore[typeddict-item]
     asked = _Asked(stored_cfg.dtype if dtype is None else dtype, n_ctx, first_n_layers, chosen)
-    return _load(source, described, asked, placer(device), allow_nonfinite)
+    return _load(source, described, asked, place, allow_nonfinite)
 
 
-def _load(source: Checkpoint, described: Description, asked: _Asked, place: Placer, allow_nonfinite: bool) -> Loaded:
+def _load(
+    source: Checkpoint,
+    described: Description,
+    asked: _Asked,
+    place: Callable[[Axes], Placer],
+    allow_nonfinite: bool,
+) -> Loaded:
     """Checks that stored tensors and table match, in both directions, and reads the tensors."""
     base, tensors = _open(source, described, allow_nonfinite)
     if isinstance(tensors, Adapted) and tensors.n_tokens not in (None, described.cfg.d_vocab):
@@ -249,7 +265,8 @@ def _load(source: Checkpoint, described: Description, asked: _Asked, place: Plac
     except CheckpointError as error:
         raise CheckpointError(f"{error}{described.hint(tensors.info)}") from error
     _warn_of_untied(entries, base, source.origin)
-    params = _read(entries, tensors, described, cfg, steps, place, None if allow_nonfinite else source.origin)
+    placer = place(parameter_axes(cfg))
+    params = _read(entries, tensors, described, cfg, steps, placer, None if allow_nonfinite else source.origin)
     return Loaded(cfg=steps.config_after(cfg), params=params, tokenizer_source=source.tokenizer)
 
 
@@ -301,6 +318,42 @@ def _requested(cfg: HookedTransformerConfig, source: Checkpoint, asked: _Asked) 
     )
 
 
+def _read_entry(
+    entry: Entry,
+    tensors: Tensors,
+    axes: Sequence[str],
+    sizes: Mapping[str, int],
+    shapes: Mapping[str, tuple[int, ...]],
+    place: Placer,
+) -> dict[str, jax.Array]:
+    """Reads the parameters of one entry; of a mesh's devices each gets its own part of the file, where it holds parts.
+
+    Tensors that are computed as they are read (an adapter merged, four-bit numbers unpacked), pickles, and tensors in
+    memory are read whole. ``shapes`` are the parameters', which may lack the last positions of the stored ones.
+    """
+    targets = {path: place.target(path, shapes[path]) for path in entry.targets}
+    spread = all(isinstance(one, jax.sharding.Sharding) and len(one.device_set) > 1 for one in targets.values())
+    if spread and reads_parts(tensors, entry.keys(sizes)):
+        reader = PartReader(entry, cast(PartTensors, tensors), axes, sizes)
+        return {
+            path: in_parts(shapes[path], target, functools.partial(reader.read, part))
+            for part, (path, target) in enumerate(targets.items())
+        }
+    parts = entry.read(tensors.read, axes, sizes)
+    return {
+        path: place(path, part[: shapes[path][0]] if part.ndim else part)
+        for path, part in zip(entry.targets, parts, strict=True)
+    }
+
+
+def _processed(stage: Params, steps: Steps, dtype: str) -> Params:
+    """Returns a processed stage; the stage itself, without a copy, where nothing changes."""
+    wanted = {
+        stored_dtype(path.rpartition(".")[2], jnp.dtype(dtype)) == leaf.dtype for path, leaf in flatten(stage).items()
+    }
+    return process_stage(stage, steps, dtype) if steps or wanted != {True} else stage
+
+
 def _read(
     entries: Mapping[str, list[Entry]],
     tensors: Tensors,
@@ -319,9 +372,7 @@ def _read(
     def read_stage(paths: list[str], stage: str, prefix: str) -> Params:
         raw = {}
         for entry in entries[stage]:
-            parts = entry.read(tensors.read, axes[entry.targets[0]], sizes)
-            for path, part in zip(entry.targets, parts, strict=True):
-                raw[path] = place(path, part[: shapes[path][0]] if part.ndim else part)  # cuts positions past n_ctx
+            raw |= _read_entry(entry, tensors, axes[entry.targets[0]], sizes, shapes, place)
         raw |= {
             path: place(path, stored.computed[path]()[: shapes[path][0]]) for path in paths if path in stored.computed
         }
@@ -331,8 +382,8 @@ def _read(
     params: dict[str, jax.Array] = {}
     for stage, paths in stages_of(cfg).items():
         prefix = stage if layer_of(stage) is not None else ""
-        processed = flatten(process_stage(read_stage(paths, stage, prefix), steps, cfg.dtype))
-        placed = {prefix + name: place(prefix + name, array) for name, array in processed.items()}
+        processed = flatten(_processed(read_stage(paths, stage, prefix), steps, cfg.dtype))
+        placed = {prefix + name: place(prefix + name, processed.pop(name)) for name in list(processed)}
         if origin is not None:
             keys = {path: entry.keys(sizes) for entry in entries[stage] for path in entry.targets}
             refuse_overflow({path: placed[path] for path in placed.keys() - stored.computed}, keys, tensors, origin)

@@ -89,7 +89,7 @@ class Row:
             pieces = np.split(whole, ends, axis=stored.index("+".join(joined)))
             axes = _cut_axes(self._stored(joined[0]), ours)
             parts = [piece.transpose(self._order(self._stored(joined[0]), axes)) for piece in pieces]
-        return tuple(_merge(part, axes, ours) for part in parts)
+        return tuple(merge_axes(part, axes, ours) for part in parts)
 
     def write(self, parts: Sequence[np.ndarray], ours: Sequence[str], sizes: Mapping[str, int]) -> np.ndarray:
         """Returns the checkpoint tensor that :meth:`read` would split into ``parts``; rows it skips are zeros."""
@@ -110,6 +110,32 @@ class Row:
         whole = whole.reshape(shape[0] - self.skip, *shape[1:])
         return np.pad(whole, [(self.skip, 0)] + [(0, 0)] * (whole.ndim - 1))
 
+    def layout(self, ours: Sequence[str], part: int, sizes: Mapping[str, int]) -> "StoredLayout":
+        """Returns how the tensor holds target number ``part``.
+
+        Args:
+            ours: axes of the first target.
+            part: number of the target.
+            sizes: axis lengths.
+        """
+        joined, whole = self._joined(), self._stored()
+        stored = self._stored(joined[0] if joined else None)
+        axes = _cut_axes(stored, ours)
+        order = self._order(stored, axes)
+        cut = {axis.partition("/")[0]: axis for axis in stored if "/" in axis}
+        lengths, offset = [_size(axis, sizes) for axis in whole], [0] * len(whole)
+        own = list(lengths)
+        if joined:
+            place = whole.index("+".join(joined))
+            own[place] = _size(joined[part], sizes)
+            offset[place] = sum(_size(name, sizes) for name in joined[:part])
+        return StoredLayout(
+            groups=_parse(self.axes), stored=tuple(stored), lengths=tuple(own), whole=tuple(lengths),
+            offset=tuple(offset), axes=tuple(axes), order=tuple(order),
+            number=order[0] if len(order) > len(axes) else None,
+            cut={axis: one.partition("/")[2] for axis, one in cut.items() if axis in ours}, group=cut,
+        )  # fmt: skip
+
     def _joined(self) -> list[str] | None:
         """Returns the axes along which the parts are concatenated, one for each part, or ``None``."""
         return next((axis.split("+") for axis in self._stored() if "+" in axis), None)
@@ -124,6 +150,35 @@ class Row:
         if sorted(stored) != sorted(wanted):
             raise ValueError(f"Row {self.key!r} stores {self.axes!r}, but {self.paths!r} has axes {axes}.")
         return [stored.index(axis) for axis in wanted]
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredLayout:
+    """How a stored tensor holds one parameter: what :meth:`Row.read` does, as data.
+
+    Attributes:
+        groups: the axes that lie in each of its dimensions.
+        stored: all of them, outermost first, with the name that the first target has for a shared axis.
+        lengths: how many entries along each belong to the parameter.
+        whole: the axes' lengths as stored.
+        offset: where the parameter's entries start along each.
+        axes: the parameter's axes, with an axis that is stored in groups as two.
+        order: places of these among ``stored``; that of the number of the part, if there is one, first.
+        number: place of the axis that numbers fused parts, or ``None``.
+        cut: axis that is stored in groups → the axis of groups.
+        group: the same axis → the axis within a group.
+    """
+
+    groups: tuple[tuple[str, ...], ...]
+    stored: tuple[str, ...]
+    lengths: tuple[int, ...]
+    whole: tuple[int, ...]
+    offset: tuple[int, ...]
+    axes: tuple[str, ...]
+    order: tuple[int, ...]
+    number: int | None
+    cut: Mapping[str, str]
+    group: Mapping[str, str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -232,7 +287,7 @@ def _cut(part: np.ndarray, axes: list[str], ours: Sequence[str], sizes: Mapping[
     return part.reshape(lengths)
 
 
-def _merge(part: np.ndarray, axes: list[str], ours: Sequence[str]) -> np.ndarray:
+def merge_axes(part: np.ndarray, axes: Sequence[str], ours: Sequence[str]) -> np.ndarray:
     """Inverts :func:`_cut`; copies only if an axis was cut."""
     lengths = iter(part.shape)
     return part.reshape([next(lengths) * (1 if axis in axes else next(lengths)) for axis in ours])

@@ -6,10 +6,12 @@ names; in a multimodal checkpoint the text model's names have a start of their o
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from typing import cast
 
 import numpy as np
 
 from tljax.checkpoints.files.reader import Tensors
+from tljax.checkpoints.slices import Index, PartTensors, reads_parts
 from tljax.errors import CheckpointError
 
 WRAPPERS = ("_orig_mod.", "module.")
@@ -27,6 +29,14 @@ class Renamed:
     def read(self, key: str) -> np.ndarray:
         """Returns tensor ``key`` in its stored dtype."""
         return self._stored.read(self._names[key])
+
+    def reads_parts(self, key: str) -> bool:
+        """Whether a part of tensor ``key`` can be read alone."""
+        return reads_parts(self._stored, [self._names[key]])
+
+    def read_part(self, key: str, index: Index) -> np.ndarray:
+        """Returns ``tensor[index]`` in its stored dtype."""
+        return cast(PartTensors, self._stored).read_part(self._names[key], index)
 
 
 def known_names(

@@ -39,6 +39,7 @@ from tljax.modules.context import AttentionContext
 from tljax.modules.embedding import EmbeddingStage
 from tljax.modules.products import LAYOUTS
 from tljax.modules.stack import block_module, embedding_module, head_module
+from tljax.scale.batch import kept_spread, spread
 from tljax.splice import Splice
 from tljax.typing import Params
 
@@ -134,6 +135,7 @@ def run_forward(
         recorded activations by full name, in firing order.
     """
     traced = is_traced(params, value, context, hooks)
+    value = value if traced else spread(value, params)
     cache: dict[str, Any] = {}
     shortformer, positions = cfg.positional_embedding_type == "shortformer", None
     unasked = shortformer and start is None and POSITIONS not in names
@@ -145,7 +147,9 @@ def run_forward(
     for stage, inputs in _stages(cfg, params, layouts or {}, context, hooks, asked, start, stop):
         if shortformer and stage.entry is not None:  # a block
             inputs = (dataclasses.replace(inputs[0], pos_embed=positions),)
-        value, recorded = run_stage(stage, (value, *inputs), traced, remat)
+        entering = value
+        value, recorded = run_stage(stage, (entering, *inputs), traced, remat)
+        value = value if traced else kept_spread(value, entering)
         positions = recorded.get(POSITIONS, positions)
         wanted = [name for name in stage.captured if not (unasked and name == POSITIONS)]
         recorded = {stage.prefix + name: recorded[name] for name in wanted}

@@ -23,6 +23,7 @@ from tljax.hooks.dictionary import HookDictionary
 from tljax.hooks.points import point_table
 from tljax.model.derivatives import DerivativeMethods
 from tljax.model.hooking import HookMethods
+from tljax.model.sharding import ShardingMethods, placed_like
 from tljax.model.splicing import SplicingMethods
 from tljax.model.views import ModuleView, block_view, end_view
 from tljax.modules.parameters import stored_dtype
@@ -75,6 +76,7 @@ class HookedTransformer(
     DerivativeMethods,
     HookMethods,
     SplicingMethods,
+    ShardingMethods,
     GenerationMethods,
     TextMethods,
     WeightProperties,
@@ -234,8 +236,8 @@ class HookedTransformer(
             **options: weight processing, on by default as in TransformerLens: ``fold_ln``, ``center_writing_weights``,
                 ``center_unembed``, ``fold_value_biases``; each is applied only where it leaves the model's function
                 unchanged, and ``model.processing`` says which were. ``refactor_factored_attn_matrices``, off by
-                default, is an error where it would change the function. ``dtype``, ``device``, ``revision``, ``n_ctx``,
-                ``first_n_layers``, ``adapter`` and the others: see :func:`tljax.checkpoints.load_checkpoint`.
+                default, is an error where it would change the function. ``dtype``, ``device``, ``n_devices``, ``mesh``,
+                ``revision``, ``n_ctx``, ``adapter`` and the others: see :func:`tljax.checkpoints.load_checkpoint`.
 
         Raises:
             CheckpointError: the checkpoint is incomplete or disagrees with its config.
@@ -280,7 +282,7 @@ class HookedTransformer(
             tokenizer: the tokenizer. Without it the one in the directory ``cfg.tokenizer_name`` is used, if that is a
                 directory: nothing is downloaded here.
             default_prepend_bos, default_padding_side: override the config's and the tokenizer's.
-            **options: ``dtype`` (the config's by default), ``device``, ``n_ctx``, ``first_n_layers``; and the steps of
+            **options: ``dtype`` (the config's by default), ``device``, ``mesh``, ``n_ctx`` and others; and the steps of
                 weight processing, all off unless asked for: see
                 :func:`tljax.checkpoints.loading.load_transformer_lens`.
 
@@ -332,7 +334,7 @@ class HookedTransformer(
         """Returns the model with processed weights; see :func:`tljax.weights.processing.process_weights`."""
         self._refuse_dictionaries("Processing changes the activations that dictionaries were trained on")
         params, cfg = process_weights(self.params, self.cfg, **steps)
-        return self.replace(params=params, cfg=cfg)
+        return self.replace(params=placed_like(params, self.params), cfg=cfg)
 
     def _refuse_dictionaries(self, why: str) -> None:
         """Raises DictionaryError if dictionaries are spliced in."""

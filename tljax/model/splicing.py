@@ -13,6 +13,7 @@ from tljax.hooks.names import resolve
 from tljax.hooks.points import point_table
 from tljax.model.hooking import HookContext
 from tljax.model.running import typed_run
+from tljax.model.sharding import beside
 from tljax.model.splice_sites import SpliceOptions, excluded_tokens, given_pairs, splice_of, with_config
 from tljax.splice import ErrorTerm, Gradient
 from tljax.typing import HookList, InputOptions, NamesFilter, Params, ReturnType
@@ -137,7 +138,8 @@ class SplicingMethods:
             sorted(splices, key=lambda splice: (-1 if splice.layer is None else splice.layer, splice.writes))
         )
         cfg = self.cfg.replace(splices=ordered)
-        return model._make(cfg, with_dictionaries(self.params, arrays), self._hooks, model._tokenizer)
+        placed = beside(self.params, arrays)
+        return model._make(cfg, with_dictionaries(self.params, placed), self._hooks, model._tokenizer)
 
     # SAELens's names
 

@@ -126,6 +126,17 @@ class SafetensorsFiles:
         with _opened(file) as handle:
             return handle.get_tensor(key) if own is None else _raw(file, key, np.dtype(own))
 
+    def reads_parts(self, key: str) -> bool:
+        """Whether a part of tensor ``key`` can be read alone."""
+        return self.info[key].dtype not in _EIGHT_BIT_FLOATS
+
+    def read_part(self, key: str, index: tuple[slice, ...]) -> np.ndarray:
+        """Returns ``tensor[index]`` in its stored dtype."""
+        if not index:
+            return self.read(key)
+        with _opened(self._file[key]) as handle:
+            return handle.get_slice(key)[index]
+
 
 class PickleFiles:
     """Tensors in PyTorch pickles, opened by torch with ``weights_only=True`` so that no code in them runs."""

@@ -9,7 +9,7 @@ import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from tljax.checkpoints.files.reader import PickleFiles, SafetensorsFiles, Tensor
 from tljax.checkpoints.formats.adapter_config import ADAPTER, ADAPTER_CONFIG, ADAPTER_PICKLE, AdapterConfig
 from tljax.checkpoints.mapping import FLOATS, SHOWN, StoredTensor
 from tljax.checkpoints.rows import TensorInfo
+from tljax.checkpoints.slices import Index, PartTensors, reads_parts
 from tljax.checkpoints.stored_names import rename
 from tljax.errors import CheckpointError
 
@@ -94,6 +95,14 @@ class Adapted:
         if change.tokens:
             merged[list(token_ids(self._config, change.module, self._embedding))] = self._adapter.read(change.tokens)
         return merged
+
+    def reads_parts(self, key: str) -> bool:
+        """Whether a part of tensor ``key`` can be read alone: not if the adapter changes it."""
+        return key not in self._changes and reads_parts(self._base, [key])
+
+    def read_part(self, key: str, index: Index) -> np.ndarray:
+        """Returns ``tensor[index]`` in its stored dtype."""
+        return cast(PartTensors, self._base).read_part(key, index)
 
     def _with_product(self, matrix: np.ndarray, parts: Mapping[str, np.ndarray], change: _Change) -> np.ndarray:
         """Adds the product of the factors to ``matrix``, then gives each row its length (DoRA); rows are outputs."""

@@ -1,10 +1,11 @@
 """tljax's own format: ``config.json`` with our field names, ``model.safetensors`` with our dotted paths."""
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -14,6 +15,7 @@ from tljax.checkpoints.files.replacing import replace_checkpoint
 from tljax.checkpoints.layout import flatten, parameter_axes
 from tljax.checkpoints.parameters import check_parameters
 from tljax.checkpoints.rows import Row
+from tljax.checkpoints.slices import Index, PartTensors, reads_parts
 from tljax.config import HookedTransformerConfig
 from tljax.errors import CheckpointError, UnsupportedModelError
 from tljax.fingerprint import stored_config
@@ -24,6 +26,9 @@ FORMAT = "tljax_format"
 VERSION = 1
 _CHECKSUM, _WEIGHTS = "tljax_checksum", "tljax_weights"
 """Keys of config.json: a checksum of its fields, the seal of the weights saved with it; absent in older checkpoints."""
+
+_PIECE = 8 * 2**20
+"""Bytes of a tensor that are compared with its checksum at once where only a part of it is needed."""
 
 
 def read_config(attributes: Mapping[str, Any], origin: str) -> HookedTransformerConfig:
@@ -69,13 +74,37 @@ class _Checked:
     def __init__(self, tensors: Tensors, file: Path, checksums: Mapping[str, str]) -> None:
         self.info = tensors.info
         self._tensors, self._file, self._checksums = tensors, file, checksums
+        self._intact: set[str] = set()
 
     def read(self, key: str) -> np.ndarray:
         """Returns tensor ``key`` in its stored dtype."""
         array = self._tensors.read(key)
         if checksum(array) != self._checksums[key]:
-            raise CheckpointError(f"{self._file} is damaged: {key} does not have the checksum it was written with.")
+            raise self._damaged(key)
         return array
+
+    def reads_parts(self, key: str) -> bool:
+        """Whether a part of tensor ``key`` can be read alone."""
+        return reads_parts(self._tensors, [key])
+
+    def read_part(self, key: str, index: Index) -> np.ndarray:
+        """Returns ``tensor[index]``, after the whole tensor was compared with its checksum, some rows at a time."""
+        tensors, info = cast(PartTensors, self._tensors), self.info[key]
+        if not info.shape:
+            return self.read(key)
+        if key not in self._intact:
+            row_bytes = math.prod(info.shape[1:]) * int(info.dtype.strip("BF")) // 8
+            rows, found = max(1, _PIECE // max(1, row_bytes)), checksum(np.zeros(0, np.uint8))
+            for start in range(0, info.shape[0], rows):
+                piece = tensors.read_part(key, (slice(start, min(start + rows, info.shape[0])),))
+                found = checksum(np.ascontiguousarray(piece), found)
+            if found != self._checksums[key]:
+                raise self._damaged(key)
+            self._intact.add(key)
+        return tensors.read_part(key, index)
+
+    def _damaged(self, key: str) -> CheckpointError:
+        return CheckpointError(f"{self._file} is damaged: {key} does not have the checksum it was written with.")
 
 
 def rows(cfg: HookedTransformerConfig) -> list[Row]:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping
+from typing import cast
 
 import numpy as np
 
@@ -9,6 +10,7 @@ from tljax.checkpoints.files.reader import Tensors
 from tljax.checkpoints.formats.quantized.layout import Layout, Packed, Quantization
 from tljax.checkpoints.formats.quantized.settings import FORMATS
 from tljax.checkpoints.rows import TensorInfo
+from tljax.checkpoints.slices import Index, PartTensors, reads_parts
 from tljax.errors import CheckpointError, UnsupportedModelError
 
 _SHOWN = 6
@@ -61,6 +63,14 @@ class Dequantized:
             return self._tensors.read(key)
         layout, packed = self._packed[key]
         return layout.read(packed)
+
+    def reads_parts(self, key: str) -> bool:
+        """Whether a part of tensor ``key`` can be read alone: not of one that is packed, which is unpacked whole."""
+        return key not in self._packed and reads_parts(self._tensors, [key])
+
+    def read_part(self, key: str, index: Index) -> np.ndarray:
+        """Returns ``tensor[index]`` in its stored dtype."""
+        return cast(PartTensors, self._tensors).read_part(key, index)
 
     def modules(self) -> list[str]:
         """Returns the names of the modules whose weights are quantised."""

@@ -1,0 +1,64 @@
+"""Prompts over the devices of the mesh that a model lies on."""
+
+import math
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
+
+from tljax.checks import is_traced
+from tljax.errors import ShardingError
+from tljax.scale.mesh import mesh_of
+from tljax.scale.rules import DATA_AXES
+
+
+def spread(value: Any, params: Any, axis: int = 0) -> Any:
+    """Returns an input of a model, its prompts spread over the data axes of the model's mesh where they divide.
+
+    Args:
+        value: ``[batch, ...]``, on the host or on one device; an array that lies on a mesh is left as it is.
+        params: the parameters that it will meet; on one device nothing happens.
+        axis: the axis that is spread.
+
+    Raises:
+        ShardingError: ``value`` lies on other devices than the model.
+    """
+    mesh = mesh_of(params)
+    if mesh is None or is_traced(value):
+        return value
+    if isinstance(value, jax.Array) and not isinstance(value.sharding, SingleDeviceSharding):
+        if value.sharding.device_set != set(mesh.devices.flat):
+            raise ShardingError(
+                f"The input lies on {len(value.sharding.device_set)} devices, and the model on {mesh.size} others. Put "
+                "it on the model's mesh, jax.device_put(input, NamedSharding(model.mesh, spec)), or pass it as a numpy "
+                "array."
+            )
+        return value
+    shape, over = np.shape(value), list[str]()
+    for name in DATA_AXES:
+        parts = math.prod(mesh.shape[one] for one in over) * mesh.shape.get(name, 1)
+        if name in mesh.shape and shape[axis] % parts == 0:
+            over.append(name)
+    spec = PartitionSpec(*[None] * axis, tuple(over) or None)
+    return jax.device_put(value, NamedSharding(mesh, spec))
+
+
+def kept_spread(after: Any, before: Any) -> Any:
+    """Returns what a stage put out, its prompts spread as those that came in.
+
+    Where parameters are split along ``d_model`` over the same devices, XLA may move to those what prompts were spread
+    over, and each device would then compute all prompts.
+    """
+    if not isinstance(before, jax.Array) or not isinstance(after, jax.Array) or is_traced(before, after):
+        return after
+    was, now = before.sharding, after.sharding
+    if not isinstance(was, NamedSharding) or not was.spec or not was.spec[0]:
+        return after
+    spec = now.spec if isinstance(now, NamedSharding) else PartitionSpec()  # older JAX does not name what XLA chose
+    if spec and spec[0] == was.spec[0]:
+        return after
+    over = was.spec[0]
+    taken = {over} if isinstance(over, str) else set(over)
+    rest = [None if one in taken or isinstance(one, tuple) else one for one in spec[1:]]
+    return jax.device_put(after, NamedSharding(was.mesh, PartitionSpec(over, *rest)))
