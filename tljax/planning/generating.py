@@ -1,6 +1,7 @@
 """The memory of a generation: the prompts, the filling of the key-value cache, and the program that decodes."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -103,7 +104,7 @@ def _only(cfg: HookedTransformerConfig, layer: int, count: int) -> HookedTransfo
 def _decoding_of(cfg: HookedTransformerConfig, batch: int, capacity: int, target: Target) -> int:
     cfg = target.widened(cfg)
 
-    def shape(*sizes: int, dtype: type = jnp.int32) -> jax.ShapeDtypeStruct:
+    def shape(*sizes: int, dtype: type = jnp.int32) -> Any:
         return jax.ShapeDtypeStruct(sizes, dtype)
 
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), batch))

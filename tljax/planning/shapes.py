@@ -90,7 +90,7 @@ def read_shape(model: Any) -> HookedTransformerConfig:
         ) from error
     if (known := _known(repo)) is not None:
         return _read(known, _KNOWN[known])
-    return describe(hub.download(repo, lambda files: (CONFIG,), CONFIG)).cfg
+    return describe(hub.download(repo, lambda files: (CONFIG,), what=CONFIG)).cfg
 
 
 def _known(name: str) -> str | None:
