@@ -1,8 +1,4 @@
-"""Which part of a model a device of a mesh holds.
-
-The one place that knows how axes are spread: :data:`RULES` says which axis of a parameter or an activation goes to
-which axis of the mesh. An axis that the mesh does not divide is whole on every device.
-"""
+"""Which part of a model a device of a mesh holds, by the rules of :mod:`tljax.scale`."""
 
 import dataclasses
 import math
@@ -16,13 +12,11 @@ from tljax.checkpoints.layout import parameter_axes
 from tljax.config import HookedTransformerConfig
 from tljax.errors import InputError, nearest
 from tljax.modules.parameters import axis_sizes, stored_dtype
+from tljax.scale import ShardingRules, lay_out
 
 DATA, MODEL = "data", "model"
-RULES: Mapping[str, str] = {
-    "batch": DATA, "n_heads": MODEL, "n_kv": MODEL, "d_mlp": MODEL, "n_experts": MODEL, "d_expert": MODEL,
-    "d_shared": MODEL, "d_vocab": MODEL, "d_vocab_out": MODEL,
-}  # fmt: skip
-"""Axis → axis of the mesh. Of the axes of one array, only the first that divides is cut."""
+RULES = ShardingRules.for_mesh((DATA, MODEL))
+"""What a plan splits over the axes of its mesh: the rules that loading and :meth:`HookedTransformer.shard` take."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,12 +39,17 @@ class Split:
 
     def parameter_bytes(self, cfg: HookedTransformerConfig) -> int:
         """Returns the bytes of the parameters that one device holds."""
-        sizes, total = axis_sizes(cfg), 0
-        for path, axes in parameter_axes(cfg).items():
-            shape = _cut([sizes[axis] for axis in axes], axes, self.parts)
-            name = path.rpartition(".")[2]
-            total += math.prod(shape) * np.dtype(stored_dtype(name, cfg.jnp_dtype)).itemsize
-        return total
+        sizes = axis_sizes(cfg)
+        return sum(
+            lay_out(
+                axes,
+                [sizes[axis] for axis in axes],
+                RULES,
+                self.mesh,
+                stored_dtype(path.rpartition(".")[2], cfg.jnp_dtype),
+            ).bytes_per_device
+            for path, axes in parameter_axes(cfg).items()
+        )
 
     def local(self, cfg: HookedTransformerConfig) -> HookedTransformerConfig:
         """Returns the config of what one device computes: its heads, neurons, experts and part of the vocabulary."""
@@ -98,7 +97,7 @@ def split(cfg: HookedTransformerConfig, mesh_shape: Any, batch: int) -> tuple[Sp
             f"batch={fitting}, or fewer devices there."
         )
     sizes = axis_sizes(cfg)
-    cut = [axis for axis, to in RULES.items() if to == MODEL and sizes[axis] > 1 and mesh[MODEL] > 1]
+    cut = [axis for axis, over in RULES.rules if MODEL in over and sizes.get(axis, 1) > 1 and mesh[MODEL] > 1]
     whole = tuple(axis for axis in cut if sizes[axis] % mesh[MODEL])
     if cut and len(whole) == len(cut):
         held = ", ".join(f"{axis}={sizes[axis]}" for axis in cut)
@@ -131,12 +130,6 @@ def _read(mesh_shape: Any) -> dict[str, int]:
             f"{{{DATA!r}: 2, {MODEL!r}: 4}}."
         )
     return {name: checks.whole(size, f"mesh_shape[{name!r}]", at_least=1) for name, size in given.items()}
-
-
-def _cut(shape: Sequence[int], axes: Sequence[str], parts: Mapping[str, int]) -> list[int]:
-    """Returns the shape of a device's part: one axis of an array is cut, the first of its own that a rule names."""
-    axis = next((axis for axis in axes if axis in parts), None)
-    return [size // parts[name] if name == axis else size for name, size in zip(axes, shape, strict=True)]
 
 
 def _largest_divisor(size: int, most: int) -> int:
