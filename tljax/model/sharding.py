@@ -60,7 +60,7 @@ class ShardingMethods:
         >>> from tljax import HookedTransformer, HookedTransformerConfig
         >>> cfg = HookedTransformerConfig(d_model=8, n_heads=2, n_layers=2, n_ctx=6, d_vocab=5)
         >>> HookedTransformer(cfg).shard(n_devices=1).sharding_table()["embed.W_E"].why
-        ''
+        'the model is on one device'
         """
         if mesh is not None and n_devices is not None:
             raise ShardingError("mesh= and n_devices= came together, and each says which devices. Pass one of them.")

@@ -83,8 +83,8 @@ def plan(
     >>> import tljax
     >>> shape = {"d_model": 512, "n_heads": 8, "n_layers": 4, "n_ctx": 128, "d_vocab": 5000}
     >>> small = tljax.plan(tljax.HookedTransformerConfig(**shape), batch=8, what="cache", memory=10**9)
-    >>> small.fits, small.parameters == 4 * tljax.HookedTransformerConfig(**shape).n_params
-    (True, True)
+    >>> small.fits
+    True
     """
     asked = {
         "mesh_shape": mesh_shape, "batch": batch, "pos": pos, "what": what, "dtype": dtype,
