@@ -29,6 +29,15 @@ def scales_of(rng: np.random.Generator, *shape: int) -> np.ndarray:
     return rng.uniform(0.005, 0.05, shape).astype(np.float16)
 
 
+def grouped_weight(q: np.ndarray, zero: np.ndarray, scale: np.ndarray, group: list[int]) -> np.ndarray:
+    """What numbers ``[out, in]`` stand for, with zeros and scales ``[out, group]`` and the group of each column."""
+    weight = np.zeros(q.shape)
+    for row in range(q.shape[0]):
+        for column, g in enumerate(group):
+            weight[row, column] = float(scale[row, g]) * (int(q[row, column]) - int(zero[row, g]))
+    return weight
+
+
 def gptq(
     out: int, inward: int, *, bits: int = 4, size: int = 16, version: int = 1, symmetric: bool = False,
     ordered: bool = True, seed: int = 0,
@@ -39,11 +48,7 @@ def gptq(
     scale = scales_of(rng, groups, out)
     group = [i // size if size > 0 else 0 for i in range(inward)]
     group = group if ordered else [int(g) for g in rng.permutation(group)]
-    weight = np.zeros((out, inward))
-    for row in range(out):
-        for column in range(inward):
-            g = group[column]
-            weight[row, column] = float(scale[g, row]) * (int(q[row, column]) - int(zero[row, g]))
+    weight = grouped_weight(q, zero, scale.T, group)
     stored = zero - (1 if version == 1 else 0)
     tensors = {
         ".qweight": np.array([words_of([int(n) for n in q[row]], bits) for row in range(out)], np.int32).T.copy(),
@@ -156,11 +161,7 @@ def pack_quantized(
     scale = scales_of(rng, out, groups)
     group = [i // size if size > 0 else 0 for i in range(inward)]
     group = group if ordered else [int(g) for g in rng.permutation(group)]
-    weight = np.zeros((out, inward))
-    for row in range(out):
-        for column in range(inward):
-            g = group[column]
-            weight[row, column] = float(scale[row, g]) * (int(q[row, column]) - int(zero[row, g]))
+    weight = grouped_weight(q, zero, scale, group)
     tensors = {
         ".weight_packed": np.array([words_of([int(n) + middle for n in q[row]], bits) for row in range(out)], np.int32),
         ".weight_scale": scale,

@@ -14,7 +14,7 @@ import pytest
 
 import tljax
 from tljax.forward.forward import run_forward
-from tljax.generation.decoding import Rules, State, _decode
+from tljax.generation.decoding import Rules, State, decode_tokens
 from tljax.generation.key_values import KeyValueCache
 from tljax.generation.sampling import read_sampling
 from tljax.hooks.dictionary import HookDictionary
@@ -74,7 +74,7 @@ def test_a_decoding_step(params: Any) -> None:
         keys, nothing = jax.random.split(jax.random.key(seed), 2), jnp.zeros(2, jnp.int32)
         state = State(cache, tokens, nothing > 0, jnp.int32(1), nothing - 1, keys, None, None)
         rules = Rules(read_sampling(24, top_k=5), None, np.zeros(2, np.int32))
-        return _decode(CFG.computation, False, (params, {}), HookDictionary(), rules, state, np.int32(4)).tokens
+        return decode_tokens(CFG.computation, False, (params, {}), HookDictionary(), rules, state, np.int32(4)).tokens
 
     cache = jax.eval_shape(lambda: KeyValueCache.init_cache(CFG, 2, 32))
     assert "stablehlo.while" in lowered(decode, params, cache, integers(2, 32), integers())

@@ -129,7 +129,7 @@ class Decoder:
         weights = self.params, self._layouts
         if self.is_compiled:
             pieces = len(state.done) == 1 and _on_cpu(self.params)
-            return _decode(self.cfg, pieces, weights, self.hooks, self.rules, state, np.int32(n_new))
+            return decode_tokens(self.cfg, pieces, weights, self.hooks, self.rules, state, np.int32(n_new))
         while int(state.n_new) < n_new and bool(_goes_on(state)):
             logits, cache = _run_token(self.cfg, weights, self.hooks, state)
             state = _choose_compiled(dataclasses.replace(state, cache=cache), logits, self.rules)
@@ -146,7 +146,7 @@ class Decoder:
 
     def _lay_out(self, rows: int) -> Params:
         """Returns transposed weights for steps of ``rows`` texts, or ``{}`` where they would not pay off."""
-        if rows < _ROWS_WORTH_COPIES or self.limit < _TOKENS_WORTH_COPIES or not _on_cpu(self.params):
+        if not copies_pay(rows, self.limit, _on_cpu(self.params)):
             return {}
         free = free_bytes(next(iter(self.params["embed"]["W_E"].devices())))
         return {} if free is None or is_large(size_of_copies(self.params), free) else self._transposed.of(self.params)
@@ -178,6 +178,11 @@ class Decoder:
         return logits, cache
 
 
+def copies_pay(rows: int, n_new: int, on_cpu: bool) -> bool:
+    """Returns whether transposed weights pay off where ``rows`` texts get up to ``n_new`` tokens each."""
+    return on_cpu and rows >= _ROWS_WORTH_COPIES and n_new >= _TOKENS_WORTH_COPIES
+
+
 def _on_cpu(params: Params) -> bool:
     """Whether the weights are jax arrays on a CPU. (NumPy arrays can change in place, so no copy of them is kept.)"""
     W_E = params["embed"]["W_E"]
@@ -203,7 +208,7 @@ def _fill(
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=5)
-def _decode(
+def decode_tokens(
     cfg: HookedTransformerConfig,
     pieces: bool,
     weights: tuple[Params, Params],

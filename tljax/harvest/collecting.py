@@ -93,7 +93,7 @@ class Activations:
 
     def collect(self, model: HookedTransformer, windows: Windows, kept: np.ndarray) -> Collected:
         values = run_to_points(model, self.points, windows)
-        collected = _collect(values, kept, self.dtype, self.max_norm_ratio, self.covariance)
+        collected = collect_rows(values, kept, self.dtype, self.max_norm_ratio, self.covariance)
         sums = {
             f"{point.name}/{name}": value
             for point, own in zip(self.points, collected.sums, strict=True)
@@ -115,7 +115,7 @@ def sums_of(sums: Mapping[str, Any], point: str) -> dict[str, Any]:
 
 
 @functools.partial(jax.jit, static_argnames=("dtype", "max_norm_ratio", "covariance"))
-def _collect(
+def collect_rows(
     values: tuple[jax.Array, ...], kept: jax.Array, dtype: str, max_norm_ratio: float | None, covariance: bool
 ) -> Collected:
     """Casts activations ``[window, pos, ...]`` to rows, and sums up what is kept of them, one dict for each point."""

@@ -9,7 +9,7 @@ import numpy as np
 
 from tljax.config import HookedTransformerConfig
 from tljax.config_checks import PER_LAYER
-from tljax.generation.decoding import _ROWS_WORTH_COPIES, _TOKENS_WORTH_COPIES, Rules, State, _decode
+from tljax.generation.decoding import Rules, State, copies_pay, decode_tokens
 from tljax.generation.few_rows import TransposedWeights
 from tljax.generation.key_values import KeyValueCache
 from tljax.generation.sampling import read_sampling
@@ -70,7 +70,7 @@ def _key_values(cfg: HookedTransformerConfig, batch: int, capacity: int) -> KeyV
 
 def _copies(cfg: HookedTransformerConfig, batch: int, n_new: int, target: Target, memory: int) -> int:
     """Returns the bytes of the transposed weights that decoding several texts on a CPU makes."""
-    if target.platform != "cpu" or batch < _ROWS_WORTH_COPIES or n_new < _TOKENS_WORTH_COPIES:
+    if not copies_pay(batch, n_new, target.platform == "cpu"):
         return 0
     size = size_of(jax.eval_shape(TransposedWeights().of, abstract_params(cfg)))
     return 0 if is_large(size, memory) else size
@@ -115,4 +115,6 @@ def _decoding_of(cfg: HookedTransformerConfig, batch: int, capacity: int, target
     rules = Rules(read_sampling(cfg.d_vocab_out, do_sample=False), None, shape(batch))
     pieces = batch == 1 and target.platform == "cpu"
     weights = abstract_params(cfg), {}
-    return temporaries(_decode, cfg, pieces, weights, HookDictionary(), rules, state, np.int32(1), device=target.device)
+    return temporaries(
+        decode_tokens, cfg, pieces, weights, HookDictionary(), rules, state, np.int32(1), device=target.device
+    )

@@ -11,7 +11,7 @@ import numpy as np
 from tljax.cache.memory import cache_bytes
 from tljax.config import HookedTransformerConfig
 from tljax.forward.forward import rows_of_run
-from tljax.harvest.collecting import _collect
+from tljax.harvest.collecting import collect_rows
 from tljax.hooks.dictionary import HookDictionary
 from tljax.hooks.points import ENTRY, HEAD, layer_of, point_table, stage_of
 from tljax.numerics import widened
@@ -145,7 +145,7 @@ def harvest_moments(run: Run) -> list[Moment]:
     values = tuple(jax.ShapeDtypeStruct(table[name].shape(run.batch, run.pos), table[name].dtype) for name in run.names)
     kept = jax.ShapeDtypeStruct((run.batch * run.pos,), jnp.bool_)
     rows = sum(value.size for value in values) * np.dtype(_STORED).itemsize
-    made = temporaries(_collect, values, kept, _STORED, None, False, device=run.target.device)
+    made = temporaries(collect_rows, values, kept, _STORED, None, False, device=run.target.device)
     waiting = _WAITING if run.target.platform == "cpu" else 0
     held = run.kept_bytes(run.names)
     moments.append(Moment("collecting rows", 0, held + rows * (1 + waiting), made))

@@ -2,7 +2,8 @@
 
 With B tokens, widths d and F features, a step needs five matrix products of ``2 B d F`` operations: ``x W_enc``,
 ``f W_dec``, and the gradients of ``f``, ``W_dec`` and ``W_enc``. Differentiating ``(x - b_dec) W_enc`` as it stands
-takes a sixth for the gradient of ``b_dec``; here the gradient is summed over tokens first.
+takes a sixth for the gradient of ``b_dec``; here the gradient is summed over tokens first. Where few features are
+active, a CPU does all but ``x W_enc`` row by row (:mod:`tljax.dictionaries.training.sparse_products`).
 """
 
 from collections.abc import Callable, Mapping

@@ -19,7 +19,7 @@ from tljax.dictionaries.training.config import TrainingConfig
 from tljax.dictionaries.training.losses import Params as DictionaryParams
 from tljax.dictionaries.training.preparation import Preparation
 from tljax.dictionaries.training.prompts import TokenBatch
-from tljax.dictionaries.training.step import Metrics, TrainingState, advance
+from tljax.dictionaries.training.step import Metrics, TrainingState, advance, measures_of_update
 from tljax.dictionaries.training.token_losses import TokenLosses, mean_of, token_losses
 from tljax.forward.forward import run_forward
 from tljax.hooks.dictionary import HookDictionary, HookEntry
@@ -30,7 +30,6 @@ from tljax.splice import Splice
 from tljax.typing import Params
 
 _TINY = 1e-12
-_COEFFICIENTS = {"standard": "l1_coefficient", "gated": "l1_coefficient", "jumprelu": "l0_coefficient"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -220,10 +219,4 @@ def spliced_step(
     )
     n_tokens = batch.counts.sum(dtype=jnp.int32).astype(jnp.float32)
     after, rate, norm = advance(state, grads, tokens.fired, tokens.cut, n_tokens, now, cfg, optimizer)
-    metrics["dead_features"] = dead.sum(dtype=jnp.int32).astype(jnp.float32)
-    metrics |= {"lr": rate, "grad_norm": norm}
-    if (name := _COEFFICIENTS.get(cfg.architecture)) is not None:
-        metrics[name] = now[name]
-    if cfg.architecture == "batchtopk":
-        metrics["topk_threshold"] = after.threshold
-    return after, metrics
+    return after, metrics | measures_of_update(after, now, rate, norm, dead, cfg)

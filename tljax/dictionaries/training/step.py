@@ -18,6 +18,7 @@ Metrics = dict[str, jax.Array]
 
 _MEMBER = "member"
 _TINY = 1e-12
+_COEFFICIENTS = {"standard": "l1_coefficient", "gated": "l1_coefficient", "jumprelu": "l0_coefficient"}
 
 
 class TrainingState(NamedTuple):
@@ -196,13 +197,26 @@ def _metrics(
     metrics = {"loss": loss.total, **loss.outcome.terms}
     metrics["l0"] = loss.outcome.fired.sum() / tokens
     metrics["explained_variance"] = 1 - loss.outcome.error / square_sum(centred)
-    metrics["dead_features"] = dead.sum(dtype=jnp.int32).astype(jnp.float32)
-    metrics |= {"lr": rate, "grad_norm": norm}
     metrics["bad_inputs"] = (~jnp.isfinite(x)).sum(dtype=jnp.int32).astype(jnp.float32)
     if y is not x:
         metrics["bad_inputs"] += (~jnp.isfinite(y)).sum(dtype=jnp.int32).astype(jnp.float32)
-    names = {"standard": "l1_coefficient", "gated": "l1_coefficient", "jumprelu": "l0_coefficient"}
-    if (name := names.get(cfg.architecture)) is not None:
+    return metrics | measures_of_update(after, now, rate, norm, dead, cfg)
+
+
+def measures_of_update(
+    after: TrainingState, now: Numbers, rate: jax.Array, norm: jax.Array, dead: jax.Array, cfg: TrainingConfig
+) -> Metrics:
+    """Returns what every kind of step measures of itself: dead features, rate, norm, coefficient and threshold.
+
+    Args:
+        after: the state after the step.
+        now: the numbers of the run at the step.
+        rate, norm: the learning rate, and the norm of the gradient.
+        dead: mask of dead features.
+        cfg: the structure of the settings.
+    """
+    metrics: Metrics = {"dead_features": dead.sum(dtype=jnp.int32).astype(jnp.float32), "lr": rate, "grad_norm": norm}
+    if (name := _COEFFICIENTS.get(cfg.architecture)) is not None:
         metrics[name] = now[name]
     if cfg.architecture == "batchtopk":
         metrics["topk_threshold"] = after.threshold
