@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tljax.hooks.point import Window
-from tljax.modules.packing import Packing
+from tljax.modules.packing import Packing, taken
 from tljax.modules.past import Past
 from tljax.text.inputs import ModelInput
 
@@ -29,7 +29,7 @@ class AttentionContext:
         text: mask ``[batch, pos]`` of the whole text (with a window, of its whole capacity), ``False`` at padding, for
             interventions that count positions; ``None`` if nothing is padded or it is not known.
         tokens: ids ``[batch, pos]`` of the tokens, if a spliced dictionary leaves some of them out.
-        packing: how rows are laid out in a packed run (``[row, pos]`` is then the shape of ``token_mask``).
+        packing: how rows are laid out in a packed run (``[lane * row, pos]`` is then the shape of ``token_mask``).
     """
 
     positions: jax.Array | None = None
@@ -59,4 +59,4 @@ class AttentionContext:
 
     def computed(self, x: jax.Array) -> jax.Array:
         """Returns the tokens ``[batch, pos, ...]`` whose output is needed: all, unless a packed run selects some."""
-        return x if self.packing is None or self.packing.computed is None else x[:, self.packing.computed]
+        return x if self.packing is None or self.packing.computed is None else taken(x, self.packing.computed)

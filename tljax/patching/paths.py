@@ -195,7 +195,7 @@ def forked_streams(
     edits = FrozenEdits(place(model.cfg, base, sites), base, freeze_mlps and not model.cfg.attn_only)
     rows = find_rows(model.cfg, base, sites, base.length)
     with Progress(int((rows.layer < max(layers)).sum()), progress, "senders") as bar:
-        engine = Engine(model, base, Reach(base.length, None), batch_limits(model.cfg, base, max_batch), bar.advance)
+        engine = Engine(model, base, Reach(base.length, None), batch_limits(model, base, max_batch), bar.advance)
         streams = engine.streams(rows, edits, len(sites), sorted(layers))
     if edits.sender.spec.name == ENTRY:
         for layer, stream in streams.items():
@@ -217,7 +217,7 @@ class FrozenEdits:
 
     def slots(self, layer: int, layout: BatchLayout, queries: np.ndarray | None) -> dict[str, tuple[TakeRows, ...]]:
         slots = self.sender.slots(layer, layout, queries)
-        joined = np.append(layout.rows.layer, np.full(layout.n_rows, layer + 1))[: layout.n_rows]
+        joined = np.where(layout.is_row, layout.rows.layer[layout.number], layer + 1)
         point = self.sender.spec.name
         above = joined <= layer if point == ENTRY else joined < layer
         mlp = above if point == ENTRY else joined <= layer
@@ -228,7 +228,7 @@ class FrozenEdits:
 
     def _freeze(self, point: str, layer: int, layout: BatchLayout, rows: np.ndarray) -> TakeRows:
         table = self.base.activations[f"blocks.{layer}.{point}"]
-        return TakeRows(table, layout.source, [rows[layout.row][None, :, None]])
+        return TakeRows(table, layout.source, [layout.by_token(rows)[..., None]])
 
     def final(self, rows: Rows, pos: int | None) -> tuple[np.ndarray, np.ndarray]:
         return self.sender.final(rows, pos)
@@ -379,13 +379,10 @@ class ReceiverEdits:
         here = key in self.tables
         key = key if here else next(other for other in self.tables if other[1] == point)
         table = self.tables[key]
-        tokens = slice(None) if queries is None or point in self.every_token else layout.last
-        row = np.minimum(layout.row[tokens], len(layout.rows) - 1)
-        site, prompt = layout.rows.site[row], layout.rows.prompt[row]
-        pos = np.minimum(layout.pos[tokens], self.base.length - 1)
-        entry = (site * table.shape[1] + prompt) * table.shape[2] + pos
-        on = (layout.is_real[tokens] & here)[None]
-        factors = [expand(on, (0, 1), table.ndim - 1)]
+        tokens = layout.tokens(last=queries is not None and point not in self.every_token)
+        site, pos = layout.rows.site[tokens.row], np.minimum(tokens.pos, self.base.length - 1)
+        entry = (site * table.shape[1] + tokens.prompt) * table.shape[2] + pos
+        factors = [expand(tokens.is_real & here, (0, 1), table.ndim - 1)]
         if table.ndim == 5:
             factors.append(self.masks[key][None, None, :, None])
         return TakeRows(table, entry.astype(np.int32), factors)

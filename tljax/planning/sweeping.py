@@ -75,7 +75,7 @@ def _page(
         for width in (cfg.d_head, cfg.value_width)
     )
     mask = jax.ShapeDtypeStruct((rows, length), jnp.bool_)
-    laid_out = integers((rows, length)), integers((rows, length)), integers((length,)), integers((tokens,))
+    laid_out = integers((1, rows, length)), integers((1, rows, length)), integers((length,)), integers((1, tokens))
 
     def block(params: Any, value: Any, past: Any, laid_out: Any, positions: Any, mask: Any) -> Any:
         packing = Packing(*past, *laid_out)

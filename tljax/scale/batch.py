@@ -44,6 +44,28 @@ def spread(value: Any, params: Any, axis: int = 0) -> Any:
     return jax.device_put(value, NamedSharding(mesh, spec))
 
 
+def n_groups(params: Any) -> int:
+    """Returns how many groups of devices prompts are spread over; one on one device."""
+    mesh = mesh_of(params)
+    return 1 if mesh is None else math.prod(mesh.shape.get(name, 1) for name in DATA_AXES)
+
+
+def gathered(array: Any, params: Any) -> Any:
+    """Returns an array that lies whole in every group of devices that prompts are spread over.
+
+    What it is split over within a group stays; one that is on the host or on one device is copied to the model's mesh.
+    """
+    mesh = mesh_of(params)
+    if mesh is None or is_traced(array):
+        return array
+    spec: list[Any] = []
+    if isinstance(array, jax.Array) and isinstance(array.sharding, NamedSharding) and array.sharding.mesh == mesh:
+        for over in array.sharding.spec:
+            names = [over] if isinstance(over, str) else list(over or ())
+            spec.append(tuple(name for name in names if name not in DATA_AXES) or None)
+    return jax.device_put(array, NamedSharding(mesh, PartitionSpec(*spec)))
+
+
 def kept_spread(after: Any, before: Any) -> Any:
     """Returns what a stage put out, its prompts spread as those that came in.
 

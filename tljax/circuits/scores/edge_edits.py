@@ -105,13 +105,12 @@ class EdgeEdits:
             return slots
         prompts, positions = self.changed.shape[1:]
         for point in (*self.given, *(point for point in self.tables if point not in self.given)):
-            tokens = slice(None) if queries is None or point in self.every_token else layout.last
-            source, takes = layout.source[tokens], []
+            tokens, takes = layout.tokens(last=queries is not None and point not in self.every_token), []
             if point in self.given:
-                takes.append(TakeRows(self.given[point], source, ()))
+                takes.append(TakeRows(self.given[point], tokens.source, ()))
             if point in self.tables:
-                site = layout.rows.site[np.minimum(layout.row[tokens], len(layout.rows) - 1)]
-                entry = self.writer[site] * (prompts * positions) + source
+                site = layout.rows.site[tokens.row]
+                entry = self.writer[site] * (prompts * positions) + tokens.source
                 takes.append(TakeRows(self.tables[point], entry.astype(np.int32), self._factors(point, site)))
             slots[point] = tuple(takes)
         return slots
@@ -120,7 +119,7 @@ class EdgeEdits:
         if point not in self.head:
             return ()
         heads = np.arange(self.tables[point].shape[3])
-        return ((self.head[point][site][:, None] == heads)[None, :, :, None],)
+        return ((self.head[point][site][..., None] == heads)[..., None],)
 
     def final(self, rows: Rows, pos: int | None) -> tuple[np.ndarray, np.ndarray]:
         table = np.asarray(self.tables[_FINAL])

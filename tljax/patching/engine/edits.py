@@ -13,6 +13,7 @@ from tljax.hooks.intervention import Intervention
 from tljax.hooks.point import HookPoint
 from tljax.hooks.points import HookPointSpec
 from tljax.patching.engine.packing import BatchLayout, Rows
+from tljax.scale.batch import gathered, spread
 
 
 class TakeRows(Intervention):
@@ -20,7 +21,7 @@ class TakeRows(Intervention):
 
     Args:
         table: values to take, ``[..., *entry]``; the leading axes are indexed as one flattened axis.
-        index: ``[token]``, or ``[row]`` for attention patterns: the entry to write there.
+        index: ``[lane, token]``, or ``[lane * row]`` for attention patterns: the entry to write there.
         factors: boolean arrays that broadcast to the activation; the mask is their conjunction. Without any, the whole
             activation is replaced, and what only it depended on is not computed.
         query_pos: for patterns, the query positions of the table that the activation holds; ``None`` means all.
@@ -41,12 +42,15 @@ class TakeRows(Intervention):
         by_token = "query_pos" not in hook.axes
         entry = self.table.shape[self.table.ndim - value.ndim + (2 if by_token else 1) :]
         taken = self.table.reshape(-1, *entry)[self.index]
-        if by_token:
-            return taken[None]
-        return taken if self.query_pos is None else taken[:, :, self.query_pos]
+        return taken if by_token or self.query_pos is None else taken[:, :, self.query_pos]
 
     def where(self, value: jax.Array, hook: HookPoint) -> jax.Array | None:
         return functools.reduce(operator.and_, self.factors) if self.factors else None
+
+    def beside(self, params: Any) -> "TakeRows":
+        """Returns it on the mesh that parameters lie on: each lane's part on its own devices, the table on all."""
+        index, *factors = (spread(one, params) for one in (self.index, *self.factors))
+        return TakeRows(gathered(self.table, params), index, factors, self.query_pos)
 
 
 @runtime_checkable
@@ -113,46 +117,29 @@ class GridEdits:
     def slots(self, layer: int, layout: BatchLayout, queries: np.ndarray | None) -> dict[str, tuple[TakeRows, ...]]:
         if layer not in self.tables and ".hook_sae_" in self.spec.name:
             return {}  # another layer's dictionary may be of another width, and runs twice where anything is edited
-        site = np.full(layout.n_rows, -1)
-        site[: len(layout.rows)] = layout.rows.site
-        here = (site >= 0) & (self.layer[site] == layer)
         table = self.tables.get(layer, next(iter(self.tables.values())))
-        entry = self.variant[site] * table.shape[1]
-        if "query_pos" in self.spec.axes:
-            return {self.spec.name: (self._on_rows(table, entry, layout.prompt, site, here, queries),)}
-        entry = entry[layout.row] * table.shape[2] + layout.source
-        return {self.spec.name: (self._on_tokens(table, entry, site, here, layout, queries),)}
+        write = self._on_rows if "query_pos" in self.spec.axes else self._on_tokens
+        return {self.spec.name: (write(table, layer, layout, queries),)}
 
     def _on_tokens(
-        self,
-        table: jax.Array,
-        entry: np.ndarray,
-        site: np.ndarray,
-        here: np.ndarray,
-        layout: BatchLayout,
-        queries: np.ndarray | None,
+        self, table: jax.Array, layer: int, layout: BatchLayout, queries: np.ndarray | None
     ) -> TakeRows:
-        tokens = slice(None) if queries is None or self.spec.every_token else layout.last
-        site = site[layout.row[tokens]]
-        row = layout.row[tokens]
-        on = here[row] & layout.is_real[tokens] & picks(self, "pos", site, layout.pos[tokens], layout.prompt[row])
-        factors = [expand(on[None], (0, 1), table.ndim - 1)]
+        tokens = layout.tokens(last=queries is not None and not self.spec.every_token)
+        site = layout.rows.site[tokens.row]
+        entry = self.variant[site] * (table.shape[1] * table.shape[2]) + tokens.source
+        on = tokens.is_real & (self.layer[site] == layer) & picks(self, "pos", site, tokens.pos, tokens.prompt)
+        factors = [expand(on, (0, 1), table.ndim - 1)]
         for number, axis in enumerate(self.spec.axes):
             if axis not in ("batch", "pos") and (axis in self.chosen or axis in self.allowed):
-                entries, prompt = np.arange(table.shape[number + 1])[None], layout.prompt[row][:, None]
-                here = picks(self, axis, site[:, None], entries, prompt)
-                factors.append(expand(here[None], (0, 1, number), table.ndim - 1))
-        return TakeRows(table, entry[tokens].astype(np.int32), factors)
+                here = picks(self, axis, site[..., None], np.arange(table.shape[number + 1]), tokens.prompt[..., None])
+                factors.append(expand(here, (0, 1, number), table.ndim - 1))
+        return TakeRows(table, entry.astype(np.int32), factors)
 
     def _on_rows(
-        self,
-        table: jax.Array,
-        entry: np.ndarray,
-        prompt: np.ndarray,
-        site: np.ndarray,
-        here: np.ndarray,
-        queries: np.ndarray | None,
+        self, table: jax.Array, layer: int, layout: BatchLayout, queries: np.ndarray | None
     ) -> TakeRows:
+        prompt, site = layout.prompt.reshape(-1), layout.rows.site[layout.number.reshape(-1)]
+        here = layout.is_row.reshape(-1) & (self.layer[site] == layer)
         key_pos = np.arange(table.shape[-1])
         query_pos = key_pos if queries is None else queries
         factors = [
@@ -164,7 +151,7 @@ class GridEdits:
                 )
             ),
         ]
-        return TakeRows(table, (entry + prompt).astype(np.int32), factors, queries)
+        return TakeRows(table, (self.variant[site] * table.shape[1] + prompt).astype(np.int32), factors, queries)
 
     def final(self, rows: Rows, pos: int | None) -> tuple[np.ndarray, np.ndarray]:
         table = np.asarray(self.tables[int(rows.layer[0])])

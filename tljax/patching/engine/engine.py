@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from tljax.config import HookedTransformerConfig
 from tljax.forward.forward import context_of_layer
@@ -31,6 +32,8 @@ from tljax.patching.engine.packing import (
     plan_batches,
 )
 from tljax.patching.engine.report import block_flops, block_flops_per_token
+from tljax.scale.batch import gathered, kept_spread, spread
+from tljax.scale.mesh import mesh_of
 from tljax.sizes import next_packed_size
 from tljax.text.padding import pad_axis
 
@@ -114,7 +117,7 @@ class Engine:
         top = self.cfg.n_layers
         for packed in self._plan(running, edits, top, only):
             for layer, layout, stream in self._climb(packed, edits, top, only):
-                self.advance(len(packed.rows) / (top - packed.layer))
+                self.advance(packed.n_rows / (top - packed.layer))
                 if layer == top:
                     self._collect(layout, np.asarray(stream), finals, only)
         self.spent.floor += floor_flops(self.cfg, running, self.reach)
@@ -137,13 +140,14 @@ class Engine:
         below = rows.take(np.flatnonzero(rows.layer < top))
         for packed in self._plan(below, edits, top, None):
             for layer, layout, stream in self._climb(packed, edits, top, None):
-                self.advance(len(packed.rows) / (top - packed.layer))
+                self.advance(packed.n_rows / (top - packed.layer))
                 if layer in streams:
                     self._collect(layout, np.asarray(stream), streams[layer], None)
         return streams
 
     def _plan(self, rows: Rows, edits: Edits, top: int, only: int | None) -> list[PackedBatch]:
-        programs = _programs(self.cfg.computation, self.base.batch, self.base.padded_length, edits.signature)
+        mesh = mesh_of(self.params)
+        programs = _programs(self.cfg.computation, self.base.batch, self.base.padded_length, edits.signature, mesh)
         return plan_batches(rows, self.reach.end, (top, self._narrow(only)), self.limits, programs)
 
     def _narrow(self, only: int | None) -> int | None:
@@ -153,11 +157,10 @@ class Engine:
     def _collect(self, layout: BatchLayout, stream: np.ndarray, finals: np.ndarray, only: int | None) -> None:
         rows = layout.rows
         if only is not None:
-            finals[rows.site - self._first, rows.prompt, 0] = stream[0, : len(rows)]
+            finals[rows.site - self._first, rows.prompt, 0] = stream[layout.is_row]
             return
-        real = layout.is_real
-        row = layout.row[real]
-        finals[rows.site[row] - self._first, rows.prompt[row], layout.pos[real]] = stream[0, real]
+        row, prompt, pos, _, real = layout.tokens(last=False)
+        finals[rows.site[row[real]] - self._first, prompt[real], pos[real]] = stream[real]
 
     def _climb(
         self, packed: PackedBatch, edits: Edits, top: int, only: int | None
@@ -166,20 +169,20 @@ class Engine:
 
         Yields:
             After each block, the number of the next layer, the layout of the tokens, and the residual stream entering
-            that layer, ``[1, token, d_model]``. With ``only``, the stream after the model's last block has one position
-            a row, ``[1, row, d_model]``.
+            that layer, ``[lane, token, d_model]``. With ``only``, the stream after the model's last block has one
+            position a row, ``[lane, row, d_model]``.
         """
-        stream, entered = None, 0
+        stream, entered = None, np.zeros(len(packed.lanes), int)
         for layer in range(packed.layer, top):
             read = self.reach.end - 1 if only is None else only
             layout = lay_out(packed, layer, self.base.padded_length, self.reach.end, read)
             queries = np.asarray([only], np.int32) if layer == self._narrow(only) else None
             slots = edits.slots(layer, layout, queries)
-            newcomers = (np.arange(layout.n_tokens) >= entered)[None, :, None]
+            newcomers = (np.arange(layout.n_tokens) >= entered[:, None])[..., None]
             take_in = TakeRows(self.base.residual(layer), layout.source, [newcomers])
             slots[ENTRY] = (take_in, *slots.get(ENTRY, ()))
-            entered = int(layout.is_real.sum())
-            fitted = _fit(stream, layout.n_tokens, self.base.final)
+            entered = layout.entered
+            fitted = self._fit(stream, layout)
             stream = self._run_block(layer, fitted, layout, slots, queries)
             yield layer + 1, layout, stream
 
@@ -195,39 +198,57 @@ class Engine:
         indices = self._indices(layout, queries)
         axes = {spec.name: spec.axes for spec in block_points(cfg, cfg.layer_kind(layer))}
         slots = {
-            name: HookSlot(HookPoint(name, axes[name]), written) for name, written in edits.items() if name in axes
+            name: HookSlot(HookPoint(name, axes[name]), tuple(one.beside(self.params) for one in written))
+            for name, written in edits.items()
+            if name in axes
         }
         k, v = (self.base.activations[f"blocks.{layer}.{name}"] for name in KEYS_AND_VALUES)
-        packing = Packing(past_k=k, past_v=v, **indices["packing"])
+        packing = Packing(gathered(k, self.params), gathered(v, self.params), **indices["packing"])
         placed, tokens = self.base.context.pos_embed, self.base.context.tokens
         context = AttentionContext(
             indices["positions"], indices["token_mask"], lengths=indices["lengths"], packing=packing,
             pos_embed=None if placed is None else _taken(placed, layout.source),
-            tokens=None if tokens is None else tokens.reshape(-1)[layout.source][None],
+            tokens=None if tokens is None else tokens.reshape(-1)[layout.source],
         )  # fmt: skip
         module = block_module(cfg, layer)
         stage = Stage(module, {"params": self.params["blocks"][layer]}, f"blocks.{layer}.", (), slots)
         computed = layout.n_tokens if queries is None else layout.n_rows
         columns = self.base.padded_length if queries is None else 1
-        self.spent.flops += block_flops(cfg, layout.n_tokens, computed, layout.n_rows, columns, self.base.padded_length)
-        return run_stage(stage, (stream, context_of_layer(cfg, context, layer)), traced=False)[0]
+        size = layout.n_tokens, computed, layout.n_rows, columns, self.base.padded_length
+        self.spent.flops += layout.lanes * block_flops(cfg, *size)
+        after = run_stage(stage, (stream, context_of_layer(cfg, context, layer)), traced=False)[0]
+        return kept_spread(after, stream)
+
+    def _fit(self, stream: jax.Array | None, layout: BatchLayout) -> jax.Array:
+        """Cuts or pads a stream ``[lane, token, d_model]`` to a layout's tokens; returns zeros if there is none yet.
+
+        It resizes from one standard size to the next, so that programs exist for neighbouring sizes, not for all pairs.
+        """
+        if stream is None:
+            final = self.base.final
+            zeros = np.zeros((layout.lanes, layout.n_tokens, final.shape[-1]), final.dtype)
+            return spread(jax.device_put(zeros), self.params)
+        while stream.shape[1] != layout.n_tokens:
+            stream = kept_spread(_resize(stream, next_packed_size(stream.shape[1], layout.n_tokens)), stream)
+        return stream
 
     def _indices(self, layout: BatchLayout, queries: np.ndarray | None) -> dict[str, Any]:
         """Puts positions, mask and layout of a packed batch on the device; ``queries`` as in :meth:`Edits.slots`."""
-        base, rows = self.base.context, np.arange(layout.n_rows, dtype=np.int32)
-        whole = queries is None
+        base, whole = self.base.context, queries is None
+        rows = np.broadcast_to(np.arange(layout.n_rows, dtype=np.int32), (layout.lanes, layout.n_rows))
         packing = {
             "key_source": layout.key_source,
-            "query_source": layout.query_source if whole else rows[:, None],
-            "query_pos": np.arange(self.base.padded_length, dtype=np.int32) if whole else queries,
+            "query_source": layout.query_source if whole else rows[..., None],
             "slot": layout.row * np.int32(self.base.padded_length) + layout.pos if whole else rows,
             "computed": None if whole else layout.last,
         }
         positions, mask = np.asarray(base.positions), np.asarray(base.token_mask)
         lengths = np.broadcast_to(positions.max(axis=1, keepdims=True) + np.int32(1), positions.shape)
-        positions, lengths = (array.reshape(-1)[layout.source][None] for array in (positions, lengths))
-        tokens = {"positions": positions, "lengths": lengths, "token_mask": mask[layout.prompt]}
-        return jax.device_put({"packing": packing, **tokens})
+        positions, lengths = (array.reshape(-1)[layout.source] for array in (positions, lengths))
+        tokens = {"positions": positions, "lengths": lengths, "token_mask": mask[layout.prompt.reshape(-1)]}
+        put = jax.tree.map(lambda array: spread(array, self.params), jax.device_put({"packing": packing, **tokens}))
+        query_pos = jax.device_put(np.arange(self.base.padded_length, dtype=np.int32) if whole else queries)
+        return put | {"packing": put["packing"] | {"query_pos": query_pos}}
 
 
 def floor_flops(cfg: HookedTransformerConfig, rows: Rows, reach: Reach) -> float:
@@ -237,7 +258,9 @@ def floor_flops(cfg: HookedTransformerConfig, rows: Rows, reach: Reach) -> float
 
 
 @functools.lru_cache(maxsize=256)
-def _programs(computation: HookedTransformerConfig, batch: int, padded_length: int, signature: Hashable) -> Programs:
+def _programs(
+    computation: HookedTransformerConfig, batch: int, padded_length: int, signature: Hashable, mesh: Mesh | None
+) -> Programs:
     """Returns the sizes of packed batches run so far with these arguments, which determine the rest of a program.
 
     They are kept for the whole process because jax keeps its programs so, and has no public way to list them. They only
@@ -267,23 +290,10 @@ def enter(streams: np.ndarray, rows: Rows, edits: Edits, only: int | None, first
         streams[at] = np.where(where[:, :length], values[:, :length], streams[at])
 
 
-def _fit(stream: jax.Array | None, n_tokens: int, like: jax.Array) -> jax.Array:
-    """Cuts or pads a stream ``[1, token, d_model]`` to ``n_tokens``; returns zeros if there is none yet.
-
-    It resizes from one standard size to the next, so that programs exist for neighbouring sizes, not for all pairs.
-    """
-    if stream is None:
-        return jax.device_put(np.zeros((1, n_tokens, like.shape[-1]), like.dtype))
-    resized: jax.Array = stream
-    while resized.shape[1] != n_tokens:
-        resized = _resize(resized, next_packed_size(resized.shape[1], n_tokens))
-    return resized
-
-
 @jax.jit
 def _taken(base: jax.Array, source: Any) -> jax.Array:
-    """Gathers packed tokens ``[1, token, d_model]`` from the base run's ``[batch, padded_pos, d_model]``."""
-    return base.reshape(-1, base.shape[-1])[source][None]
+    """Gathers packed tokens ``[lane, token, d_model]`` from the base run's ``[batch, padded_pos, d_model]``."""
+    return base.reshape(-1, base.shape[-1])[source]
 
 
 @functools.partial(jax.jit, static_argnums=1)
