@@ -15,6 +15,7 @@ from tljax.model.metrics import UNTRACEABLE, as_numbers, check_metric, is_pytree
 from tljax.patching.metrics.lazy_logits import LazyLogits
 from tljax.patching.metrics.metrics import DeclaredMetric
 from tljax.patching.metrics.reads import FEW, PositionNotKept, Reads, unembed
+from tljax.scale.batch import spread
 from tljax.sizes import chunks, power_of_two_within
 from tljax.typing import Params
 
@@ -279,7 +280,8 @@ class Measure:
 
     def _compiled(self, chunk: np.ndarray, count: int, kept: int | None) -> jax.Array:
         metric, length, kept = self._for_position(kept)
-        return _measure_compiled(self.cfg, self._handed, length, kept, metric, self.params, chunk)
+        spread_over = spread(chunk, self.params)
+        return _measure_compiled(self.cfg, self._handed, length, kept, metric, self.params, spread_over)
 
     def _for_position(self, kept: int | None) -> tuple[Any, int, int | None]:
         """Returns metric, length and kept position for a program that prompts of all lengths share, if there is one."""
@@ -290,7 +292,7 @@ class Measure:
         def one(residual: Any, known: Any) -> jax.Array:
             return self._evaluate(residual, self._handed, kept=kept, known=known, trusted=True)
 
-        return jax.vmap(one)(chunk, self._values(chunk, kept))
+        return jax.vmap(one)(spread(chunk, self.params), self._values(chunk, kept))
 
     def _run_by_run(self, chunk: np.ndarray, count: int, kept: int | None) -> np.ndarray:
         values, numbers = jax.device_get(self._values(chunk, kept)), []
@@ -308,8 +310,9 @@ class Measure:
     def _values(self, chunk: np.ndarray, kept: int | None) -> dict[Any, Any]:
         """Computes, for each run of a chunk, the logits that the metric read of the unpatched run."""
         offset = 0 if kept is None else kept
-        rows = {key: chunk[:, read.prompts, read.positions - offset] for key, read in self._reads.known.items()}
-        return {key: unembed(self.cfg, self.params, rows[key], read.tokens) for key, read in self._reads.known.items()}
+        known = self._reads.known.items()
+        rows = {key: spread(chunk[:, read.prompts, read.positions - offset], self.params) for key, read in known}
+        return {key: unembed(self.cfg, self.params, rows[key], read.tokens) for key, read in known}
 
 
 def traced_metric(
