@@ -40,6 +40,8 @@ from tljax.patching.result import PatchingResult
 from tljax.patching.sources import read_source
 from tljax.patching.sweep import prepare_sweep, site_grid
 from tljax.progress import Progress
+from tljax.scale.batch import gathered, n_groups, spread
+from tljax.text.padding import pad_axis
 
 _LETTERS = {"batch": "b", "pos": "p", "head": "h", "d_head": "e", "d_model": "d"}
 
@@ -237,7 +239,7 @@ class FrozenEdits:
 def _read(model: HookedTransformer, base: BaseRun, receiver: Receiver, stream: np.ndarray) -> jax.Array:
     """Returns what a receiver reads of each sender's residual stream, ``[sender, batch, pos, ...]``."""
     if receiver.point in (ENTRY, "hook_mlp_in"):
-        return jnp.asarray(stream)
+        return jnp.asarray(gathered(stream, model.params))
     return read_heads(model, base, receiver.layer, receiver.point[-1], stream)
 
 
@@ -255,17 +257,23 @@ def read_heads(
     Returns:
         ``[sender, batch, pos, head, d_head]``, before any rotation.
     """
-    module = block_module(model.cfg, layer)
-    flat, placed = stream.reshape(1, -1, model.cfg.d_model), base.context.pos_embed
+    module, lanes, placed = block_module(model.cfg, layer), n_groups(model.params), base.context.pos_embed
+    padded = -(-len(stream) // lanes) * lanes
+
+    def by_lane(array: Any) -> Any:
+        """Each group of devices that prompts are spread over reads for its own senders."""
+        return spread(pad_axis(array, padded, 0).reshape(lanes, -1, model.cfg.d_model), model.params, move=True)
+
     if placed is not None:
-        placed = jnp.broadcast_to(placed[None, :, : stream.shape[2]], stream.shape).reshape(flat.shape)
-    heads = _project(module, letter, model.params["blocks"][layer], flat, AttentionContext(pos_embed=placed))
-    return heads.reshape(*stream.shape[:3], *heads.shape[2:])
+        placed = by_lane(jnp.broadcast_to(placed[None, :, : stream.shape[2]], stream.shape))
+    context = AttentionContext(pos_embed=placed)
+    heads = gathered(_project(module, letter, model.params["blocks"][layer], by_lane(stream), context), model.params)
+    return heads.reshape(padded, *stream.shape[1:3], *heads.shape[2:])[: len(stream)]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _project(module: Any, letter: str, params: Any, stream: jax.Array, context: AttentionContext) -> jax.Array:
-    """Computes queries, keys or values from a residual stream ``[1, token, d_model]``."""
+    """Computes queries, keys or values from residual streams ``[lane, token, d_model]``."""
     with matmul_precision(module.cfg):
         return module.apply({"params": params}, stream, context, letter, method="read_heads")
 

@@ -13,13 +13,15 @@ from tljax.scale.mesh import mesh_of
 from tljax.scale.rules import DATA_AXES
 
 
-def spread(value: Any, params: Any, axis: int = 0) -> Any:
+def spread(value: Any, params: Any, axis: int = 0, *, move: bool = False) -> Any:
     """Returns an input of a model, its prompts spread over the data axes of the model's mesh where they divide.
 
     Args:
-        value: ``[batch, ...]``, on the host or on one device; an array that lies on a mesh is left as it is.
+        value: ``[batch, ...]``, on the host or on one device; an array that lies on a mesh is left as it is, unless
+            ``move``.
         params: the parameters that it will meet; on one device nothing happens.
         axis: the axis that is spread.
+        move: whether an array that lies on a mesh is moved.
 
     Raises:
         ShardingError: ``value`` lies on other devices than the model.
@@ -27,7 +29,7 @@ def spread(value: Any, params: Any, axis: int = 0) -> Any:
     mesh = mesh_of(params)
     if mesh is None or is_traced(value):
         return value
-    if isinstance(value, jax.Array) and not isinstance(value.sharding, SingleDeviceSharding):
+    if isinstance(value, jax.Array) and not move and not isinstance(value.sharding, SingleDeviceSharding):
         if value.sharding.device_set != set(mesh.devices.flat):
             raise ShardingError(
                 f"The input lies on {len(value.sharding.device_set)} devices, and the model on {mesh.size} others. Put "
@@ -78,9 +80,11 @@ def kept_spread(after: Any, before: Any) -> Any:
     if not isinstance(was, NamedSharding) or not was.spec or not was.spec[0]:
         return after
     spec = now.spec if isinstance(now, NamedSharding) else PartitionSpec()  # older JAX does not name what XLA chose
-    if spec and spec[0] == was.spec[0]:
+    if spec and spec[0] == was.spec[0] and (len(spec) == 1 or spec[-1] is not None):
         return after
     over = was.spec[0]
     taken = {over} if isinstance(over, str) else set(over)
-    rest = [None if one in taken or isinstance(one, tuple) else one for one in spec[1:]]
-    return jax.device_put(after, NamedSharding(was.mesh, PartitionSpec(over, *rest)))
+    kept = [over, *(None if one in taken or isinstance(one, tuple) else one for one in spec[1:])]
+    while kept[-1] is None:  # as XLA itself would name it: programs are kept by this name
+        kept.pop()
+    return jax.device_put(after, NamedSharding(was.mesh, PartitionSpec(*kept)))

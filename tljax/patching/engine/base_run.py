@@ -15,6 +15,7 @@ from tljax.hooks.points import ENTRY, point_table
 from tljax.model.hooked_transformer import HookedTransformer
 from tljax.modules.attention import KEYS_AND_VALUES
 from tljax.modules.context import AttentionContext
+from tljax.scale.batch import spread
 from tljax.sizes import prompt_length
 from tljax.text.inputs import ModelInput
 from tljax.text.padding import pad_axis
@@ -77,7 +78,7 @@ def run_base(model: HookedTransformer, prepared: ModelInput, names: Sequence[str
     mask = np.ones((batch, length), bool) if given.token_mask is None else np.asarray(given.token_mask)
     positions = np.broadcast_to(positions, (batch, length))
     context = AttentionContext(
-        *jax.device_put((pad_axis(positions, padded_length), pad_axis(mask, padded_length))),
+        *jax.device_put([spread(pad_axis(array, padded_length), model.params) for array in (positions, mask)]),
         text=given.text,
         tokens=jax.device_put(tokens) if excludes_tokens(cfg) else None,
     )

@@ -121,9 +121,7 @@ class GridEdits:
         write = self._on_rows if "query_pos" in self.spec.axes else self._on_tokens
         return {self.spec.name: (write(table, layer, layout, queries),)}
 
-    def _on_tokens(
-        self, table: jax.Array, layer: int, layout: BatchLayout, queries: np.ndarray | None
-    ) -> TakeRows:
+    def _on_tokens(self, table: jax.Array, layer: int, layout: BatchLayout, queries: np.ndarray | None) -> TakeRows:
         tokens = layout.tokens(last=queries is not None and not self.spec.every_token)
         site = layout.rows.site[tokens.row]
         entry = self.variant[site] * (table.shape[1] * table.shape[2]) + tokens.source
@@ -135,9 +133,7 @@ class GridEdits:
                 factors.append(expand(here, (0, 1, number), table.ndim - 1))
         return TakeRows(table, entry.astype(np.int32), factors)
 
-    def _on_rows(
-        self, table: jax.Array, layer: int, layout: BatchLayout, queries: np.ndarray | None
-    ) -> TakeRows:
+    def _on_rows(self, table: jax.Array, layer: int, layout: BatchLayout, queries: np.ndarray | None) -> TakeRows:
         prompt, site = layout.prompt.reshape(-1), layout.rows.site[layout.number.reshape(-1)]
         here = layout.is_row.reshape(-1) & (self.layer[site] == layer)
         key_pos = np.arange(table.shape[-1])

@@ -227,10 +227,11 @@ class Engine:
         if stream is None:
             final = self.base.final
             zeros = np.zeros((layout.lanes, layout.n_tokens, final.shape[-1]), final.dtype)
-            return spread(jax.device_put(zeros), self.params)
-        while stream.shape[1] != layout.n_tokens:
-            stream = kept_spread(_resize(stream, next_packed_size(stream.shape[1], layout.n_tokens)), stream)
-        return stream
+            return jax.device_put(spread(zeros, self.params))
+        fitted: jax.Array = stream
+        while fitted.shape[1] != layout.n_tokens:
+            fitted = kept_spread(_resize(fitted, next_packed_size(fitted.shape[1], layout.n_tokens)), fitted)
+        return fitted
 
     def _indices(self, layout: BatchLayout, queries: np.ndarray | None) -> dict[str, Any]:
         """Puts positions, mask and layout of a packed batch on the device; ``queries`` as in :meth:`Edits.slots`."""
@@ -246,9 +247,9 @@ class Engine:
         lengths = np.broadcast_to(positions.max(axis=1, keepdims=True) + np.int32(1), positions.shape)
         positions, lengths = (array.reshape(-1)[layout.source] for array in (positions, lengths))
         tokens = {"positions": positions, "lengths": lengths, "token_mask": mask[layout.prompt.reshape(-1)]}
-        put = jax.tree.map(lambda array: spread(array, self.params), jax.device_put({"packing": packing, **tokens}))
-        query_pos = jax.device_put(np.arange(self.base.padded_length, dtype=np.int32) if whole else queries)
-        return put | {"packing": put["packing"] | {"query_pos": query_pos}}
+        by_lane = jax.tree.map(lambda array: spread(array, self.params), {"packing": packing, **tokens})
+        by_lane["packing"]["query_pos"] = np.arange(self.base.padded_length, dtype=np.int32) if whole else queries
+        return jax.device_put(by_lane)
 
 
 def floor_flops(cfg: HookedTransformerConfig, rows: Rows, reach: Reach) -> float:
