@@ -34,7 +34,7 @@ from tljax.hooks.points import layer_of
 from tljax.modules.parameters import axis_sizes, stored_dtype
 from tljax.numerics import available_dtype
 from tljax.typing import DeviceLike, Params
-from tljax.weights.processing import process_stage
+from tljax.weights.processing import process_and_reuse
 from tljax.weights.steps import STEPS, ProcessingOptions, Steps
 
 
@@ -347,11 +347,11 @@ def _read_entry(
 
 
 def _processed(stage: Params, steps: Steps, dtype: str) -> Params:
-    """Returns a processed stage; the stage itself, without a copy, where nothing changes."""
+    """Returns a processed stage, in the stage's own memory; the stage itself where nothing changes."""
     wanted = {
         stored_dtype(path.rpartition(".")[2], jnp.dtype(dtype)) == leaf.dtype for path, leaf in flatten(stage).items()
     }
-    return process_stage(stage, steps, dtype) if steps or wanted != {True} else stage
+    return process_and_reuse(stage, steps, dtype) if steps or wanted != {True} else stage
 
 
 def _read(

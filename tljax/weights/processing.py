@@ -22,6 +22,7 @@ Applying the steps a second time changes no bit: a row whose mean is rounding no
 """
 
 import functools
+import warnings
 from typing import Unpack
 
 import jax
@@ -67,7 +68,17 @@ def process_weights(
     return processed, chosen.config_after(cfg)
 
 
-@functools.partial(jax.jit, static_argnames=("steps", "dtype"))
+def process_and_reuse(params: Params, steps: Steps, dtype: str | None = None) -> Params:
+    """Processes one stage in the memory of its parameters, which are gone afterwards.
+
+    Args:
+        params, steps, dtype: as in :func:`process_stage`. Memory is used again where dtype and sharding stay.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Some donated buffers were not usable")  # norms that are folded
+        return _process_and_reuse(params, steps, dtype)
+
+
 def process_stage(params: Params, steps: Steps, dtype: str | None = None) -> Params:
     """Processes one stage of the parameters, so that a checkpoint can be processed while it streams in.
 
@@ -78,6 +89,10 @@ def process_stage(params: Params, steps: Steps, dtype: str | None = None) -> Par
         steps: the steps to apply.
         dtype: dtype of the result; ``None`` keeps that of each parameter.
     """
+    return _process_anew(params, steps, dtype)
+
+
+def _process(params: Params, steps: Steps, dtype: str | None) -> Params:
     leaves = jax.tree_util.tree_leaves_with_path(params)
     stored = {path: stored_dtype(path[-1].key, jnp.dtype(dtype or leaf.dtype)) for path, leaf in leaves}
     wide = jax.tree_util.tree_map_with_path(lambda path, leaf: leaf.astype(_widest(leaf.dtype, stored[path])), params)
@@ -86,6 +101,10 @@ def process_stage(params: Params, steps: Steps, dtype: str | None = None) -> Par
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: leaf.astype(stored[path]), process(wide, steps, coarsest)
     )
+
+
+_process_anew = jax.jit(_process, static_argnames=("steps", "dtype"))
+_process_and_reuse = jax.jit(_process, static_argnames=("steps", "dtype"), donate_argnames="params")
 
 
 def _widest(*dtypes: jnp.dtype) -> str:
