@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import monitoring
 from jax.sharding import PartitionSpec as P
 from variants import build
 
@@ -24,8 +25,9 @@ from tljax.analysis import logit_lens
 from tljax.circuits import Circuit, ResidualGraph, edge_scores, faithfulness, select
 from tljax.dictionaries import Dictionary, DictionaryConfig
 from tljax.errors import ShardingError
+from tljax.forward import stages
 from tljax.harvest import harvest
-from tljax.patching import LogitDiff, path_patch, sweep
+from tljax.patching import LogitDiff, ablation_sweep, path_patch, sweep
 from tljax.scale import ShardingRules, make_mesh
 
 TOKENS = np.random.default_rng(1).integers(0, 16, (4, 6)).astype(np.int32)
@@ -39,6 +41,8 @@ MODEL = DRAWN.replace(
     )
 )  # Llama has no biases, and save_hf refuses them
 RULES = ShardingRules.tensor_parallel() | ShardingRules.data_parallel()
+COMPILED: list[str] = []
+"""An entry for each program that was compiled."""
 BOTH = ShardingRules.tensor_parallel() | ShardingRules.fsdp()
 
 
@@ -65,12 +69,25 @@ def a_sweep(model: HookedTransformer) -> Any:
     return sweep(model, TOKENS, OTHER, METRIC, "resid_pre", reduce="none", progress=False).values
 
 
+def sweeps_of_other_kinds(model: HookedTransformer) -> Any:
+    """Attention patterns, which are patched by row; a metric in Python; few runs at once; prompts of two lengths."""
+
+    def last_logits(logits: Any) -> Any:
+        return logits[:, 3, 3] - logits[:, 3].max(axis=-1)
+
+    patterns = sweep(model, TOKENS, OTHER, METRIC, "pattern", ("head",), layers=1, max_batch=3, progress=False)
+    padded = tljax.Batch.from_rows([list(TOKENS[0]), list(TOKENS[1, :4])])
+    heads = ablation_sweep(model, padded, last_logits, "z", ("head",), reduce="none", progress=False)
+    return patterns.values, heads.values
+
+
 def an_estimate(model: HookedTransformer) -> Any:
     return sweep(model, TOKENS, OTHER, METRIC, "z", ("head", "pos"), method="attribution", progress=False).values
 
 
 def paths(model: HookedTransformer) -> Any:
-    return path_patch(model, TOKENS, OTHER, METRIC, "logits", progress=False).values
+    to_heads = path_patch(model, TOKENS, OTHER, METRIC, [("q", 1, 2), ("v", 1)], layers=0, progress=False)
+    return path_patch(model, TOKENS, OTHER, METRIC, "logits", progress=False).values, to_heads.values
 
 
 def generation(model: HookedTransformer) -> Any:
@@ -160,11 +177,15 @@ def where(again: HookedTransformer, model: HookedTransformer) -> None:
 CHECKS: dict[str, Callable[[HookedTransformer], Any]] = {
     one.__name__: one
     for one in (
-        everything, a_padded_batch, interventions, python_hooks, a_sweep, an_estimate, paths,
+        everything, a_padded_batch, interventions, python_hooks, a_sweep, sweeps_of_other_kinds, an_estimate, paths,
         generation, gradients, circuits, dictionaries, a_harvest, a_lens, processing, a_native_checkpoint,
         a_hugging_face_checkpoint, under_transformations,
     )
 }  # fmt: skip
+
+
+COMPILES_ITS_OWN = {"gradients": 1, "under_transformations": 1}
+"""Groups that give JAX a new function to compile at each call."""
 
 
 def part(array: jax.Array) -> tuple[int, ...]:
@@ -199,17 +220,48 @@ def fully_sharded(_: HookedTransformer) -> None:
     assert not model.sharding_table(BOTH)["blocks.1.mlp.W_in"].why
 
 
-def programs_are_shared(sharded: HookedTransformer) -> None:
-    """A second layer, another head and other prompts compile nothing."""
-    from jax import monitoring
+def sites_are_divided(sharded: HookedTransformer) -> None:
+    """Each device does an eighth of a sweep's work: every group of "data" its own sites, by heads and neurons."""
+    done, seen = dict[str, float](), []
+    apply = stages._apply_compiled
 
-    counted: list[str] = []
+    def counted(label: str) -> Callable[..., Any]:
+        def run(*arguments: Any) -> Any:
+            out = apply(*arguments)
+            if arguments[-1][1].packing is not None:
+                work = apply.lower(*arguments).compile().cost_analysis()["flops"]  # one device's
+                done[label] = done.get(label, 0) + work
+                seen.append((label, out[0].shape[0], part(out[0])[0]))
+            return out
+
+        return run
+
+    tokens, other = (np.tile(rows, (1, 2)) for rows in (TOKENS, OTHER))
+    try:
+        for label, model in (("one", MODEL), ("mesh", sharded)):
+            stages._apply_compiled = counted(label)
+            sweep(model, tokens, other, METRIC, "resid_pre", progress=False)
+    finally:
+        stages._apply_compiled = apply
+    assert done["mesh"] < 1.3 * done["one"] / 8, done  # shorter arrays are padded a little more; keys are on all four
+    assert {one[1:] for one in seen if one[0] == "mesh"} == {(2, 1)}, seen
+
+
+def programs_are_shared(sharded: HookedTransformer) -> None:
+    """A second layer, another head, other prompts and other sites compile nothing; nor does a mesh compile more."""
     sharded.run_with_hooks(TOKENS, fwd_hooks=[("z0", Zero(head=3, pos=2))])
-    monitoring.register_event_duration_secs_listener(
-        lambda event, _, **__: counted.append(event) if event.endswith("backend_compile_duration") else None
-    )
+    before = len(COMPILED)
     sharded.run_with_hooks(OTHER, fwd_hooks=[("z1", Zero(head=2, pos=1))])
-    assert not counted, counted
+    assert len(COMPILED) == before
+    counts = []
+    new = build("llama", n_heads=8, d_vocab=16, n_layers=3, d_model=24, original_architecture="LlamaForCausalLM")
+    for model in (new, new.shard(sharded.mesh, RULES)):
+        before = len(COMPILED)
+        a_sweep(model)
+        counts.append(len(COMPILED) - before)
+        sweep(model, OTHER, TOKENS, METRIC, "resid_pre", reduce="none", progress=False)
+        assert len(COMPILED) == before + counts[-1]
+    assert counts[1] <= counts[0], counts
 
 
 def other_devices(sharded: HookedTransformer) -> None:
@@ -233,7 +285,14 @@ def devices_counted(_: HookedTransformer) -> None:
 
 ON_MESH: dict[str, Callable[[HookedTransformer], None]] = {
     one.__name__: one
-    for one in (activations_follow, fully_sharded, programs_are_shared, other_devices, devices_counted)
+    for one in (
+        activations_follow,
+        fully_sharded,
+        sites_are_divided,
+        programs_are_shared,
+        other_devices,
+        devices_counted,
+    )
 }
 
 
@@ -247,14 +306,30 @@ def farthest(one: Any, other: Any) -> float:
     return max((float(one.max(initial=0)) for one in unlike), default=float("inf"))
 
 
+def compared(name: str, sharded: HookedTransformer) -> float:
+    """The largest difference between one device and a mesh, which compiles no more, and nothing the second time."""
+    counts, results = [], []
+    for model in (MODEL, sharded, sharded):
+        before = len(COMPILED)
+        results.append(CHECKS[name](model))
+        counts.append(len(COMPILED) - before)
+    alone, spread, again = counts
+    assert again <= COMPILES_ITS_OWN.get(name, 0), counts
+    assert spread <= alone + 4, counts  # a few arrays on one device are cut for the others
+    return farthest(*results[:2])
+
+
 def main(chosen: list[str]) -> None:
     assert jax.device_count() == 8
+    monitoring.register_event_duration_secs_listener(
+        lambda event, _, **__: COMPILED.append(event) if event.endswith("backend_compile_duration") else None
+    )
     sharded = MODEL.shard(make_mesh(data=2, model=4), RULES)
     found: dict[str, Any] = {}
     for name in chosen or [*CHECKS, *ON_MESH]:
         try:
             if name in CHECKS:
-                found[name] = farthest(CHECKS[name](MODEL), CHECKS[name](sharded))
+                found[name] = compared(name, sharded)
             else:
                 ON_MESH[name](sharded)
                 found[name] = 0.0
