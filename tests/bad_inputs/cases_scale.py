@@ -29,6 +29,15 @@ CASES: tuple[Case, ...] = (
         "rules for another mesh", lambda w: w.small.shard(mesh("data"), ShardingRules.tensor_parallel()), ShardingError,
         "'model'", "the mesh has 'data'",
     ),
+    Case(
+        "a rule for a misspelt axis of the mesh", lambda w: w.small.shard(mesh("model"), {"n_heads": "modle"}),
+        ShardingError, "n_heads", "'modle'", "Did you mean 'model'",
+    ),
+    Case(
+        "a rule for an axis of another mesh, at loading",
+        lambda w: load(mesh=mesh("data", "model"), rules={"d_mlp": "fsdp"}), ShardingError,
+        "d_mlp", "'fsdp'", "the mesh has 'data', 'model'",
+    ),
     Case("more devices than there are", lambda w: load(n_devices=4096), ShardingError, "4096", "device_count=4096"),
     Case("the same, of a model", lambda w: w.small.shard(n_devices=4096), ShardingError, "4096 devices", "XLA_FLAGS"),
     Case("no device", lambda w: load(n_devices=0), ShardingError, "positive"),
@@ -48,6 +57,10 @@ CASES: tuple[Case, ...] = (
     Case(
         "key and value heads that do not divide", lambda w: tuple(lay_out(KV, (8, 2, 4), TENSOR, {"model": 4}).spec),
         equals=(None, None, None),
+    ),
+    Case(
+        "the same, told in the table", lambda w: lay_out(KV, (8, 2, 4), TENSOR, {"model": 4}).why,
+        equals="n_kv=2 does not divide by model=4",
     ),
     Case(
         "a mesh of one device", lambda w: w.small.shard(mesh("model"))(np.array([[1, 2, 3]])),

@@ -270,6 +270,7 @@ def other_devices(sharded: HookedTransformer) -> None:
     there = jax.device_put(TOKENS, jax.sharding.NamedSharding(mesh, P("data")))
     with pytest.raises(ShardingError, match=r"model\.mesh"):
         sharded(there)
+    np.testing.assert_allclose(sharded(TOKENS[:3]), MODEL(TOKENS[:3]), atol=2e-5)  # three prompts over two groups
     fourth = jax.device_put(TOKENS, jax.devices()[3])
     np.testing.assert_allclose(sharded(fourth), sharded(jnp.asarray(TOKENS)), atol=2e-5)
 
