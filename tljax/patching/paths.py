@@ -197,7 +197,9 @@ def forked_streams(
     edits = FrozenEdits(place(model.cfg, base, sites), base, freeze_mlps and not model.cfg.attn_only)
     rows = find_rows(model.cfg, base, sites, base.length)
     with Progress(int((rows.layer < max(layers)).sum()), progress, "senders") as bar:
-        engine = Engine(model, base, Reach(base.length, None), batch_limits(model, base, max_batch), bar.advance)
+        engine = Engine(
+            model, base, Reach(base.length, None), batch_limits(model.cfg, model.params, base, max_batch), bar.advance
+        )
         streams = engine.streams(rows, edits, len(sites), sorted(layers))
     if edits.sender.spec.name == ENTRY:
         for layer, stream in streams.items():

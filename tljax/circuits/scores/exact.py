@@ -142,7 +142,7 @@ class _Effects:
         effects[graph.edges & ~self.edges] = np.nan
         flops = floor = 0.0
         with Progress(int(self.edges.sum()) * base.batch, progress, "edges") as bar:
-            engine = Engine(self.model, base, reach, batch_limits(self.model, base, max_batch), bar.advance)
+            engine = Engine(self.model, base, reach, batch_limits(cfg, self.model.params, base, max_batch), bar.advance)
             for edits, group, edges in self._edits():
                 rows = edits.rows(cfg, reach)
                 run = functools.partial(engine.run, edits=edits)

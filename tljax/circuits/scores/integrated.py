@@ -96,7 +96,7 @@ class Ends:
         """How many runs of the base's prompts fit into one batch; one, where heads' changes differ between runs."""
         if self.keeps_heads:
             return 1
-        limits = batch_limits(self.cfg, self.base, "auto")
+        limits = batch_limits(self.cfg, self.params, self.base, "auto")
         batch, length = self.base.tokens.shape
         held = 5 * self.cfg.n_layers * self.base.final.nbytes  # streams, and gradients at four projections
         return max(1, min(limits.tokens // (batch * length), limits.rows // batch, how_many(_SHARE * held)))

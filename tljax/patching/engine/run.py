@@ -23,6 +23,7 @@ from tljax.patching.engine.sites import Sites, find_rows, place
 from tljax.patching.metrics.evaluation import Measure, PositionNotKept
 from tljax.progress import Progress
 from tljax.scale.batch import n_groups
+from tljax.typing import Params
 
 Reduce = Literal["mean", "none"]
 Metrics = Callable[..., Any] | Mapping[str, Callable[..., Any]]
@@ -156,7 +157,7 @@ def _run(
             engine = SiteBySite(model, base, reach, bar.advance)
             run = functools.partial(engine.run, sites=edits)
         else:
-            engine = Engine(model, base, reach, batch_limits(model, base, max_batch), bar.advance)
+            engine = Engine(model, base, reach, batch_limits(model.cfg, model.params, base, max_batch), bar.advance)
             run = functools.partial(engine.run, edits=edits)
         values = measure_rows(run, rows, n_sites, measures, base, reach)
     return values, rows, engine
@@ -198,7 +199,9 @@ def measure_rows(
     return {name: np.concatenate(parts) for name, parts in values.items()}
 
 
-def batch_limits(model: HookedTransformer, base: BaseRun, max_batch: int | Literal["auto"]) -> BatchLimits:
+def batch_limits(
+    cfg: HookedTransformerConfig, params: Params, base: BaseRun, max_batch: int | Literal["auto"]
+) -> BatchLimits:
     """Returns how much may run at once, by ``max_batch`` and the free memory.
 
     Each group of devices that prompts are spread over has a lane; ``max_batch`` counts the rows of all.
@@ -206,8 +209,8 @@ def batch_limits(model: HookedTransformer, base: BaseRun, max_batch: int | Liter
     if max_batch != "auto" and (not isinstance(max_batch, int) or max_batch < 1):
         raise InputError(f'max_batch={max_batch!r} must be a positive number or "auto".')
     device = next(iter(base.final.devices()))
-    limits = limits_within(model.cfg, base.padded_length, batch_budget(device), device.platform == "cpu")
-    lanes = n_groups(model.params)
+    limits = limits_within(cfg, base.padded_length, batch_budget(device), device.platform == "cpu")
+    lanes = n_groups(params)
     filled = lanes if max_batch == "auto" else min(lanes, max_batch)
     rows = limits.rows if max_batch == "auto" else min(limits.rows, max_batch // filled)
     return dataclasses.replace(limits, rows=rows, lanes=lanes, filled=filled)
