@@ -21,7 +21,7 @@ from tljax.model.chunked_loss import loss_of_stream
 from tljax.model.losses import check_labels, lm_cross_entropy_loss
 from tljax.modules.attention_path import MATRICES, AttentionPath, attention_path, spliced_at_matrix
 from tljax.modules.context import AttentionContext
-from tljax.modules.stack import head_module
+from tljax.modules.readout import Readout
 from tljax.text.batch import Batch
 from tljax.text.inputs import LayerBounds, ModelInput, layer_bounds, prepare
 from tljax.text.positions import read_mask
@@ -240,11 +240,8 @@ class RunMethods:
         )  # fmt: skip
         if loss_alone:
             _check_scored(prepared, self.cfg.d_vocab_out)
-            ends = {name: self.params[name] for name in ("ln_final", "unembed") if name in self.params}
-            loss = loss_of_stream(
-                ends, value, prepared.tokens, prepared.text, module=head_module(self.cfg), per_token=loss_per_token
-            )
-            return loss, cache
+            ends = Readout.of(self.cfg, self.params)
+            return loss_of_stream(ends, value, prepared.tokens, prepared.text, per_token=loss_per_token), cache
         return (value if stop is not None else _output(value, prepared, return_type, loss_per_token)), cache
 
     def _warn_of_idle_hooks(self, output: Any) -> None:
