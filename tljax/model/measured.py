@@ -35,10 +35,11 @@ class Measured:
         text = prepared.text
         if text is not None:
             metrics = {name: one.in_text(text) if isinstance(one, InText) else one for name, one in metrics.items()}
-        if head_is_named or not all(isinstance(one, ReadsStream) and one.reads_stream for one in metrics.values()):
+        streamed = {name: one for name, one in metrics.items() if isinstance(one, ReadsStream) and one.reads_stream}
+        if head_is_named or len(streamed) < len(metrics):
             return cls(metrics, several, text, False)
         readout = Readout.of(cfg, params)
-        return cls({name: OfStream(one, readout) for name, one in metrics.items()}, several, text, True)
+        return cls({name: OfStream(one, readout) for name, one in streamed.items()}, several, text, True)
 
     def by_name(self, values: Mapping[str, Any]) -> Any:
         """Returns values by the metrics' names as the caller gave these: a dict, or the only one."""

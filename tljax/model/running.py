@@ -67,6 +67,7 @@ class RunMethods:
         loss_per_token: bool = False,
         *,
         stop_at_layer: int | None = None,
+        remat: bool = False,
         **options: Unpack[InputOptions],
     ) -> Any:
         """Runs the model.
@@ -85,6 +86,7 @@ class RunMethods:
             attention_mask: ``[batch, pos]``, 0 at padding. Made from the text when a batch is padded left.
             stop_at_layer: layer to stop before (exclusive, negative counts from the end); the call then returns the
                 residual stream ``[batch, pos, d_model]`` there, which for 0 is the embedding.
+            remat: inside ``jax.grad``: compute each block again in the backward pass instead of keeping what is inside.
 
         Returns:
             As ``return_type`` says.
@@ -95,7 +97,7 @@ class RunMethods:
         Recompiles for a new batch size, sequence length, or set of hooked points; never for new values.
         """
         prepared, bounds = self._read(input, stop_at_layer, options)
-        output, _ = self._run(prepared, bounds, self._hooks, return_type, loss_per_token)
+        output, _ = self._run(prepared, bounds, self._hooks, return_type, loss_per_token, remat=remat)
         self._warn_of_idle_hooks(output)
         return output
 

@@ -57,7 +57,7 @@ def by_positions(
 ) -> T:
     """Calls a function that unembeds streams and reduces over the vocabulary, on some positions at a time.
 
-    A backward pass unembeds each part again, instead of keeping its logits; so does forward mode over it.
+    Where there are several parts, a backward pass unembeds each again, instead of keeping its logits.
 
     Args:
         function: called as ``function(readout, *arrays, *beside)`` with these of some positions; returns arrays
@@ -74,9 +74,9 @@ def by_positions(
     """
     batch, pos = arrays[0].shape[:2]
     size = positions_at_once(batch, readout, n_logits) if at_once is None else at_once
-    part = jax.checkpoint(function, prevent_cse=False)
     if size >= pos:
-        return part(readout, *arrays, *beside)
+        return function(readout, *arrays, *beside)
+    part = jax.checkpoint(function, prevent_cse=False)
     count = pos // size
 
     def apart(array: jax.Array) -> jax.Array:
