@@ -10,11 +10,15 @@ import pytest
 from compare import close
 from variants import build
 
-from tljax import Batch, HookedTransformer
+from tljax import Batch, HookedTransformer, Replace
 from tljax.analysis import TunedLens, lens_divergence, logit_lens
+from tljax.dictionaries.evaluation.measuring import measure_losses
+from tljax.dictionaries.training.prompts import TokenBatch
+from tljax.dictionaries.training.spliced_loss import compared
 from tljax.modules import readout
+from tljax.modules.context import AttentionContext
 from tljax.modules.readout import Readout, by_positions
-from tljax.patching import KL, LogitDiff, LogProb, Loss, Normalized
+from tljax.patching import KL, LogitDiff, LogProb, Loss, Normalized, sweep
 
 BATCH, POS, VOCAB = 2, 11, 13
 """Positions that divide by no part's length but 1: the last part is shorter."""
@@ -183,3 +187,30 @@ def test_lenses(model: HookedTransformer) -> None:
     expected = (np.exp(log_probs[-1]) * (log_probs[-1] - log_probs[:-1])).sum(-1).mean((1, 2))
     close(lens_divergence(model, TOKENS), expected, atol=1e-5)
     close(TunedLens.fit(model, TOKENS, steps=1).losses[0], expected, atol=1e-5)
+
+
+def test_sweeps(model: HookedTransformer, other: HookedTransformer) -> None:
+    """Of patched runs measured together: as of each run's whole logits."""
+    corrupted = np.roll(TOKENS, 1)
+    metrics = {"loss": Loss(corrupted), "run": KL.to_run(other, TOKENS), "logits": KL(other(TOKENS), pos=None)}
+    found = sweep(model, corrupted, TOKENS, "resid_pre", metrics, axes=("pos",))
+    _, source = model.run_with_cache(TOKENS, names_filter=POINT)
+    patched = model.run_with_hooks(corrupted, fwd_hooks=[(POINT, Replace(source[POINT], pos=POS - 2))])
+    for name, metric in metrics.items():
+        close(found[name].values[1, POS - 2], np.asarray(metric(patched)).mean(), atol=1e-5, message=name)
+    close(found["run"].values, found["logits"].values, atol=1e-5)
+
+
+def test_dictionaries_are_evaluated_and_trained_by_parts(model: HookedTransformer) -> None:
+    end, text = Readout.of(model.cfg, model.params), jnp.asarray(MASK)
+    random = np.random.default_rng(2)
+    ends = tuple(jnp.asarray(random.standard_normal((BATCH, POS, 16)), jnp.float32) for _ in range(3))
+    whole = measure_losses(tuple(map(end.logits, ends)), None, TOKENS, text, text)
+    close(measure_losses(ends, end, TOKENS, text, text), whole, atol=1e-5)
+    assert most_positions(measure_losses, ends, end, TOKENS, text, text) == BATCH  # three runs: one position at a time
+    batch = TokenBatch(jnp.asarray(TOKENS), AttentionContext(), text, text)
+    kl, losses = compared(end, *ends[:2], batch)
+    close(kl, whole[..., 5].sum() / MASK.sum(), atol=1e-5)
+    for name, column in (("ce_original", 2), ("ce_spliced", 3)):
+        close(losses[name], whole[..., column].sum() / whole[..., 1].sum(), atol=1e-5)
+    assert most_positions(jax.grad(lambda stream: compared(end, ends[0], stream, batch)[0]), ends[1]) == 2 * BATCH

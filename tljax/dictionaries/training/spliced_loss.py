@@ -140,7 +140,7 @@ def spliced_loss(
         tokens = token_losses(own, x, y, counts, numbers, dead, cfg, guess)
         output = preparation.undo(tokens.reconstruction)
     final, streams = spliced_run(params, output, original, batch, plan)
-    kl, cross_entropies = _compared(Readout.of(plan.model, params), original.final, final, batch)
+    kl, cross_entropies = compared(Readout.of(plan.model, params), original.final, final, batch)
     terms = {name: term for name, term in tokens.terms.items() if "mse_loss" not in name}
     errors = {name: term for name, term in tokens.terms.items() if "mse_loss" in name}
     terms |= {name: numbers["mse_coefficient"] * term for name, term in errors.items()}
@@ -174,9 +174,7 @@ def _variance(y: jax.Array, counts: jax.Array) -> jax.Array:
     return mean_of(((y - mean[None]) ** 2).sum(axis=-1), counts)
 
 
-def _compared(
-    readout: Readout, original: jax.Array, spliced: jax.Array, batch: TokenBatch
-) -> tuple[jax.Array, Metrics]:
+def compared(readout: Readout, original: jax.Array, spliced: jax.Array, batch: TokenBatch) -> tuple[jax.Array, Metrics]:
     """Returns how far the spliced run's predictions are from the original ones, and both runs' losses of next tokens.
 
     Args:
