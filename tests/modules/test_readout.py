@@ -193,7 +193,7 @@ def test_sweeps(model: HookedTransformer, other: HookedTransformer) -> None:
     """Of patched runs measured together: as of each run's whole logits."""
     corrupted = np.roll(TOKENS, 1)
     metrics = {"loss": Loss(corrupted), "run": KL.to_run(other, TOKENS), "logits": KL(other(TOKENS), pos=None)}
-    found = sweep(model, corrupted, TOKENS, "resid_pre", metrics, axes=("pos",))
+    found = sweep(model, corrupted, TOKENS, metrics, "resid_pre", axes=("pos",))
     _, source = model.run_with_cache(TOKENS, names_filter=POINT)
     patched = model.run_with_hooks(corrupted, fwd_hooks=[(POINT, Replace(source[POINT], pos=POS - 2))])
     for name, metric in metrics.items():
@@ -205,7 +205,7 @@ def test_dictionaries_are_evaluated_and_trained_by_parts(model: HookedTransforme
     end, text = Readout.of(model.cfg, model.params), jnp.asarray(MASK)
     random = np.random.default_rng(2)
     ends = tuple(jnp.asarray(random.standard_normal((BATCH, POS, 16)), jnp.float32) for _ in range(3))
-    whole = measure_losses(tuple(map(end.logits, ends)), None, TOKENS, text, text)
+    whole = np.asarray(measure_losses(tuple(map(end.logits, ends)), None, TOKENS, text, text))
     close(measure_losses(ends, end, TOKENS, text, text), whole, atol=1e-5)
     assert most_positions(measure_losses, ends, end, TOKENS, text, text) == BATCH  # three runs: one position at a time
     batch = TokenBatch(jnp.asarray(TOKENS), AttentionContext(), text, text)

@@ -19,6 +19,7 @@ from tljax.checks import is_traced
 from tljax.config import HookedTransformerConfig
 from tljax.errors import InputError, TljaxError
 from tljax.modules.readout import Readout, by_positions
+from tljax.numerics import widened
 from tljax.text.warned import level_of_caller
 from tljax.typing import Params
 
@@ -249,7 +250,7 @@ def check_slope(metric: Metric, name: str, end: jax.Array, found: jax.Array, tex
 @jax.jit
 def _summary(found: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Returns whether a gradient is finite, how steep the metric is over all positions of a prompt, and where."""
-    sizes = jnp.abs(found.astype(jnp.float32)).max(axis=-1)
+    sizes = jnp.abs(found.astype(widened(found.dtype))).max(axis=-1)
     return jnp.isfinite(sizes).all(), sizes.sum(axis=-1).max(), sizes
 
 
