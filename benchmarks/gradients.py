@@ -110,18 +110,18 @@ def live_bytes() -> int:
 
 
 def held(model: Any, tokens: np.ndarray, remat: bool) -> int:
-    """Bytes beside the model when the metric is called: what the backward pass will need, and the last logits."""
+    """Bytes beside the model when the metric is called: what the backward pass will need, and the final stream."""
     before, seen = live_bytes(), []
 
     class Probe:
-        read_at = -1
+        reads_stream = True
 
-        def of_one_position(self) -> "Probe":
-            return self
+        def of_stream(self, cfg: Any, params: Any, residual: Any) -> Any:
+            seen.append(live_bytes() - before)
+            return residual[:, -1, 3] - residual[:, -1, 4]
 
         def __call__(self, logits: Any) -> Any:
-            seen.append(live_bytes() - before)
-            return logits[:, -1, 3] - logits[:, -1, 4]
+            raise AssertionError("a metric of the stream gets no logits")
 
     jax.block_until_ready(model.run_with_grads(tokens, Probe(), "hook_embed", remat=remat).value)
     return seen[0]

@@ -8,13 +8,11 @@ import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from tljax.checks import typed
 from tljax.errors import InputError, TokenizerError
 from tljax.model.hooked_transformer import HookedTransformer
-from tljax.model.losses import lm_cross_entropy_loss
 from tljax.text.padding import pad_rows
 from tljax.utils.tokenizing import tokenize_and_concatenate
 
@@ -74,7 +72,7 @@ def induction_loss(
         repeated = np.asarray(tokens)
         if repeated.ndim != 2 or repeated.shape[1] < 4 or repeated.shape[1] % 2:
             raise InputError(f"tokens must be [batch, 2 * subseq_len]; got shape {repeated.shape}.")
-    losses = lm_cross_entropy_loss(model(repeated), jnp.asarray(repeated), per_token=True)
+    losses = model(repeated, return_type="loss", loss_per_token=True)
     return losses[:, repeated.shape[1] // 2 + 1 :].mean()
 
 

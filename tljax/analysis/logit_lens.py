@@ -12,14 +12,15 @@ from jaxtyping import Array, Bool, Float, Int
 
 from tljax.cache.access import position_cut
 from tljax.cache.activation_cache import ActivationCache
-from tljax.cache.attribution import end_params, read_out, token_ids
+from tljax.cache.attribution import token_ids
 from tljax.cache.slices import SliceInput
-from tljax.checks import take, typed, whole
+from tljax.checks import typed, whole
 from tljax.config import HookedTransformerConfig
 from tljax.errors import InputError
 from tljax.hooks.splices import value_after
 from tljax.model.hooked_transformer import HookedTransformer
-from tljax.numerics import widened
+from tljax.model.losses import log_probabilities
+from tljax.modules.readout import Readout, by_positions
 from tljax.text.batch import Batch
 from tljax.text.methods import token_labels
 from tljax.viz.lens_table import FigureOptions, TableOptions, logit_lens_figure, logit_lens_table
@@ -143,9 +144,11 @@ def readout(
         wanted = jnp.atleast_1d(token_ids(model, targets, None)[0])
         if wanted.ndim != 1:
             raise InputError(f"targets must be a token or a list of tokens, got ids of shape {wanted.shape}.")
-    rows = vectors.reshape(-1, model.cfg.d_model)
-    found = _read(rows, end_params(model), wanted, cfg=model.cfg.computation, top_k=int(top_k), chunk_size=chunk_size)
-    return LensReadout(**{name: value.reshape(*vectors.shape[:-1], *value.shape[1:]) for name, value in found.items()})
+    rows = vectors.reshape(1, -1, model.cfg.d_model)
+    along = () if wanted is None else (jnp.broadcast_to(wanted, (*rows.shape[:2], len(wanted))),)
+    end = Readout.of(model.cfg, model.params)
+    found = by_positions(_Reading(int(top_k)), end, rows, *along, at_once=int(chunk_size))
+    return LensReadout(**{name: value.reshape(*vectors.shape[:-1], *value.shape[2:]) for name, value in found.items()})
 
 
 @typed
@@ -271,26 +274,19 @@ def _depths(cfg: HookedTransformerConfig, lens: StreamLens | None, layers: Seque
     return chosen
 
 
-@functools.partial(jax.jit, static_argnames=("cfg", "top_k", "chunk_size"))
-def _read(
-    rows: jax.Array,
-    params: Any,
-    targets: jax.Array | None,
-    *,
-    cfg: HookedTransformerConfig,
-    top_k: int,
-    chunk_size: int,
-) -> dict[str, Any]:
-    def one(row: jax.Array) -> dict[str, Any]:
-        logits = read_out(row[None], params, cfg=cfg)[0]
-        log_probs = jax.nn.log_softmax(logits.astype(widened(logits.dtype)))
-        top_log_probs, top_ids = jax.lax.top_k(log_probs, top_k)
-        entropy = jnp.sum(jax.scipy.special.entr(jnp.exp(log_probs)))
+@dataclasses.dataclass(frozen=True)
+class _Reading:
+    """What is kept of the logits of streams ``[batch, pos, d_model]``, and of targets ``[batch, pos, target]``."""
+
+    top_k: int
+
+    def __call__(self, end: Readout, streams: jax.Array, targets: jax.Array | None = None) -> dict[str, Any]:
+        log_probs = log_probabilities(end.logits(streams))
+        top_log_probs, top_ids = jax.lax.top_k(log_probs, self.top_k)
+        entropy = jnp.sum(jax.scipy.special.entr(jnp.exp(log_probs)), axis=-1)
         found: dict[str, Any] = {"top_ids": top_ids, "top_log_probs": top_log_probs, "entropy": entropy}
         if targets is not None:
-            own = take(log_probs, targets)
-            ranks = (log_probs[None, :] > own[:, None]).sum(axis=-1, dtype=jnp.int32)
-            found |= {"target_log_probs": own, "target_ranks": ranks}
+            own = jnp.take_along_axis(log_probs, targets, axis=-1, mode="fill")
+            better = jnp.stack([(log_probs > own[..., n, None]).sum(-1, jnp.int32) for n in range(own.shape[-1])], -1)
+            found |= {"target_log_probs": own, "target_ranks": better}
         return found
-
-    return jax.lax.map(one, rows, batch_size=min(chunk_size, rows.shape[0]))

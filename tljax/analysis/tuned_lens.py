@@ -14,15 +14,14 @@ from jaxtyping import Array, Float
 
 from tljax.analysis.lens_basis import LensBasis, load_lens, save_lens
 from tljax.analysis.logit_lens import StreamLens, stream_name
-from tljax.cache.attribution import end_params, read_out
 from tljax.checks import typed
-from tljax.config import HookedTransformerConfig
 from tljax.errors import InputError
 from tljax.model.hooked_transformer import HookedTransformer
+from tljax.model.losses import divergences, log_probabilities
+from tljax.modules.readout import Readout, by_positions
 from tljax.numerics import widened
 from tljax.progress import Progress
 from tljax.text.batch import Batch
-from tljax.typing import Params
 
 
 @jax.tree_util.register_dataclass
@@ -105,14 +104,12 @@ class TunedLens:
             jnp.zeros((cfg.n_layers, cfg.d_model), wide),
         )
         state = optimizer.init(maps)
-        ends = end_params(model)
+        readout = Readout.of(cfg, model.params)
         losses = []
         with Progress(steps, progress, "tuned lens", "step") as bar:
             for batch in _batches(model.to_batch(prompts), steps, batch_size, seed):
                 streams, final = _streams(model, batch)
-                maps, state, loss = _step(
-                    maps, state, streams, final, batch.mask, ends, cfg=cfg.computation, optimizer=optimizer
-                )
+                maps, state, loss = _step(maps, state, streams, final, batch.mask, readout, optimizer=optimizer)
                 losses.append(loss)
                 bar.advance(1)
         return cls(weight=maps[0], bias=maps[1], losses=jnp.stack(losses), basis=LensBasis.of(model))
@@ -166,7 +163,7 @@ def lens_divergence(
         streams = streams[jnp.asarray(depths)]
         carried = streams if lens is None else lens.carry(streams, depths)
         n = float(batch.mask.sum())
-        divergence = _evaluate(carried, final, batch.mask, end_params(model), cfg=cfg.computation)
+        divergence = _evaluate(carried, final, batch.mask, Readout.of(cfg, model.params))
         total, count = total + n * divergence, count + n
     return total / count
 
@@ -201,40 +198,36 @@ def _translated(vectors: jax.Array, weight: jax.Array, bias: jax.Array) -> jax.A
     )
 
 
-def _divergences(
-    carried: jax.Array, final: jax.Array, mask: jax.Array, ends: Params, cfg: HookedTransformerConfig
-) -> Float[Array, " layer"]:
+def _divergences(carried: jax.Array, final: jax.Array, mask: jax.Array, readout: Readout) -> Float[Array, " layer"]:
     """Computes KL(distribution of ``final`` || that of ``carried``) of each layer, mean over ``mask``'s tokens."""
+    each = by_positions(_divergences_of_layers, readout, final, jnp.moveaxis(carried, 0, 2), n_logits=2)
+    return jnp.where(mask[..., None], each, 0).sum((0, 1)) / mask.sum(dtype=each.dtype)
 
-    def log_probs(vectors: jax.Array) -> jax.Array:
-        logits = read_out(vectors, ends, cfg=cfg)
-        return jax.nn.log_softmax(logits.astype(widened(logits.dtype)))
 
-    wanted = log_probs(final)
+def _divergences_of_layers(readout: Readout, final: jax.Array, carried: jax.Array) -> jax.Array:
+    """Computes ``[batch, pos, layer]`` of the final stream and ``[batch, pos, layer, d_model]``."""
+    wanted = log_probabilities(readout.logits(final))
 
     @jax.checkpoint
     def one_layer(stream: jax.Array) -> jax.Array:
-        found = log_probs(stream)
-        each = jnp.sum(jnp.exp(wanted) * (wanted - found), axis=-1)
-        return jnp.where(mask, each, 0).sum() / mask.sum(dtype=each.dtype)
+        return divergences(wanted, log_probabilities(readout.logits(stream)))
 
-    return jax.lax.map(one_layer, carried)
+    return jnp.moveaxis(jax.lax.map(one_layer, jnp.moveaxis(carried, 2, 0)), 0, 2)
 
 
-@functools.partial(jax.jit, static_argnames=("cfg", "optimizer"))
+@functools.partial(jax.jit, static_argnames="optimizer")
 def _step(
     maps: Any,
     state: Any,
     streams: jax.Array,
     final: jax.Array,
     mask: jax.Array,
-    ends: Params,
+    readout: Readout,
     *,
-    cfg: HookedTransformerConfig,
     optimizer: optax.GradientTransformation,
 ) -> tuple[Any, Any, jax.Array]:
     def loss(maps: Any) -> tuple[jax.Array, jax.Array]:
-        each = _divergences(jax.vmap(_translated)(streams, *maps), final, mask, ends, cfg)
+        each = _divergences(jax.vmap(_translated)(streams, *maps), final, mask, readout)
         return each.sum(), each
 
     gradient, each = jax.grad(loss, has_aux=True)(maps)
@@ -243,4 +236,4 @@ def _step(
     return optax.apply_updates(maps, updates), state, each
 
 
-_evaluate = functools.partial(jax.jit, static_argnames="cfg")(_divergences)
+_evaluate = jax.jit(_divergences)

@@ -23,6 +23,7 @@ from tljax.hooks.point import HookPoint, HookSlot, apply_with_slots
 from tljax.interchange.pairs import InterchangePairs, TaskLogits, entries_of
 from tljax.interchange.sites import AtLayer, Point, rows_of
 from tljax.model.hooked_transformer import HookedTransformer
+from tljax.model.losses import log_probabilities
 from tljax.modules.context import AttentionContext
 from tljax.modules.stack import block_module, embedding_module
 from tljax.numerics import matmul_precision, widened
@@ -288,8 +289,7 @@ def task_logits(plan: Plan, ends: Params, stream: jax.Array, read: jax.Array) ->
 
 def losses_of(logits: jax.Array, targets: jax.Array) -> jax.Array:
     """Computes the cross entropy of each target, in nats, ``[batch]``."""
-    log_probs = jax.nn.log_softmax(logits.astype(widened(logits.dtype)))
-    return -jnp.take_along_axis(log_probs, targets[:, None], axis=-1)[:, 0]
+    return -jnp.take_along_axis(log_probabilities(logits), targets[:, None], axis=-1)[:, 0]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 4))

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from tljax.cache.activation_cache import ActivationCache
 from tljax.cache.derivative_cache import DerivativeCache
@@ -15,16 +14,14 @@ from tljax.checks import is_traced
 from tljax.devices import resolve_device
 from tljax.errors import InputError
 from tljax.forward.backward import Moves, pull_back, push_forward, zero_offsets
-from tljax.forward.forward import run_forward
 from tljax.hooks.dictionary import HookDictionary
 from tljax.hooks.interventions import Add
 from tljax.hooks.names import select
-from tljax.hooks.points import HEAD, point_table, stage_of
+from tljax.hooks.points import point_table
 from tljax.model.caching import CachingMethods, Keep
 from tljax.model.measured import Measured
 from tljax.model.metrics import Metric, check_slope, differentiable, slope
-from tljax.model.running import reached_names, typed_run
-from tljax.modules.context import AttentionContext
+from tljax.model.running import reached_names, typed_run, uses_head
 from tljax.text.inputs import LayerBounds, ModelInput
 from tljax.typing import DeviceLike, InputOptions, NamesFilter
 
@@ -84,8 +81,9 @@ class DerivativeMethods(CachingMethods):
             input: as in :meth:`__call__`.
             metric: a function of the logits ``[batch, pos, d_vocab_out]`` that returns a number, or one for each prompt
                 ``[batch]``; or several by name. It is traced, so it computes with ``jnp`` and does not take numbers
-                out. Metrics of :mod:`tljax.patching` count positions in each prompt's text, and where all that are
-                given read one position of each prompt, no other position is unembedded.
+                out. Metrics of :mod:`tljax.patching` count positions in each prompt's text. Where all that are given
+                are such metrics, no logits of all positions are made: one position is unembedded for a metric that
+                reads one, and some at a time for ``Loss`` and for ``KL`` over all.
             names_filter: the points to keep and to differentiate at, as in :meth:`run_with_cache`.
             device, remove_batch_dim, pos_slice: as in :meth:`run_with_cache`, for activations and gradients.
             remat: compute each block again in the backward pass instead of keeping what is inside: memory for one
@@ -117,17 +115,17 @@ class DerivativeMethods(CachingMethods):
         offsets = zero_offsets(self.cfg, names, self._hooks, *prepared.batch_and_pos)
         self._refuse_without_derivative(names_filter, offsets)
         keep = Keep.of(self.cfg, prepared, pos_slice, resolve_device(device))
-        measured = Measured.of(metric, prepared, self._uses_head(names))
+        measured = Measured.of(metric, prepared, self.cfg, self.params, self._uses_head(names))
         self._warn_if_large(names, prepared, keep, copies=1 + len(measured.metrics))
 
         def run(hooks: HookDictionary) -> tuple[jax.Array, dict[str, Any]]:
-            return self._logits(prepared, bounds, hooks, names, keep, measured.places, remat)
+            return self._end(prepared, bounds, hooks, names, keep, measured.on_stream, remat)
 
-        logits, cache, gradients = pull_back(run, self._hooks, offsets)
+        end, cache, gradients = pull_back(run, self._hooks, offsets)
         values, kept = {}, {}
         for name, one in measured.metrics.items():
-            values[name], found = slope(one, logits)
-            check_slope(one, name, logits, found, measured.text)
+            values[name], found = slope(one, end)
+            check_slope(one, name, end, found, measured.text)
             kept[name] = gradients(found)
             _check_finite(kept[name], name)
         wrap = _Wrapper(self, keep, prepared, remove_batch_dim)
@@ -175,14 +173,14 @@ class DerivativeMethods(CachingMethods):
         keep = Keep.of(self.cfg, prepared, pos_slice, resolve_device(device))
         self._warn_if_large(names, prepared, keep, copies=2)
         if metric is None:
-            measured = Measured({"": lambda logits: logits}, False, None, None)
+            measured = Measured({"": lambda logits: logits}, False, None, False)
         else:
-            measured = Measured.of(metric, prepared, self._uses_head((*names, *moves.names)))
+            measured = Measured.of(metric, prepared, self.cfg, self.params, self._uses_head((*names, *moves.names)))
 
         def run(hooks: HookDictionary) -> tuple[Any, dict[str, Any]]:
-            logits, cache = self._logits(prepared, bounds, hooks, names, keep, measured.places)
+            end, cache = self._end(prepared, bounds, hooks, names, keep, measured.on_stream)
             evaluate = differentiable if metric is not None else _same
-            return {name: evaluate(one, logits) for name, one in measured.metrics.items()}, cache
+            return {name: evaluate(one, end) for name, one in measured.metrics.items()}, cache
 
         (values, cache), (changes, tangents) = push_forward(run, hooks, moves)
         wrap = _Wrapper(self, keep, prepared, remove_batch_dim)
@@ -230,11 +228,11 @@ class DerivativeMethods(CachingMethods):
         offsets = zero_offsets(self.cfg, names, moves.added(self._hooks, moves.tangents), *size)
         self._refuse_without_derivative(wanted, offsets)
         keep = Keep.of(self.cfg, prepared, pos_slice, resolve_device(device))
-        measured = Measured.of(metric, prepared, self._uses_head((*names, *moves.names)))
+        measured = Measured.of(metric, prepared, self.cfg, self.params, self._uses_head((*names, *moves.names)))
 
         def run(hooks: HookDictionary) -> tuple[dict[str, jax.Array], dict[str, Any]]:
-            logits, _ = self._logits(prepared, bounds, hooks, (), None, measured.places, remat)
-            return {name: differentiable(one, logits) for name, one in measured.metrics.items()}, {}
+            end, _ = self._end(prepared, bounds, hooks, (), None, measured.on_stream, remat)
+            return {name: differentiable(one, end) for name, one in measured.metrics.items()}, {}
 
         def gradients(values: Sequence[jax.Array]) -> tuple[Any, Any]:
             found, _, pull = pull_back(run, moves.added(self._hooks, values), offsets)
@@ -252,30 +250,23 @@ class DerivativeMethods(CachingMethods):
 
         return HVPOutput(measured.by_name(values), wrapped(grads), wrapped(products))
 
-    def _logits(
+    def _end(
         self,
         prepared: ModelInput,
         bounds: LayerBounds,
         hooks: HookDictionary,
         names: tuple[str, ...],
         keep: Keep | None,
-        places: np.ndarray | None,
+        on_stream: bool,
         remat: bool = False,
     ) -> tuple[jax.Array, dict[str, Any]]:
-        """Returns logits, of some positions ``[batch, place, d_vocab_out]`` or of all, and the named activations."""
-        if places is None:
-            return self._run(prepared, bounds, hooks, "logits", names=names, keep=keep, remat=remat)
-        last = bounds[0], self.cfg.n_layers
-        residual, cache = self._run(prepared, last, hooks, "logits", names=names, keep=keep, remat=remat)
-        read = residual[np.arange(len(places))[:, None], places]
-        context = AttentionContext.of(prepared)
-        logits, _ = run_forward(self.cfg, self.params, read, context, hooks=hooks, start=self.cfg.n_layers, remat=remat)
-        return logits, cache
+        """Returns what metrics take, the logits or the final residual stream, and the named activations."""
+        to = (bounds[0], self.cfg.n_layers) if on_stream else bounds
+        return self._run(prepared, to, hooks, "logits", names=names, keep=keep, remat=remat)
 
     def _uses_head(self, names: Sequence[str]) -> bool:
         """Whether a run needs the points after the blocks as they are at all positions."""
-        used = (*names, *(entry.name for entry in self._hooks.entries))
-        return any(stage_of(name)[0] == HEAD for name in used)
+        return uses_head((*names, *(entry.name for entry in self._hooks.entries)))
 
     def _moves(self, directions: Directions, bounds: LayerBounds, prepared: ModelInput) -> Moves:
         """Reads what was given as ``directions=``."""

@@ -88,12 +88,22 @@ def lm_cross_entropy_loss(
     check_labels(logits, tokens)
     mask = None if attention_mask is None else read_mask(attention_mask)
     following, counted = next_tokens(tokens, mask, logits.shape[-1])
-    losses = jnp.where(counted, cross_entropies(logits[:, :-1], following), 0)
+    losses = jnp.where(counted, cross_entropies(logits[:, :-1], following).astype(logits.dtype), 0)
     return losses if per_token else mean_of_counted(losses, counted)
 
 
+def log_probabilities(logits: jax.Array) -> jax.Array:
+    """Returns log-probabilities over the last axis, in float32 or wider."""
+    return jax.nn.log_softmax(logits.astype(widened(logits.dtype)))
+
+
+def divergences(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
+    """Computes ``KL(p || q)`` in nats over the last axis of log-probabilities; what ``p`` excludes adds nothing."""
+    return jnp.where(log_p == -jnp.inf, 0, jnp.exp(log_p) * (log_p - log_q)).sum(axis=-1)
+
+
 def cross_entropies(logits: jax.Array, following: jax.Array) -> jax.Array:
-    """Computes the cross entropy of each token ``[batch, pos]`` in float32 or wider, in the dtype of the logits.
+    """Computes the cross entropy of each token ``[batch, pos]``, in float32 or wider.
 
     No array of the logits' size is made: only reductions over the vocabulary, and the logits of the tokens.
 
@@ -103,7 +113,7 @@ def cross_entropies(logits: jax.Array, following: jax.Array) -> jax.Array:
     """
     wide = widened(logits.dtype)
     chosen = jnp.take_along_axis(logits, following[..., None], axis=-1, mode="fill")[..., 0]
-    return (jax.nn.logsumexp(logits.astype(wide), axis=-1) - chosen.astype(wide)).astype(logits.dtype)
+    return jax.nn.logsumexp(logits.astype(wide), axis=-1) - chosen.astype(wide)
 
 
 def mean_of_counted(losses: jax.Array, counted: jax.Array) -> jax.Array:

@@ -1,9 +1,10 @@
 """Metrics of the logits as a model sees them: what they may say of themselves, their values, and their derivatives.
 
 A metric is any function of logits ``[batch, pos, d_vocab_out]`` that returns one number, or one for each prompt
-``[batch]``. Those of :mod:`tljax.patching` also say where they read; the protocols here are how.
+``[batch]``. Those of :mod:`tljax.patching` need no logits of all positions; the protocols here are how.
 """
 
+import dataclasses
 import functools
 import warnings
 from collections.abc import Callable, Mapping
@@ -15,8 +16,12 @@ import numpy as np
 from jax.core import Tracer
 
 from tljax.checks import is_traced
+from tljax.config import HookedTransformerConfig
 from tljax.errors import InputError, TljaxError
+from tljax.modules.readout import Readout, by_positions
+from tljax.numerics import widened
 from tljax.text.warned import level_of_caller
+from tljax.typing import Params
 
 Metric = Callable[[Any], Any]
 
@@ -46,17 +51,37 @@ class InText(Protocol):
 
 
 @runtime_checkable
-class ReadsOnePosition(Protocol):
-    """A metric that can say that it reads one position of each prompt, so that no other needs logits."""
+class ReadsStream(Protocol):
+    """A metric that unembeds what it reads, some positions at a time, so that the logits of all need not be there."""
 
     @property
-    def read_at(self) -> Any:
-        """The position read, or one for each prompt ``[batch]``; ``None`` if it reads several."""
+    def reads_stream(self) -> bool:
+        """Whether it can, with what it holds."""
         ...
 
-    def of_one_position(self) -> Any:
-        """Returns the metric for logits of its only position, ``[batch, 1, d_vocab]``; ``None`` if it reads several."""
+    def of_stream(self, cfg: HookedTransformerConfig, params: Params, residual: jax.Array) -> Any:
+        """Returns its value on a run with this final residual stream ``[batch, pos, d_model]``."""
         ...
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class OfStream:
+    """A metric as a function of the final residual stream ``[batch, pos, d_model]``."""
+
+    metric: ReadsStream
+    readout: Readout
+
+    def __call__(self, residual: jax.Array) -> Any:
+        return self.metric.of_stream(self.readout.module.cfg, self.readout.params, residual)
+
+    def logits_are_finite(self, residual: jax.Array) -> jax.Array:
+        """Returns whether all logits of the stream are finite."""
+        return by_positions(_finite, self.readout, residual).all()
+
+
+def _finite(readout: Readout, stream: jax.Array) -> jax.Array:
+    return jnp.isfinite(readout.logits(stream)).all(axis=-1)
 
 
 def metrics_by_name(metric: Any) -> tuple[dict[str, Metric], bool]:
@@ -180,18 +205,18 @@ def slope(metric: Metric, logits: jax.Array) -> tuple[jax.Array, jax.Array]:
     return _slope(metric, logits)
 
 
-def check_slope(metric: Metric, name: str, logits: jax.Array, found: jax.Array, text: Any) -> None:
-    """Checks the gradient of a metric with respect to the logits, unless it is traced.
+def check_slope(metric: Metric, name: str, end: jax.Array, found: jax.Array, text: Any) -> None:
+    """Checks the gradient of a metric with respect to what it takes, unless it is traced.
 
     Args:
         metric: the metric.
         name: what it is called, if there are several.
-        logits: what it was evaluated on.
+        end: what it was evaluated on: logits, or the final residual stream ``[batch, pos, ...]``.
         found: its gradient, of the same shape.
-        text: ``[batch, pos]``, ``False`` at padding; ``None`` if the metric cannot have read any.
+        text: ``[batch, pos]``, ``False`` at padding; ``None`` if there is none.
 
     Raises:
-        InputError: the gradient is not finite; or it is of logits at padding.
+        InputError: the gradient is not finite; or it is of padding.
 
     Warns:
         ZeroGradientWarning: it is zero, or so small against the slope elsewhere that it is rounding.
@@ -199,9 +224,9 @@ def check_slope(metric: Metric, name: str, logits: jax.Array, found: jax.Array, 
     if is_traced(found, text):
         return
     called = f"The metric {name!r}" if name else "The metric"
-    finite, largest, by_position = jax.device_get(_summary(found))
+    finite, steepness, by_position = jax.device_get(_summary(found))
     if not finite:
-        whole = bool(jnp.isfinite(logits).all())
+        whole = bool(metric.logits_are_finite(end) if isinstance(metric, OfStream) else jnp.isfinite(end).all())
         reason = (
             "though the logits are finite. Where it takes a logarithm, a root or a quotient of zero, give it a floor "
             "(jnp.where before the logarithm, not after; jax.nn.log_softmax instead of log(softmax))"
@@ -212,9 +237,9 @@ def check_slope(metric: Metric, name: str, logits: jax.Array, found: jax.Array, 
     if text is not None and (read := np.argwhere((by_position > 0) & ~np.asarray(text))).size:
         prompt, position = map(int, read[0])
         raise read_padding(position, prompt, int(np.asarray(text)[prompt].sum()))
-    if largest < SMALL and largest <= SMALL * float(jnp.abs(slope(metric, _elsewhere(logits))[1]).max()):
+    if steepness < SMALL and steepness <= SMALL * float(_summary(slope(metric, _elsewhere(end))[1])[1]):
         warnings.warn(
-            f"{called} does not change to first order at this run (its largest slope is {largest:.1g}), so "
+            f"{called} does not change to first order at this run (its slope is {steepness:.1g}), so "
             "gradients of it say nothing: it compares the run with itself, as KL(base) does at the base, or is flat "
             "there. Take LogitDiff, or differentiate at the other run (the corrupted one).",
             ZeroGradientWarning,
@@ -224,13 +249,14 @@ def check_slope(metric: Metric, name: str, logits: jax.Array, found: jax.Array, 
 
 @jax.jit
 def _summary(found: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    sizes = jnp.abs(found).max(axis=-1)
-    return jnp.isfinite(sizes).all(), sizes.max(), sizes
+    """Returns whether a gradient is finite, how steep the metric is over all positions of a prompt, and where."""
+    sizes = jnp.abs(found.astype(widened(found.dtype))).max(axis=-1)
+    return jnp.isfinite(sizes).all(), sizes.sum(axis=-1).max(), sizes
 
 
 @jax.jit
-def _elsewhere(logits: jax.Array) -> jax.Array:
-    """Returns other logits of about the same size."""
-    wave = jnp.sin(jnp.arange(logits.shape[-1], dtype=jnp.float32)).astype(logits.dtype)
-    spread = 0.1 * jnp.maximum(logits.std(axis=-1, keepdims=True), 1)
-    return 0.9 * logits + spread.astype(logits.dtype) * jnp.broadcast_to(wave, logits.shape)
+def _elsewhere(end: jax.Array) -> jax.Array:
+    """Returns other logits, or another stream, of about the same size."""
+    wave = jnp.sin(jnp.arange(end.shape[-1], dtype=jnp.float32)).astype(end.dtype)
+    spread = 0.1 * jnp.maximum(end.std(axis=-1, keepdims=True), 1)
+    return 0.9 * end + spread.astype(end.dtype) * jnp.broadcast_to(wave, end.shape)

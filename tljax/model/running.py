@@ -21,7 +21,7 @@ from tljax.model.chunked_loss import loss_of_stream
 from tljax.model.losses import check_labels, lm_cross_entropy_loss
 from tljax.modules.attention_path import MATRICES, AttentionPath, attention_path, spliced_at_matrix
 from tljax.modules.context import AttentionContext
-from tljax.modules.stack import head_module
+from tljax.modules.readout import Readout
 from tljax.text.batch import Batch
 from tljax.text.inputs import LayerBounds, ModelInput, layer_bounds, prepare
 from tljax.text.positions import read_mask
@@ -67,6 +67,7 @@ class RunMethods:
         loss_per_token: bool = False,
         *,
         stop_at_layer: int | None = None,
+        remat: bool = False,
         **options: Unpack[InputOptions],
     ) -> Any:
         """Runs the model.
@@ -85,6 +86,7 @@ class RunMethods:
             attention_mask: ``[batch, pos]``, 0 at padding. Made from the text when a batch is padded left.
             stop_at_layer: layer to stop before (exclusive, negative counts from the end); the call then returns the
                 residual stream ``[batch, pos, d_model]`` there, which for 0 is the embedding.
+            remat: inside ``jax.grad``: compute each block again in the backward pass instead of keeping what is inside.
 
         Returns:
             As ``return_type`` says.
@@ -95,7 +97,7 @@ class RunMethods:
         Recompiles for a new batch size, sequence length, or set of hooked points; never for new values.
         """
         prepared, bounds = self._read(input, stop_at_layer, options)
-        output, _ = self._run(prepared, bounds, self._hooks, return_type, loss_per_token)
+        output, _ = self._run(prepared, bounds, self._hooks, return_type, loss_per_token, remat=remat)
         self._warn_of_idle_hooks(output)
         return output
 
@@ -240,11 +242,8 @@ class RunMethods:
         )  # fmt: skip
         if loss_alone:
             _check_scored(prepared, self.cfg.d_vocab_out)
-            ends = {name: self.params[name] for name in ("ln_final", "unembed") if name in self.params}
-            loss = loss_of_stream(
-                ends, value, prepared.tokens, prepared.text, module=head_module(self.cfg), per_token=loss_per_token
-            )
-            return loss, cache
+            ends = Readout.of(self.cfg, self.params)
+            return loss_of_stream(ends, value, prepared.tokens, prepared.text, per_token=loss_per_token), cache
         return (value if stop is not None else _output(value, prepared, return_type, loss_per_token)), cache
 
     def _warn_of_idle_hooks(self, output: Any) -> None:

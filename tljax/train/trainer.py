@@ -18,7 +18,6 @@ from tljax import checks
 from tljax.errors import ConfigError
 from tljax.errors import TrainingError as TrainingError
 from tljax.model.hooked_transformer import HookedTransformer
-from tljax.model.losses import lm_cross_entropy_loss
 from tljax.train.batches import Batch, batch_function, check_batch
 from tljax.train.checkpoint import FILE, load_state, save_state
 from tljax.typing import Params
@@ -123,7 +122,7 @@ def next_token_loss(model: HookedTransformer, tokens: jax.Array, weights: jax.Ar
         tokens: ids, ``[batch, pos]``.
         weights: ``[batch, pos - 1]``, how much each predicted token counts; ``None`` counts all alike.
     """
-    losses = lm_cross_entropy_loss(model(tokens), tokens, per_token=True)
+    losses = model(tokens, return_type="loss", loss_per_token=True)
     return losses.mean() if weights is None else (losses * weights).sum() / weights.sum()
 
 

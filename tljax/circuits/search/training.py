@@ -13,7 +13,7 @@ from tljax.circuits.masked import masked_stream
 from tljax.circuits.search.gates import hard_concrete, open_chance, uniform_gradient
 from tljax.circuits.search.pairs import Pairs, replacement_of, with_constants
 from tljax.config import HookedTransformerConfig
-from tljax.numerics import widened
+from tljax.model.losses import divergences, log_probabilities
 from tljax.patching.metrics.evaluation import traced_metric
 from tljax.patching.metrics.reads import unembed
 from tljax.typing import Params
@@ -233,7 +233,7 @@ def distance_of(
     if metric is None:
         rows = stream[jnp.arange(pairs.n_prompts), pairs.last]
         model, circuit = (_log_probs(cfg, params, final) for final in (pairs.final, rows))
-        return jnp.where(model == -jnp.inf, 0, jnp.exp(model) * (model - circuit)).sum(axis=-1)
+        return divergences(model, circuit)
     value = traced_metric(metric, cfg, params, stream, form.handed)
     if form.objective != "keep":
         return value if form.objective == "lower" else -value
@@ -243,8 +243,7 @@ def distance_of(
 
 def _log_probs(cfg: HookedTransformerConfig, params: Params, rows: jax.Array) -> jax.Array:
     head = {name: params[name] for name in ("ln_final", "unembed") if name in params}
-    logits = unembed(cfg, head, rows)
-    return jax.nn.log_softmax(logits.astype(widened(logits.dtype)))
+    return log_probabilities(unembed(cfg, head, rows))
 
 
 @functools.partial(jax.jit, static_argnames=("cfg", "graph", "form"))

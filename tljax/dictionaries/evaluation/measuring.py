@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from tljax.dictionaries.evaluation.sites import AnyDictionary, Sites, apply_dictionary
-from tljax.model.losses import next_tokens
+from tljax.model.losses import divergences, log_probabilities, next_tokens
+from tljax.modules.readout import Readout, by_positions
 
 
 class SiteMeasures(NamedTuple):
@@ -120,9 +121,8 @@ def measure_site(
 
 @jax.jit
 def measure_losses(
-    clean: Float[Array, "batch pos d_vocab"],
-    spliced: Float[Array, "batch pos d_vocab"],
-    ablated: Float[Array, "batch pos d_vocab"],
+    ends: tuple[Float[Array, "batch pos width"], ...],
+    readout: Readout | None,
     tokens: Int[Array, "batch pos"],
     text: Bool[Array, "batch pos"],
     counts: Bool[Array, "batch pos"],
@@ -130,18 +130,39 @@ def measure_losses(
     """Measures next-token losses and divergences, ``[batch, pos, len(LOSS_SUMS)]``, zero where they do not count.
 
     The loss at a position is that of the next token, and counts if the position does and the next is text.
+
+    Args:
+        ends: final residual streams of the clean, the spliced and the ablated run.
+        readout: the end of the model, for some positions at a time; ``None`` if ``ends`` are the logits already.
+        tokens, text: the prompts and which of their tokens are text.
+        counts: which tokens count.
     """
-    following, counted = next_tokens(tokens, text, clean.shape[-1])
+    clean, spliced, ablated = ends
+    vocab = clean.shape[-1] if readout is None else readout.module.cfg.d_vocab_out
+    following, counted = next_tokens(tokens, text, vocab)
     with_next = jnp.pad(counted, ((0, 0), (0, 1))) & counts
     ids = jnp.pad(following, ((0, 0), (0, 1)))
-    log_probs = [jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1) for logits in (clean, spliced, ablated)]
+    if readout is None:
+        losses, distances = _compared(clean, spliced, ablated, ids)
+    else:
+        losses, distances = by_positions(_read, readout, clean, spliced, ablated, ids, n_logits=3)
+    of_tokens = jnp.where(with_next[..., None], losses, 0)
+    of_distributions = jnp.where(counts[..., None], distances, 0)
+    numbers = jnp.stack([counts.astype(jnp.float32), with_next.astype(jnp.float32)], axis=-1)
+    return jnp.concatenate([numbers, of_tokens, of_distributions], axis=-1)
+
+
+def _read(readout: Readout, *parts: jax.Array) -> tuple[jax.Array, jax.Array]:
+    *streams, ids = parts
+    return _compared(*map(readout.logits, streams), ids)
+
+
+def _compared(*parts: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns the losses of all runs, and the divergences of all but the first from it, ``[batch, pos, run]``."""
+    *logits, ids = parts
+    log_probs = [log_probabilities(one) for one in logits]
     losses = [-jnp.take_along_axis(own, ids[..., None], axis=-1, mode="fill")[..., 0] for own in log_probs]
-    probs = jnp.exp(log_probs[0])
-    divergences = [jnp.sum(probs * (log_probs[0] - own), axis=-1) for own in log_probs[1:]]
-    of_tokens = [jnp.where(with_next, value, 0) for value in losses]
-    of_distributions = [jnp.where(counts, value, 0) for value in divergences]
-    numbers = (counts.astype(jnp.float32), with_next.astype(jnp.float32))
-    return jnp.stack([*numbers, *of_tokens, *of_distributions], axis=-1)
+    return jnp.stack(losses, -1), jnp.stack([divergences(log_probs[0], own) for own in log_probs[1:]], -1)
 
 
 def _mean(x: Float[Array, "batch pos width"], counts: Bool[Array, "batch pos"]) -> Float[Array, " width"]:

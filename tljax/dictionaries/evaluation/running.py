@@ -17,6 +17,8 @@ from tljax.dictionaries.evaluation.weights import weight_figures
 from tljax.errors import DictionaryError, InputError
 from tljax.hooks.interventions import Replace, Zero
 from tljax.model.hooked_transformer import HookedTransformer
+from tljax.model.running import uses_head
+from tljax.modules.readout import Readout
 from tljax.progress import Progress
 from tljax.text.batch import Batch
 
@@ -81,16 +83,20 @@ def evaluate_dictionary(
     runs = Runs.of(model, prompts, batch_size, excluded, prepend_bos)
     totals = _Totals(runs.batch.shape)
     shift = None
+    head_is_named = uses_head([*sites.names, *(entry.name for entry in model._hooks.entries)])
+    readout = None if head_is_named else Readout.of(model.cfg, model.params)
+    to = None if readout is None else model.cfg.n_layers
     with Progress(len(runs), progress, "evaluation", "batch") as bar:
         for run in runs:
-            logits, cache = model.run_with_cache(
-                run.batch, names_filter=sites.names, return_type="logits" if run_spliced else None
-            )
+            end, cache = model.run_with_cache(
+                run.batch, names_filter=sites.names, return_type="logits" if run_spliced else None,
+                stop_at_layer=to if run_spliced else None,
+            )  # fmt: skip
             values = {name: cache[name] for name in sites.names}
             if shift is None:
                 shift = centre_of(dictionary, sites, values, run.counts)
             measured = measure_site(dictionary, sites, values, run.counts, shift, np.float32(massive))
-            losses = _losses(model, sites, run, logits, measured) if run_spliced else None
+            losses = _losses(model, sites, run, end, measured, readout) if run_spliced else None
             totals.add(run, measured, losses)
             bar.advance(1)
     return totals.result(sites, dictionary, bootstrap, confidence, seed)
@@ -168,13 +174,16 @@ class Runs:
             yield Run(Batch.from_mask(self.tokens[filled], self.mask[filled], "right"), jax.device_put(counts), rows)
 
 
-def _losses(model: HookedTransformer, sites: Sites, run: Run, clean: jax.Array, measured: SiteMeasures) -> np.ndarray:
+def _losses(
+    model: HookedTransformer, sites: Sites, run: Run, clean: jax.Array, measured: SiteMeasures, readout: Readout | None
+) -> np.ndarray:
     written = dict(zip(sites.writes, measured.replacements, strict=True))
     heads = dict(zip(sites.writes, sites.heads, strict=True))
     zero = [(name, Zero() if heads[name] is None else Zero(head=heads[name])) for name in written]
-    spliced = model.run_with_hooks(run.batch, fwd_hooks=[(name, Replace(value)) for name, value in written.items()])
-    ablated = model.run_with_hooks(run.batch, fwd_hooks=zero)
-    return np.asarray(measure_losses(clean, spliced, ablated, run.batch.tokens, run.batch.mask, run.counts))
+    replaced = [(name, Replace(value)) for name, value in written.items()]
+    to = None if readout is None else model.cfg.n_layers
+    changed = (model.run_with_hooks(run.batch, fwd_hooks=hooks, stop_at_layer=to) for hooks in (replaced, zero))
+    return np.asarray(measure_losses((clean, *changed), readout, run.batch.tokens, run.batch.mask, run.counts))
 
 
 def _refuse_selection_over_batch(dictionary: AnyDictionary) -> None:

@@ -25,7 +25,8 @@ from tljax.forward.forward import run_forward
 from tljax.hooks.dictionary import HookDictionary, HookEntry
 from tljax.hooks.interventions import Replace
 from tljax.hooks.points import ENTRY, point_table
-from tljax.model.losses import next_tokens
+from tljax.model.losses import divergences, log_probabilities, next_tokens
+from tljax.modules.readout import Readout, by_positions
 from tljax.splice import Splice
 from tljax.typing import Params
 
@@ -63,16 +64,17 @@ class Plan:
 
 
 class Original(NamedTuple):
-    """The run without the dictionary: logits ``[batch, pos, d_vocab]``, and activations by name."""
+    """The run without the dictionary: its final residual stream ``[batch, pos, d_model]``, and activations by name."""
 
-    logits: jax.Array
+    final: jax.Array
     activations: dict[str, jax.Array]
 
 
 def original_run(params: Params, batch: TokenBatch, plan: Plan) -> Original:
     """Runs the model as it is."""
     return Original(*run_forward(
-        plan.model, params, batch.tokens, batch.context, hooks=HookDictionary(), names=plan.names
+        plan.model, params, batch.tokens, batch.context, hooks=HookDictionary(), names=plan.names,
+        stop=plan.model.n_layers,
     ))  # fmt: skip
 
 
@@ -101,7 +103,7 @@ def spliced_run(
         plan: what is compared.
 
     Returns:
-        Logits, and the later residual streams by name.
+        The final residual stream, and the later residual streams by name.
     """
     splice, own = plan.splice, original.activations[plan.splice.writes]
     part = own if splice.head is None else own[:, :, splice.head]
@@ -111,7 +113,7 @@ def spliced_run(
     start = batch.tokens if plan.entry is None else original.activations[plan.entry]
     return run_forward(
         plan.model, params, start, batch.context, hooks=HookDictionary((HookEntry(splice.writes, Replace(value)),)),
-        names=plan.downstream, start=splice.layer, remat=plan.remat,
+        names=plan.downstream, start=splice.layer, stop=plan.model.n_layers, remat=plan.remat,
     )  # fmt: skip
 
 
@@ -137,9 +139,8 @@ def spliced_loss(
         x, y = preparation.apply(*dictionary_rows(original, plan.splice))
         tokens = token_losses(own, x, y, counts, numbers, dead, cfg, guess)
         output = preparation.undo(tokens.reconstruction)
-    logits, streams = spliced_run(params, output, original, batch, plan)
-    log_p, log_q = (jax.nn.log_softmax(one.astype(jnp.float32), axis=-1) for one in (original.logits, logits))
-    kl = mean_of((jnp.exp(log_p) * (log_p - log_q)).sum(axis=-1), batch.counts)
+    final, streams = spliced_run(params, output, original, batch, plan)
+    kl, cross_entropies = compared(Readout.of(plan.model, params), original.final, final, batch)
     terms = {name: term for name, term in tokens.terms.items() if "mse_loss" not in name}
     errors = {name: term for name, term in tokens.terms.items() if "mse_loss" in name}
     terms |= {name: numbers["mse_coefficient"] * term for name, term in errors.items()}
@@ -153,7 +154,7 @@ def spliced_loss(
         measured["downstream"] = jnp.stack(changes).mean()
         terms["downstream_loss"] = numbers["downstream_coefficient"] * measured["downstream"]
     total = jnp.stack(list(terms.values())).sum()
-    measured |= _cross_entropies(log_p, log_q, batch)
+    measured |= cross_entropies
     error = errors["mse_loss"] / _variance(y, counts)
     measured |= {"l0": tokens.fired.sum() / counts.sum().astype(jnp.float32), "explained_variance": 1 - error}
     bad = sum(((~jnp.isfinite(value)) & counts[:, None]).sum(dtype=jnp.int32) for value in (x, y))
@@ -173,15 +174,26 @@ def _variance(y: jax.Array, counts: jax.Array) -> jax.Array:
     return mean_of(((y - mean[None]) ** 2).sum(axis=-1), counts)
 
 
-def _cross_entropies(log_p: jax.Array, log_q: jax.Array, batch: TokenBatch) -> Metrics:
-    """Returns the loss of next tokens without the dictionary and with it."""
-    following, counted = next_tokens(batch.tokens, batch.text, log_p.shape[-1])
+def compared(readout: Readout, original: jax.Array, spliced: jax.Array, batch: TokenBatch) -> tuple[jax.Array, Metrics]:
+    """Returns how far the spliced run's predictions are from the original ones, and both runs' losses of next tokens.
+
+    Args:
+        readout: the end of the model.
+        original, spliced: final residual streams ``[batch, pos, d_model]``.
+        batch: the tokens.
+    """
+    following, counted = next_tokens(batch.tokens, batch.text, readout.module.cfg.d_vocab_out)
+    following = jnp.pad(following, ((0, 0), (0, 1)))
+    kl, *losses = by_positions(_compare, readout, original, spliced, following, n_logits=2)
     counted = counted & batch.counts[:, :-1]
+    before, after = (mean_of(loss[:, :-1], counted) for loss in losses)
+    return mean_of(kl, batch.counts), {"ce_original": before, "ce_spliced": after}
 
-    def loss(log_probs: jax.Array) -> jax.Array:
-        return -mean_of(jnp.take_along_axis(log_probs[:, :-1], following[..., None], axis=-1)[..., 0], counted)
 
-    return {"ce_original": loss(log_p), "ce_spliced": loss(log_q)}
+def _compare(readout: Readout, original: jax.Array, spliced: jax.Array, following: jax.Array) -> tuple[jax.Array, ...]:
+    log_p, log_q = (log_probabilities(readout.logits(one)) for one in (original, spliced))
+    losses = (-jnp.take_along_axis(one, following[..., None], axis=-1)[..., 0] for one in (log_p, log_q))
+    return divergences(log_p, log_q), *losses
 
 
 @functools.partial(jax.jit, static_argnames=("plan", "cfg", "optimizer"), donate_argnames=("state",))

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,6 +13,7 @@ from numpy.lib.mixins import NDArrayOperatorsMixin
 
 from tljax.config import HookedTransformerConfig
 from tljax.errors import InputError
+from tljax.modules.readout import Readout, by_positions
 from tljax.patching.metrics.reads import FEW, PositionNotKept, Read, Reads, check_indices, unembed
 from tljax.typing import Params
 
@@ -179,6 +180,23 @@ class LazyLogits(NDArrayOperatorsMixin):
             return self.residual[prompts, positions]  # cut on the host, so that all lengths share a program
         return jnp.asarray(self.residual).at[prompts, positions].get(mode="fill", fill_value=jnp.nan)
 
+    def end(self) -> tuple[Readout, Any] | None:
+        """Records a read of the whole view ``[batch, pos, d_vocab_out]``, to be unembedded by parts.
+
+        Returns:
+            The end of the model and the stream ``[batch, pos, d_model]`` to apply it to; ``None`` if the logits are
+            known already.
+        """
+        prompts, positions = np.indices(self.shape[:-1]) if self.rows is None else self.rows
+        read = Read(prompts, positions, named=self.named)
+        if self.known and read.key in self.known:
+            return None
+        if self.reads is not None:
+            self.reads.record(read)
+        whole = self.rows is None and self.kept is None
+        stream = jnp.asarray(self.residual if whole else self._residual_at(prompts, positions))
+        return Readout.of(self.cfg, self.params), stream
+
     def tree_flatten(self) -> tuple[tuple[Any, ...], Any]:
         if self.rows is not None:
             return (self.__jax_array__(),), None
@@ -193,6 +211,35 @@ class LazyLogits(NDArrayOperatorsMixin):
         cfg, length, kept, views, trusted = aux
         params, residual, known = children
         return cls(cfg, params, residual, length=length, kept=kept, known=known, views=views, trusted=trusted)
+
+
+def reduced(function: Callable[..., jax.Array], *arrays: Any) -> jax.Array:
+    """Calls a function of logits that reduces over the vocabulary; lazy ones are unembedded some positions at a time.
+
+    Args:
+        function: takes the arrays, returns ``[batch, pos]``; a function of a module, by which programs are compiled.
+        *arrays: logits ``[batch, pos, d_vocab]``, lazy or not, and others ``[batch, pos, ...]``.
+    """
+    ends = [each.end() if isinstance(each, LazyLogits) and each.ndim == 3 else None for each in arrays]
+    lazy = tuple(end is not None for end in ends)
+    there = tuple(jnp.asarray(each) for each, is_lazy in zip(arrays, lazy, strict=True) if not is_lazy)
+    if not any(lazy):
+        return function(*there)
+    readouts, streams = zip(*(end for end in ends if end is not None), strict=True)
+    return by_positions(_Unembedded(function, lazy), readouts, *streams, beside=there, n_logits=sum(lazy))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Unembedded:
+    """A function of logits as one of the streams that lazy ones come from, and of the other arrays."""
+
+    function: Callable[..., jax.Array]
+    lazy: tuple[bool, ...]
+
+    def __call__(self, readouts: tuple[Readout, ...], *parts: jax.Array) -> jax.Array:
+        streams, others = iter(parts[: len(readouts)]), iter(parts[len(readouts) :])
+        logits = iter([readout.logits(stream) for readout, stream in zip(readouts, streams, strict=True)])
+        return self.function(*(next(logits if is_lazy else others) for is_lazy in self.lazy))
 
 
 def _parts(index: Sequence[Any], shape: tuple[int, ...]) -> list[Any]:

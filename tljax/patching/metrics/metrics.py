@@ -12,7 +12,7 @@ where denoising restores and rise where noising destroys.
 import copy
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -20,9 +20,11 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
+from tljax.config import HookedTransformerConfig
 from tljax.errors import InputError
-from tljax.model.losses import check_labels, next_tokens
+from tljax.model.losses import check_labels, cross_entropies, divergences, log_probabilities, next_tokens
 from tljax.model.metrics import InText
+from tljax.model.running import uses_head
 from tljax.patching.metrics.arguments import (
     each_prompt,
     mask_in,
@@ -38,8 +40,12 @@ from tljax.patching.metrics.arguments import (
     token_ids,
     wide,
 )
-from tljax.patching.metrics.lazy_logits import LazyLogits
+from tljax.patching.metrics.lazy_logits import LazyLogits, reduced
 from tljax.text.batch import Batch
+from tljax.typing import Params
+
+if TYPE_CHECKING:
+    from tljax.model.hooked_transformer import HookedTransformer
 
 Logits = jax.Array | np.ndarray | LazyLogits
 """``[batch, pos, d_vocab]``."""
@@ -69,9 +75,19 @@ class DeclaredMetric:
         return placed._with(_is_placed=True)
 
     @property
-    def read_at(self) -> Any:
-        """The position that the metric reads, or one for each prompt ``[batch]``; ``None`` if it reads several."""
-        return getattr(self, "pos", None)
+    def reads_stream(self) -> bool:
+        """Whether :meth:`of_stream` serves this metric: so of all here, whose reads are known."""
+        return True
+
+    def of_stream(self, cfg: HookedTransformerConfig, params: Params, residual: jax.Array) -> Float[Array, " batch"]:
+        """Returns the metric of a run from its final residual stream, unembedding what is read, a part at a time.
+
+        Args:
+            cfg: the model's config.
+            params: the model's parameters, of which ``ln_final`` and ``unembed`` are used.
+            residual: the final residual stream, ``[batch, pos, d_model]``.
+        """
+        return self(LazyLogits(cfg, params, residual, trusted=True))  # type: ignore[operator]
 
     def of_one_position(self) -> Any:
         """Returns the metric for logits of its only position, ``[batch, 1, d_vocab]``; ``None`` if it reads several."""
@@ -196,7 +212,8 @@ class KL(DeclaredMetric):
 
     Args:
         base: logits or log-probabilities of the reference run, ``[batch, pos, d_vocab]``, or of position ``pos`` alone,
-            ``[batch, d_vocab]``. Only the positions compared are kept, as log-probabilities.
+            ``[batch, d_vocab]``. Only the positions compared are kept, as log-probabilities. :meth:`to_run` needs no
+            logits of all positions.
         pos: the position compared, one for each prompt ``[batch]``, or ``None`` for the mean over positions.
         attention_mask: ``[batch, pos]``, 0 at padding (or a ``Batch``): ``pos`` then counts in each prompt's text, and
             with ``pos=None`` padding does not count. Give it if prompts are padded.
@@ -222,7 +239,25 @@ class KL(DeclaredMetric):
             raise InputError(f"KL(base=...) got an array of {base.ndim} axes; give the logits of a run, {wanted}.")
         if not all_positions and base.ndim == 3:
             base = rows_at(base if isinstance(base, LazyLogits) else jnp.asarray(base), self.pos, "KL(base=...)")
-        self._set("base", jax.nn.log_softmax(wide(base)))
+        self._set("base", base if isinstance(base, LazyLogits) and all_positions else log_probabilities(wide(base)))
+
+    @classmethod
+    def to_run(cls, model: "HookedTransformer", prompt: Any, pos: Any = None) -> "KL":
+        """Returns the divergence from a run of a model, of which no more than the final residual stream is kept.
+
+        With ``pos=None`` the distributions of both runs are made and compared some positions at a time.
+
+        Args:
+            model: the model of the reference run, with its hooks; the runs measured may be another model's.
+            prompt: as the model takes it. Padding does not count.
+            pos: as in :class:`KL`.
+        """
+        batch = model.to_batch(prompt)
+        mask = None if np.asarray(batch.mask).all() else batch.mask
+        if uses_head([entry.name for entry in model._hooks.entries]):
+            return cls(model(batch), pos, mask)
+        stream = model(batch, stop_at_layer=model.cfg.n_layers)
+        return cls(LazyLogits(model.cfg.computation, model.params, stream), pos, mask)
 
     def in_text(self, attention_mask: Any) -> Any:
         if self.attention_mask is not None:
@@ -239,19 +274,27 @@ class KL(DeclaredMetric):
     def __call__(self, logits: Logits) -> Float[Array, " batch"]:
         """Returns the divergence for each prompt ``[batch]``."""
         sizes(logits, "KL")
-        rows = wide(logits) if self.pos is None else rows_at(logits, self.pos, "KL")
+        rows = logits if self.pos is None else rows_at(logits, self.pos, "KL")
         if rows.shape != self.base.shape:
             raise InputError(
                 f"KL compares logits of shape {rows.shape} with the base's {self.base.shape}: run both on prompts of "
                 "equally many tokens."
             )
-        base = self.base.astype(rows.dtype)
-        terms = jnp.exp(base) * (base - jax.nn.log_softmax(rows))
-        divergence = jnp.where(base == -jnp.inf, 0, terms).sum(axis=-1)
+        lazy = isinstance(self.base, LazyLogits)
+        divergence = reduced(_divergence_from_logits if lazy else _divergence_from, self.base, rows)
         if self.pos is not None:
             return divergence
         mask = self.attention_mask
         return mean_where(divergence, None if mask is None else mask_of(mask, divergence.shape))
+
+
+def _divergence_from(base: jax.Array, logits: jax.Array) -> jax.Array:
+    log_probs = log_probabilities(wide(logits))
+    return divergences(base.astype(log_probs.dtype), log_probs)
+
+
+def _divergence_from_logits(base: jax.Array, logits: jax.Array) -> jax.Array:
+    return _divergence_from(log_probabilities(base), logits)
 
 
 @jax.tree_util.register_pytree_with_keys_class
@@ -285,13 +328,12 @@ class Loss(DeclaredMetric):
                 f"Loss(tokens=...) has shape {tuple(self.tokens.shape)}; the logits are of {batch} prompts of "
                 f"{logits.shape[1]} tokens. Give the tokens that were run, [batch, pos], at least two a prompt."
             )
-        rows = wide(logits[:, :-1])
         mask = self.attention_mask
         mask = None if mask is None else mask_of(mask, self.tokens.shape)
         following, counted = next_tokens(self.tokens, mask, d_vocab)
         check_labels(jax.ShapeDtypeStruct((batch, logits.shape[1], d_vocab), jnp.float32), self.tokens)
-        picked = jnp.take_along_axis(rows, following[..., None], axis=-1, mode="fill")[..., 0]
-        return mean_where(jax.nn.logsumexp(rows, axis=-1) - picked, counted)
+        losses = reduced(cross_entropies, logits[:, :-1], following)
+        return mean_where(losses, counted)
 
 
 @jax.tree_util.register_pytree_with_keys_class
@@ -333,8 +375,8 @@ class Normalized(DeclaredMetric):
         return dataclasses.replace(self, metric=self.metric.in_text(attention_mask))
 
     @property
-    def read_at(self) -> Any:
-        return self.metric.read_at if isinstance(self.metric, DeclaredMetric) else None
+    def reads_stream(self) -> bool:
+        return isinstance(self.metric, DeclaredMetric) and self.metric.reads_stream
 
     def of_one_position(self) -> Any:
         alone = self.metric.of_one_position() if isinstance(self.metric, DeclaredMetric) else None
