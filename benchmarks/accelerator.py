@@ -22,14 +22,14 @@ from typing import Any
 os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.6")  # torch needs the rest of the card
 
 import jax
-from _accelerator_numerics import numerics
+from _accelerator_numerics import BARS, numerics
 from _accelerator_work import SMALL, Work
 from _timing import GPT2_SMALL, CompilationCounter, interleaved, machine, print_table, write_json
 
 Row = dict[str, Any]
 EMPTY: Row = {
     "work": "", "ms": "", "torch ms": "", "of torch": "", "turns": "", "compilations": "", "in use MB": "",
-    "peak MB": "", "error": "",
+    "peak MB": "", "row s": "", "error": "",
 }  # fmt: skip
 
 
@@ -39,8 +39,8 @@ def timed(work: Work, repeats: int, budget: float, ends: float, only: list[str] 
     for name, make in work.pieces():
         if only and not any(part in name for part in only):
             continue
-        row = EMPTY | {"work": name}
-        if time.perf_counter() > ends:
+        row, began = EMPTY | {"work": name}, time.perf_counter()
+        if began > ends:
             yield row | {"ms": "left out: no time"}
             continue
         try:
@@ -56,10 +56,11 @@ def timed(work: Work, repeats: int, budget: float, ends: float, only: list[str] 
                 timings = interleaved(alone, repeats, warmup=2, counter=counter, budget=budget)
                 row["error"] = f"beside torch: {one_line(error)}"
         except Exception as error:  # a device may refuse anything; the other rows are still wanted
-            yield row | memory() | {"error": one_line(error)}
+            yield row | memory() | {"row s": round(time.perf_counter() - began, 1), "error": one_line(error)}
             continue
         ours, theirs = timings["tljax"], timings.get("torch")
-        row |= memory() | {"ms": round(1e3 * ours.median, 3), "turns": ours.turns, "compilations": ours.compilations}
+        row |= memory() | {"row s": round(time.perf_counter() - began, 1)}
+        row |= {"ms": round(1e3 * ours.median, 3), "turns": ours.turns, "compilations": ours.compilations}
         if theirs is not None:
             row |= {"torch ms": round(1e3 * theirs.median, 3), "of torch": round(ours.median / theirs.median, 2)}
         yield row
@@ -84,6 +85,7 @@ def arguments_of() -> argparse.Namespace:
     parser.add_argument("--budget", type=float, default=15, help="seconds of a row, compilation included")
     parser.add_argument("--repeats", type=int, default=10, help="timed turns, if the budget allows them")
     parser.add_argument("--torch", action=argparse.BooleanOptionalAction, default=True, help="torch beside it")
+    parser.add_argument("--dtypes", nargs="+", choices=BARS, default=list(BARS), help="dtypes of the numerics")
     parser.add_argument("--rows", nargs="+", help="only rows with one of these in their name")
     parser.add_argument("--json", type=Path, help="write the figures to this file, after every row")
     return parser.parse_args()
@@ -104,7 +106,7 @@ def main() -> int:
         write_json(arguments.json, {"machine": facts, "numerics": exact, "times": rows, "seconds": seconds})
 
     shape, size = (SMALL, (2, 16)) if small else (GPT2_SMALL | {"n_layers": 4}, (2, 256))
-    for row in numerics(shape, *size):
+    for row in numerics(shape, *size, arguments.dtypes):
         exact.append(row)
         keep()
     print_table(exact)

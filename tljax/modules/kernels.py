@@ -62,9 +62,9 @@ def _derivative(
     primals: tuple[jax.Array, jax.Array, jax.Array, Places],
     tangents: tuple[Any, ...],
 ) -> tuple[jax.Array, jax.Array]:
-    *arrays, places = primals
-    _, tangent = jax.jvp(lambda *arrays: _blocks(cfg, kind, *arrays, places), arrays, list(tangents[:3]))
-    return attend_by_kernel(name, cfg, kind, *primals), tangent
+    q, k, v, places = primals
+    _, tangent = jax.jvp(lambda q, k, v: _blocks(cfg, kind, q, k, v, places), (q, k, v), tangents[:3])
+    return attend_by_kernel(name, cfg, kind, q, k, v, places), tangent
 
 
 def _blocks(
