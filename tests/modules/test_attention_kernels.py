@@ -156,7 +156,7 @@ def test_what_cudnn_says_of_this_machine() -> None:
     model = HookedTransformer(HookedTransformerConfig(**(SIZES | {"dtype": "bfloat16", "attention_path": "cudnn"})))
     (path,) = model.attention_path(20)
     assert path.name == "blockwise"
-    assert "jax says cuDNN is not detected" in path.why
+    assert "jax says cuDNN is not detected" in path.why or "runs on a GPU" in path.why
     assert bool(jnp.isfinite(model(TOKENS)).all())
 
 
