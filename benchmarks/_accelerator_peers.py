@@ -16,16 +16,17 @@ class Peer:
     Args:
         shape: fields of tljax's config.
         device: torch's name of the device.
+        dtype: dtype of the weights.
     """
 
-    def __init__(self, shape: dict[str, Any], device: str) -> None:
+    def __init__(self, shape: dict[str, Any], device: str, dtype: str = "float32") -> None:
         if device == "cpu":
             torch.set_num_threads(1)  # beside jax's threads, more of torch's wait for each other
         cfg = GPT2Config(
             n_embd=shape["d_model"], n_layer=shape["n_layers"], n_head=shape["n_heads"], n_positions=shape["n_ctx"],
             n_inner=shape["d_mlp"], vocab_size=shape["d_vocab"], eos_token_id=None, bos_token_id=None,
         )  # fmt: skip
-        self.model, self.device = GPT2LMHeadModel(cfg).to(device).eval(), device
+        self.model, self.device = GPT2LMHeadModel(cfg).to(device, getattr(torch, dtype)).eval(), device
         self.blocks = list(self.model.transformer.h)
 
     def tokens(self, tokens: np.ndarray) -> torch.Tensor:

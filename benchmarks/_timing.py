@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import platform
 import statistics
@@ -23,11 +24,12 @@ COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
-    """One task's turns: ``median`` and ``fastest`` seconds, and the ``compilations`` in all of them."""
+    """One task's ``turns``: ``median`` and ``fastest`` seconds, and the ``compilations`` in all of them."""
 
     median: float
     fastest: float
     compilations: int
+    turns: int
 
 
 class CompilationCounter:
@@ -53,6 +55,7 @@ def interleaved(
     repeats: int,
     warmup: int = 2,
     counter: CompilationCounter | None = None,
+    budget: float = math.inf,
 ) -> dict[str, Timing]:
     """Times tasks in turns (a, b, a, b, ...) so that a slow moment of the machine hits all of them.
 
@@ -61,24 +64,31 @@ def interleaved(
         repeats: timed turns.
         warmup: untimed turns before them, numbered from ``repeats`` on: other sites than the timed ones.
         counter: counts compilations during the timed turns.
+        budget: seconds after which no further turn begins, of either kind; one of each is run whatever it takes.
 
     Returns:
         The timing of each task.
     """
+    began = time.perf_counter()
     for number in range(warmup):
+        if number and time.perf_counter() - began > budget:
+            break
         for task in tasks.values():
             task(repeats + number)
     counter = counter or CompilationCounter()
     seconds: dict[str, list[float]] = {name: [] for name in tasks}
     compilations = dict.fromkeys(tasks, 0)
     for number in range(repeats):
+        if number and time.perf_counter() - began > budget:
+            break
         for name, task in tasks.items():
             with counter.during(compilations, name):
                 start = time.perf_counter()
                 task(number)
                 seconds[name].append(time.perf_counter() - start)
     return {
-        name: Timing(statistics.median(values), min(values), compilations[name]) for name, values in seconds.items()
+        name: Timing(statistics.median(values), min(values), compilations[name], len(values))
+        for name, values in seconds.items()
     }
 
 

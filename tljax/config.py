@@ -154,8 +154,9 @@ class HookedTransformerConfig(SaysWhatInstead):
             point into full caches. Naming an optional point in a hook or filter needs no switch.
         dtype: dtype of parameters and activations, as a name.
         attention_path: how attention runs where nothing names its scores or pattern: ``"materialised"``, the whole
-            matrix; ``"blockwise"``, some queries at a time; ``"auto"``, by the length of the text
-            (:meth:`~tljax.HookedTransformer.attention_path`). The numbers are the same.
+            matrix; ``"blockwise"``, some queries at a time; ``"cudnn"`` and ``"splash"``, jax's kernels on NVIDIA GPUs
+            and TPUs; ``"auto"``, by the length of the text and the device
+            (:meth:`~tljax.HookedTransformer.attention_path`). The numbers are the same but for rounding.
         attention_block: most queries of a block, for all heads that share a key.
         matmul_precision: ``"highest"`` (float32 means float32), ``"high"`` or ``"default"`` (the backend's fastest).
         init_mode, initializer_range, seed, init_weights: how ``HookedTransformer(cfg)`` draws its parameters.
@@ -268,7 +269,7 @@ class HookedTransformerConfig(SaysWhatInstead):
     use_hook_tokens: bool = False
     dtype: str = "float32"
     matmul_precision: Literal["highest", "high", "default"] = "highest"
-    attention_path: Literal["auto", "materialised", "blockwise"] = "auto"
+    attention_path: Literal["auto", "materialised", "blockwise", "cudnn", "splash"] = "auto"
     attention_block: int = 256
     init_mode: str = "gpt2"
     initializer_range: float = -1.0

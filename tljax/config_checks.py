@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tljax.attention_kernels import KERNELS, refusal
 from tljax.checks import check_type, fits
 from tljax.errors import ConfigError, nearest
 
@@ -36,7 +37,7 @@ INIT_MODES = (
     "gpt2", "xavier_uniform", "xavier_normal", "kaiming_uniform", "kaiming_normal", "muP",
 )  # fmt: skip
 PRECISIONS = ("highest", "high", "default")
-ATTENTION_PATHS = ("auto", "materialised", "blockwise")
+ATTENTION_PATHS = ("auto", "materialised", "blockwise", *KERNELS)
 _NO_SIZES = ("seed", "bos_token_id", "pad_token_id")
 """Integer fields that are not sizes, and so may be zero."""
 _SAID_ELSEWHERE = (
@@ -106,6 +107,8 @@ def check(cfg: "HookedTransformerConfig") -> None:
     _check_latent_attention(cfg)
     _check_experts(cfg)
     _check_special_tokens(cfg)
+    if (reason := refusal(cfg)) is not None:
+        raise ConfigError(f"attention_path={cfg.attention_path!r}: {reason}. Use 'auto' or 'blockwise'.")
 
 
 def _check_special_tokens(cfg: "HookedTransformerConfig") -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from tljax import HookedTransformer, HookedTransformerConfig, Zero
 from tljax.config import LayerKind
+from tljax.modules import blockwise
 from tljax.modules.blockwise import _bands, _seen
 
 SIZES = {
@@ -41,18 +42,32 @@ def both_ways(**changes: object) -> tuple[HookedTransformer, HookedTransformer]:
     return model, model.replace(cfg=model.cfg.replace(attention_path="blockwise", attention_block=9))
 
 
+def logits_loss_and_gradients(model: HookedTransformer) -> list:
+    """Of one batch: a prompt padded left, one padded right, one whole; several blocks and a rest."""
+
+    def loss(model: HookedTransformer) -> object:
+        logits, loss = model(TOKENS, return_type="both", attention_mask=MASK)
+        return loss, logits
+
+    return jax.tree.leaves(jax.jit(jax.value_and_grad(loss, has_aux=True))(model))
+
+
 @pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
 def test_logits_loss_and_gradients(changes: dict) -> None:
-    """One batch: a prompt padded left, one padded right, one whole; several blocks and a rest."""
+    whole, blocks = map(logits_loss_and_gradients, both_ways(**{"n_layers": 1, **changes}))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5, rtol=0), whole, blocks)
 
-    def run(model: HookedTransformer) -> object:
-        def loss(model: HookedTransformer) -> object:
-            logits, loss = model(TOKENS, return_type="both", attention_mask=MASK)
-            return loss, logits
 
-        return jax.tree.leaves(jax.jit(jax.value_and_grad(loss, has_aux=True))(model))
-
-    whole, blocks = map(run, both_ways(**{"n_layers": 1, **changes}))
+def test_all_heads_at_once(monkeypatch) -> None:
+    """The form of GPUs and TPUs, here on whatever runs the tests: numbers and gradients; its blocks are smaller."""
+    changes = {"n_key_value_heads": 2, "positional_embedding_type": "alibi", "n_ctx": 601, "n_layers": 1}
+    models = both_ways(**changes, **VARIANTS["soft cap, sinks"], **LOCAL)
+    whole, asked = logits_loss_and_gradients(models[0]), []
+    monkeypatch.setattr(blockwise, "in_turns", lambda: bool(asked.append(1)))
+    monkeypatch.setattr(blockwise, "WORKING_BYTES", 4 * 21 * 6 * 8)  # 21 keys, 6 pairs of prompt and key head
+    blocks = logits_loss_and_gradients(models[1])
+    assert asked
+    assert blockwise._block_size(models[1].cfg, 2, 21, 6, False) == 4
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5, rtol=0), whole, blocks)
 
 

@@ -179,16 +179,19 @@ class RunMethods:
         return _loss(logits, tokens, mask, per_token=per_token)
 
     @typed
-    def attention_path(self, pos: int, names_filter: NamesFilter = ()) -> tuple[AttentionPath, ...]:
-        """Returns the way that attention takes in each layer of a run, and why.
+    def attention_path(
+        self, pos: int, names_filter: NamesFilter = (), padded: bool = False
+    ) -> tuple[AttentionPath, ...]:
+        """Returns the way that attention takes in each layer of a run on jax's default device, and why.
 
         Where nothing names a layer's scores or pattern, and the text is long, the matrix of all queries and keys is
-        never made. ``cfg.attention_path`` asks for one way everywhere; the numbers are the same.
+        never made. ``cfg.attention_path`` asks for one way everywhere; the numbers are the same but for rounding.
 
         Args:
             pos: the length of the prompts.
             names_filter: the points that the run keeps or hooks, as in :meth:`run_with_cache`; those where this model
                 has hooks or dictionaries are named too.
+            padded: whether the prompts have padding.
 
         >>> import tljax
         >>> model = tljax.HookedTransformer.from_pretrained("tljax-tiny")
@@ -200,10 +203,12 @@ class RunMethods:
         return tuple(
             attention_path(
                 self.cfg,
+                kind,
                 pos,
                 pos,
                 any(f"blocks.{layer}.attn.{name}" in names for name in MATRICES) or spliced_at_matrix(kind),
-            )
+                padded=padded,
+            ).on_default_device()
             for layer, kind in enumerate(self.cfg.layer_kinds)
         )
 

@@ -6,12 +6,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from tljax.attention_kernels import KERNELS
 from tljax.config import HookedTransformerConfig, LayerKind
 from tljax.hooks.point import hook, is_hooked
 from tljax.modules import initializers
 from tljax.modules.attention_path import MATERIALISED, MATRICES, attention_path, spliced_at_matrix
 from tljax.modules.blockwise import Heads, attend_by_blocks
 from tljax.modules.context import AttentionContext
+from tljax.modules.kernels import attend_by_kernel
 from tljax.modules.norm import head_norm
 from tljax.modules.parameters import parameter
 from tljax.modules.past import PAST
@@ -148,11 +150,13 @@ class Attention(nn.Module):
         places, slopes = self._places(q.shape[1], keys, context), head_slopes(cfg)
         named = is_hooked(self, *MATRICES) or spliced_at_matrix(self.kind)
         plain = context.packing is None and context.past is None
-        path = attention_path(cfg, q.shape[1], keys, named)
+        path = attention_path(cfg, self.kind, q.shape[1], keys, named, plain, context.token_mask is not None)
         if path.name == MATERIALISED:
             scores = finished_scores(_score(q, k, layout), cfg, self.kind, places, context.score_divisor, slopes)
             scores = hook(self, "hook_attn_scores", scores)
             return _weigh(hook(self, "hook_pattern", softmax(scores, sinks)), v, layout)
+        if path.name in KERNELS:
+            return attend_by_kernel(path.name, cfg, self.kind, q, k, v, places)
         heads = Heads.of(q, k, v, layout, slopes, sinks)
         return attend_by_blocks(cfg, self.kind, heads, places, context.score_divisor, in_order=plain)
 

@@ -73,7 +73,7 @@ def attend_by_blocks(
         score_divisor: the layer's own divisor of scores, a scalar, or ``None``.
         in_order: whether query and key ``n`` are both at position ``n``: keys out of sight are then left out.
     """
-    serial = jax.default_backend() == "cpu"
+    serial = in_turns()
     batch, kv_heads, group, queries, _ = heads.q.shape
     block = _block_size(cfg, group, heads.k.shape[2], 1 if serial else batch * kv_heads, serial)
     spans = [(band, _seen(cfg, kind, band, heads.k.shape[2], in_order)) for band in _bands(queries, block, in_order)]
@@ -92,6 +92,11 @@ def attend_by_blocks(
     keys = None if places.keys is None else jnp.broadcast_to(places.keys, (batch, heads.k.shape[2]))
     z = _each(serial, lambda xs: of_prompt(*xs), (heads.q, heads.k, heads.v, places.token_mask, keys))
     return jnp.moveaxis(z, 3, 1).reshape(batch, queries, kv_heads * group, -1)
+
+
+def in_turns() -> bool:
+    """Whether heads run one after another: on a CPU."""
+    return jax.default_backend() == "cpu"
 
 
 @dataclasses.dataclass(frozen=True)
