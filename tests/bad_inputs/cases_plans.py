@@ -3,7 +3,7 @@
 from table import Case, World
 
 import tljax
-from tljax.errors import ArgumentError, CheckpointError, ConfigError, InputError, UnknownHookError
+from tljax.errors import ArgumentError, CheckpointError, ConfigError, InputError, ShardingError, UnknownHookError
 
 
 def _plan(w: World, **options: object) -> object:
@@ -21,7 +21,7 @@ CASES: tuple[Case, ...] = (
     Case("no prompts", lambda w: _plan(w, batch=0), InputError, "batch=0", "at least 1"),
     Case("prompts over too many devices", lambda w: _plan(w, batch=3, mesh_shape=(2, 1)), InputError, "batch=4"),
     Case("a mesh that divides nothing", lambda w: _plan(w, mesh_shape=7), InputError, "divides no axis", "n_heads=2"),
-    Case("a mesh with another name", lambda w: _plan(w, mesh_shape={"modle": 2}), InputError, "'modle'", "'model'"),
+    Case("a mesh with another name", lambda w: _plan(w, mesh_shape={"modle": 2}), ShardingError, "'modle'", "'model'"),
     Case("a mesh of no devices", lambda w: _plan(w, mesh_shape=0), InputError, "mesh_shape['model']=0"),
     Case("a mesh of three axes", lambda w: _plan(w, mesh_shape=(1, 2, 2)), InputError, "(data, model)"),
     Case("remat of a forward pass", lambda w: _plan(w, remat=True), InputError, "gradients"),
