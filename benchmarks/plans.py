@@ -57,9 +57,9 @@ RUNS: dict[str, dict[str, Any]] = {
 """Arguments of ``tljax.plan`` by name; of ``names_filter`` every layer is meant, in a sweep the one in the middle."""
 FEWER: dict[str, dict[str, dict[str, Any]]] = {
     "1b": {
-        "forward": {"batch": 1}, "stop": {"batch": 1}, "cache": {"batch": 1}, "gradients": {"batch": 1, "pos": 128},
-        "remat": {"batch": 1}, "sweep": {"pos": 16}, "generate": {"batch": 2, "pos": 128, "max_new_tokens": 8},
-        "harvest": {"batch": 1, "pos": 128}, "long": {"pos": 1024}, "long-remat": {"pos": 512},
+        "forward": {"batch": 1}, "stop": {"batch": 1}, "cache": {"batch": 1}, "gradients": {"batch": 1, "pos": 64},
+        "remat": {"batch": 1, "pos": 128}, "sweep": {"pos": 16}, "harvest": {"batch": 1, "pos": 64},
+        "generate": {"batch": 2, "pos": 64, "max_new_tokens": 8}, "long": {"pos": 1024}, "long-remat": {"pos": 512},
     },
 }  # fmt: skip
 """What a shape's runs have instead, so that all of them together take few minutes."""

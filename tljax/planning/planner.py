@@ -114,12 +114,27 @@ def plan(
     found = _planned(cfg, asked, memory, target)
     if found.fits is not False:
         return found
-    changes = [
-        Change(options, words, smaller.bytes, bool(smaller.fits))
-        for options, words in _changes(cfg, asked, found)
-        if (smaller := _tried(cfg, asked | options, memory, target)) is not None and smaller.bytes < found.bytes
-    ]
-    return dataclasses.replace(found, changes=tuple(sorted(changes, key=lambda one: (not one.fits, one.bytes))))
+    return dataclasses.replace(found, changes=_helpful(cfg, asked, found, target))
+
+
+def _helpful(
+    cfg: HookedTransformerConfig, asked: Mapping[str, Any], found: MemoryPlan, target: Target
+) -> tuple[Change, ...]:
+    """Returns the changes that make a run smaller, those that fit first; several at once where none fits alone."""
+    changes, together = list[Change](), dict[str, Any]()
+    for options, words in _changes(cfg, asked, found):
+        smaller = _tried(cfg, asked | options, found.memory, target)
+        if smaller is not None and smaller.bytes < found.bytes:
+            changes.append(Change(options, words, smaller.bytes, bool(smaller.fits)))
+    if not any(change.fits for change in changes):
+        for change in list(changes):
+            together |= change.options
+            smaller = _tried(cfg, asked | together, found.memory, target)
+            if smaller is not None and smaller.fits:
+                words = ", ".join(f"{name}={value!r}" for name, value in together.items())
+                changes.append(Change(together, words, smaller.bytes, True))
+                break
+    return tuple(sorted(changes, key=lambda one: (not one.fits, one.bytes)))
 
 
 def _planned(cfg: HookedTransformerConfig, asked: Mapping[str, Any], memory: int | None, target: Target) -> MemoryPlan:

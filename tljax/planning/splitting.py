@@ -41,26 +41,33 @@ class Split:
 
     def parameter_bytes(self, cfg: HookedTransformerConfig) -> int:
         """Returns the bytes of the parameters that one device holds."""
-        return sum(self._stages(cfg, self.rules).values())
+        return sum(self._sizes(cfg, self.rules).values())
 
     def gathered_bytes(self, cfg: HookedTransformerConfig) -> int:
-        """Returns the most bytes that a stage's parameters take while it runs, beside the device's own part of them.
+        """Returns the most bytes of the copies that a stage works with.
 
-        They are copies of what is split over the mesh axes of prompts.
+        They are made of parameters that are split over the mesh axes of prompts, while the stage runs.
         """
         kept = {axis: tuple(name for name in over if name not in DATA_AXES) for axis, over in self.rules.rules}
-        own, used = self._stages(cfg, self.rules), self._stages(cfg, ShardingRules(kept))
-        return max(used[stage] - own[stage] for stage in own)
+        held, used, copies = self._sizes(cfg, self.rules), self._sizes(cfg, ShardingRules(kept)), dict[str, int]()
+        for path, size in used.items():
+            stage = ".".join(path.split(".")[: 2 if path.startswith("blocks.") else 1])
+            copies[stage] = copies.get(stage, 0) + (size if size > held[path] else 0)
+        return max(copies.values())
 
-    def _stages(self, cfg: HookedTransformerConfig, rules: ShardingRules) -> dict[str, int]:
-        """Returns the bytes of each stage's parameters that one device holds by some rules."""
-        sizes, found = axis_sizes(cfg), dict[str, int]()
-        for path, axes in parameter_axes(cfg).items():
-            dtype = stored_dtype(path.rpartition(".")[2], cfg.jnp_dtype)
-            placed = lay_out(axes, [sizes[axis] for axis in axes], rules, self.mesh, dtype)
-            stage = ".".join(path.split(".")[:2]) if path.startswith("blocks.") else path.split(".")[0]
-            found[stage] = found.get(stage, 0) + placed.bytes_per_device
-        return found
+    def _sizes(self, cfg: HookedTransformerConfig, rules: ShardingRules) -> dict[str, int]:
+        """Returns the bytes of each parameter that one device holds by some rules."""
+        sizes = axis_sizes(cfg)
+        return {
+            path: lay_out(
+                axes,
+                [sizes[axis] for axis in axes],
+                rules,
+                self.mesh,
+                stored_dtype(path.rpartition(".")[2], cfg.jnp_dtype),
+            ).bytes_per_device
+            for path, axes in parameter_axes(cfg).items()
+        }
 
     def local(self, cfg: HookedTransformerConfig) -> HookedTransformerConfig:
         """Returns the config of what one device computes: its heads, neurons, experts and part of the vocabulary."""
