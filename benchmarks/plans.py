@@ -7,7 +7,11 @@
 
 ``planned`` and ``measured`` are beside the parameters; ``with parameters`` compares both with them, and has the bar.
 A run is made once before, so that compiling is not measured, and freed memory is handed back before the baseline is
-taken. The allocator hands large arrays back at once: otherwise what is free inside it would count as taken.
+taken. What the model keeps of that first run (transposed weights of a generation) counts as the run's. The allocator
+hands large arrays back at once: otherwise what is free inside it would count as taken.
+
+The measured peak of a CPU holds some memory that no plan can know: kernels of XLA (YNNPACK) make arrays of their own,
+which the compiler does not report, and what a program frees may be handed back while the next one runs.
 """
 
 import argparse
@@ -27,14 +31,14 @@ from _timing import GPT2_SMALL, machine, print_table, write_json
 BAR = 0.15
 """The share by which a plan may miss the measured peak."""
 SHAPES: dict[str, dict[str, Any]] = {
-    "small": GPT2_SMALL,
+    "small": GPT2_SMALL | {"n_ctx": 2048},
     "1b": {
         "d_model": 2048, "n_layers": 16, "n_heads": 32, "n_key_value_heads": 8, "d_head": 64, "d_mlp": 8192,
         "n_ctx": 4096, "d_vocab": 32000, "act_fn": "silu", "gated_mlp": True, "normalization_type": "RMS",
         "positional_embedding_type": "rotary",
     },
     "tiny": {
-        "d_model": 256, "n_layers": 2, "n_heads": 4, "d_head": 64, "d_mlp": 1024, "n_ctx": 512, "d_vocab": 8192,
+        "d_model": 256, "n_layers": 2, "n_heads": 4, "d_head": 64, "d_mlp": 1024, "n_ctx": 2048, "d_vocab": 8192,
         "act_fn": "gelu_new",
     },
 }  # fmt: skip
@@ -44,19 +48,31 @@ RUNS: dict[str, dict[str, Any]] = {
     "cache": {"what": "cache", "batch": 4, "pos": 256},
     "gradients": {"what": "gradients", "batch": 4, "pos": 256, "names_filter": "resid_post"},
     "remat": {"what": "gradients", "batch": 8, "pos": 256, "names_filter": "resid_post", "remat": True},
-    "sweep": {"what": "sweep", "batch": 1, "pos": 64},
+    "sweep": {"what": "sweep", "batch": 1, "pos": 128, "names_filter": "resid_post"},
     "generate": {"what": "generate", "batch": 8, "pos": 384, "max_new_tokens": 32},
     "harvest": {"what": "harvest", "batch": 8, "pos": 256, "names_filter": "resid_post"},
+    "long": {"what": "forward", "batch": 1, "pos": 2048},
+    "long-remat": {"what": "gradients", "batch": 1, "pos": 2048, "names_filter": "resid_post", "remat": True},
 }
-"""Arguments of ``tljax.plan`` by name; of ``names_filter`` every layer is meant."""
+"""Arguments of ``tljax.plan`` by name; of ``names_filter`` every layer is meant, in a sweep the one in the middle."""
+FEWER: dict[str, dict[str, dict[str, Any]]] = {
+    "1b": {
+        "forward": {"batch": 1}, "stop": {"batch": 1}, "cache": {"batch": 1}, "gradients": {"batch": 1, "pos": 64},
+        "remat": {"batch": 1, "pos": 128}, "sweep": {"pos": 16}, "harvest": {"batch": 1, "pos": 64},
+        "generate": {"batch": 2, "pos": 64, "max_new_tokens": 8}, "long": {"pos": 1024}, "long-remat": {"pos": 512},
+    },
+}  # fmt: skip
+"""What a shape's runs have instead, so that all of them together take few minutes."""
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "2"}
 
 
-def arguments_of(name: str, n_layers: int) -> dict[str, Any]:
-    """The arguments of a run for a model of that many layers."""
-    given = dict(RUNS[name])
+def arguments_of(shape: str, name: str) -> dict[str, Any]:
+    """The arguments of a run of a shape."""
+    given = RUNS[name] | FEWER.get(shape, {}).get(name, {})
+    n_layers = SHAPES[shape]["n_layers"]
     if "names_filter" in given:
-        given["names_filter"] = [(given["names_filter"], layer) for layer in range(n_layers)]
+        layers = [n_layers // 2 - 1] if given["what"] == "sweep" else range(n_layers)
+        given["names_filter"] = [(given["names_filter"], layer) for layer in layers]
     return given
 
 
@@ -80,6 +96,11 @@ def forget() -> int:
     return resident("VmRSS")
 
 
+def bytes_of(arrays: Any) -> int:
+    """Bytes of some arrays of jax; those that share a buffer count once."""
+    return sum({array.unsafe_buffer_pointer(): array.nbytes for array in arrays}.values())
+
+
 def make(model: Any, run: dict[str, Any], directory: Path) -> Any:
     """Makes a run; returns what its caller would hold."""
     import jax
@@ -88,7 +109,7 @@ def make(model: Any, run: dict[str, Any], directory: Path) -> Any:
 
     what, shape = run["what"], (run["batch"], run["pos"])
     tokens = np.random.default_rng(0).integers(0, model.cfg.d_vocab, shape).astype(np.int32)
-    names = run.get("names_filter")
+    names, options = run.get("names_filter"), dict[str, Any]()
     if what == "forward":
         return jax.block_until_ready(model(tokens, stop_at_layer=run.get("stop_at_layer")))
     if what == "cache":
@@ -98,15 +119,15 @@ def make(model: Any, run: dict[str, Any], directory: Path) -> Any:
         found = model.run_with_grads(tokens, patching.LogitDiff(3, 4), names, remat=run.get("remat", False))
         return jax.block_until_ready((found.value, dict(found.cache), dict(found.grads)))
     if what == "sweep":
-        changed = tokens.copy()
-        changed[:, 0] += 1
-        return patching.sweep(model, tokens, changed, patching.LogitDiff(3, 4), "resid_post", axes=("pos",))
+        others = (tokens + 1) % model.cfg.d_vocab  # another value at every position, so that no site is left out
+        return patching.sweep(model, tokens, others, patching.LogitDiff(3, 4), run["names_filter"][0], progress=False)
     if what == "generate":
-        options: dict[str, Any] = {"do_sample": False, "stop_at_eos": False, "return_type": "tokens", "verbose": False}
+        options |= {"do_sample": False, "stop_at_eos": False, "return_type": "tokens", "verbose": False}
         return model.generate(tokens, max_new_tokens=run["max_new_tokens"], **options)
     windows = [row.tolist() for row in np.tile(tokens, (4, 1))]
     store = directory / f"store{len(list(directory.iterdir()))}"
-    return harvest.harvest(model, windows, names, store, batch_size=shape[0], context_size=shape[1], progress=False)
+    options |= {"batch_size": shape[0], "context_size": shape[1], "prepend_bos": False, "progress": False}
+    return harvest.harvest(model, windows, names, store, **options)
 
 
 def measure(shape: str, name: str, dtype: str) -> dict[str, int]:
@@ -119,17 +140,20 @@ def measure(shape: str, name: str, dtype: str) -> dict[str, int]:
 
     cfg = shape_of(shape, dtype)
     model = tljax.HookedTransformer(cfg)
+    words = jax.random.normal(jax.random.key(0), model.params["embed"]["W_E"].shape, model.cfg.jnp_dtype)
+    model = model.replace(params=model.params | {"embed": {"W_E": words}})  # tokens differ; all else may be zero
     jax.block_until_ready(model.params)
-    run = arguments_of(name, cfg.n_layers)
+    run, own = arguments_of(shape, name), bytes_of(jax.tree.leaves(model.params))
     with tempfile.TemporaryDirectory() as directory:
         for _ in range(2):  # the first compiles
             base = forget()
+            base -= bytes_of(jax.live_arrays()) - own
             held = make(model, run, Path(directory))
             peak = resident("VmHWM")
             del held
     return {
         "measured": peak - base,
-        "parameters": sum(leaf.nbytes for leaf in jax.tree.leaves(model.params)),
+        "parameters": own,
         "process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
 
@@ -147,7 +171,7 @@ def compare(shape: str, name: str, dtype: str) -> dict[str, Any]:
     import tljax
 
     cfg = shape_of(shape, dtype)
-    planned, found = tljax.plan(cfg, **arguments_of(name, cfg.n_layers)), in_child(shape, name, dtype)
+    planned, found = tljax.plan(cfg, **arguments_of(shape, name)), in_child(shape, name, dtype)
     beside, whole = planned.peak.bytes / found["measured"], found["parameters"] + found["measured"]
     together = planned.bytes / whole
     return {

@@ -3,7 +3,7 @@
 from table import Case, World
 
 import tljax
-from tljax.errors import ArgumentError, CheckpointError, ConfigError, InputError, UnknownHookError
+from tljax.errors import ArgumentError, CheckpointError, ConfigError, InputError, ShardingError, UnknownHookError
 
 
 def _plan(w: World, **options: object) -> object:
@@ -21,8 +21,19 @@ CASES: tuple[Case, ...] = (
     Case("no prompts", lambda w: _plan(w, batch=0), InputError, "batch=0", "at least 1"),
     Case("prompts over too many devices", lambda w: _plan(w, batch=3, mesh_shape=(2, 1)), InputError, "batch=4"),
     Case("a mesh that divides nothing", lambda w: _plan(w, mesh_shape=7), InputError, "divides no axis", "n_heads=2"),
-    Case("a mesh with another name", lambda w: _plan(w, mesh_shape={"modle": 2}), InputError, "'modle'", "'model'"),
+    Case("a mesh with another name", lambda w: _plan(w, mesh_shape={"modle": 2}), ShardingError, "'modle'", "'model'"),
     Case("a mesh of no devices", lambda w: _plan(w, mesh_shape=0), InputError, "mesh_shape['model']=0"),
+    Case("a mesh without names", lambda w: _plan(w, mesh_shape={2: 2}), InputError, "axis 2", "'model'"),
+    Case("devices said twice", lambda w: _plan(w, mesh_shape=2, n_devices=2), InputError, "give one of them"),
+    Case("no devices", lambda w: _plan(w, n_devices=0), InputError, "n_devices=0", "at least 1"),
+    Case(
+        "rules of another mesh",
+        lambda w: _plan(w, mesh_shape={"model": 2}, rules={"n_heads": "heads"}),
+        ShardingError,
+        "'heads'",
+        "'model'",
+    ),
+    Case("a negative length", lambda w: _plan(w, pos=-1), InputError, "pos=-1", "at least 1"),
     Case("a mesh of three axes", lambda w: _plan(w, mesh_shape=(1, 2, 2)), InputError, "(data, model)"),
     Case("remat of a forward pass", lambda w: _plan(w, remat=True), InputError, "gradients"),
     Case("points of a forward pass", lambda w: _plan(w, names_filter="z0"), InputError, 'what="cache"'),

@@ -105,6 +105,62 @@ def test_a_mesh_divides_what_it_divides() -> None:
     assert four.parameters == expected
 
 
+@pytest.mark.parametrize(
+    ("mesh_shape", "rules"),
+    [({"fsdp": 2}, None), ({"fsdp": 2, "model": 2}, None), ({"data": 2, "model": 2}, None), ({"model": 4}, None),
+     ({"heads": 2}, {"n_heads": "heads", "n_kv": "heads"}),
+     ({"data": 2, "model": 2}, tljax.scale.ShardingRules.tensor_parallel() | tljax.scale.ShardingRules.fsdp())],
+)  # fmt: skip
+def test_a_device_holds_what_the_table_of_a_sharded_model_says(mesh_shape: dict[str, int], rules: object) -> None:
+    """Bytes by brute force: each parameter's length along each axis, divided by the mesh where that divides."""
+    given = tljax.scale.ShardingRules.for_mesh(mesh_shape) if rules is None else tljax.scale.ShardingRules(rules)
+    shapes, expected = tljax.checkpoints.layout.parameter_shapes(CFG), 0
+    for path, axes in tljax.checkpoints.layout.parameter_axes(CFG).items():
+        left, own = dict(mesh_shape), list(shapes[path])
+        for number, axis in enumerate(axes):
+            for over in given[axis]:
+                if over in left and own[number] % left[over] == 0:
+                    own[number] //= left.pop(over)
+        expected += 4 * math.prod(own)
+    assert planned(mesh_shape=mesh_shape, rules=rules).parameters == expected
+
+
+def test_fully_sharded_parameters_are_gathered_while_they_are_used() -> None:
+    whole, spread = planned(batch=4), planned(batch=4, mesh_shape={"fsdp": 2})
+    block = 4 * (16 * 16 * 2 + 2 * 16 * 8 + 3 * 16 * 32 + 5 * 16)  # matrices; then both norms, b_O, b_out, b_Q
+    assert spread.parameters < 0.55 * whole.parameters
+    assert spread.temporaries > block * 0.9
+    assert spread.bytes > planned(batch=2).peak.bytes + spread.parameters
+
+
+def test_n_devices_share_the_model() -> None:
+    assert planned(n_devices=2).bytes == planned(mesh_shape=2).bytes
+
+
+def test_what_runs_before_the_first_point_keeps_nothing_for_a_backward_pass() -> None:
+    first, second = (planned("gradients", names_filter=("resid_post", layer)) for layer in range(2))
+    assert second.activations < 0.3 * first.activations
+    assert planned("gradients", names_filter="hook_embed").activations > 1.5 * first.activations
+
+
+def test_pages_of_a_sweep_hold_as_many_rows_as_their_tokens_make() -> None:
+    """Longer prompts make fewer rows of as many tokens, not more memory for rows that are not there."""
+    one = [("resid_post", 0)]
+    assert planned("sweep", names_filter=one).bytes <= planned("sweep", names_filter=STREAMS).bytes
+    last = planned("sweep", names_filter=[("resid_post", 1)])
+    assert not any("patched" in moment.stage for moment in last.moments)  # it enters above the last block
+
+
+def test_several_changes_at_once_where_none_fits_alone() -> None:
+    usual = {"batch": 8, "rules": {"n_heads": "model"}}  # with rules, no other mesh is tried
+    least = planned(**usual | {"batch": 4, "dtype": "bfloat16", "stop_at_layer": 2})
+    found = planned(**usual, memory=least.bytes)
+    fitting = [change for change in found.changes if change.fits]
+    assert len(fitting) == 1
+    assert set(fitting[0].options) >= {"dtype", "stop_at_layer"}
+    assert planned(**usual | dict(fitting[0].options)).bytes == fitting[0].bytes <= least.bytes
+
+
 def test_a_measured_run_is_as_large_as_planned(model: tljax.HookedTransformer) -> None:
     """Arrays that the caller holds after a cached run, counted by jax itself."""
     tokens = np.ones((4, 32), np.int32)

@@ -1,5 +1,6 @@
 """The memory of a generation: the prompts, the filling of the key-value cache, and the program that decodes."""
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -58,10 +59,10 @@ def generation_moments(
         share = recorded * (layer + 1) // cfg.n_layers
         moments.append(Moment(f"in block {layer}, of the prompts", 2 * flowing, share, made))
     moments.append(Moment("filling the key-value cache", flowing, recorded + whole, 0))
-    copies = _copies(cfg, batch, n_new, target, memory)
-    made = _decoding(cfg, batch, capacity, target) + copies
     logits = batch * cfg.d_vocab_out * cfg.jnp_dtype.itemsize
-    return [*moments, Moment("decoding", logits, whole, made)]
+    moments.append(Moment("decoding", logits, whole, _decoding(cfg, batch, capacity, target)))
+    copies = _copies(cfg, batch, n_new, target, memory)
+    return [dataclasses.replace(moment, temporaries=moment.temporaries + copies) for moment in moments]
 
 
 def _key_values(cfg: HookedTransformerConfig, batch: int, capacity: int) -> KeyValueCache:
@@ -69,7 +70,7 @@ def _key_values(cfg: HookedTransformerConfig, batch: int, capacity: int) -> KeyV
 
 
 def _copies(cfg: HookedTransformerConfig, batch: int, n_new: int, target: Target, memory: int) -> int:
-    """Returns the bytes of the transposed weights that decoding several texts on a CPU makes."""
+    """Returns the bytes of the transposed weights that decoding several texts on a CPU makes; the model keeps them."""
     if not copies_pay(batch, n_new, target.platform == "cpu"):
         return 0
     size = size_of(jax.eval_shape(TransposedWeights().of, abstract_params(cfg)))

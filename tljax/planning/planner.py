@@ -17,7 +17,8 @@ from tljax.planning.programs import Target
 from tljax.planning.result import Change, MemoryPlan
 from tljax.planning.runs import MOMENTS, Run, What
 from tljax.planning.shapes import read_shape
-from tljax.planning.splitting import DATA, MODEL, split
+from tljax.planning.splitting import MODEL, split
+from tljax.scale import ShardingRules
 from tljax.text.inputs import layer_bounds
 from tljax.typing import NamesFilter
 
@@ -33,6 +34,8 @@ def plan(
     model: str | os.PathLike[str] | HookedTransformerConfig | Mapping[str, Any],
     *,
     mesh_shape: int | Sequence[int] | Mapping[str, int] | None = None,
+    n_devices: int | None = None,
+    rules: ShardingRules | Mapping[str, Any] | None = None,
     batch: int = 1,
     pos: int | None = None,
     what: What = "forward",
@@ -53,8 +56,13 @@ def plan(
         model: a name or alias, a directory with ``config.json``, or a config. The shapes of gpt2, Llama 3 and
             DeepSeek-V3 are known; of another model on the hub ``config.json`` is downloaded, and nothing else.
         mesh_shape: the devices: ``None`` for one, a number of devices that share the model, ``(data, model)``, or sizes
-            by the names ``"data"`` and ``"model"``. Prompts are spread over ``data``; heads, neurons, experts and the
-            vocabulary over ``model``, and what that does not divide is whole on every device.
+            by the names of the mesh's axes, such as ``{"fsdp": 8, "model": 4}``. They need not be at hand. Prompts are
+            spread over ``data`` and ``fsdp``; heads, neurons, experts and the vocabulary over ``model``; parameters
+            along ``d_model`` over ``fsdp``, gathered block by block. What does not divide is whole on every device.
+        n_devices: devices that share the model, as :meth:`~tljax.HookedTransformer.from_pretrained` takes them; the
+            same as that number as ``mesh_shape``.
+        rules: what is split over what, as :meth:`~tljax.HookedTransformer.shard` takes them; ``None`` means what the
+            names of the mesh's axes suggest.
         batch: prompts that run at once, on all devices together.
         pos: tokens of a prompt; ``None`` means ``n_ctx`` (for ``"generate"`` less the new tokens), at most 2,048.
         what: ``"forward"`` (logits), ``"cache"`` (:meth:`~tljax.HookedTransformer.run_with_cache`), ``"gradients"``
@@ -78,6 +86,7 @@ def plan(
     Raises:
         CheckpointError: the model is unknown; names the nearest.
         InputError: an argument is out of range, or does not go with this run.
+        ShardingError: rules and the names of the mesh's axes do not fit each other.
         UnknownHookError: a name or filter matches nothing.
 
     >>> import tljax
@@ -86,8 +95,12 @@ def plan(
     >>> small.fits
     True
     """
+    if n_devices is not None:
+        if mesh_shape is not None:
+            raise InputError("Both n_devices= and mesh_shape= say how many devices there are: give one of them.")
+        mesh_shape = checks.whole(n_devices, "n_devices", at_least=1)
     asked = {
-        "mesh_shape": mesh_shape, "batch": batch, "pos": pos, "what": what, "dtype": dtype,
+        "mesh_shape": mesh_shape, "rules": rules, "batch": batch, "pos": pos, "what": what, "dtype": dtype,
         "names_filter": names_filter, "stop_at_layer": stop_at_layer, "remat": remat, "max_new_tokens": max_new_tokens,
     }  # fmt: skip
     cfg, device = read_shape(model), jax.devices()[0]
@@ -101,12 +114,27 @@ def plan(
     found = _planned(cfg, asked, memory, target)
     if found.fits is not False:
         return found
-    changes = [
-        Change(options, words, smaller.bytes, bool(smaller.fits))
-        for options, words in _changes(cfg, asked, found)
-        if (smaller := _tried(cfg, asked | options, memory, target)) is not None and smaller.bytes < found.bytes
-    ]
-    return dataclasses.replace(found, changes=tuple(sorted(changes, key=lambda one: (not one.fits, one.bytes))))
+    return dataclasses.replace(found, changes=_helpful(cfg, asked, found, target))
+
+
+def _helpful(
+    cfg: HookedTransformerConfig, asked: Mapping[str, Any], found: MemoryPlan, target: Target
+) -> tuple[Change, ...]:
+    """Returns the changes that make a run smaller, those that fit first; several at once where none fits alone."""
+    changes, together = list[Change](), dict[str, Any]()
+    for options, words in _changes(cfg, asked, found):
+        smaller = _tried(cfg, asked | options, found.memory, target)
+        if smaller is not None and smaller.bytes < found.bytes:
+            changes.append(Change(options, words, smaller.bytes, bool(smaller.fits)))
+    if not any(change.fits for change in changes):
+        for change in list(changes):
+            together |= change.options
+            smaller = _tried(cfg, asked | together, found.memory, target)
+            if smaller is not None and smaller.fits:
+                words = ", ".join(f"{name}={value!r}" for name, value in together.items())
+                changes.append(Change(together, words, smaller.bytes, True))
+                break
+    return tuple(sorted(changes, key=lambda one: (not one.fits, one.bytes)))
 
 
 def _planned(cfg: HookedTransformerConfig, asked: Mapping[str, Any], memory: int | None, target: Target) -> MemoryPlan:
@@ -114,7 +142,7 @@ def _planned(cfg: HookedTransformerConfig, asked: Mapping[str, Any], memory: int
     if asked["dtype"] is not None:
         cfg = cfg.replace(dtype=canonical_dtype(asked["dtype"]))
     what, batch = asked["what"], checks.whole(asked["batch"], "batch", at_least=1)
-    spread, own_batch = split(cfg, asked["mesh_shape"], batch)
+    spread, own_batch = split(cfg, asked["mesh_shape"], batch, asked["rules"])
     local = spread.local(cfg)
     pos = _length(cfg, asked)
     names, stop = _points(local, asked)
@@ -123,9 +151,11 @@ def _planned(cfg: HookedTransformerConfig, asked: Mapping[str, Any], memory: int
         max_new_tokens=asked["max_new_tokens"], memory=_ASSUMED if memory is None else memory, target=target,
     )  # fmt: skip
     run = dataclasses.replace(run, target=_compiled_on(run))
+    gathered = spread.gathered_bytes(cfg)
+    moments = [dataclasses.replace(one, temporaries=one.temporaries + gathered) for one in MOMENTS[what](run)]
     return MemoryPlan(
         cfg.model_name, what, spread.n_devices, cfg.dtype, batch, pos, spread.parameter_bytes(cfg),
-        tuple(MOMENTS[what](run)), memory, spread.whole,
+        tuple(moments), memory, spread.whole,
     )  # fmt: skip
 
 
@@ -216,10 +246,13 @@ def _meshes(
     cfg: HookedTransformerConfig, asked: Mapping[str, Any], found: MemoryPlan
 ) -> Iterator[tuple[dict[str, Any], str]]:
     """Yields the next larger mesh, and the smallest on which the parameters take two thirds of the memory or less."""
+    if asked["rules"] is not None:
+        return  # only its author knows what another mesh would need
     given = split(cfg, asked["mesh_shape"], found.batch)[0].mesh
-    sizes = [given[MODEL] * 2**power for power in range(1, 11) if cfg.n_heads % (given[MODEL] * 2**power) == 0]
+    over = given.get(MODEL, 1)
+    sizes = [over * 2**power for power in range(1, 11) if cfg.n_heads % (over * 2**power) == 0]
     wide = cfg if asked["dtype"] is None else cfg.replace(dtype=canonical_dtype(asked["dtype"]))
-    meshes = [{DATA: given[DATA], MODEL: size} for size in sizes]
+    meshes = [{**given, MODEL: size} for size in sizes]
     enough = [
         mesh for mesh in meshes
         if split(cfg, mesh, found.batch)[0].parameter_bytes(wide) <= (found.memory or 0) * 2 / 3

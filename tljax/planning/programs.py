@@ -143,16 +143,24 @@ class Differentiated:
 
 
 @functools.lru_cache(maxsize=256)
-def differentiated(stage: Stage, remat: bool, target: Target) -> Differentiated:
-    """Returns what a stage takes in a run that is differentiated at the points it records."""
-    forward, given = _with_backward(stage, remat)
+def differentiated(stage: Stage, from_input: bool, remat: bool, target: Target) -> Differentiated:
+    """Returns what a stage takes in a run that is differentiated at the points it records.
+
+    Args:
+        stage: the stage.
+        from_input: whether the run is differentiated with respect to the stage's input too, as it is where an earlier
+            stage has a point.
+        remat: whether the backward pass recomputes the stage.
+        target: the device.
+    """
+    forward, given = _with_backward(stage, from_input, remat)
     jaxpr = jax.make_jaxpr(forward)(*given).jaxpr
     output, pull, _ = jax.eval_shape(forward, *given)
     first, count = len(jax.tree.leaves(output)), len(jax.tree.leaves(pull))
     inputs = {id(var) for var in jaxpr.invars}
     kept = {id(var): var.aval for var in jaxpr.outvars[first : first + count] if id(var) not in inputs}
     held = sum(size_of(jax.ShapeDtypeStruct(aval.shape, aval.dtype)) for aval in kept.values())  # type: ignore[attr-defined]
-    forward, given = _with_backward(dataclasses.replace(stage, cfg=target.widened(stage.cfg)), remat)
+    forward, given = _with_backward(dataclasses.replace(stage, cfg=target.widened(stage.cfg)), from_input, remat)
     output, pull, _ = jax.eval_shape(forward, *given)
     return Differentiated(
         held,
@@ -161,7 +169,7 @@ def differentiated(stage: Stage, remat: bool, target: Target) -> Differentiated:
     )
 
 
-def _with_backward(stage: Stage, remat: bool) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+def _with_backward(stage: Stage, from_input: bool, remat: bool) -> tuple[Callable[..., Any], tuple[Any, ...]]:
     """Returns a function that runs a stage and returns its pull-back as well, and the shapes of its arguments."""
     params, value = abstract_params(stage.cfg), stage.input
     recorded = jax.eval_shape(lambda p, v: stage.run(p, v, HookDictionary())[1], params, value)
@@ -176,7 +184,7 @@ def _with_backward(stage: Stage, remat: bool) -> tuple[Callable[..., Any], tuple
             hooks = HookDictionary(tuple(HookEntry(name, Add(offset)) for name, offset in offsets.items()))
             return stage.run(params, value, hooks, remat)
 
-        if stage.start is None:
+        if not from_input:
             return jax.vjp(lambda offsets: moved(value, offsets), offsets, has_aux=True)
         return jax.vjp(moved, value, offsets, has_aux=True)
 

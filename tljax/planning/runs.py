@@ -104,7 +104,10 @@ def forward_moments(run: Run) -> list[Moment]:
 
 
 def gradient_moments(run: Run) -> list[Moment]:
-    """A metric of the last position: everything that the backward pass needs is held until it ends."""
+    """A metric of the last position: everything that the backward pass needs is held until it ends.
+
+    Stages before the first point are not differentiated, and keep nothing.
+    """
     single = dataclasses.replace(run, pos=1)
     offsets = {
         name: (row.shape(run.batch, run.pos), widened(row.dtype))
@@ -113,20 +116,27 @@ def gradient_moments(run: Run) -> list[Moment]:
     zeros = sum(int(np.prod(shape)) * dtype.itemsize for shape, dtype in set(offsets.values()))
     gradients = sum(int(np.prod(shape)) * dtype.itemsize for shape, dtype in offsets.values())
     at_head = any(stage_of(name)[0] == HEAD for name in run.names)
-    moments, held, recorded = [], zeros, 0
+    moments, held, recorded, reached = [], zeros, 0, False
     largest: dict[str, Differentiated] = {}
     for where, stage, names in run.stages(run.names, None):
         of_head = stage.start is not None and stage.stop is None
         seen = stage if at_head or not of_head else dataclasses.replace(stage, pos=1)
-        found = differentiated(seen, run.remat, run.target)
         recorded += run.kept_bytes(names)
         out = (run if at_head else single).logits_bytes if of_head else run.stream_bytes
+        if not (reached or offsets.keys() & set(names)):
+            flowing = zeros + run.stream_bytes + out
+            moments.append(Moment(f"{where}, forward", flowing, recorded, stage_temporaries(seen, run.target)))
+            continue
+        held += 0 if reached or stage.start is None else run.stream_bytes
+        found = differentiated(seen, reached, run.remat, run.target)
+        reached = True
         held += found.held + out
         moments.append(Moment(f"{where}, forward", held, recorded, found.forward))
         largest[where] = found
-    where = max(largest, key=lambda name: largest[name].backward)
-    slope = 2 * run.stream_bytes
-    moments.append(Moment(f"{where}, backward", held + slope, recorded + gradients, largest[where].backward))
+    if largest:
+        where = max(largest, key=lambda name: largest[name].backward)
+        slope = 2 * run.stream_bytes
+        moments.append(Moment(f"{where}, backward", held + slope, recorded + gradients, largest[where].backward))
     return moments
 
 

@@ -10,13 +10,12 @@ import numpy as np
 from tljax import checks
 from tljax.checkpoints.layout import parameter_axes
 from tljax.config import HookedTransformerConfig
-from tljax.errors import InputError, nearest
+from tljax.errors import InputError
 from tljax.modules.parameters import axis_sizes, stored_dtype
 from tljax.scale import ShardingRules, lay_out
+from tljax.scale.rules import DATA_AXES
 
 DATA, MODEL = "data", "model"
-RULES = ShardingRules.for_mesh((DATA, MODEL))
-"""What a plan splits over the axes of its mesh: the rules that loading and :meth:`HookedTransformer.shard` take."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,11 +24,14 @@ class Split:
 
     Attributes:
         mesh: size of each axis of the mesh.
+        rules: what is split over what.
         whole: axes that a rule names, and that the mesh does not divide.
-        parts: into how many parts each axis of the model is cut.
+        parts: into how many parts each axis of the model is cut where it computes. An axis that is split over the mesh
+            axes of prompts (fully sharded) is gathered for that, and is not among them.
     """
 
     mesh: Mapping[str, int]
+    rules: ShardingRules
     whole: tuple[str, ...]
     parts: Mapping[str, int]
 
@@ -39,17 +41,33 @@ class Split:
 
     def parameter_bytes(self, cfg: HookedTransformerConfig) -> int:
         """Returns the bytes of the parameters that one device holds."""
+        return sum(self._sizes(cfg, self.rules).values())
+
+    def gathered_bytes(self, cfg: HookedTransformerConfig) -> int:
+        """Returns the most bytes of the copies that a stage works with.
+
+        They are made of parameters that are split over the mesh axes of prompts, while the stage runs.
+        """
+        kept = {axis: tuple(name for name in over if name not in DATA_AXES) for axis, over in self.rules.rules}
+        held, used, copies = self._sizes(cfg, self.rules), self._sizes(cfg, ShardingRules(kept)), dict[str, int]()
+        for path, size in used.items():
+            stage = ".".join(path.split(".")[: 2 if path.startswith("blocks.") else 1])
+            copies[stage] = copies.get(stage, 0) + (size if size > held[path] else 0)
+        return max(copies.values())
+
+    def _sizes(self, cfg: HookedTransformerConfig, rules: ShardingRules) -> dict[str, int]:
+        """Returns the bytes of each parameter that one device holds by some rules."""
         sizes = axis_sizes(cfg)
-        return sum(
-            lay_out(
+        return {
+            path: lay_out(
                 axes,
                 [sizes[axis] for axis in axes],
-                RULES,
+                rules,
                 self.mesh,
                 stored_dtype(path.rpartition(".")[2], cfg.jnp_dtype),
             ).bytes_per_device
             for path, axes in parameter_axes(cfg).items()
-        )
+        }
 
     def local(self, cfg: HookedTransformerConfig) -> HookedTransformerConfig:
         """Returns the config of what one device computes: its heads, neurons, experts and part of the vocabulary."""
@@ -74,52 +92,77 @@ class Split:
         return cfg.replace(**changes)
 
 
-def split(cfg: HookedTransformerConfig, mesh_shape: Any, batch: int) -> tuple[Split, int]:
+def split(
+    cfg: HookedTransformerConfig, mesh_shape: Any, batch: int, rules: ShardingRules | Mapping[str, Any] | None = None
+) -> tuple[Split, int]:
     """Spreads a model over a mesh.
 
     Args:
         cfg: the config.
         mesh_shape: ``None`` for one device; a number of devices that share the model; ``(data, model)``; or sizes by
-            the names ``"data"`` and ``"model"``.
+            the names of the axes.
         batch: how many prompts run at once.
+        rules: what is split over what; ``None`` means what the names of the mesh's axes suggest.
 
     Returns:
         The split, and how many of the prompts a device runs.
 
     Raises:
-        InputError: the mesh has another form or other names, or divides nothing.
+        InputError: the mesh has another form, or divides nothing.
+        ShardingError: rules and mesh do not fit each other.
     """
     mesh = _read(mesh_shape)
-    if batch % mesh[DATA]:
-        fitting = -(-batch // mesh[DATA]) * mesh[DATA]
+    chosen = ShardingRules.for_mesh(mesh) if rules is None else ShardingRules(rules)
+    chosen.check(mesh)
+    over_data = [name for name in DATA_AXES if name in mesh]
+    groups = math.prod(mesh[name] for name in over_data)
+    if batch % groups:
+        fitting = -(-batch // groups) * groups
+        named = " and ".join(map(repr, over_data))
         raise InputError(
-            f"batch={batch} prompts cannot be spread over {mesh[DATA]} devices of the mesh's axis {DATA!r}: take "
+            f"batch={batch} prompts cannot be spread over {groups} devices of the mesh's {named}: take "
             f"batch={fitting}, or fewer devices there."
         )
-    sizes = axis_sizes(cfg)
-    cut = [axis for axis, over in RULES.rules if MODEL in over and sizes.get(axis, 1) > 1 and mesh[MODEL] > 1]
-    whole = tuple(axis for axis in cut if sizes[axis] % mesh[MODEL])
-    if cut and len(whole) == len(cut):
-        held = ", ".join(f"{axis}={sizes[axis]}" for axis in cut)
-        raise InputError(
-            f"The mesh's axis {MODEL!r} of {mesh[MODEL]} devices divides no axis of this model ({held}): every device "
-            f"would hold all of it. Take a divisor, such as {_largest_divisor(cfg.n_heads, mesh[MODEL])}."
-        )
-    parts = {axis: mesh[MODEL] for axis in cut if axis not in whole}
-    return Split(mesh, whole, parts), batch // mesh[DATA]
+    whole, parts = _cut(cfg, mesh, chosen)
+    return Split(mesh, chosen, whole, parts), batch // groups
+
+
+def _cut(
+    cfg: HookedTransformerConfig, mesh: Mapping[str, int], rules: ShardingRules
+) -> tuple[tuple[str, ...], dict[str, int]]:
+    """Returns axes that have a rule and are whole all the same, and into how many parts others are cut.
+
+    Raises:
+        InputError: nothing is cut by an axis of the mesh that is not for prompts.
+    """
+    sizes, whole, parts, tried = axis_sizes(cfg), list[str](), dict[str, int](), dict[str, dict[str, int]]()
+    for axis, over in rules.rules:
+        size = sizes.get(axis, 0)
+        for name in over:
+            if mesh[name] == 1 or size <= 1:
+                continue
+            tried.setdefault(name, {})[axis] = size
+            done = parts.get(axis, 1)
+            if size % (done * mesh[name]):
+                whole.append(axis)
+            elif name not in DATA_AXES:
+                parts[axis] = done * mesh[name]
+    for name, axes in tried.items():
+        if name not in DATA_AXES and all(axis in whole for axis in axes):
+            held = ", ".join(f"{axis}={size}" for axis, size in axes.items())
+            raise InputError(
+                f"The mesh's axis {name!r} of {mesh[name]} devices divides no axis of this model ({held}): every "
+                f"device would hold all of it. Take a divisor, such as {_largest_divisor(cfg.n_heads, mesh[name])}."
+            )
+    return tuple(dict.fromkeys(whole)), parts
 
 
 def _read(mesh_shape: Any) -> dict[str, int]:
-    """Returns the sizes of both axes."""
+    """Returns the size of each axis by its name."""
     if mesh_shape is None:
-        return {DATA: 1, MODEL: 1}
-    if isinstance(mesh_shape, Mapping):
-        if unknown := [name for name in mesh_shape if name not in (DATA, MODEL)]:
-            raise InputError(
-                f"mesh_shape has the axis {unknown[0]!r}; a plan spreads prompts over {DATA!r} and heads, neurons, "
-                f"experts and vocabulary over {MODEL!r}.{nearest(str(unknown[0]), (DATA, MODEL))}"
-            )
-        given = {DATA: 1, MODEL: 1} | dict(mesh_shape)
+        given: dict[Any, Any] = {DATA: 1, MODEL: 1}
+    elif isinstance(mesh_shape, Mapping):
+        given = dict(mesh_shape)
     elif isinstance(mesh_shape, Sequence) and not isinstance(mesh_shape, str) and len(mesh_shape) in (1, 2):
         given = {DATA: 1, MODEL: mesh_shape[-1]} | ({DATA: mesh_shape[0]} if len(mesh_shape) == 2 else {})
     elif isinstance(mesh_shape, int | np.integer):
@@ -129,6 +172,8 @@ def _read(mesh_shape: Any) -> dict[str, int]:
             f"mesh_shape={mesh_shape!r} must be a number of devices, (data, model), or a dict such as "
             f"{{{DATA!r}: 2, {MODEL!r}: 4}}."
         )
+    if unnamed := [name for name in given if not isinstance(name, str)]:
+        raise InputError(f"mesh_shape has an axis {unnamed[0]!r}; axes have names, such as {DATA!r} and {MODEL!r}.")
     return {name: checks.whole(size, f"mesh_shape[{name!r}]", at_least=1) for name, size in given.items()}
 
 

@@ -10,11 +10,12 @@ from tljax.cache.memory import cache_bytes
 from tljax.config import HookedTransformerConfig
 from tljax.forward.forward import run_forward
 from tljax.hooks.dictionary import HookDictionary
-from tljax.hooks.points import ENTRY
+from tljax.hooks.points import ENTRY, EXIT, layer_of, stage_of
 from tljax.memory import BATCH_SHARE
 from tljax.modules.attention import KEYS_AND_VALUES
 from tljax.modules.context import AttentionContext
 from tljax.modules.packing import Packing
+from tljax.patching.engine.packing import BatchLimits
 from tljax.patching.engine.run import limits_within
 from tljax.planning.programs import (
     Stage,
@@ -49,17 +50,32 @@ def sweep_moments(
     source = cache_bytes(cfg, names, batch, length)
     flowing, moments = size_of(stream(cfg, batch, length)), []
     limits = limits_within(cfg, length, int(memory * BATCH_SHARE), target.platform == "cpu")
-    n_rows = batch * pos * max(1, len(names))
-    rows = packed_size(min(limits.rows, n_rows))
-    tokens = packed_size(min(limits.tokens, n_rows * (pos + 1) // 2))
-    for kind in dict.fromkeys(cfg.layer_kinds):
-        layer = len(cfg.layer_kinds) - 1 - cfg.layer_kinds[::-1].index(kind)
+    rows, tokens = _page_size(batch * pos * max(1, len(names)), pos, limits)
+    for layer in _last_of_each_kind(cfg, range(cfg.n_layers)):
         own = tuple(f"blocks.{layer}.{part}" for part in (ENTRY, *KEYS_AND_VALUES))
         made = stage_temporaries(Stage(cfg, layer, layer + 1, own, batch, length), target)
         moments.append(Moment(f"in block {layer} of the base run", 2 * flowing, source + base, made))
-        page, page_made = _page(cfg, layer, (batch, length), (tokens, rows), target)
-        moments.append(Moment(f"in block {layer}, {tokens} tokens of patched runs", page, source + base, page_made))
+    lowest = min((layer_of(name) or 0) + (stage_of(name)[1] == EXIT) for name in names)
+    whole = range(lowest, cfg.n_layers - 1)  # the last block computes one token of each row
+    for layer in _last_of_each_kind(cfg, whole or range(lowest, cfg.n_layers)):
+        page, made = _page(cfg, layer, (batch, length), (tokens, rows), target)
+        moments.append(Moment(f"in block {layer}, {tokens} tokens of patched runs", page, source + base, made))
     return moments
+
+
+def _last_of_each_kind(cfg: HookedTransformerConfig, layers: range) -> list[int]:
+    """Returns one layer of each kind among some, because layers of a kind take the same."""
+    return list({cfg.layer_kinds[layer]: layer for layer in layers}.values())
+
+
+def _page_size(n_rows: int, pos: int, limits: BatchLimits) -> tuple[int, int]:
+    """Returns the rows and tokens of the largest page.
+
+    A row that is patched at a position runs from there to the end, so rows have half a prompt on average, and pages mix
+    long rows and short ones.
+    """
+    rows = min(limits.rows, n_rows, max(1, -(-2 * limits.tokens // (pos + 1))))
+    return packed_size(rows), packed_size(max(pos, min(limits.tokens, rows * (pos + 1) // 2)))
 
 
 @functools.lru_cache(maxsize=64)
