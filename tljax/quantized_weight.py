@@ -19,8 +19,8 @@ from tljax.errors import QuantizationError
 
 _LEVELS = {"int8": 128, "int4": 8}
 """How many codes are below zero."""
-CODES = "codes"
-PARTS = (CODES, "scale", "zero", "table")
+CODES, TABLE = "codes", "table"
+PARTS = (CODES, "scale", "zero", TABLE)
 """Names of the arrays of a quantised weight."""
 
 
@@ -104,7 +104,7 @@ class QuantizedWeight:
     @staticmethod
     def axes_of(name: str, axes: Sequence[str]) -> tuple[str, ...]:
         """Returns the axes of one of its arrays, of a matrix with these axes."""
-        return ("code",) if name == "table" else tuple(axes)
+        return ("code",) if name == TABLE else tuple(axes)
 
     def with_parts(self, parts: Mapping[str, Any]) -> "QuantizedWeight":
         """Returns the weight with other arrays of these names."""
@@ -113,6 +113,10 @@ class QuantizedWeight:
     def astype(self, dtype: Any) -> "QuantizedWeight":
         """Returns the weight whose floats have another dtype; codes and scales stay as they are."""
         return dataclasses.replace(self, dtype=jnp.dtype(dtype).name)
+
+    def numbers(self) -> jax.Array:
+        """Returns the codes one to an entry, in the matrix's shape."""
+        return _unpacked(self)
 
     def dequantized(self) -> jax.Array:
         """Returns the matrix as floats, computed in float32 and rounded to ``dtype``."""
@@ -125,7 +129,7 @@ class QuantizedWeight:
             index: a whole number, which may be traced.
         """
         length = self.shape[0]
-        one = {name: part[index // (length // len(part))] for name, part in self.parts.items() if name != "table"}
+        one = {name: part[index // (length // len(part))] for name, part in self.parts.items() if name != TABLE}
         return dataclasses.replace(self, **one).dequantized()
 
     def entries(self, index: Sequence[np.ndarray]) -> jax.Array:
@@ -160,9 +164,9 @@ def refuse_quantized(params: Any, what: str) -> None:
 
 @functools.partial(jax.jit, static_argnames=("bits", "blocks", "packed"))
 def quantized(weight: jax.Array, bits: str, blocks: tuple[int, ...], packed: int | None = None) -> QuantizedWeight:
-    """Rounds a matrix to the nearest codes, from -128 to 127 or from -8 to 7; a scale is its block's largest / 127.5 or 7.5.
+    """Rounds a matrix to the nearest codes, from -128 to 127 or from -8 to 7.
 
-    These are qwix's numbers (its ``quantize`` with ``calibration_method="absmax"``).
+    A scale is the largest magnitude in its block, over 127.5 or 7.5. These are qwix's numbers (its ``quantize`` with ``calibration_method="absmax"``).
 
     Args:
         weight: floats.

@@ -13,7 +13,7 @@ from tljax.config import HookedTransformerConfig
 from tljax.dictionaries.dictionary import Dictionary
 from tljax.dictionary_params import dictionaries_in, with_dictionaries, without_dictionaries
 from tljax.errors import ShardingError
-from tljax.quantized_weight import CODES, QuantizedWeight
+from tljax.quantized_weight import CODES, TABLE, QuantizedWeight
 from tljax.scale.layout import Placement, lay_out
 from tljax.scale.mesh import checked_mesh, make_mesh, mesh_of
 from tljax.scale.rules import FEATURE, ShardingRules
@@ -141,7 +141,7 @@ def spread_like(weight: Any, before: Any) -> Any:
 
     if not isinstance(weight, QuantizedWeight):
         return put(weight)
-    return weight.with_parts({name: part if name == "table" else put(part) for name, part in weight.parts.items()})
+    return weight.with_parts({name: part if name == TABLE else put(part) for name, part in weight.parts.items()})
 
 
 def _names(over: Any) -> tuple[str, ...]:

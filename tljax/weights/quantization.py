@@ -79,8 +79,8 @@ class WeightBits:
             lengths = " × ".join(f"{axes[axis]}={shape[axis]}" for axis in summed)
             raise QuantizationError(
                 f"group_size={size} does not divide the {total} weights of {path} that are multiplied into one output "
-                f"({lengths}). Take a divisor of {shape[summed[-1]]}, such as {_usual_group(total, shape[summed[-1]])}, "
-                "or leave group_size out."
+                f"({lengths}). Take a divisor of {shape[summed[-1]]}, or "
+                "leave group_size out."
             )
         return tuple(blocks)
 
@@ -134,9 +134,7 @@ def quantize_parameters(
             )
         if is_quantizable(path, axes[path]):
             if leaf.ndim != len(axes[path]):
-                raise QuantizationError(
-                    f"{path} is stacked, for several models at once: quantise each of them, then stack."
-                )
+                raise QuantizationError(f"{path} is stacked, for several models at once: quantise each, then stack.")
             blocks[path] = form.blocks(path, axes[path], leaf.shape)
     return {
         path: quantized(
