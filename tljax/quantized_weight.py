@@ -166,7 +166,8 @@ def refuse_quantized(params: Any, what: str) -> None:
 def quantized(weight: jax.Array, bits: str, blocks: tuple[int, ...], packed: int | None = None) -> QuantizedWeight:
     """Rounds a matrix to the nearest codes, from -128 to 127 or from -8 to 7.
 
-    A scale is the largest magnitude in its block, over 127.5 or 7.5. These are qwix's numbers (its ``quantize`` with ``calibration_method="absmax"``).
+    A scale is the largest magnitude in its block, over 127.5 or 7.5: qwix's numbers, with its
+    ``calibration_method="absmax"``.
 
     Args:
         weight: floats.

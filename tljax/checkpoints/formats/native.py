@@ -100,7 +100,7 @@ def _held(packed: Packed, axes: Mapping[str, int | None]) -> QuantizedWeight:
     """Returns a quantised weight as it was saved, arrays of numpy's."""
     if packed.name not in axes:
         raise packed.error(f"config.json does not list it in {_QUANTIZED}")
-    more = {name: packed[_END + name] for name in ("zero", TABLE) if _END + name in packed}
+    more: dict[str, Any] = {name: packed[_END + name] for name in ("zero", TABLE) if _END + name in packed}
     try:
         return QuantizedWeight(packed[_END + CODES], packed[f"{_END}scale"], packed=axes[packed.name], **more)
     except QuantizationError as error:
