@@ -36,7 +36,7 @@ class QuantizationMethods:
             bits: ``"int8"`` or ``"int4"``, two to a byte. Weights are rounded to the nearest of 256 or 16 multiples of
                 a scale, which is the largest magnitude among those that share it, over 127.5 or 7.5.
             group_size: how many weights that are multiplied into one output share a float32 scale. ``None``: with
-                eight bits all of them, with four bits 128, or what divides (:class:`~tljax.weights.WeightBits`).
+                eight bits all of them, with four bits 128, or what divides: see :class:`tljax.weights.WeightBits`.
 
         Raises:
             QuantizationError: other bits, a group size that does not divide, or weights that are quantised already.
