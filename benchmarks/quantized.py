@@ -4,10 +4,10 @@
     python benchmarks/quantized.py size [--json FILE]
 
 ``families`` makes a tiny random checkpoint of each family (those of the tests; needs torch and transformers), and
-prints the root mean square of what rounding changes in the logits, as a share of that of the logits (less their mean). Their
-matrices have some 40 inputs, which share a scale. ``size`` does the same with the bundled trained model, and measures
-memory and time at the shape of gpt2-small: bytes of the live buffers, and times as ratios of the float model's, the
-best of several rounds in which all take turns.
+prints the root mean square of what rounding changes in the logits, as a share of that of the logits (less their mean).
+Their matrices have some 40 inputs, which share a scale. ``size`` does the same with the bundled trained model, and
+measures memory and time at the shape of gpt2-small: bytes of the live buffers, and times as ratios of the float
+model's, the best of several rounds in which all take turns.
 """
 
 import argparse

@@ -242,7 +242,8 @@ class HookedTransformer(
                 ``center_unembed``, ``fold_value_biases``; each is applied only where it leaves the model's function
                 unchanged, and ``model.processing`` says which were. ``refactor_factored_attn_matrices``, off by
                 default, is an error where it would change the function. ``dtype``, ``device``, ``n_devices``, ``mesh``,
-                ``quantize``, ``revision``, ``n_ctx``, ``adapter`` and the others: see :func:`tljax.checkpoints.load_checkpoint`.
+                ``quantize``, ``revision``, ``n_ctx``, ``adapter`` and the others: see
+                :func:`tljax.checkpoints.load_checkpoint`.
 
         Raises:
             CheckpointError: the checkpoint is incomplete or disagrees with its config.
