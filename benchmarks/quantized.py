@@ -44,6 +44,7 @@ def error(model: HookedTransformer, tokens: Any, bits: str, group_size: int | No
 def families(only: list[str]) -> dict[str, dict[str, float]]:
     """Errors of one small model of each family."""
     sys.path.append(str(Path(__file__).parents[1] / "tests"))
+    import quick_compiling  # noqa: F401
     from hf_models import VARIANTS, make_hf_model
 
     simplest = {kind: name for name, (kind, more) in sorted(VARIANTS.items(), key=lambda item: -len(item[1][1]))}
@@ -54,7 +55,8 @@ def families(only: list[str]) -> dict[str, dict[str, float]]:
             model = HookedTransformer.from_pretrained_no_processing(directory)
         found[kind] = {name: error(model, tokens, *form) for name, form in FORMS.items()}
         print(f"{kind:20s} {'  '.join(f'{one:7.4f}' for one in found[kind].values())}", flush=True)
-        jax.clear_caches()
+        if not len(found) % 10:
+            jax.clear_caches()
     for name in FORMS:
         known = [one[name] for one in found.values()]
         print(f"{name}: median {np.median(known):.4f}, largest {max(known):.4f} of {len(known)} families")
