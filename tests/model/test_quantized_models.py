@@ -1,5 +1,6 @@
 """Models whose matrices are held in eight or four bits: the same numbers as the floats that the codes stand for."""
 
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -130,6 +131,20 @@ def test_a_fingerprint_is_that_of_the_rounded_weights(pair: tuple[HookedTransfor
     model, floats = pair
     assert fingerprint_of(model).differences(fingerprint_of(floats)) == ()
     assert fingerprint_of(model).differences(fingerprint_of(build("llama"))) == ("the weights are other numbers",)
+
+
+@pytest.mark.parametrize("bits", ["int8", "int4"])
+def test_short_groups_are_saved_and_loaded_too(bits: str, tmp_path: Path) -> None:
+    model = build("moe").quantize(bits)
+    model.save_pretrained(tmp_path)
+    again = HookedTransformer.from_pretrained_no_processing(tmp_path)
+    assert jax.tree.structure(again.params) == jax.tree.structure(model.params)
+    jax.tree.map(np.testing.assert_array_equal, again.params, model.params)
+
+
+def test_floats_may_be_made_under_a_trace(pair: tuple[HookedTransformer, HookedTransformer]) -> None:
+    model, floats = pair
+    close(jax.jit(lambda one: one.dequantize().W_O)(model), floats.W_O)
 
 
 def test_models_stack_for_vmap(pair: tuple[HookedTransformer, HookedTransformer]) -> None:

@@ -125,7 +125,10 @@ def spread_like(weight: Any, before: Any) -> Any:
 
     Of an axis that does not divide in codes or scales each device holds all.
     """
-    sharding = (before.codes if isinstance(before, QuantizedWeight) else before).sharding
+    one = before.codes if isinstance(before, QuantizedWeight) else before
+    if is_traced(one) or not isinstance(one, jax.Array):
+        return weight
+    sharding = one.sharding
     if not isinstance(weight, QuantizedWeight) and not isinstance(before, QuantizedWeight):
         return jax.device_put(weight, sharding)
     if not isinstance(sharding, NamedSharding):

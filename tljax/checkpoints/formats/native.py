@@ -109,7 +109,7 @@ def _held(packed: Packed, axes: Mapping[str, int | None]) -> QuantizedWeight:
 
 def _codes(weight: QuantizedWeight) -> Codes:
     place = spread_places(weight.scale.shape, weight.shape)
-    return Codes(np.asarray(weight.numbers()), weight.scale, place, weight.bits, weight.zero, weight.table)
+    return Codes(np.asarray(weight.numbers()), weight.scale, place, weight.bits, weight.zero, weight.table, shortest=1)
 
 
 class _Checked:

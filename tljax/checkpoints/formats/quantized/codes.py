@@ -15,11 +15,12 @@ import numpy as np
 from tljax.checkpoints.files.reader import Tensors
 from tljax.checkpoints.rows import Entry
 from tljax.errors import UnsupportedModelError
+from tljax.modules.parameters import contracted_axes
 from tljax.quantized_weight import QuantizedWeight, pack
 from tljax.weights.quantization import packed_axis
 
 _SHORTEST = 8
-"""Fewest codes that share a scale on average: with fewer, the scales take half as much memory as the codes or more."""
+"""Fewest codes that share a scale: with fewer, the scales take half as much memory as the codes or more."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Codes:
         bits: 8, or 4 for those that fit in four bits.
         zero: as ``scale``; ``None``: 0.
         table: ``[16]`` or ``None``.
+        shortest: fewest numbers, on average, that share a scale in a weight that is kept packed.
     """
 
     numbers: np.ndarray
@@ -42,6 +44,7 @@ class Codes:
     bits: int = 8
     zero: np.ndarray | None = None
     table: np.ndarray | None = None
+    shortest: int = _SHORTEST
 
     @property
     def kind(self) -> tuple[Any, ...]:
@@ -108,7 +111,8 @@ def read_packed(
     found = []
     for path, own, place in zip(entry.targets, numbers, places, strict=True):
         small = place[tuple(slice(None, None, block_length(place, axis)) for axis in range(place.ndim))]
-        if small.size * _SHORTEST > own.size:
+        summed = math.prod(own.shape[axis] for axis in contracted_axes(path, axes[path]))
+        if small.size * min(first.shortest, summed) > own.size:
             raise _unsupported(keys[0], "has scales that belong to no runs of its inputs (desc_act), or to short ones")
         packed = packed_axis(path, axes[path], own.shape) if first.bits == 4 else None
         codes = own if packed is None else pack(np.ascontiguousarray(own).view(np.uint8), packed)
