@@ -20,6 +20,7 @@ from jax.core import Tracer
 
 from tljax.config import BOOKKEEPING, HookedTransformerConfig
 from tljax.dictionary_params import dictionaries_in, without_dictionaries
+from tljax.quantized_weight import QuantizedWeight
 from tljax.typing import Params
 
 if TYPE_CHECKING:
@@ -200,7 +201,7 @@ def sample_of(params: Params) -> WeightSample | None:
     """
     own = without_dictionaries(params)
     own = {name: part for name, part in own.items() if name != "pos_embed"}  # its length is n_ctx
-    leaves = jax.tree.leaves(own) + jax.tree.leaves(dictionaries_in(params))
+    leaves = jax.tree.leaves(own, is_leaf=_is_quantized) + jax.tree.leaves(dictionaries_in(params))
     key = tuple(map(id, leaves))
     references, sample = _kept.get(key, ([], None))
     if sample is not None and all(ref() is leaf for ref, leaf in zip(references, leaves, strict=True)):
@@ -218,12 +219,22 @@ def sample_of(params: Params) -> WeightSample | None:
     return sample
 
 
+def _is_quantized(node: Any) -> bool:
+    return isinstance(node, QuantizedWeight)
+
+
 def _is_known(leaf: Any) -> bool:
+    if isinstance(leaf, QuantizedWeight):
+        return all(isinstance(part, jax.Array) and _is_there(part) for part in leaf.parts.values())
     if isinstance(leaf, Tracer) or not isinstance(leaf, jax.Array | np.ndarray):
         return False
     if not jnp.issubdtype(leaf.dtype, jnp.floating):
         return False
-    return isinstance(leaf, np.ndarray) or (not leaf.is_deleted() and leaf.is_fully_addressable)
+    return isinstance(leaf, np.ndarray) or _is_there(leaf)
+
+
+def _is_there(array: jax.Array) -> bool:
+    return not isinstance(array, Tracer) and not array.is_deleted() and array.is_fully_addressable
 
 
 def _some(leaf: Any) -> Any:
@@ -233,6 +244,8 @@ def _some(leaf: Any) -> Any:
     if not leaf.shape:  # a learned number
         return np.full(_COUNT, np.asarray(leaf))
     index = _places(leaf.shape)
+    if isinstance(leaf, QuantizedWeight):
+        return leaf.entries(index)
     if isinstance(leaf, np.ndarray) or _is_here(leaf):
         return np.asarray(leaf)[index]  # no copy is made
     return _gathered(leaf, index)

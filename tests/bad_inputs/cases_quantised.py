@@ -11,7 +11,8 @@ import quantised_files as files
 from table import Case
 
 from tljax import HookedTransformer
-from tljax.errors import CheckpointError, UnsupportedModelError
+from tljax.errors import CheckpointError, InputError, QuantizationError, UnsupportedModelError
+from tljax.train import TrainConfig, train
 
 GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 16, "sym": False}
 AWQ = {"quant_method": "awq", "bits": 4, "group_size": 16, "zero_point": True, "version": "gemm"}
@@ -19,6 +20,7 @@ BNB = {"quant_method": "bitsandbytes", "load_in_8bit": True}
 FP8 = {"quant_method": "fp8", "weight_block_size": [16, 8]}
 INT4 = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "group_size": 8}
 PACKED = files.group_of(INT4, "pack-quantized")
+PROMPTS = np.arange(64, dtype=np.int32).reshape(4, 16)
 UP = "model.layers.0.mlp.up_proj"
 Change = Callable[[dict[str, np.ndarray]], Any]
 
@@ -114,7 +116,25 @@ CASES = (
          config=files.LLAMA | {"compression_config": PACKED}),
     case("GPT-2, whose matrices lie the other way", UnsupportedModelError, "inputs first", "full-precision",
          config=GPT2),
-    case("floats are not wanted", UnsupportedModelError, "dequantize=False", "dtype='bfloat16'", dequantize=False),
+    case("packed weights, folded", QuantizationError, "(fold_ln)", "no_processing(..., dequantize=False)",
+         dequantize=False, fold_ln=True),
+    case("packed weights, rounded", QuantizationError, "stay packed", "dequantize=True", dequantize=False,
+         quantize="int8"),
+    Case("three bits", lambda w: w.tiny.quantize("int3"), QuantizationError, "'int3'", "int8"),
+    Case("a number of bits", lambda w: w.tiny.quantize(4), InputError, "bits"),
+    Case("groups that do not divide", lambda w: w.tiny.quantize("int4", group_size=24), QuantizationError,
+         "group_size=24", "divisor of 64"),
+    Case("groups of nothing", lambda w: w.tiny.quantize("int4", group_size=0), QuantizationError, "group_size=0"),
+    Case("groups of floats", lambda w: HookedTransformer.from_pretrained("tljax-tiny", group_size=32),
+         QuantizationError, 'quantize="int4"'),
+    Case("quantised twice", lambda w: w.tiny.quantize("int8").quantize("int4"), QuantizationError, "quantised already",
+         "second error"),
+    Case("processing of rounded weights", lambda w: w.tiny.quantize("int8").process_weights(fold_ln=True),
+         QuantizationError, "Weight processing", "model.dequantize()"),
+    Case("rounded weights for Hugging Face", lambda w: w.tiny.quantize("int8").save_hf("nowhere"), QuantizationError,
+         "save_hf", "model.dequantize()"),
+    Case("rounded weights are trained", lambda w: train(w.tiny.quantize("int8"), PROMPTS, TrainConfig(steps=1)),
+         QuantizationError, "Training", "model.dequantize()"),
     Case(
         "a pattern in the list",
         lambda w: load(

@@ -9,9 +9,11 @@ import pytest
 from hf_models import rewrite
 from safetensors.numpy import load_file
 
+from tljax import HookedTransformer
 from tljax.checkpoints import load_checkpoint
 from tljax.checkpoints.formats.quantized.mxfp4 import unpack
 from tljax.errors import CheckpointError, UnsupportedModelError
+from tljax.quantized_weight import QuantizedWeight
 
 RAW = dict.fromkeys(("fold_ln", "center_writing_weights", "center_unembed", "fold_value_biases"), False)
 PACKING = {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]}
@@ -60,6 +62,21 @@ def test_a_packed_checkpoint_is_loaded(checkpoint: Path) -> None:
     experts = loaded.params["blocks"][0]["mlp"]["experts"]
     np.testing.assert_array_equal(np.asarray(experts["W_gate"])[3], both[0::2].T)
     np.testing.assert_array_equal(np.asarray(experts["W_in"])[3], both[1::2].T)
+
+
+def test_experts_stay_packed_on_request(checkpoint: Path) -> None:
+    floats = HookedTransformer.from_pretrained_no_processing(checkpoint)
+    kept = HookedTransformer.from_pretrained_no_processing(checkpoint, dequantize=False)
+    for name, expected in floats.params["blocks"][1]["mlp"]["experts"].items():
+        held = kept.params["blocks"][1]["mlp"]["experts"][name]
+        assert isinstance(held, QuantizedWeight) == name.startswith("W_")
+        if isinstance(held, QuantizedWeight):
+            np.testing.assert_array_equal(held.dequantized(), expected)
+            np.testing.assert_array_equal(held[2], expected[2])
+            assert held.nbytes < expected.nbytes / 6.9
+            assert held.scale.dtype == "bfloat16"
+    tokens = np.array([[1, 5, 2, 9, 3, 7]])
+    np.testing.assert_allclose(kept(tokens), floats(tokens), rtol=0, atol=1e-5)
 
 
 def test_other_packings_are_refused(checkpoint: Path, tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ from hf_models import rewrite
 from tljax import HookedTransformer
 from tljax.checkpoints import load_checkpoint
 from tljax.checkpoints.formats.quantized.settings import read_settings
-from tljax.errors import CheckpointError, UnsupportedModelError
+from tljax.errors import CheckpointError, QuantizationError, UnsupportedModelError
+from tljax.quantized_weight import QuantizedWeight
 
 RAW = dict.fromkeys(("fold_ln", "center_writing_weights", "center_unembed", "fold_value_biases"), False)
 TOKENS = np.array([[1, 5, 2, 9, 3, 7], [4, 4, 0, 8, 6, 1]])
@@ -100,6 +101,42 @@ def test_weights_and_logits_are_those_the_packed_numbers_stand_for(name: str, tm
     assert got.cfg == expected.cfg.replace(model_name=got.cfg.model_name)
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_weights_may_stay_packed(name: str, tmp_path: Path) -> None:
+    """What stays packed stands for the very floats that are loaded otherwise, and is saved and loaded as it is."""
+    settings, pack = CASES[name]
+    source = files.write(
+        tmp_path / "packed", files.quantise(files.llama(), pack)[0], files.LLAMA | {"quantization_config": settings}
+    )
+    if "order" in name:
+        with pytest.raises(UnsupportedModelError, match=r"q_proj.weight has scales that belong to no runs"):
+            load_checkpoint(source, dequantize=False, **RAW)
+        return
+    floats = HookedTransformer.from_pretrained_no_processing(source)
+    kept = HookedTransformer.from_pretrained_no_processing(source, dequantize=False)
+    held = [leaf for block in kept.params["blocks"] for part in (block["attn"], block["mlp"]) for leaf in part.values()]
+    bits = [leaf.bits for leaf in held if isinstance(leaf, QuantizedWeight)]
+    assert bits == bits[:1] * 7 * 2
+    assert differences(kept.dequantize().params, floats.params) == 0
+    assert kept.nbytes < floats.nbytes * (0.4 if bits[0] == 8 else 0.3)
+    kept.save_pretrained(tmp_path / "ours")
+    again = HookedTransformer.from_pretrained_no_processing(tmp_path / "ours")
+    assert jax.tree.structure(again.params) == jax.tree.structure(kept.params)
+    assert differences(again.params, kept.params) == 0
+    assert not HookedTransformer.from_pretrained_no_processing(tmp_path / "ours", dequantize=True).is_quantized
+    if name in ("gptq", "nf4", "int8 of bitsandbytes"):
+        np.testing.assert_allclose(kept(TOKENS), floats(TOKENS), rtol=0, atol=1e-5)
+
+
+def test_weights_are_rounded_while_they_load(tmp_path: Path) -> None:
+    plain = files.write(tmp_path, files.quantise(files.llama(), files.gptq)[1], files.LLAMA)
+    options: Any = {"quantize": "int4", "group_size": 16}
+    loaded = HookedTransformer.from_pretrained(plain, **options)
+    expected = HookedTransformer.from_pretrained(plain).quantize("int4", group_size=16)
+    assert jax.tree.structure(loaded.params) == jax.tree.structure(expected.params)
+    assert differences(loaded.params, expected.params) == 0
+
+
 def test_weights_in_blocks_of_a_mixture_with_latent_attention(
     hf_checkpoint: Callable[[str], Path], tmp_path: Path
 ) -> None:
@@ -161,6 +198,9 @@ def test_experts_in_one_tensor(method: str, hf_checkpoint: Callable[[str], Path]
     expected = HookedTransformer.from_pretrained_no_processing(rewrite(source, tmp_path / "plain", lambda _: plain))
     assert differences(got.params, expected.params) < 1e-6
     np.testing.assert_allclose(got(TOKENS), expected(TOKENS), rtol=0, atol=1e-5)
+    kept = HookedTransformer.from_pretrained_no_processing(packed, dequantize=False)
+    assert kept.is_quantized
+    assert differences(kept.dequantize().params, got.params) == 0
 
 
 def write(directory: Path, settings: dict[str, Any], change: Callable[[dict[str, np.ndarray]], Any] = dict) -> Path:
@@ -194,7 +234,7 @@ def test_the_dtype_is_the_callers_and_a_saved_copy_is_plain(tmp_path: Path) -> N
     model.save_hf(tmp_path / "plain")
     again = HookedTransformer.from_pretrained_no_processing(tmp_path / "plain")
     assert differences(again.params, model.params) == 0
-    with pytest.raises(UnsupportedModelError, match=r"quantised weights \(gptq\), and dequantize=False"):
+    with pytest.raises(QuantizationError, match=r"is to stay packed, and weight processing \(fold_ln, "):
         HookedTransformer.from_pretrained(source, dequantize=False)
 
 

@@ -162,6 +162,21 @@ def a_hugging_face_checkpoint(model: HookedTransformer) -> Any:
         return again.params, again(TOKENS)
 
 
+def in_four_bits(model: HookedTransformer) -> Any:
+    small = model.quantize("int4", group_size=8)
+    with tempfile.TemporaryDirectory() as directory:
+        small.save_pretrained(directory)
+        again = HookedTransformer.from_pretrained_no_processing(directory, mesh=model.mesh)
+        where(again, small)
+    table = small.sharding_table()
+    if model.mesh is not None:
+        assert table["blocks.0.attn.W_Q"].spec == table["blocks.0.attn.W_Q.scale"].spec == P(None, "model", None)
+        assert table["blocks.0.mlp.W_out"].spec == P("model", None)
+    rows = sweep(small, TOKENS, OTHER, METRIC, "resid_pre", reduce="none", progress=False).values
+    one = small.generate(TOKENS[:1], max_new_tokens=2, do_sample=False, verbose=False, stop_at_eos=False)
+    return small(TOKENS), again.params, rows, one, small.dequantize().params
+
+
 def under_transformations(model: HookedTransformer) -> Any:
     return jax.jit(lambda m, tokens: m(tokens))(model, TOKENS), jax.vmap(lambda row: model(row[None]))(TOKENS)
 
@@ -179,7 +194,7 @@ CHECKS: dict[str, Callable[[HookedTransformer], Any]] = {
     for one in (
         everything, a_padded_batch, interventions, python_hooks, a_sweep, sweeps_of_other_kinds, an_estimate, paths,
         generation, gradients, circuits, dictionaries, a_harvest, a_lens, processing, a_native_checkpoint,
-        a_hugging_face_checkpoint, under_transformations,
+        a_hugging_face_checkpoint, in_four_bits, under_transformations,
     )
 }  # fmt: skip
 

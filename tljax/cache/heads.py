@@ -11,6 +11,7 @@ from tljax.cache.writers import After, Heads, Part, Results
 from tljax.hooks.splices import value_after
 from tljax.modules.norm import norm_gain
 from tljax.numerics import matmul_precision
+from tljax.quantized_weight import as_floats
 
 if TYPE_CHECKING:
     from tljax.cache.activation_cache import ActivationCache
@@ -47,7 +48,7 @@ def head_parts(cache: "ActivationCache", last: int) -> list[Part]:
         after = after_of(cache, layer, "ln1_post")
         result = cache.cache_dict.get(f"blocks.{layer}.attn.hook_result")
         if result is None:
-            weight = cache.model.params["blocks"][layer]["attn"]["W_O"]
+            weight = as_floats(cache.model.params["blocks"][layer]["attn"]["W_O"])
             parts.append(Heads(cache[f"blocks.{layer}.attn.hook_z"], weight, after))
         else:
             parts.append(Results(result, after))
@@ -72,7 +73,7 @@ def compute_head_results(cache: "ActivationCache") -> "ActivationCache":
     access.require(cache, [value_after(z, cfg.splices) for z in points.values()], "compute_head_results")
     with matmul_precision(cfg):
         for layer, z in points.items():
-            weight = cache.model.params["blocks"][layer]["attn"]["W_O"]
+            weight = as_floats(cache.model.params["blocks"][layer]["attn"]["W_O"])
             heads = cache[value_after(z, cfg.splices)]
             results[z.replace("hook_z", "hook_result")] = jnp.einsum("...he,hed->...hd", heads, weight)
     return cache.with_activations(cache.cache_dict | results) if results else cache

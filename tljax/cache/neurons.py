@@ -15,6 +15,7 @@ from tljax.cache.stacking import stack_units
 from tljax.cache.writers import Neurons, Part, read_parts
 from tljax.config import HookedTransformerConfig
 from tljax.errors import CacheError, InputError
+from tljax.quantized_weight import as_floats
 
 if TYPE_CHECKING:
     from tljax.cache.activation_cache import ActivationCache
@@ -52,7 +53,8 @@ def neuron_parts(cache: "ActivationCache", layers: range, chosen: Cut | None = N
     """Returns the neurons of ``layers``, or the chosen ones of each, one part a layer."""
     parts: list[Part] = []
     for layer in layers:
-        acts, weight = cache[f"blocks.{layer}.mlp.hook_post"], cache.model.params["blocks"][layer]["mlp"]["W_out"]
+        acts = cache[f"blocks.{layer}.mlp.hook_post"]
+        weight = as_floats(cache.model.params["blocks"][layer]["mlp"]["W_out"])
         if chosen is not None:
             acts, weight = chosen(acts, -1), chosen(weight, 0)
         parts.append(Neurons(acts, weight, after_of(cache, layer, "ln2_post")))

@@ -82,8 +82,14 @@ def describe_checkpoint(source: Checkpoint, ignore: str | Sequence[str] = ()) ->
             raise InputError(f"ignore_config is about Hugging Face's config.json, which {origin} is not.")
         if native.FORMAT in attributes:
             cfg = native.read_config(attributes, origin)
-            checked = functools.partial(native.checked, directory=Path(source.origin), attributes=attributes)
-            return Description(cfg, native.rows(cfg), checked=checked)
+            said, directory = native.read_quantized(attributes), Path(source.origin)
+            paths = set(parameter_axes(cfg))
+
+            def checked(tensors: Tensors) -> Tensors:
+                whole = native.checked(tensors, directory, attributes)
+                return whole if said is None else dequantized(whole, said, paths.__contains__, source.origin)
+
+            return Description(cfg, native.rows(cfg), checked=checked, quantized=None if said is None else said.method)
         if hosted.is_hosted(attributes):
             cfg = hosted.read_config(attributes)
             table = hosted.rows(cfg, attributes, source.tensors().info)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tljax.checkpoints.files.reader import Tensors
+from tljax.checkpoints.formats.quantized.codes import Codes, codes_of, has_codes
 from tljax.checkpoints.slices import Index, PartTensors, reads_parts
 from tljax.errors import CheckpointError
 
@@ -50,6 +51,18 @@ class Finite:
         """Returns ``tensor[index]``; an error as in :meth:`read` if it holds a NaN or an infinity."""
         part = cast(PartTensors, self._tensors).read_part(key, index)
         return part if all_finite(np.ascontiguousarray(part)) else self.read(key)[index]
+
+    def has_codes(self, key: str) -> bool:
+        """Whether tensor ``key`` can be read as codes."""
+        return has_codes(self._tensors, [key])
+
+    def codes(self, key: str) -> Codes:
+        """Returns a quantised weight as its codes; an error as in :meth:`read` if a scale is NaN or infinite."""
+        codes = codes_of(self._tensors, key)
+        eight_bit_floats = codes.numbers.dtype.itemsize == 1 and codes.numbers.dtype.kind not in "iu"
+        if not all_finite(codes.scale) or (eight_bit_floats and not np.isfinite(codes.numbers.astype("float32")).all()):
+            self.read(key)
+        return codes
 
 
 def all_finite(array: np.ndarray) -> bool:

@@ -20,6 +20,8 @@ from tljax.checkpoints.finite import Finite, refuse_overflow
 from tljax.checkpoints.formats import transformer_lens
 from tljax.checkpoints.formats.adapters import Adapted, merged, open_adapter
 from tljax.checkpoints.formats.memory import MemoryTensors
+from tljax.checkpoints.formats.native import TLJAX
+from tljax.checkpoints.formats.quantized.codes import has_codes, read_packed
 from tljax.checkpoints.layout import flatten, parameter_axes, parameter_shapes, stages_of, unflatten
 from tljax.checkpoints.opening import Checkpoint, in_files, in_memory, locate_tokenizer, of_state_dict
 from tljax.checkpoints.placement import Axes, Placer, ShardingRule, in_parts, placer_for
@@ -29,12 +31,14 @@ from tljax.checkpoints.stored_names import known_names
 from tljax.checks import typed
 from tljax.config import HookedTransformerConfig
 from tljax.config_checks import PER_LAYER
-from tljax.errors import CheckpointError, ConfigError, InputError, UnsupportedModelError
+from tljax.errors import CheckpointError, ConfigError, InputError, QuantizationError
 from tljax.hooks.points import layer_of
 from tljax.modules.parameters import axis_sizes, stored_dtype
 from tljax.numerics import available_dtype
+from tljax.quantized_weight import QuantizedWeight, is_quantized
 from tljax.typing import DeviceLike, Params
 from tljax.weights.processing import process_and_reuse
+from tljax.weights.quantization import WeightBits, is_quantizable, quantize_parameters
 from tljax.weights.steps import STEPS, ProcessingOptions, Steps
 
 
@@ -67,6 +71,10 @@ class _Asked:
     n_ctx: int | None
     first_n_layers: int | None
     steps: ProcessingOptions
+    held: WeightBits | None = None
+    """How weights are rounded as they are loaded."""
+    keep: bool = False
+    """Whether weights that are stored quantised stay so."""
 
 
 class ReadOptions(ProcessingOptions, total=False):
@@ -80,6 +88,8 @@ class ReadOptions(ProcessingOptions, total=False):
     n_ctx: int | None
     first_n_layers: int | None
     allow_nonfinite: bool
+    quantize: str | None
+    group_size: int | None
 
 
 class LoadOptions(ReadOptions, total=False):
@@ -95,7 +105,7 @@ class LoadOptions(ReadOptions, total=False):
     ignore_adapter_config: Sequence[str]
     ignore_config: str | Sequence[str]
     hf_model: Any
-    dequantize: bool
+    dequantize: bool | None
 
 
 @functools.partial(typed, receiver=Steps.for_config)
@@ -120,7 +130,9 @@ def load_checkpoint(
     ignore_config: str | Sequence[str] = (),
     hf_model: Any = None,
     allow_nonfinite: bool = False,
-    dequantize: bool = True,
+    quantize: str | None = None,
+    group_size: int | None = None,
+    dequantize: bool | None = None,
     **steps: Unpack[ProcessingOptions],
 ) -> Loaded:
     """Loads a Hugging Face or tljax checkpoint, tensor by tensor and without torch.
@@ -154,8 +166,12 @@ def load_checkpoint(
         hf_model: a transformers model in memory, whose config and tensors are read instead of any file. ``name`` is
             then only its name and, if it is a directory, where its tokenizer is.
         allow_nonfinite: load NaN, infinities and numbers that overflow ``dtype`` as they are.
-        dequantize: whether quantised weights (GPTQ, AWQ, bitsandbytes, FP8, compressed-tensors, MXFP4) may be loaded,
-            as the floats that they stand for, in ``dtype``. ``False`` refuses a checkpoint that has them.
+        quantize: ``"int8"`` or ``"int4"`` rounds the large matrices of each block as it is loaded and processed, so
+            that floats of one block at a time are in memory: see :meth:`tljax.HookedTransformer.quantize`.
+        group_size: how many weights share a scale, with ``quantize``.
+        dequantize: whether weights that are stored quantised (GPTQ, AWQ, bitsandbytes, FP8, compressed-tensors, MXFP4)
+            become the floats that they stand for, in ``dtype``. ``False`` keeps those of attention, MLPs and experts
+            packed, and needs weight processing off. ``None``: only what tljax saved packed stays so.
         **steps: weight processing: see :meth:`tljax.weights.steps.Steps.for_config`.
 
     Raises:
@@ -164,6 +180,7 @@ def load_checkpoint(
         CheckpointError: the checkpoint is not there, incomplete, damaged, or disagrees with its config; the adapter
             does not fit; a weight is NaN or infinite, or does not fit ``dtype``.
         UnsupportedModelError: an architecture, attribute, adapter or storage format that tljax does not implement.
+        QuantizationError: weights that cannot be rounded as asked for, or stay packed under weight processing.
         ConfigError: ``n_ctx``, ``first_n_layers`` or ``dtype`` that the checkpoint cannot be loaded with.
     """
     place = placer_for(device, n_devices, mesh, rules)
@@ -178,13 +195,14 @@ def load_checkpoint(
             find(name, adapter, adapter_revision=adapter_revision, ignore=ignore_adapter_config, **revisions, **access)
         )
     described = describe_checkpoint(source, ignored)
-    if described.quantized is not None and not dequantize:
-        raise UnsupportedModelError(
-            f"{source.origin} holds quantised weights ({described.quantized}), and dequantize=False keeps tljax from "
-            "making floats of them. Leave that out, and choose their dtype with dtype='bfloat16': tljax does not "
-            "compute with the packed numbers."
+    keep = described.quantized is not None and not (described.quantized != TLJAX if dequantize is None else dequantize)
+    held = WeightBits.asked(quantize, group_size)
+    if keep and held is not None:
+        raise QuantizationError(
+            f"{source.origin} holds quantised weights ({described.quantized}) that stay packed: quantize={quantize!r} "
+            "has nothing to round. Leave it out; or pass dequantize=True, to round the floats that they stand for."
         )
-    asked = _Asked("float32" if dtype is None else dtype, n_ctx, first_n_layers, steps)
+    asked = _Asked("float32" if dtype is None else dtype, n_ctx, first_n_layers, steps, held, keep)
     loaded = _load(source, described, asked, place, allow_nonfinite)
     return dataclasses.replace(loaded, tokenizer_elsewhere=locate_tokenizer(source, described.tokenizer_repo, **access))
 
@@ -202,6 +220,8 @@ def load_transformer_lens(
     n_ctx: int | None = None,
     first_n_layers: int | None = None,
     allow_nonfinite: bool = False,
+    quantize: str | None = None,
+    group_size: int | None = None,
     **steps: Unpack[ProcessingOptions],
 ) -> Loaded:
     """Loads a state dict of TransformerLens 3.9, with the config that goes with it.
@@ -210,7 +230,8 @@ def load_transformer_lens(
         state_dict: mapping from names to arrays (numpy, jax, torch), or a file with one (.safetensors, or torch's).
         cfg: see :func:`tljax.checkpoints.formats.transformer_lens.read_config`.
         dtype: dtype of the parameters; ``None`` means the config's.
-        device, n_devices, mesh, rules, n_ctx, first_n_layers, allow_nonfinite: as in :func:`load_checkpoint`.
+        device, n_devices, mesh, rules, n_ctx, first_n_layers, allow_nonfinite, quantize, group_size: as in
+            :func:`load_checkpoint`.
         **steps: weight processing, off unless asked for.
 
     Raises:
@@ -233,7 +254,8 @@ def load_transformer_lens(
     own = transformer_lens.OneNumber(tensors)
     source = of_state_dict(own, stored_cfg.model_name, origin, stored_cfg.tokenizer_name)
     chosen: ProcessingOptions = {**dict.fromkeys(STEPS, False), **steps}  # type: ignore[typeddict-item]
-    asked = _Asked(stored_cfg.dtype if dtype is None else dtype, n_ctx, first_n_layers, chosen)
+    held = WeightBits.asked(quantize, group_size)
+    asked = _Asked(stored_cfg.dtype if dtype is None else dtype, n_ctx, first_n_layers, chosen, held)
     return _load(source, described, asked, place, allow_nonfinite)
 
 
@@ -266,8 +288,21 @@ def _load(
         raise CheckpointError(f"{error}{described.hint(tensors.info)}") from error
     _warn_of_untied(entries, base, source.origin)
     placer = place(parameter_axes(cfg))
-    params = _read(entries, tensors, described, cfg, steps, placer, None if allow_nonfinite else source.origin)
+    if asked.keep:
+        _refuse_processing(steps, cfg, source.origin)
+    params = _read(entries, tensors, described, cfg, steps, placer, None if allow_nonfinite else source.origin, asked)
     return Loaded(cfg=steps.config_after(cfg), params=params, tokenizer_source=source.tokenizer)
+
+
+def _refuse_processing(steps: Steps, cfg: HookedTransformerConfig, origin: str) -> None:
+    """Raises QuantizationError if weights are to be processed that stay packed."""
+    before = cfg.weight_processing
+    if wanted := [step for step in steps.config_after(cfg).weight_processing if step not in before]:
+        raise QuantizationError(
+            f"{origin} is to stay packed, and weight processing ({', '.join(wanted)}) changes the floats that its "
+            "numbers stand for. Load it with from_pretrained_no_processing(..., dequantize=False), or leave "
+            "dequantize=False out."
+        )
 
 
 def _open(source: Checkpoint, described: Description, allow_nonfinite: bool) -> tuple[Tensors, Tensors]:
@@ -346,12 +381,22 @@ def _read_entry(
     }
 
 
+def _stays_packed(
+    entry: Entry, tensors: Tensors, axes: Mapping[str, tuple[str, ...]], sizes: Mapping[str, int]
+) -> bool:
+    """Whether an entry's parameters are large matrices of a block that are stored quantised."""
+    large = all(is_quantizable(path, axes[path]) for path in entry.targets)
+    return large and has_codes(tensors, entry.keys(sizes))
+
+
 def _processed(stage: Params, steps: Steps, dtype: str) -> Params:
     """Returns a processed stage, in the stage's own memory; the stage itself where nothing changes."""
-    wanted = {
-        stored_dtype(path.rpartition(".")[2], jnp.dtype(dtype)) == leaf.dtype for path, leaf in flatten(stage).items()
-    }
-    return process_and_reuse(stage, steps, dtype) if steps or wanted != {True} else stage
+    flat = flatten(stage)
+    wanted = {path: stored_dtype(path.rpartition(".")[2], jnp.dtype(dtype)) for path in flat}
+    if is_quantized(stage):  # no steps then
+        return unflatten({path: leaf.astype(wanted[path]) for path, leaf in flat.items()})
+    changes = steps or any(leaf.dtype != wanted[path] for path, leaf in flat.items())
+    return process_and_reuse(stage, steps, dtype) if changes else stage
 
 
 def _read(
@@ -362,6 +407,7 @@ def _read(
     steps: Steps,
     place: Placer,
     origin: str | None,
+    asked: _Asked,
 ) -> Params:
     """Reads the stages of ``cfg`` one after another; ``stored`` describes the files.
 
@@ -372,6 +418,10 @@ def _read(
     def read_stage(paths: list[str], stage: str, prefix: str) -> Params:
         raw = {}
         for entry in entries[stage]:
+            if asked.keep and _stays_packed(entry, tensors, axes, sizes):
+                packed = read_packed(entry, tensors, axes, sizes, cfg.dtype)
+                raw |= {path: place(path, weight) for path, weight in zip(entry.targets, packed, strict=True)}
+                continue
             raw |= _read_entry(entry, tensors, axes[entry.targets[0]], sizes, shapes, place)
         raw |= {
             path: place(path, stored.computed[path]()[: shapes[path][0]]) for path in paths if path in stored.computed
@@ -386,7 +436,11 @@ def _read(
         placed = {prefix + name: place(prefix + name, processed.pop(name)) for name in list(processed)}
         if origin is not None:
             keys = {path: entry.keys(sizes) for entry in entries[stage] for path in entry.targets}
-            refuse_overflow({path: placed[path] for path in placed.keys() - stored.computed}, keys, tensors, origin)
+            floats = {path: leaf for path, leaf in placed.items() if not isinstance(leaf, QuantizedWeight)}
+            refuse_overflow({path: floats[path] for path in floats.keys() - stored.computed}, keys, tensors, origin)
+        if asked.held is not None:
+            rounded = quantize_parameters(placed, axes, asked.held)
+            placed = {path: place(path, leaf) for path, leaf in rounded.items()}
         params |= placed
         jax.block_until_ready(params)
     return unflatten(params)

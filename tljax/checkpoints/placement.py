@@ -8,6 +8,7 @@ import numpy as np
 
 from tljax.devices import resolve_device
 from tljax.errors import InputError
+from tljax.quantized_weight import TABLE, QuantizedWeight
 from tljax.scale.layout import lay_out
 from tljax.scale.mesh import checked_mesh, make_mesh
 from tljax.typing import DeviceLike
@@ -32,9 +33,18 @@ class Placer:
         """Returns the device or sharding of a parameter; ``None`` is jax's default device."""
         return self._device(path, shape) if callable(self._device) else resolve_device(self._device)
 
-    def __call__(self, path: str, array: Any) -> jax.Array:
-        """Returns an array where the parameter ``path`` belongs."""
-        target = self.target(path, array.shape)
+    def __call__(self, path: str, array: Any) -> Any:
+        """Returns an array, or a quantised weight (each of its arrays), where the parameter ``path`` belongs."""
+        if isinstance(array, QuantizedWeight):
+            targets = {name: self.target(path, part.shape) for name, part in array.parts.items() if name != TABLE}
+            one = next(iter(targets.values()))
+            on_mesh = isinstance(one, jax.sharding.NamedSharding)
+            targets[TABLE] = jax.sharding.NamedSharding(one.mesh, jax.sharding.PartitionSpec()) if on_mesh else one
+            return array.with_parts({name: self._put(part, targets[name]) for name, part in array.parts.items()})
+        return self._put(array, self.target(path, array.shape))
+
+    @staticmethod
+    def _put(array: Any, target: Any) -> jax.Array:
         if isinstance(target, jax.sharding.Sharding) and isinstance(array, np.ndarray):
             return in_parts(array.shape, target, lambda index: array[index])
         return jax.device_put(array, target)

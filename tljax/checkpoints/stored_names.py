@@ -11,6 +11,7 @@ from typing import cast
 import numpy as np
 
 from tljax.checkpoints.files.reader import Tensors
+from tljax.checkpoints.formats.quantized.codes import Codes, codes_of, has_codes
 from tljax.checkpoints.slices import Index, PartTensors, reads_parts
 from tljax.errors import CheckpointError
 
@@ -37,6 +38,14 @@ class Renamed:
     def read_part(self, key: str, index: Index) -> np.ndarray:
         """Returns ``tensor[index]`` in its stored dtype."""
         return cast(PartTensors, self._stored).read_part(self._names[key], index)
+
+    def has_codes(self, key: str) -> bool:
+        """Whether tensor ``key`` can be read as codes."""
+        return has_codes(self._stored, [self._names[key]])
+
+    def codes(self, key: str) -> Codes:
+        """Returns a quantised weight as its codes."""
+        return codes_of(self._stored, self._names[key])
 
 
 def known_names(

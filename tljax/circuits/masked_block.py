@@ -15,6 +15,7 @@ from tljax.hooks.point import HookPoint, HookSlot, apply_with_slots
 from tljax.modules.activations import scaled
 from tljax.modules.context import AttentionContext
 from tljax.numerics import matmul_precision
+from tljax.quantized_weight import as_floats
 from tljax.typing import Params
 
 _HEADS = ("batch", "pos", "head", "d_head")
@@ -104,7 +105,7 @@ def _run_block(
     slots[HEADS] = HookSlot(HookPoint(HEADS), captured=True)
     with matmul_precision(cfg):
         attn_out, seen = apply_with_slots(module, variables, slots, state.stream, context, method="attention_branch")
-    results = outputs_by_head(cfg, params["attn"]["W_O"], seen[HEADS])
+    results = outputs_by_head(cfg, as_floats(params["attn"]["W_O"]), seen[HEADS])
     own = _lacking_of(replacement[:heads], results, len(lacks))
     state, before = _wrote(state, own, first), state
     whole = None

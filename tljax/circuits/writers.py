@@ -10,6 +10,7 @@ from tljax.circuits.graph import ResidualGraph
 from tljax.config import HookedTransformerConfig
 from tljax.modules.activations import scaled
 from tljax.numerics import matmul_precision
+from tljax.quantized_weight import as_floats
 from tljax.typing import Params
 
 HEADS, MLP, EXPERTS, EMBED = "attn.hook_z", "hook_mlp_out", "mlp.hook_expert_result", "hook_embed"
@@ -57,7 +58,7 @@ def outputs_of(
     if layer < 0:
         return jnp.asarray(activations[EMBED])[:, :, None]
     prefix = f"blocks.{layer}."
-    heads = head_outputs(cfg, params["blocks"][layer]["attn"]["W_O"], activations[prefix + HEADS])
+    heads = head_outputs(cfg, as_floats(params["blocks"][layer]["attn"]["W_O"]), activations[prefix + HEADS])
     parts = [heads]
     if not graph.attn_only:
         n_experts = graph.experts[layer] if graph.experts else 0

@@ -14,6 +14,7 @@ from tljax.errors import CheckpointError, DictionaryError, UnknownHookError
 from tljax.hooks.names import resolve
 from tljax.hooks.points import HookPointSpec, layer_of, point_table, stage_of
 from tljax.modules.norm import norm_gain
+from tljax.quantized_weight import as_floats
 from tljax.weights.steps import why_not
 
 if TYPE_CHECKING:
@@ -257,7 +258,8 @@ def _value_biases(dictionary: "Dictionary", model: "HookedTransformer", refusal:
     if "fold_ln" in {*trained} ^ {*model.cfg.weight_processing} and model.cfg.normalization_type in ("LN", "LNPre"):
         if "fold_ln" in model.cfg.weight_processing:
             raise DictionaryError(refusal.format("The bias of ln1 and the value biases can no longer be told apart."))
-        through = jnp.einsum("d,dhe->he", block["ln1"]["b"], attention["W_V"], precision="highest")
+        W_V = as_floats(attention["W_V"])
+        through = jnp.einsum("d,dhe->he", block["ln1"]["b"], W_V, precision="highest")
         bias = through if bias is None else bias + through
     if bias is None or not np.any(np.asarray(bias)):
         return dictionary

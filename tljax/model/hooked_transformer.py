@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from tljax.cache.attribution import token_ids
 from tljax.checkpoints import Loaded, load_checkpoint, load_transformer_lens, save_hf, save_native
+from tljax.checkpoints.layout import flatten, unflatten
 from tljax.checkpoints.loading import LoadOptions, ReadOptions
 from tljax.checkpoints.parameters import check_parameters
 from tljax.checks import take, typed
@@ -23,12 +24,14 @@ from tljax.hooks.dictionary import HookDictionary
 from tljax.hooks.points import point_table
 from tljax.model.derivatives import DerivativeMethods
 from tljax.model.hooking import HookMethods
+from tljax.model.quantization import QuantizationMethods
 from tljax.model.sharding import ShardingMethods, placed_like
 from tljax.model.splicing import SplicingMethods
 from tljax.model.views import ModuleView, block_view, end_view
 from tljax.modules.parameters import stored_dtype
 from tljax.modules.stack import init_params
 from tljax.numerics import available_dtype
+from tljax.quantized_weight import refuse_quantized
 from tljax.text.methods import TextMethods
 from tljax.text.tokenizer import Tokenizer, UnreadableTokenizer, wrap_tokenizer
 from tljax.text.tokenizer_files import load_tokenizer, load_tokenizer_if_possible
@@ -77,6 +80,7 @@ class HookedTransformer(
     HookMethods,
     SplicingMethods,
     ShardingMethods,
+    QuantizationMethods,
     GenerationMethods,
     TextMethods,
     WeightProperties,
@@ -201,6 +205,7 @@ class HookedTransformer(
         """
         if not ungroup:
             return self
+        refuse_quantized(self.params, "Ungrouping repeats floats of keys' and values' heads")
         cfg, params = ungroup_heads(self.cfg, without_dictionaries(self.params))
         for splice in cfg.splices:
             if (
@@ -237,7 +242,8 @@ class HookedTransformer(
                 ``center_unembed``, ``fold_value_biases``; each is applied only where it leaves the model's function
                 unchanged, and ``model.processing`` says which were. ``refactor_factored_attn_matrices``, off by
                 default, is an error where it would change the function. ``dtype``, ``device``, ``n_devices``, ``mesh``,
-                ``revision``, ``n_ctx``, ``adapter`` and the others: see :func:`tljax.checkpoints.load_checkpoint`.
+                ``quantize``, ``revision``, ``n_ctx``, ``adapter`` and the others: see
+                :func:`tljax.checkpoints.load_checkpoint`.
 
         Raises:
             CheckpointError: the checkpoint is incomplete or disagrees with its config.
@@ -324,6 +330,7 @@ class HookedTransformer(
         is replaced as by :meth:`save_pretrained`.
         """
         self._refuse_dictionaries("A checkpoint holds the model alone")
+        refuse_quantized(self.params, "save_hf writes floats")
         cfg, tokenizer = self.cfg, self._tokenizer
         if cfg.eos_token_ids is None and tokenizer is not None and tokenizer.eos_token_id is not None:
             cfg = cfg.replace(eos_token_ids=tokenizer.eos_token_id)
@@ -333,6 +340,7 @@ class HookedTransformer(
     def process_weights(self, **steps: Unpack[ProcessingOptions]) -> "HookedTransformer":
         """Returns the model with processed weights; see :func:`tljax.weights.processing.process_weights`."""
         self._refuse_dictionaries("Processing changes the activations that dictionaries were trained on")
+        refuse_quantized(self.params, "Weight processing folds and centres floats")
         params, cfg = process_weights(self.params, self.cfg, **steps)
         return self.replace(params=placed_like(params, self.params), cfg=cfg)
 
@@ -352,14 +360,15 @@ class HookedTransformer(
     def to(self, device_or_dtype: Any) -> "HookedTransformer":
         """Returns the model on another device (``"cpu"``, ``"gpu:0"``, a sharding) or in another dtype.
 
-        Spliced dictionaries move along, and keep their dtype.
+        Spliced dictionaries move along, and keep their dtype. Quantised weights keep their codes and scales: their
+        floats have the new dtype.
         """
         if names_device(device_or_dtype):
             return jax.device_put(self, resolve_device(device_or_dtype))
         dtype = available_dtype(device_or_dtype)
-        params = jax.tree_util.tree_map_with_path(
-            lambda path, leaf: leaf.astype(stored_dtype(path[-1].key, jnp.dtype(dtype))),
-            without_dictionaries(self.params),
+        own = flatten(without_dictionaries(self.params))
+        params = unflatten(
+            {path: leaf.astype(stored_dtype(path.rpartition(".")[2], jnp.dtype(dtype))) for path, leaf in own.items()}
         )
         params = with_dictionaries(params, dictionaries_in(self.params))
         return self.replace(params=params, cfg=self.cfg.replace(dtype=dtype))

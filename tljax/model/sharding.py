@@ -13,6 +13,7 @@ from tljax.config import HookedTransformerConfig
 from tljax.dictionaries.dictionary import Dictionary
 from tljax.dictionary_params import dictionaries_in, with_dictionaries, without_dictionaries
 from tljax.errors import ShardingError
+from tljax.quantized_weight import CODES, TABLE, QuantizedWeight
 from tljax.scale.layout import Placement, lay_out
 from tljax.scale.mesh import checked_mesh, make_mesh, mesh_of
 from tljax.scale.rules import FEATURE, ShardingRules
@@ -69,8 +70,15 @@ class ShardingMethods:
         mesh, rules = checked_mesh(make_mesh(n_devices) if mesh is None else mesh, rules)
         model, axes = cast("HookedTransformer", self), parameter_axes(self.cfg)
 
-        def put(path: str, leaf: jax.Array) -> jax.Array:
-            return jax.device_put(leaf, NamedSharding(mesh, lay_out(axes[path], leaf.shape, rules, mesh.shape).spec))
+        def put(path: str, leaf: Any) -> Any:
+            def on_mesh(part: jax.Array, names: tuple[str, ...]) -> jax.Array:
+                return jax.device_put(part, NamedSharding(mesh, lay_out(names, part.shape, rules, mesh.shape).spec))
+
+            if isinstance(leaf, QuantizedWeight):
+                return leaf.with_parts(
+                    {n: on_mesh(part, leaf.axes_of(n, axes[path])) for n, part in leaf.parts.items()}
+                )
+            return on_mesh(leaf, axes[path])
 
         own = unflatten({path: put(path, leaf) for path, leaf in flatten(without_dictionaries(self.params)).items()})
         placed = {name: _put_dictionary(one, mesh, rules) for name, one in dictionaries_in(self.params).items()}
@@ -91,8 +99,12 @@ class ShardingMethods:
         mesh, axes = self.mesh, parameter_axes(self.cfg)
         if mesh is not None:
             mesh, rules = checked_mesh(mesh, rules)
-        rows = {path: _where(leaf, axes[path], mesh, rules)
-                for path, leaf in flatten(without_dictionaries(self.params)).items()}  # fmt: skip
+        rows = {}
+        for path, leaf in flatten(without_dictionaries(self.params)).items():
+            parts = leaf.parts if isinstance(leaf, QuantizedWeight) else {CODES: leaf}
+            for name, part in parts.items():
+                names = leaf.axes_of(name, axes[path]) if isinstance(leaf, QuantizedWeight) else axes[path]
+                rows[path if name == CODES else f"{path}.{name}"] = _where(part, names, mesh, rules)
         for name, dictionary in dictionaries_in(self.params).items():
             for path, leaf in jax.tree_util.tree_leaves_with_path(dictionary):
                 rows[f"{name}.{_name(path)}"] = _where(leaf, _axes_of(_name(path), leaf.ndim), mesh, rules)
@@ -104,8 +116,39 @@ def placed_like(params: Params, before: Params) -> Params:
     """Returns parameters where those of the same paths were, if these lie on a mesh."""
     if mesh_of(before) is None:
         return params
-    where = {path: leaf.sharding for path, leaf in flatten(before).items()}
-    return unflatten({path: jax.device_put(leaf, where[path]) for path, leaf in flatten(params).items()})
+    where = flatten(before)
+    return unflatten({path: spread_like(leaf, where[path]) for path, leaf in flatten(params).items()})
+
+
+def spread_like(weight: Any, before: Any) -> Any:
+    """Returns a weight where one of the same shape was, if that lies on a mesh; both may be quantised.
+
+    Of an axis that does not divide in codes or scales each device holds all.
+    """
+    one = before.codes if isinstance(before, QuantizedWeight) else before
+    if is_traced(one) or not isinstance(one, jax.Array):
+        return weight
+    sharding = one.sharding
+    if not isinstance(weight, QuantizedWeight) and not isinstance(before, QuantizedWeight):
+        return jax.device_put(weight, sharding)
+    if not isinstance(sharding, NamedSharding):
+        return weight
+
+    def put(part: jax.Array) -> jax.Array:
+        spec = [*sharding.spec, *([None] * weight.ndim)][: part.ndim]
+        own = [
+            over if over is not None and length % math.prod(sharding.mesh.shape[name] for name in _names(over)) == 0
+            else None for over, length in zip(spec, part.shape, strict=True)
+        ]  # fmt: skip
+        return jax.device_put(part, NamedSharding(sharding.mesh, PartitionSpec(*own)))
+
+    if not isinstance(weight, QuantizedWeight):
+        return put(weight)
+    return weight.with_parts({name: part if name == TABLE else put(part) for name, part in weight.parts.items()})
+
+
+def _names(over: Any) -> tuple[str, ...]:
+    return (over,) if isinstance(over, str) else tuple(over)
 
 
 def beside(params: Params, dictionaries: Mapping[str, Dictionary]) -> dict[str, Dictionary]:

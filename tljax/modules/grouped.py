@@ -6,12 +6,16 @@ it to a product of every row with every matrix, and it has no ``vmap`` over rows
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-Times = Callable[[jax.Array, jax.Array, jax.Array | None], jax.Array]
-"""Multiplies rows ``[row, in]`` by their group's of the matrices ``[group, in, out]``, and adds its bias ``[out]``."""
+Times = Callable[[jax.Array, Any, jax.Array | None], jax.Array]
+"""Multiplies rows ``[row, in]`` by their group's of the matrices ``[group, in, out]``, and adds its bias ``[out]``.
+
+Of a :class:`~tljax.quantized_weight.QuantizedWeight` only that group's matrix becomes floats.
+"""
 
 _TALLEST = 128
 
@@ -51,7 +55,7 @@ def grouped(
     source = jnp.where(inside, order[place].astype(jnp.int32), n_rows)
 
     def run(rows_of_tile: jax.Array, owner: jax.Array) -> jax.Array:
-        def times(x: jax.Array, matrices: jax.Array, biases: jax.Array | None) -> jax.Array:
+        def times(x: jax.Array, matrices: Any, biases: jax.Array | None) -> jax.Array:
             product = x @ matrices[owner]
             return product if biases is None else product + biases[owner][None]
 

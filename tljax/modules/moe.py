@@ -1,5 +1,7 @@
 """A mixture of experts in place of the MLP: a router, the experts it chooses, and an expert that all tokens share."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -10,11 +12,11 @@ from tljax.modules import initializers
 from tljax.modules.activations import activation, scaled
 from tljax.modules.grouped import Times, grouped
 from tljax.modules.mlp import MLP
-from tljax.modules.parameters import parameter
+from tljax.modules.parameters import parameter, stored_parameter
 from tljax.numerics import widened
 
-Projection = tuple[jax.Array, jax.Array | None]
-"""All experts' matrices ``[expert, in, out]``, and biases ``[expert, out]`` where they have any."""
+Projection = tuple[Any, jax.Array | None]
+"""All experts' matrices ``[expert, in, out]``, quantised or not, and biases ``[expert, out]`` where they have any."""
 
 
 class Experts(nn.Module):
@@ -31,7 +33,7 @@ class Experts(nn.Module):
         for name in ("in", "gate", "out") if cfg.gated_mlp else ("in", "out"):
             read, written = ("d_expert", "d_model") if name == "out" else ("d_model", "d_expert")
             drawn = initializers.weight(cfg, read, written)
-            weight = parameter(self, f"W_{name}", drawn, f"n_experts {read} {written}")
+            weight = stored_parameter(self, f"W_{name}", drawn, f"n_experts {read} {written}")
             bias = None
             if cfg.expert_biases:
                 bias = parameter(self, f"b_{name}", initializers.zeros, f"n_experts {written}")

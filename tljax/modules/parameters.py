@@ -1,6 +1,6 @@
 """Parameters with named axes, from which their shapes, counts and placement follow."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from tljax.config import HookedTransformerConfig
 from tljax.numerics import widened
+from tljax.quantized_weight import QuantizedWeight, as_floats
 
 Initializer = Callable[[jax.Array, tuple[int, ...], Any], jax.Array]
 
@@ -52,7 +53,8 @@ def stored_dtype(name: str, dtype: jnp.dtype) -> jnp.dtype:
 def parameter(module: Any, name: str, initializer: Initializer, axes: str) -> jax.Array:
     """Makes or reads a parameter of a module, in the dtype of the model's config.
 
-    ``module.init`` returns it as an ``nn.Partitioned``, whose ``names`` are the axes; ``apply`` takes plain arrays.
+    ``module.init`` returns it as an ``nn.Partitioned``, whose ``names`` are the axes; ``apply`` takes plain arrays, and
+    quantised weights, of which floats are made here: inside the compiled block, so only while it runs.
 
     Args:
         module: a Flax module with the model's config as ``cfg``.
@@ -63,8 +65,29 @@ def parameter(module: Any, name: str, initializer: Initializer, axes: str) -> ja
     Returns:
         The array.
     """
+    return as_floats(stored_parameter(module, name, initializer, axes))
+
+
+def stored_parameter(module: Any, name: str, initializer: Initializer, axes: str) -> Any:
+    """Makes or reads a parameter as :func:`parameter` does; a quantised weight is returned as it is."""
+    if isinstance(stored := module.get_variable("params", name), QuantizedWeight):
+        return stored
     names, sizes = tuple(axes.split()), axis_sizes(module.cfg)
     shape, dtype = tuple(sizes[axis] for axis in names), stored_dtype(name, module.cfg.jnp_dtype)
     # Not unboxed by Flax, which would take the names for those of a mesh's axes.
     value = module.param(name, nn.with_partitioning(initializer, names), shape, dtype, unbox=False)
     return value.value if isinstance(value, nn.Partitioned) else value
+
+
+def contracted_axes(path: str, axes: Sequence[str]) -> tuple[int, ...]:
+    """Returns which axes of a matrix the activations it multiplies have too, outermost first.
+
+    Args:
+        path: its dotted path, or its name.
+        axes: its axes; those of experts come first, and a matrix product leaves them alone.
+
+    >>> contracted_axes("attn.W_O", ("n_heads", "d_head", "d_model"))
+    (0, 1)
+    """
+    first = 1 if axes[0] == "n_experts" else 0
+    return tuple(range(len(axes) - 1)) if path.rpartition(".")[2] == "W_O" else (first,)

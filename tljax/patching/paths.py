@@ -40,6 +40,7 @@ from tljax.patching.result import PatchingResult
 from tljax.patching.sources import read_source
 from tljax.patching.sweep import prepare_sweep, site_grid
 from tljax.progress import Progress
+from tljax.quantized_weight import as_floats
 from tljax.scale.batch import gathered, n_groups, spread
 from tljax.text.padding import pad_axis
 
@@ -306,7 +307,7 @@ def _sent(model: HookedTransformer, base: BaseRun, sites: Sites, layer: int) -> 
         operands.append(jnp.asarray(picked, difference.dtype))
     if sites.point == "attn.hook_z":
         inputs.append("hed")
-        operands.append(model.params["blocks"][layer]["attn"]["W_O"])
+        operands.append(as_floats(model.params["blocks"][layer]["attn"]["W_O"]))
     with matmul_precision(model.cfg):
         sent = jnp.einsum(f"{','.join(inputs)}->sbpd", *operands)
     if sites.point != "hook_attn_out":
@@ -336,7 +337,7 @@ def added_by_attention(
 def _added(module: Any, is_z: bool, params: Any, heads: jax.Array, change: jax.Array) -> jax.Array:
     attn = params["attn"]
     with matmul_precision(module.cfg):
-        combined = jnp.einsum("bphe,hed->bpd", heads, attn["W_O"]) if is_z else heads.sum(axis=2)
+        combined = jnp.einsum("bphe,hed->bpd", heads, as_floats(attn["W_O"])) if is_z else heads.sum(axis=2)
     whole = (combined + attn["b_O"][None, None])[None]
     before, after = (
         module.apply({"params": params}, value, method="attention_output") for value in (whole, whole + change)

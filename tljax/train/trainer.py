@@ -15,9 +15,11 @@ import optax
 from jaxtyping import Array, Float
 
 from tljax import checks
+from tljax.dictionary_params import without_dictionaries
 from tljax.errors import ConfigError
 from tljax.errors import TrainingError as TrainingError
 from tljax.model.hooked_transformer import HookedTransformer
+from tljax.quantized_weight import refuse_quantized
 from tljax.train.batches import Batch, batch_function, check_batch
 from tljax.train.checkpoint import FILE, load_state, save_state
 from tljax.typing import Params
@@ -160,6 +162,7 @@ def train(
         ConfigError: ``config.directory`` holds a checkpoint and ``resume`` is off.
         CheckpointError: the checkpoint is damaged or belongs to another run.
         TrainingError: the loss stopped being a finite number; names the step.
+        QuantizationError: weights are quantised.
 
     >>> from tljax import HookedTransformerConfig
     >>> cfg = HookedTransformerConfig(d_model=8, n_heads=2, n_layers=1, n_ctx=4, d_vocab=4, act_fn="gelu")
@@ -169,6 +172,7 @@ def train(
     >>> last["loss"] < first["loss"]
     True
     """
+    refuse_quantized(without_dictionaries(model.params), "Training needs derivatives with respect to weights")
     get_batch = batch_function(batches, config.batch_size, config.seed)
     if optimizer is None:
         optimizer = _optimizer_of(dataclasses.replace(config, **_RUN_ONLY))

@@ -9,6 +9,7 @@ from tljax.checks import typed
 from tljax.errors import ConfigError
 from tljax.modules.activations import scaled
 from tljax.numerics import matmul_precision
+from tljax.quantized_weight import QuantizedWeight, as_floats
 from tljax.weights import circuits
 from tljax.weights.factored_matrix import FactoredMatrix
 
@@ -18,9 +19,13 @@ if TYPE_CHECKING:
 _HEADS_SECOND = ("W_Q", "W_K", "W_V", "W_Q_up", "W_K_up", "W_V_up")
 
 
-def public_shape(name: str, weight: jax.Array) -> jax.Array:
-    """Returns a stored parameter in TransformerLens's layout: ``W_Q``, ``W_K``, ``W_V`` ``[head, d_model, d_head]``."""
-    return jnp.moveaxis(weight, 1, 0) if name in _HEADS_SECOND else weight
+def public_shape(name: str, weight: Any) -> jax.Array:
+    """Returns a stored parameter in TransformerLens's layout: ``W_Q``, ``W_K``, ``W_V`` ``[head, d_model, d_head]``.
+
+    Of a quantised weight these are floats, made anew at each call.
+    """
+    floats = as_floats(weight)
+    return jnp.moveaxis(floats, 1, 0) if name in _HEADS_SECOND else floats
 
 
 def _refuse_latent(cfg: "HookedTransformerConfig", name: str) -> None:
@@ -225,8 +230,9 @@ class WeightProperties:
 
     @property
     def n_params_total(self) -> int:
-        """Number of parameters, embeddings and biases included."""
-        return sum(leaf.size for leaf in jax.tree.leaves(self.params))
+        """Number of parameters, embeddings and biases included; scales of quantised weights do not count."""
+        leaves = jax.tree.leaves(self.params, is_leaf=lambda node: isinstance(node, QuantizedWeight))
+        return sum(leaf.size for leaf in leaves)
 
     def all_head_labels(self) -> list[str]:
         """Returns ``["L0H0", "L0H1", …]``."""

@@ -15,6 +15,7 @@ import numpy as np
 
 from tljax.checkpoints.files.reader import PickleFiles, SafetensorsFiles, Tensors
 from tljax.checkpoints.formats.adapter_config import ADAPTER, ADAPTER_CONFIG, ADAPTER_PICKLE, AdapterConfig
+from tljax.checkpoints.formats.quantized.codes import Codes, codes_of, has_codes
 from tljax.checkpoints.mapping import FLOATS, SHOWN, StoredTensor
 from tljax.checkpoints.rows import TensorInfo
 from tljax.checkpoints.slices import Index, PartTensors, reads_parts
@@ -103,6 +104,14 @@ class Adapted:
     def read_part(self, key: str, index: Index) -> np.ndarray:
         """Returns ``tensor[index]`` in its stored dtype."""
         return cast(PartTensors, self._base).read_part(key, index)
+
+    def has_codes(self, key: str) -> bool:
+        """Whether tensor ``key`` can be read as codes: not if the adapter changes it."""
+        return key not in self._changes and has_codes(self._base, [key])
+
+    def codes(self, key: str) -> Codes:
+        """Returns a quantised weight as its codes."""
+        return codes_of(self._base, key)
 
     def _with_product(self, matrix: np.ndarray, parts: Mapping[str, np.ndarray], change: _Change) -> np.ndarray:
         """Adds the product of the factors to ``matrix``, then gives each row its length (DoRA); rows are outputs."""

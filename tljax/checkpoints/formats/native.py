@@ -12,20 +12,31 @@ import numpy as np
 
 from tljax.checkpoints.files.reader import CONFIG, SINGLE, Tensors
 from tljax.checkpoints.files.replacing import replace_checkpoint
+from tljax.checkpoints.formats.quantized.codes import Codes, spread_places
+from tljax.checkpoints.formats.quantized.layout import Layout, Packed, Quantization
 from tljax.checkpoints.layout import flatten, parameter_axes
 from tljax.checkpoints.parameters import check_parameters
 from tljax.checkpoints.rows import Row
 from tljax.checkpoints.slices import Index, PartTensors, reads_parts
 from tljax.config import HookedTransformerConfig
-from tljax.errors import CheckpointError, UnsupportedModelError
+from tljax.errors import CheckpointError, QuantizationError, UnsupportedModelError
 from tljax.fingerprint import stored_config
+from tljax.quantized_weight import CODES, TABLE, QuantizedWeight
 from tljax.safetensors_files import checksum, read_seal, replace_file, seal_of, write_safetensors
 from tljax.typing import Params
 
+TLJAX = "tljax"
+"""The ``quant_method`` of our own checkpoints with quantised weights."""
 FORMAT = "tljax_format"
 VERSION = 1
 _CHECKSUM, _WEIGHTS = "tljax_checksum", "tljax_weights"
 """Keys of config.json: a checksum of its fields, the seal of the weights saved with it; absent in older checkpoints."""
+
+_QUANTIZED = "tljax_quantized"
+"""Key of config.json: by path, the axis along which the codes of a quantised weight share bytes, or null."""
+_KEYS = (_WEIGHTS, _QUANTIZED)
+
+_END = "."
 
 _PIECE = 8 * 2**20
 """Bytes of a tensor that are compared with its checksum at once where only a part of it is needed."""
@@ -39,14 +50,13 @@ def read_config(attributes: Mapping[str, Any], origin: str) -> HookedTransformer
             f"{origin} has {FORMAT}={version!r}, but this version of tljax reads {VERSION}: update tljax."
         )
     written = fields.pop(_CHECKSUM, None)
-    HookedTransformerConfig.refuse_unknown([name for name in fields if name != _WEIGHTS])
+    HookedTransformerConfig.refuse_unknown([name for name in fields if name not in _KEYS])
     if written != (seal_of(fields) if _WEIGHTS in fields else None):
         raise CheckpointError(
             f"{origin} was changed after it was written, or is damaged. To change a saved model, load it and save "
             "model.replace(cfg=model.cfg.replace(...))."
         )
-    fields.pop(_WEIGHTS, None)
-    return stored_config(fields)
+    return stored_config({name: value for name, value in fields.items() if name not in _KEYS})
 
 
 def checked(tensors: Tensors, directory: Path, attributes: Mapping[str, Any]) -> Tensors:
@@ -66,6 +76,40 @@ def checked(tensors: Tensors, directory: Path, attributes: Mapping[str, Any]) ->
             f"{file} and {directory / CONFIG} are of two different saves: take both from one, or save the model again."
         )
     return tensors if checksums is None else _Checked(tensors, file, checksums)
+
+
+def read_quantized(attributes: Mapping[str, Any]) -> Quantization | None:
+    """Returns how weights are packed in a checkpoint of ours; ``None`` if all are floats."""
+    packed = attributes.get(_QUANTIZED)
+    if packed is None:
+        return None
+    axes: dict[str, int | None] = dict(packed)
+    layout = Layout(
+        lead=_END + CODES,
+        weight="",
+        needed=(f"{_END}scale",),
+        optional=(f"{_END}zero", _END + TABLE),
+        shape=lambda own: _held(own, axes).shape,
+        read=lambda own: np.asarray(_held(own, axes).dequantized()),
+        codes=lambda own: _codes(_held(own, axes)),
+    )
+    return Quantization(TLJAX, (layout,))
+
+
+def _held(packed: Packed, axes: Mapping[str, int | None]) -> QuantizedWeight:
+    """Returns a quantised weight as it was saved, arrays of numpy's."""
+    if packed.name not in axes:
+        raise packed.error(f"config.json does not list it in {_QUANTIZED}")
+    more: dict[str, Any] = {name: packed[_END + name] for name in ("zero", TABLE) if _END + name in packed}
+    try:
+        return QuantizedWeight(packed[_END + CODES], packed[f"{_END}scale"], packed=axes[packed.name], **more)
+    except QuantizationError as error:
+        raise packed.error(str(error)) from error
+
+
+def _codes(weight: QuantizedWeight) -> Codes:
+    place = spread_places(weight.scale.shape, weight.shape)
+    return Codes(np.asarray(weight.numbers()), weight.scale, place, weight.bits, weight.zero, weight.table, shortest=1)
 
 
 class _Checked:
@@ -115,7 +159,7 @@ def rows(cfg: HookedTransformerConfig) -> list[Row]:
 def save_native(
     params: Params, cfg: HookedTransformerConfig, tokenizer: Any, directory: str | os.PathLike[str]
 ) -> None:
-    """Writes a checkpoint that :func:`load_checkpoint` reads back bit for bit.
+    """Writes a checkpoint that :func:`load_checkpoint` reads back bit for bit; quantised weights stay packed.
 
     A checkpoint in the directory is replaced, with its tokenizer. If the process is killed, the directory holds the old
     one, the new one, or none that loads: see :func:`~tljax.checkpoints.files.replacing.replace_checkpoint`.
@@ -130,14 +174,26 @@ def save_native(
         CheckpointError: the parameters do not have the shapes of ``cfg``.
     """
     check_parameters(params, cfg, ", nothing was saved", may_be_stacked=False)
-    flat = flatten(params)
+    flat, axes = _stored_parts(flatten(params))
     headers = {path: (np.dtype(leaf.dtype), tuple(leaf.shape)) for path, leaf in flat.items()}
     with replace_checkpoint(directory) as written:
         seal = write_safetensors(
             written / SINGLE, headers, lambda path: np.asarray(jax.device_get(flat[path])), sealed=True
         )
-        fields = {_WEIGHTS: seal, **cfg.to_dict()}
+        fields = {_WEIGHTS: seal, **({_QUANTIZED: axes} if axes else {}), **cfg.to_dict()}
         write_side_files(written, {FORMAT: VERSION, _CHECKSUM: seal_of(fields), **fields}, tokenizer)
+
+
+def _stored_parts(flat: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, int | None]]:
+    """Returns the arrays to store, by name, and for each quantised weight the axis along which codes share bytes."""
+    stored, axes = {}, {}
+    for path, leaf in flat.items():
+        if isinstance(leaf, QuantizedWeight):
+            axes[path] = leaf.packed
+            stored |= {path + _END + name: part for name, part in leaf.parts.items()}
+        else:
+            stored[path] = leaf
+    return stored, axes
 
 
 def write_side_files(directory: Path, config: Mapping[str, Any], tokenizer: Any) -> None:

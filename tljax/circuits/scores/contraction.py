@@ -21,6 +21,7 @@ from tljax.memory import how_many
 from tljax.modules.context import AttentionContext
 from tljax.modules.stack import block_module
 from tljax.numerics import matmul_precision, widened
+from tljax.quantized_weight import as_floats
 from tljax.typing import Params
 
 _SEGMENTS = 4
@@ -203,7 +204,7 @@ def _segment(
 
 def _head_changes(module: Any, params: Params, change: _LayerChanges) -> jax.Array:
     """Returns what a layer's heads change in the residual stream, ``[head, batch, pos, d_model]``."""
-    cfg, W_O = module.cfg, params["attn"]["W_O"]
+    cfg, W_O = module.cfg, as_floats(params["attn"]["W_O"])
     heads = outputs_by_head(cfg, W_O, change.z)
     if change.now is None:
         return heads

@@ -22,6 +22,7 @@ from tljax.memory import how_many
 from tljax.modules.stack import block_module
 from tljax.numerics import widened
 from tljax.patching.engine.base_run import BaseRun
+from tljax.quantized_weight import as_floats
 from tljax.text import positions
 from tljax.typing import Params
 
@@ -142,7 +143,7 @@ def _outputs(
     mlp: jax.Array | None,
     experts: jax.Array | None,
 ) -> jax.Array:
-    heads = outputs_by_head(module.cfg, params["attn"]["W_O"], z)
+    heads = outputs_by_head(module.cfg, as_floats(params["attn"]["W_O"]), z)
     if through_norms:
         heads = _through_norm(module, params, heads)
     parts = [heads] if mlp is None else [heads, jnp.moveaxis(mlp_outputs(module.cfg, n_experts, mlp, experts), 2, 0)]

@@ -14,6 +14,7 @@ from tljax.model.hooked_transformer import HookedTransformer
 from tljax.modules.activations import scaled
 from tljax.modules.norm import norm_gain
 from tljax.numerics import widened
+from tljax.quantized_weight import as_floats
 
 STREAM = ("hook_embed", "hook_pos_embed", "hook_resid_pre", "hook_resid_mid", "hook_resid_post")
 """Points that hold the residual stream, or a part of it at its beginning."""
@@ -100,13 +101,13 @@ def through_to_stream(model: HookedTransformer, dictionary: Dictionary, rows: ja
     layer = layer_of(name or "") or 0
     block = model.params["blocks"][layer]
     if relative == "attn.hook_z":
-        weight = block["attn"]["W_O"]
+        weight = as_floats(block["attn"]["W_O"])
         head = dictionary.cfg.tap.head
         weight = weight.reshape(-1, cfg.d_model) if head is None else weight[head]
     elif cfg.layer_kind(layer).experts:
         raise DictionaryError(f"{name} belongs to a mixture of experts, which has no one W_out.")
     else:
-        weight = block["mlp"]["W_out"]
+        weight = as_floats(block["mlp"]["W_out"])
     _check_width(dictionary, rows.shape[-1], weight.shape[0])
     out = jnp.matmul(rows, weight.astype(rows.dtype), precision="highest")
     return scaled(out, cfg.residual_multiplier)

@@ -18,6 +18,7 @@ from tljax.patching.engine.sites import Sites, grid
 from tljax.patching.paths import added_by_attention, read_heads, refuse_paths
 from tljax.patching.sources import read_source, rounding
 from tljax.patching.sweep import Setup, prepare_sweep
+from tljax.quantized_weight import as_floats
 
 Component = Literal["q", "k", "v"]
 
@@ -143,7 +144,8 @@ def _sent(model: HookedTransformer, setup: Setup, cache: Any, senders: Sequence[
     for layer, name in zip(setup.layers, setup.names, strict=True):
         difference = read.values(setup.spec_at(layer)) - setup.base.activations[name]
         with matmul_precision(model.cfg):
-            out = jnp.einsum("bphe,hed->hbpd", difference, model.params["blocks"][layer]["attn"]["W_O"])
+            W_O = as_floats(model.params["blocks"][layer]["attn"]["W_O"])
+            out = jnp.einsum("bphe,hed->hbpd", difference, W_O)
         added[layer] = np.asarray(added_by_attention(model, layer, "attn.hook_z", setup.base.activations[name], out))
     return np.stack([added[layer][head] for layer, head in senders])
 

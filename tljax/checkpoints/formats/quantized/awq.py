@@ -9,6 +9,7 @@ import numpy as np
 
 from tljax.checkpoints.formats.hf_config import HFConfig
 from tljax.checkpoints.formats.quantized.bits import unpack
+from tljax.checkpoints.formats.quantized.codes import Codes, place_of_rows
 from tljax.checkpoints.formats.quantized.layout import SCALE_DTYPES, Layout, Packed, Quantization
 
 INERT = """
@@ -40,6 +41,7 @@ def read(hf: HFConfig) -> Quantization:
         needed=(_ZEROS, _SCALES),
         shape=functools.partial(_shape, size=size),
         read=_read,
+        codes=_codes,
     )
     return Quantization("awq", (layout,), tuple(hf("modules_to_not_convert", [])))
 
@@ -61,6 +63,15 @@ def _read(packed: Packed) -> np.ndarray:
     grouped -= _outputs(packed[_ZEROS]).astype(np.float32)[:, None]
     grouped *= scales[:, None]
     return np.ascontiguousarray(weight.T)
+
+
+def _codes(packed: Packed) -> Codes:
+    middle, scales = 1 << (_BITS - 1), packed[_SCALES]
+    numbers = (_outputs(packed[_WEIGHT]) - np.uint8(middle)).view(np.int8).T
+    outward, inward = numbers.shape
+    group = np.arange(inward, dtype=np.int32) // np.int32(inward // len(scales))
+    place = group[None] * np.int32(outward) + place_of_rows(numbers.shape)
+    return Codes(numbers, scales, place, _BITS, _outputs(packed[_ZEROS]).astype(np.int16) - np.int16(middle))
 
 
 def _outputs(words: np.ndarray) -> np.ndarray:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from tljax.checkpoints.formats.hf_config import HFConfig
+from tljax.checkpoints.formats.quantized.codes import Codes, place_of_rows
 from tljax.checkpoints.formats.quantized.layout import Layout, Packed, Quantization
 from tljax.safetensors_files import parse_json
 
@@ -44,6 +45,7 @@ def read(hf: HFConfig) -> Quantization:
         dtypes=("I8",),
         shape=_shape_of_eight,
         read=_read_eight,
+        codes=_codes_of_eight,
     )
     four = Layout(
         lead=_WEIGHT,
@@ -54,6 +56,7 @@ def read(hf: HFConfig) -> Quantization:
         marks=(_ABSMAX,),
         shape=_shape_of_four,
         read=_read_four,
+        codes=_codes_of_four,
     )
     return Quantization("bitsandbytes", (four, eight), tuple(hf("llm_int8_skip_modules", [])))
 
@@ -73,6 +76,11 @@ def _read_eight(packed: Packed) -> np.ndarray:
     weight = packed[_WEIGHT].astype(np.float32)
     weight *= (packed[_SCB].astype(np.float32) / 127)[:, None]
     return weight
+
+
+def _codes_of_eight(packed: Packed) -> Codes:
+    numbers = packed[_WEIGHT]
+    return Codes(numbers, packed[_SCB].astype(np.float32) / 127, place_of_rows(numbers.shape))
 
 
 def _state(packed: Packed) -> dict[str, Any]:
@@ -114,14 +122,28 @@ def _shape_of_four(packed: Packed) -> tuple[int, ...]:
 def _read_four(packed: Packed) -> np.ndarray:
     state = _state(packed)
     count, size = math.prod(state["shape"]), state["blocksize"]
-    octets = np.ascontiguousarray(packed[_WEIGHT]).reshape(-1).view(np.uint8)
-    numbers = np.stack([octets >> 4, octets & 15], axis=-1).reshape(-1)[:count]
+    numbers, absmax = _numbers_of_four(packed, state)
     weight = packed[_MAP][numbers]
-    absmax = packed[_ABSMAX]
-    if _NESTED in packed:
-        outer = np.repeat(packed[_NESTED], state["nested_blocksize"])[: len(absmax)]
-        absmax = packed[_NESTED_MAP][absmax] * outer + np.float32(state["nested_offset"])
     whole = count // size * size
     weight[:whole].reshape(-1, size)[:] *= absmax[: whole // size, None]
     weight[whole:] *= absmax[-1]
     return weight.reshape(state["shape"])
+
+
+def _numbers_of_four(packed: Packed, state: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the numbers of four bits in a row, and the largest magnitude of each block."""
+    octets = np.ascontiguousarray(packed[_WEIGHT]).reshape(-1).view(np.uint8)
+    numbers = np.stack([octets >> 4, octets & 15], axis=-1).reshape(-1)[: math.prod(state["shape"])]
+    absmax = packed[_ABSMAX]
+    if _NESTED in packed:
+        outer = np.repeat(packed[_NESTED], state["nested_blocksize"])[: len(absmax)]
+        absmax = packed[_NESTED_MAP][absmax] * outer + np.float32(state["nested_offset"])
+    return numbers, absmax
+
+
+def _codes_of_four(packed: Packed) -> Codes:
+    state = _state(packed)
+    numbers, absmax = _numbers_of_four(packed, state)
+    place = np.arange(len(numbers), dtype=np.int32) // np.int32(state["blocksize"])
+    shape = state["shape"]
+    return Codes(numbers.reshape(shape), absmax, place.reshape(shape), 4, None, packed[_MAP])

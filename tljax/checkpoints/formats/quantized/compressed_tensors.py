@@ -15,8 +15,9 @@ import numpy as np
 from tljax.checkpoints.formats.hf_config import HFConfig
 from tljax.checkpoints.formats.quantized import fp8
 from tljax.checkpoints.formats.quantized.bits import n_words, unpack
+from tljax.checkpoints.formats.quantized.codes import Codes, place_of_rows
 from tljax.checkpoints.formats.quantized.layout import SCALE_DTYPES, Layout, Packed, Quantization
-from tljax.checkpoints.formats.quantized.scales import blocks_of, by_blocks, by_groups, group_of_inputs
+from tljax.checkpoints.formats.quantized.scales import blocks_of, by_blocks, by_groups, group_of_inputs, places
 
 INERT = """
     quantization_status global_compression_ratio version sparsity_config kv_cache_scheme run_compressed
@@ -104,6 +105,7 @@ def _packed(how: _Form) -> Layout:
         optional=(_GROUPS, *((_ZERO,) if how.symmetric else ())),
         shape=functools.partial(_shape_of_packed, how=how),
         read=functools.partial(_read_packed, how=how),
+        codes=functools.partial(_codes_of_packed, how=how),
     )
 
 
@@ -140,10 +142,35 @@ def _read_packed(packed: Packed, how: _Form) -> np.ndarray:
         zero = unpack(packed[_ZERO], how.bits, 0)[:outward].astype(np.float32)
     elif _ZERO in packed:
         zero += packed[_ZERO]
-    group = None
+    return by_groups(weight, scale, zero, _order(packed, how, scale.shape))
+
+
+def _order(packed: Packed, how: _Form, scale: tuple[int, ...]) -> np.ndarray | None:
+    """Returns the group of each input; ``None``: groups are equal runs of inputs."""
     if _GROUPS in packed and how.strategy == "group" and packed[_GROUPS].min() >= 0:  # -1: no order of its own
-        group = group_of_inputs(packed, _GROUPS, scale.shape[-1])
-    return by_groups(weight, scale, zero, group)
+        return group_of_inputs(packed, _GROUPS, scale[-1])
+    return None
+
+
+def _codes_of_packed(packed: Packed, how: _Form) -> Codes:
+    outward, inward = (int(size) for size in packed[_SHAPE])
+    middle, scale = 1 << (how.bits - 1), packed[_SCALE]
+    numbers = (unpack(packed[_PACKED], how.bits, 1)[:, :inward] - np.uint8(middle)).view(np.int8)
+    zero = None
+    if not how.symmetric:
+        zero = unpack(packed[_ZERO], how.bits, 0)[:outward].astype(np.int16) - np.int16(middle)
+    elif _ZERO in packed and packed[_ZERO].any():
+        zero = packed[_ZERO].astype(np.int16)
+    return Codes(numbers, scale, _places(numbers.shape, scale, _order(packed, how, scale.shape)), how.bits, zero)
+
+
+def _places(shape: tuple[int, ...], scale: np.ndarray, group: np.ndarray | None = None) -> np.ndarray:
+    """Returns the place of each number's scale, for the scales that ``by_groups`` takes."""
+    if scale.size == 1:
+        return np.zeros((1, 1), np.int32)
+    groups = scale.size // shape[0]
+    group = np.arange(shape[1], dtype=np.int32) // np.int32(shape[1] // groups) if group is None else group
+    return place_of_rows(shape) * np.int32(groups) + group.astype(np.int32)[None]
 
 
 def _plain(how: _Form) -> Layout:
@@ -155,6 +182,7 @@ def _plain(how: _Form) -> Layout:
         dtypes=("I8", *fp8.FLOATS),
         shape=functools.partial(_shape_of_plain, how=how),
         read=functools.partial(_read_plain, how=how),
+        codes=functools.partial(_codes_of_plain, how=how),
     )
 
 
@@ -171,3 +199,11 @@ def _read_plain(packed: Packed, how: _Form) -> np.ndarray:
     if how.strategy == "block":
         return by_blocks(weight, scale, how.block)
     return by_groups(weight, scale, packed[_ZERO].astype(np.float32) if _ZERO in packed else None)
+
+
+def _codes_of_plain(packed: Packed, how: _Form) -> Codes:
+    numbers, scale = packed[_WEIGHT], packed[_SCALE]
+    if how.strategy == "block":
+        return Codes(numbers, scale, places(numbers.shape, scale.shape, how.block))
+    zero = packed[_ZERO] if _ZERO in packed and packed[_ZERO].any() else None
+    return Codes(numbers, scale, _places(numbers.shape, scale), zero=None if zero is None else zero.astype(np.float32))

@@ -9,8 +9,9 @@ import functools
 import numpy as np
 
 from tljax.checkpoints.formats.hf_config import HFConfig
+from tljax.checkpoints.formats.quantized.codes import Codes
 from tljax.checkpoints.formats.quantized.layout import SCALE_DTYPES, Layout, Packed, Quantization
-from tljax.checkpoints.formats.quantized.scales import blocks_of, by_blocks, fits
+from tljax.checkpoints.formats.quantized.scales import blocks_of, by_blocks, fits, places
 
 INERT = """
     activation_scheme fmt scale_fmt dequantize activation_scale_ub modules_to_convert kv_cache_quant_method
@@ -42,6 +43,7 @@ def read(hf: HFConfig) -> Quantization:
         dtypes=FLOATS,
         shape=functools.partial(_shape, block=block),
         read=functools.partial(_read, block=block),
+        codes=functools.partial(_codes, block=block),
     )
     return Quantization("fp8", (layout,), skipped, UNUSED)
 
@@ -60,7 +62,15 @@ def _shape(packed: Packed, block: tuple[int, int]) -> tuple[int, ...]:
 
 
 def _read(packed: Packed, block: tuple[int, int]) -> np.ndarray:
+    return by_blocks(packed[""].astype(np.float32), _scale(packed), block)
+
+
+def _codes(packed: Packed, block: tuple[int, int]) -> Codes:
+    numbers, scale = packed[""], _scale(packed)
+    return Codes(numbers, scale, places(numbers.shape, scale.shape, block))
+
+
+def _scale(packed: Packed) -> np.ndarray:
     scale = packed[_SCALE]
     exponents = scale.dtype == np.uint8
-    scale = np.ldexp(np.float32(1), scale.astype(np.int32) - 127) if exponents else scale.astype(np.float32)
-    return by_blocks(packed[""].astype(np.float32), scale, block)
+    return np.ldexp(np.float32(1), scale.astype(np.int32) - 127) if exponents else scale.astype(np.float32)

@@ -13,6 +13,7 @@ import numpy as np
 
 from tljax.checkpoints.formats.hf_config import HFConfig
 from tljax.checkpoints.formats.quantized.bits import WORD, unpack
+from tljax.checkpoints.formats.quantized.codes import Codes, place_of_rows
 from tljax.checkpoints.formats.quantized.layout import SCALE_DTYPES, Layout, Packed, Quantization
 from tljax.checkpoints.formats.quantized.scales import group_of_inputs
 
@@ -60,6 +61,7 @@ def read(hf: HFConfig) -> Quantization:
         optional=(_GROUPS,),
         shape=functools.partial(_shape, how=how),
         read=functools.partial(_read, how=how),
+        codes=functools.partial(_codes, how=how),
     )
     return Quantization("gptq", (layout,), tuple(hf("modules_to_not_convert", [])))
 
@@ -81,13 +83,29 @@ def _read(packed: Packed, how: _Form) -> np.ndarray:
     weight = unpack(packed[_WEIGHT], how.bits, 0).astype(np.float32)
     scales = packed[_SCALES].astype(np.float32)
     zeros = _zeros(packed, how)
-    inward = weight.shape[0]
-    size = inward if how.group_size == -1 else how.group_size
-    group = group_of_inputs(packed, _GROUPS, len(scales)) if _GROUPS in packed else np.arange(inward) // size
+    group = _group(packed, how, len(scales), weight.shape[0])
     for number, (zero, scale) in enumerate(zip(zeros, scales, strict=True)):
         inputs = np.flatnonzero(group == number)
         weight[inputs] = (weight[inputs] - zero) * scale
     return np.ascontiguousarray(weight.T)
+
+
+def _codes(packed: Packed, how: _Form) -> Codes:
+    middle, scales = 1 << (how.bits - 1), packed[_SCALES]
+    numbers = (unpack(packed[_WEIGHT], how.bits, 0) - np.uint8(middle)).view(np.int8).T
+    outward, inward = numbers.shape
+    group = _group(packed, how, len(scales), inward).astype(np.int32)
+    place = group[None] * np.int32(outward) + place_of_rows(numbers.shape)
+    zero = (_zeros(packed, how) - middle).astype(np.int16)  # of a symmetric file all are 0
+    zero = None if how.symmetric else zero
+    return Codes(numbers, scales, place, 8 if how.bits == 8 else 4, zero)
+
+
+def _group(packed: Packed, how: _Form, groups: int, inward: int) -> np.ndarray:
+    """Returns the group of each input."""
+    if _GROUPS in packed:
+        return group_of_inputs(packed, _GROUPS, groups)
+    return np.arange(inward) // (inward if how.group_size == -1 else how.group_size)
 
 
 def _zeros(packed: Packed, how: _Form) -> np.ndarray:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from tljax.checkpoints.files.reader import Tensors
+from tljax.checkpoints.formats.quantized.codes import Codes
 from tljax.checkpoints.rows import TensorInfo
 from tljax.errors import CheckpointError
 
@@ -71,6 +72,7 @@ class Layout:
         needed: ends of the names of the other tensors; of ``"a|b"`` one must be there, which counts as ``"a"``.
         shape: returns the weight's shape, having checked the dtypes and shapes of all tensors. Reads no large one.
         read: returns the weight, ``[out, in]`` for a matrix; experts stored in one tensor come first.
+        codes: returns the weight as codes, for models that keep it packed; ``None``: it is always made floats.
         optional: ends of the names of tensors that may be there.
         dtypes: dtypes by which ``lead`` is recognised; empty: any.
         marks: of tensors beside it by which ``lead`` is recognised whatever its dtype.
@@ -82,6 +84,7 @@ class Layout:
     needed: tuple[str, ...]
     shape: Callable[[Packed], tuple[int, ...]]
     read: Callable[[Packed], np.ndarray]
+    codes: Callable[[Packed], Codes] | None = None
     optional: tuple[str, ...] = ()
     dtypes: tuple[str, ...] = ()
     marks: tuple[str, ...] = ()

@@ -3,6 +3,7 @@
 import numpy as np
 
 from tljax.checkpoints.formats.hf_config import HFConfig
+from tljax.checkpoints.formats.quantized.codes import Codes
 from tljax.checkpoints.formats.quantized.layout import Layout, Packed, Quantization
 
 INERT = "dequantize"
@@ -20,7 +21,9 @@ def read(hf: HFConfig) -> Quantization:
     Blocks are ``[expert, out, block, 16]`` and scales ``[expert, out, block]``, both bytes; the unpacked tensor is
     ``[expert, in, out]``, the layout that gpt-oss multiplies by. Every MXFP4 number is exact in bfloat16.
     """
-    layout = Layout(lead=_BLOCKS, weight="", needed=(_SCALES,), dtypes=("U8",), shape=_shape, read=_read, dtype="BF16")
+    layout = Layout(
+        lead=_BLOCKS, weight="", needed=(_SCALES,), dtypes=("U8",), shape=_shape, read=_read, codes=_codes, dtype="BF16"
+    )
     return Quantization("mxfp4", (layout,), tuple(hf("modules_to_not_convert", [])))
 
 
@@ -41,6 +44,14 @@ def _read(packed: Packed) -> np.ndarray:
     for expert in range(len(weight)):  # one at a time: float32 is eight times what is stored
         weight[expert] = unpack(blocks[expert], scales[expert]).T
     return weight
+
+
+def _codes(packed: Packed) -> Codes:
+    blocks, scales = packed[_BLOCKS], packed[_SCALES]
+    numbers = np.stack([blocks & 15, blocks >> 4], axis=-1).reshape(*blocks.shape[:2], -1)
+    powers = np.ldexp(np.float32(1), scales.astype(np.int32) - _BIAS).astype("bfloat16")
+    place = np.repeat(np.arange(scales.size, dtype=np.int32).reshape(scales.shape), _BLOCK, -1)
+    return Codes(numbers.swapaxes(1, 2), powers, place.swapaxes(1, 2), 4, None, _VALUES)
 
 
 def unpack(blocks: np.ndarray, scales: np.ndarray) -> np.ndarray:

@@ -7,6 +7,7 @@ from typing import cast
 import numpy as np
 
 from tljax.checkpoints.files.reader import Tensors
+from tljax.checkpoints.formats.quantized.codes import Codes
 from tljax.checkpoints.formats.quantized.layout import Layout, Packed, Quantization
 from tljax.checkpoints.formats.quantized.settings import FORMATS
 from tljax.checkpoints.rows import TensorInfo
@@ -71,6 +72,16 @@ class Dequantized:
     def read_part(self, key: str, index: Index) -> np.ndarray:
         """Returns ``tensor[index]`` in its stored dtype."""
         return cast(PartTensors, self._tensors).read_part(key, index)
+
+    def has_codes(self, key: str) -> bool:
+        """Whether tensor ``key`` is quantised, in a form that a model can keep."""
+        return key in self._packed and self._packed[key][0].codes is not None
+
+    def codes(self, key: str) -> Codes:
+        """Returns a quantised weight as its codes."""
+        layout, packed = self._packed[key]
+        assert layout.codes is not None
+        return layout.codes(packed)
 
     def modules(self) -> list[str]:
         """Returns the names of the modules whose weights are quantised."""

@@ -1,5 +1,7 @@
 """Multiplying quantised numbers by their scales: one for all, per row, per group of inputs, or per block."""
 
+import math
+
 import numpy as np
 
 from tljax.checkpoints.formats.quantized.layout import Packed
@@ -24,6 +26,15 @@ def spread(weight: tuple[int, ...], scale: tuple[int, ...]) -> tuple[int, ...] |
 def blocks_of(weight: tuple[int, ...], block: tuple[int, int]) -> tuple[int, ...]:
     """Returns how many blocks the last two axes have; the last block of an axis may be smaller."""
     return (*weight[:-2], -(-weight[-2] // block[0]), -(-weight[-1] // block[1]))
+
+
+def places(weight: tuple[int, ...], scale: tuple[int, ...], block: tuple[int, int]) -> np.ndarray:
+    """Returns the place of each number's scale, of scales that :func:`fits` accepts; broadcasts to the weight."""
+    numbers = np.arange(math.prod(scale), dtype=np.int32)
+    if (whole := spread(weight, scale)) is not None:
+        return numbers.reshape(whole)
+    rows = np.repeat(numbers.reshape(scale), block[0], -2)[..., : weight[-2], :]
+    return np.repeat(rows, block[1], -1)[..., : weight[-1]]
 
 
 def by_blocks(numbers: np.ndarray, scale: np.ndarray, block: tuple[int, int]) -> np.ndarray:
