@@ -77,6 +77,10 @@ class ShardingError(InputError):
     """A mesh, rules for it, or arrays on it that do not fit each other or this machine."""
 
 
+class OffloadError(InputError):
+    """Something that a model whose blocks stay on the host cannot do."""
+
+
 class HarvestError(TljaxError, ValueError):
     """Activations that cannot be stored, or a store of them that is incomplete, damaged or of something else."""
 

@@ -6,7 +6,7 @@ import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Unpack, cast
+from typing import Any, Literal, Unpack, cast
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ from tljax.checkpoints.formats.adapters import Adapted, merged, open_adapter
 from tljax.checkpoints.formats.memory import MemoryTensors
 from tljax.checkpoints.layout import flatten, parameter_axes, parameter_shapes, stages_of, unflatten
 from tljax.checkpoints.opening import Checkpoint, in_files, in_memory, locate_tokenizer, of_state_dict
-from tljax.checkpoints.placement import Axes, Placer, ShardingRule, in_parts, placer_for
+from tljax.checkpoints.placement import Axes, Placer, ShardingRule, check_one_device, host_device, in_parts, placer_for
 from tljax.checkpoints.rows import Entry
 from tljax.checkpoints.slices import PartReader, PartTensors, reads_parts
 from tljax.checkpoints.stored_names import known_names
@@ -33,6 +33,7 @@ from tljax.errors import CheckpointError, ConfigError, InputError, UnsupportedMo
 from tljax.hooks.points import layer_of
 from tljax.modules.parameters import axis_sizes, stored_dtype
 from tljax.numerics import available_dtype
+from tljax.offload import HostBlocks
 from tljax.typing import DeviceLike, Params
 from tljax.weights.processing import process_stage
 from tljax.weights.steps import STEPS, ProcessingOptions, Steps
@@ -67,6 +68,7 @@ class _Asked:
     n_ctx: int | None
     first_n_layers: int | None
     steps: ProcessingOptions
+    offload: bool = False
 
 
 class ReadOptions(ProcessingOptions, total=False):
@@ -96,6 +98,7 @@ class LoadOptions(ReadOptions, total=False):
     ignore_config: str | Sequence[str]
     hf_model: Any
     dequantize: bool
+    offload: Literal["host"] | None
 
 
 @functools.partial(typed, receiver=Steps.for_config)
@@ -121,6 +124,7 @@ def load_checkpoint(
     hf_model: Any = None,
     allow_nonfinite: bool = False,
     dequantize: bool = True,
+    offload: Literal["host"] | None = None,
     **steps: Unpack[ProcessingOptions],
 ) -> Loaded:
     """Loads a Hugging Face or tljax checkpoint, tensor by tensor and without torch.
@@ -156,17 +160,22 @@ def load_checkpoint(
         allow_nonfinite: load NaN, infinities and numbers that overflow ``dtype`` as they are.
         dequantize: whether quantised weights (GPTQ, AWQ, bitsandbytes, FP8, compressed-tensors, MXFP4) may be loaded,
             as the floats that they stand for, in ``dtype``. ``False`` refuses a checkpoint that has them.
+        offload: ``"host"`` leaves the blocks where they are stored: each is read, processed and put on the device
+            when it runs, and no more than two lie there at a time. The files must stay as they are.
         **steps: weight processing: see :meth:`tljax.weights.steps.Steps.for_config`.
 
     Raises:
         InputError: an unknown option, or options that exclude each other.
         ShardingError: more devices than there are, or a mesh and rules that do not fit each other.
+        OffloadError: ``offload`` together with several devices.
         CheckpointError: the checkpoint is not there, incomplete, damaged, or disagrees with its config; the adapter
             does not fit; a weight is NaN or infinite, or does not fit ``dtype``.
         UnsupportedModelError: an architecture, attribute, adapter or storage format that tljax does not implement.
         ConfigError: ``n_ctx``, ``first_n_layers`` or ``dtype`` that the checkpoint cannot be loaded with.
     """
     place = placer_for(device, n_devices, mesh, rules)
+    if offload is not None:
+        check_one_device(device, mesh is not None or n_devices != 1)
     ignored = names_to_ignore(ignore_config)
     revisions = {"revision": revision, "checkpoint_value": checkpoint_value, "checkpoint_index": checkpoint_index}
     access = {"token": token, "cache_dir": cache_dir}
@@ -184,7 +193,7 @@ def load_checkpoint(
             "making floats of them. Leave that out, and choose their dtype with dtype='bfloat16': tljax does not "
             "compute with the packed numbers."
         )
-    asked = _Asked("float32" if dtype is None else dtype, n_ctx, first_n_layers, steps)
+    asked = _Asked("float32" if dtype is None else dtype, n_ctx, first_n_layers, steps, offload is not None)
     loaded = _load(source, described, asked, place, allow_nonfinite)
     return dataclasses.replace(loaded, tokenizer_elsewhere=locate_tokenizer(source, described.tokenizer_repo, **access))
 
@@ -266,7 +275,8 @@ def _load(
         raise CheckpointError(f"{error}{described.hint(tensors.info)}") from error
     _warn_of_untied(entries, base, source.origin)
     placer = place(parameter_axes(cfg))
-    params = _read(entries, tensors, described, cfg, steps, placer, None if allow_nonfinite else source.origin)
+    reader = _Reader(entries, tensors, described, cfg, steps, None if allow_nonfinite else source.origin)
+    params = reader.read(placer, asked.offload)
     return Loaded(cfg=steps.config_after(cfg), params=params, tokenizer_source=source.tokenizer)
 
 
@@ -354,39 +364,80 @@ def _processed(stage: Params, steps: Steps, dtype: str) -> Params:
     return process_stage(stage, steps, dtype) if steps or wanted != {True} else stage
 
 
-def _read(
-    entries: Mapping[str, list[Entry]],
-    tensors: Tensors,
-    stored: Description,
-    cfg: HookedTransformerConfig,
-    steps: Steps,
-    place: Placer,
-    origin: str | None,
-) -> Params:
-    """Reads the stages of ``cfg`` one after another; ``stored`` describes the files.
+@dataclasses.dataclass(frozen=True)
+class _Reader:
+    """Reads the stages of a checkpoint.
 
-    Overflow is an error that names ``origin``; it is not checked if ``origin`` is ``None``.
+    Attributes:
+        entries: the bound rows of each stage.
+        tensors: what is stored.
+        stored: describes the files.
+        cfg: the config before weight processing.
+        steps: the processing.
+        origin: what errors of overflow name; it is not checked if this is ``None``.
     """
-    sizes, axes, shapes = axis_sizes(stored.cfg), parameter_axes(cfg), parameter_shapes(cfg)
 
-    def read_stage(paths: list[str], stage: str, prefix: str) -> Params:
+    entries: Mapping[str, list[Entry]]
+    tensors: Tensors
+    stored: Description
+    cfg: HookedTransformerConfig
+    steps: Steps
+    origin: str | None
+
+    def read(self, place: Placer, offload: bool) -> Params:
+        """Reads the stages one after another; with ``offload`` blocks are left for later."""
+        params: dict[str, jax.Array] = {}
+        stages = stages_of(self.cfg)
+        for stage in stages:
+            if layer_of(stage) is None or not offload:
+                params |= self.stage(stage, stages[stage], place)
+                jax.block_until_ready(params)
+        nested = unflatten(params)
+        return {**nested, "blocks": self._blocks(place)} if offload else nested
+
+    def stage(self, stage: str, paths: list[str], place: Placer) -> dict[str, jax.Array]:
+        """Returns the processed parameters of one stage by their paths."""
+        prefix, stored = stage if layer_of(stage) is not None else "", self.stored
+        processed = flatten(_processed(self._raw(stage, paths, prefix, place), self.steps, self.cfg.dtype))
+        placed = {prefix + name: place(prefix + name, processed.pop(name)) for name in list(processed)}
+        if self.origin is not None:
+            sizes = axis_sizes(stored.cfg)
+            keys = {path: entry.keys(sizes) for entry in self.entries[stage] for path in entry.targets}
+            own = {path: placed[path] for path in placed.keys() - stored.computed}
+            refuse_overflow(own, keys, self.tensors, self.origin)
+        return placed
+
+    def _raw(self, stage: str, paths: list[str], prefix: str, place: Placer) -> Params:
+        stored, cfg = self.stored, self.cfg
+        sizes, axes, shapes = axis_sizes(stored.cfg), parameter_axes(cfg), parameter_shapes(cfg)
         raw = {}
-        for entry in entries[stage]:
-            raw |= _read_entry(entry, tensors, axes[entry.targets[0]], sizes, shapes, place)
+        for entry in self.entries[stage]:
+            raw |= _read_entry(entry, self.tensors, axes[entry.targets[0]], sizes, shapes, place)
         raw |= {
             path: place(path, stored.computed[path]()[: shapes[path][0]]) for path in paths if path in stored.computed
         }
         raw |= {path: place(path, np.zeros(shapes[path], cfg.dtype)) for path in paths if path not in raw}
         return unflatten({path.removeprefix(prefix): array for path, array in raw.items()})
 
-    params: dict[str, jax.Array] = {}
-    for stage, paths in stages_of(cfg).items():
-        prefix = stage if layer_of(stage) is not None else ""
-        processed = flatten(_processed(read_stage(paths, stage, prefix), steps, cfg.dtype))
-        placed = {prefix + name: place(prefix + name, processed.pop(name)) for name in list(processed)}
-        if origin is not None:
-            keys = {path: entry.keys(sizes) for entry in entries[stage] for path in entry.targets}
-            refuse_overflow({path: placed[path] for path in placed.keys() - stored.computed}, keys, tensors, origin)
-        params |= placed
-        jax.block_until_ready(params)
-    return unflatten(params)
+    def _blocks(self, place: Placer) -> HostBlocks:
+        """Returns the blocks, each of which is read when it runs."""
+        after, stages = self.steps.config_after(self.cfg), stages_of(self.cfg)
+        host, dtype = Placer(host_device()), jnp.dtype(self.cfg.dtype)
+        shapes: list[dict[str, Any]] = [{} for _ in range(self.cfg.n_layers)]
+        for path, shape in parameter_shapes(after).items():
+            if (layer := layer_of(path)) is not None:
+                name = path.removeprefix(f"blocks.{layer}.")
+                shapes[layer][name] = jax.ShapeDtypeStruct(shape, stored_dtype(name.rpartition(".")[2], dtype))
+
+        def read(layer: int) -> Params:
+            stage = f"blocks.{layer}."
+            try:
+                placed = self.stage(stage, stages[stage], host)
+            except CheckpointError as error:
+                raise CheckpointError(
+                    f"{error} (Block {layer} stays in the checkpoint and is read whenever it runs, offload='host': its "
+                    "files must stay as they were. Put them back, or load the model again.)"
+                ) from error
+            return unflatten({path.removeprefix(stage): np.asarray(array) for path, array in placed.items()})
+
+        return HostBlocks(read, [unflatten(block) for block in shapes], place.target("", ()), n_sampled=1)

@@ -25,6 +25,7 @@ from tljax.model.measured import Measured
 from tljax.model.metrics import Metric, check_slope, differentiable, slope
 from tljax.model.running import reached_names, typed_run
 from tljax.modules.context import AttentionContext
+from tljax.offload import is_offloaded
 from tljax.text.inputs import LayerBounds, ModelInput
 from tljax.typing import DeviceLike, InputOptions, NamesFilter
 
@@ -89,7 +90,8 @@ class DerivativeMethods(CachingMethods):
             names_filter: the points to keep and to differentiate at, as in :meth:`run_with_cache`.
             device, remove_batch_dim, pos_slice: as in :meth:`run_with_cache`, for activations and gradients.
             remat: compute each block again in the backward pass instead of keeping what is inside: memory for one
-                block and the residual streams between them, for one more forward pass.
+                block and the residual streams between them, for one more forward pass. A model whose blocks stay on
+                the host (``offload="host"``) does so always.
             **options: as in :meth:`__call__`.
 
         Returns:
@@ -119,9 +121,10 @@ class DerivativeMethods(CachingMethods):
         keep = Keep.of(self.cfg, prepared, pos_slice, resolve_device(device))
         measured = Measured.of(metric, prepared, self._uses_head(names))
         self._warn_if_large(names, prepared, keep, copies=1 + len(measured.metrics))
+        recomputed = remat or is_offloaded(self.params)
 
         def run(hooks: HookDictionary) -> tuple[jax.Array, dict[str, Any]]:
-            return self._logits(prepared, bounds, hooks, names, keep, measured.places, remat)
+            return self._logits(prepared, bounds, hooks, names, keep, measured.places, recomputed)
 
         logits, cache, gradients = pull_back(run, self._hooks, offsets)
         values, kept = {}, {}

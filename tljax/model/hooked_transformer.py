@@ -17,18 +17,20 @@ from tljax.config import HookedTransformerConfig
 from tljax.devices import names_device, resolve_device
 from tljax.dictionary_params import dictionaries_in, with_dictionaries, without_dictionaries
 from tljax.elsewhere import MODEL, SaysWhatInstead
-from tljax.errors import ConfigError, DictionaryError, FrozenModelError
+from tljax.errors import ConfigError, DictionaryError, FrozenModelError, OffloadError
 from tljax.generation.methods import GenerationMethods
 from tljax.hooks.dictionary import HookDictionary
 from tljax.hooks.points import point_table
 from tljax.model.derivatives import DerivativeMethods
 from tljax.model.hooking import HookMethods
+from tljax.model.offloading import OffloadMethods
 from tljax.model.sharding import ShardingMethods, placed_like
 from tljax.model.splicing import SplicingMethods
-from tljax.model.views import ModuleView, block_view, end_view
+from tljax.model.views import BlockViews, ModuleView, block_view, end_view
 from tljax.modules.parameters import stored_dtype
 from tljax.modules.stack import init_params
 from tljax.numerics import available_dtype
+from tljax.offload import on_host
 from tljax.text.methods import TextMethods
 from tljax.text.tokenizer import Tokenizer, UnreadableTokenizer, wrap_tokenizer
 from tljax.text.tokenizer_files import load_tokenizer, load_tokenizer_if_possible
@@ -77,6 +79,7 @@ class HookedTransformer(
     HookMethods,
     SplicingMethods,
     ShardingMethods,
+    OffloadMethods,
     GenerationMethods,
     TextMethods,
     WeightProperties,
@@ -201,6 +204,11 @@ class HookedTransformer(
         """
         if not ungroup:
             return self
+        if self.offloaded:
+            raise OffloadError(
+                "The blocks of this model stay on the host, and heads are ungrouped in all of them at once. Ungroup "
+                "first: model.offload(None).set_ungroup_grouped_query_attention(True).offload('host')."
+            )
         cfg, params = ungroup_heads(self.cfg, without_dictionaries(self.params))
         for splice in cfg.splices:
             if (
@@ -237,7 +245,8 @@ class HookedTransformer(
                 ``center_unembed``, ``fold_value_biases``; each is applied only where it leaves the model's function
                 unchanged, and ``model.processing`` says which were. ``refactor_factored_attn_matrices``, off by
                 default, is an error where it would change the function. ``dtype``, ``device``, ``n_devices``, ``mesh``,
-                ``revision``, ``n_ctx``, ``adapter`` and the others: see :func:`tljax.checkpoints.load_checkpoint`.
+                ``offload``, ``revision``, ``n_ctx``, ``adapter`` and the others: see
+                :func:`tljax.checkpoints.load_checkpoint`.
 
         Raises:
             CheckpointError: the checkpoint is incomplete or disagrees with its config.
@@ -315,7 +324,7 @@ class HookedTransformer(
         checkpoint, the new one, or a directory that loading refuses.
         """
         self._refuse_dictionaries("A checkpoint holds the model alone")
-        save_native(self.params, self.cfg, self.tokenizer, directory)
+        save_native(on_host(self.params), self.cfg, self.tokenizer, directory)
 
     def save_hf(self, directory: str | os.PathLike[str]) -> None:
         """Writes a checkpoint that Hugging Face transformers loads; needs unprocessed weights of a known family.
@@ -327,11 +336,12 @@ class HookedTransformer(
         cfg, tokenizer = self.cfg, self._tokenizer
         if cfg.eos_token_ids is None and tokenizer is not None and tokenizer.eos_token_id is not None:
             cfg = cfg.replace(eos_token_ids=tokenizer.eos_token_id)
-        save_hf(self.params, cfg, directory, self.tokenizer)
+        save_hf(on_host(self.params), cfg, directory, self.tokenizer)
 
     @functools.partial(typed, receiver=process_weights)
     def process_weights(self, **steps: Unpack[ProcessingOptions]) -> "HookedTransformer":
         """Returns the model with processed weights; see :func:`tljax.weights.processing.process_weights`."""
+        self._refuse_offloaded("Weights are processed block by block as they are read", "Name the steps there")
         self._refuse_dictionaries("Processing changes the activations that dictionaries were trained on")
         params, cfg = process_weights(self.params, self.cfg, **steps)
         return self.replace(params=placed_like(params, self.params), cfg=cfg)
@@ -342,6 +352,14 @@ class HookedTransformer(
             raise DictionaryError(
                 f"{why}, and a dictionary is spliced in at {self.cfg.splices[0].writes}. Take it out first, "
                 "model.without_dictionaries(); it is in model.dictionaries."
+            )
+
+    def _refuse_offloaded(self, why: str, how: str) -> None:
+        """Raises OffloadError if blocks stay on the host."""
+        if self.offloaded:
+            raise OffloadError(
+                f"The blocks of this model stay on the host (offload='host'). {why}: {how}, HookedTransformer."
+                "from_pretrained(..., offload='host'); or change the model before model.offload('host')."
             )
 
     @property
@@ -355,7 +373,9 @@ class HookedTransformer(
         Spliced dictionaries move along, and keep their dtype.
         """
         if names_device(device_or_dtype):
-            return jax.device_put(self, resolve_device(device_or_dtype))
+            device = resolve_device(device_or_dtype)
+            return self._moved(device) if self.offloaded else jax.device_put(self, device)
+        self._refuse_offloaded("Their dtype is chosen as they are read", f"Pass dtype={device_or_dtype!r} there")
         dtype = available_dtype(device_or_dtype)
         params = jax.tree_util.tree_map_with_path(
             lambda path, leaf: leaf.astype(stored_dtype(path[-1].key, jnp.dtype(dtype))),
@@ -378,8 +398,10 @@ class HookedTransformer(
     # Parts
 
     @property
-    def blocks(self) -> list[ModuleView]:
+    def blocks(self) -> Sequence[ModuleView]:
         """One view a layer: ``model.blocks[3].attn.W_Q``, ``model.blocks[3].ln2(residual)``."""
+        if self.offloaded:
+            return BlockViews(self.cfg, self.params)
         return [block_view(self.cfg, self.params, layer) for layer in range(self.cfg.n_layers)]
 
     @property

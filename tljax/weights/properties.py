@@ -9,6 +9,7 @@ from tljax.checks import typed
 from tljax.errors import ConfigError
 from tljax.modules.activations import scaled
 from tljax.numerics import matmul_precision
+from tljax.offload import abstract
 from tljax.weights import circuits
 from tljax.weights.factored_matrix import FactoredMatrix
 
@@ -226,7 +227,7 @@ class WeightProperties:
     @property
     def n_params_total(self) -> int:
         """Number of parameters, embeddings and biases included."""
-        return sum(leaf.size for leaf in jax.tree.leaves(self.params))
+        return sum(leaf.size for leaf in jax.tree.leaves(abstract(self.params)))
 
     def all_head_labels(self) -> list[str]:
         """Returns ``["L0H0", "L0H1", …]``."""
