@@ -89,7 +89,7 @@ class HostBlocks(Sequence[Params]):
         Raises:
             OffloadError: this is traced by ``jax.jit``, which would make the parameters constants of its program.
         """
-        if isinstance(jax.device_put(np.int8(0)), Tracer):
+        if is_in_jit():
             raise OffloadError(_IN_JIT)
         placed = jax.device_put(self.read(layer), self.device)
         return placed if alone else {**placed, **self.beside.get(layer, {})}
@@ -180,6 +180,11 @@ class Walk:
         if self._coming and isinstance(self._blocks, HostBlocks):
             jax.block_until_ready(entered)
             self._placed = self._blocks.place(self._coming[0])
+
+
+def is_in_jit() -> bool:
+    """Whether this runs while a program of a caller's is traced, which ``jax.grad`` and ``jax.vmap`` alone are not."""
+    return isinstance(jax.device_put(np.int8(0)), Tracer)
 
 
 def is_offloaded(params: Params) -> bool:

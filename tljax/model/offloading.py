@@ -9,7 +9,7 @@ from tljax.checks import is_traced, typed
 from tljax.config import HookedTransformerConfig
 from tljax.dictionary_params import dictionaries_in, with_dictionaries, without_dictionaries
 from tljax.errors import OffloadError
-from tljax.offload import HostBlocks, is_offloaded
+from tljax.offload import HostBlocks, is_in_jit, is_offloaded
 from tljax.scale.mesh import mesh_of
 from tljax.typing import Params
 
@@ -65,7 +65,7 @@ class OffloadMethods:
         return model._make(self.cfg, params, self._hooks, model._tokenizer)
 
     def _check_held_whole(self) -> None:
-        if is_traced(self.params):
+        if is_traced(self.params) or is_in_jit():
             raise OffloadError("offload() moves numbers to the host: call it outside jax.jit, jax.grad and jax.vmap.")
         if (mesh := mesh_of(self.params)) is not None:
             raise OffloadError(
