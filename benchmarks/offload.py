@@ -1,6 +1,6 @@
 """A model whose blocks stay in its files (``offload="host"``) beside the resident one: peak memory, and time.
 
-    python benchmarks/offload.py            # a GPT-2 of 24 layers and d_model 1024, 1.3 GB on disk
+    python benchmarks/offload.py            # a GPT-2 of 48 layers and d_model 768, 1.4 GB on disk
     python benchmarks/offload.py --json
 
 ``peak`` is the growth of a process's resident memory while it loads the model and harvests the stream entering its
@@ -20,19 +20,18 @@ from pathlib import Path
 import numpy as np
 from load_memory import PROCESSING, make_checkpoint, resident
 
-SIZES = ((1, 128), (8, 512))
+SIZES = ((1, 64), (2, 256))
 """Prompts and tokens of the passes that are timed."""
 
 
 def load(directory: str, offload: str, processed: bool) -> object:
-    """Loads the model: ``offload`` is ``"resident"``, ``"files"`` or ``"memory"``."""
+    """Loads the model: ``offload`` is ``"resident"`` or ``"files"``."""
     from tljax import HookedTransformer
 
     steps = dict.fromkeys(PROCESSING, processed)
     if offload == "files":
         return HookedTransformer.from_pretrained(directory, offload="host", **steps)
-    model = HookedTransformer.from_pretrained(directory, **steps)
-    return model.offload("host") if offload == "memory" else model
+    return HookedTransformer.from_pretrained(directory, **steps)
 
 
 def measure_peak(directory: str, offload: str) -> dict[str, float]:
@@ -55,21 +54,22 @@ def measure_time(directory: str, rounds: int) -> dict[str, float]:
     """Returns, for each way and size, the best time over the resident model's."""
     import jax
 
+    model = load(directory, "resident", False)
     models = {
-        "resident": load(directory, "resident", False),
-        "memory": load(directory, "memory", False),
+        "resident": model,
+        "memory": model.offload("host"),
         "files": load(directory, "files", False),
         "files, processed": load(directory, "files", True),
     }
     ratios = {}
     for batch, pos in SIZES:
-        tokens = np.random.default_rng(1).integers(0, models["resident"].cfg.d_vocab, (batch, pos)).astype(np.int32)
+        tokens = np.random.default_rng(1).integers(0, model.cfg.d_vocab, (batch, pos)).astype(np.int32)
         best = dict.fromkeys(models, float("inf"))
         outputs = {}
         for _ in range(rounds + 1):
-            for name, model in models.items():
+            for name, one in models.items():
                 start = time.perf_counter()
-                outputs[name] = jax.block_until_ready(model(tokens, stop_at_layer=model.cfg.n_layers // 2))
+                outputs[name] = jax.block_until_ready(one(tokens, stop_at_layer=model.cfg.n_layers // 2))
                 best[name] = min(best[name], time.perf_counter() - start)
         for name in ("memory", "files"):
             np.testing.assert_array_equal(outputs[name], outputs["resident"])
@@ -80,10 +80,10 @@ def measure_time(directory: str, rounds: int) -> dict[str, float]:
 def main() -> None:
     """Runs the benchmark."""
     parser = argparse.ArgumentParser(description="Blocks on the host: peak memory and time.")
-    parser.add_argument("--layers", type=int, default=24)
-    parser.add_argument("--d-model", type=int, default=1024)
+    parser.add_argument("--layers", type=int, default=48)
+    parser.add_argument("--d-model", type=int, default=768)
     parser.add_argument("--d-vocab", type=int, default=8000)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--measure", nargs=2, metavar=("DIR", "WAY"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()

@@ -224,14 +224,14 @@ def sample_of(params: Params) -> WeightSample | None:
 
 def _sample_on_host(blocks: HostBlocks) -> WeightSample:
     """Returns the sample of blocks that stay on the host; those in files are not read for it, but for the first."""
-    if blocks.sample is None:
+    if "sample" not in blocks.known:
         values, rounding = [], 0.0
         for layer, shapes in enumerate(blocks.shapes):
             leaves = jax.tree.leaves(blocks.read(layer) if layer < blocks.n_sampled else shapes)
             rounding = max(rounding, *(float(jnp.finfo(leaf.dtype).eps) for leaf in leaves))
             values += [_bytes(_some(leaf)) if layer < blocks.n_sampled else _UNREAD for leaf in leaves]
-        blocks.sample = WeightSample(b"".join(values), rounding)
-    return blocks.sample
+        blocks.known["sample"] = WeightSample(b"".join(values), rounding)
+    return blocks.known["sample"]
 
 
 def _bytes(values: Any) -> bytes:

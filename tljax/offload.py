@@ -44,10 +44,10 @@ class HostBlocks(Sequence[Params]):
         device: where blocks run; ``None`` is jax's default.
         n_sampled: how many blocks, from the first, are read to tell the model from others (:mod:`tljax.fingerprint`).
         beside: by layer, what belongs to a block and lies on the device all the time: spliced dictionaries.
-    """
 
-    sample: Any = None
-    """What the fingerprint keeps of the blocks."""
+    Attributes:
+        known: what is remembered of the blocks' numbers, for as long as they and their copies live.
+    """
 
     def __init__(
         self,
@@ -58,7 +58,7 @@ class HostBlocks(Sequence[Params]):
         beside: Mapping[int, Params] | None = None,
     ) -> None:
         self.read, self.shapes, self.device, self.n_sampled = read, tuple(shapes), device, n_sampled
-        self.beside = dict(beside or {})
+        self.beside, self.known = dict(beside or {}), dict[str, Any]()
 
     @classmethod
     def holding(cls, blocks: Sequence[Params], device: Any) -> "HostBlocks":
@@ -104,7 +104,7 @@ class HostBlocks(Sequence[Params]):
 
     def _with(self, device: Any, beside: Mapping[int, Params]) -> "HostBlocks":
         changed = HostBlocks(self.read, self.shapes, device, self.n_sampled, beside)
-        changed.sample = self.sample
+        changed.known = self.known
         return changed
 
     def __reduce__(self) -> NoReturn:
