@@ -18,7 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from tljax.errors import ArgumentError, InputError, TljaxError, nearest
+from tljax.errors import ArgumentError, InputError, OffloadError, TljaxError, nearest
+from tljax.offload import HostBlocks
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -270,4 +271,9 @@ def missing(dtype: Any) -> float | int:
 
 def is_traced(*values: Any) -> bool:
     """Whether any leaf of these pytrees is traced by a caller's ``jit``, ``grad`` or ``vmap``."""
-    return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(values))
+    try:
+        leaves = jax.tree.leaves(values)
+    except OffloadError:  # blocks on the host are not traced; what lies beside them may be
+        found = jax.tree.leaves(values, is_leaf=lambda node: isinstance(node, HostBlocks))
+        leaves = jax.tree.leaves([one.beside if isinstance(one, HostBlocks) else one for one in found])
+    return any(isinstance(leaf, Tracer) for leaf in leaves)

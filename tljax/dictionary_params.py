@@ -8,6 +8,7 @@ dictionaries as well.
 from collections.abc import Mapping
 from typing import Any
 
+from tljax.offload import HostBlocks
 from tljax.typing import Params
 
 DICTIONARIES = "dictionaries"
@@ -16,6 +17,9 @@ DICTIONARIES = "dictionaries"
 def without_dictionaries(params: Params) -> Params:
     """Returns the parameters of the model itself; without any dictionary that is ``params``, as it is."""
     blocks = params.get("blocks", ())
+    if isinstance(blocks, HostBlocks):
+        own = {name: part for name, part in params.items() if name != DICTIONARIES}
+        return {**own, "blocks": blocks.with_beside({})} if DICTIONARIES in params or blocks.beside else params
     if DICTIONARIES not in params and not any(isinstance(block, Mapping) and DICTIONARIES in block for block in blocks):
         return params
     own = {name: part for name, part in params.items() if name != DICTIONARIES}
@@ -25,7 +29,8 @@ def without_dictionaries(params: Params) -> Params:
 def dictionaries_in(params: Params) -> dict[str, Any]:
     """Returns the spliced dictionaries by the full name of the point that they write."""
     found = dict(params.get(DICTIONARIES, {}))
-    for layer, block in enumerate(params.get("blocks", ())):
+    blocks = params.get("blocks", ())
+    for layer, block in blocks.beside.items() if isinstance(blocks, HostBlocks) else enumerate(blocks):
         if isinstance(block, Mapping):
             found |= {f"blocks.{layer}.{name}": one for name, one in block.get(DICTIONARIES, {}).items()}
     return found
@@ -41,8 +46,10 @@ def with_dictionaries(params: Params, dictionaries: Mapping[str, Any]) -> Params
         inside.setdefault(int(layer), {})[relative] = dictionaries[name]
     if not inside and not outside:
         return own
-    blocks = tuple(
-        {**block, DICTIONARIES: dict(sorted(inside[layer].items()))} if layer in inside else block
-        for layer, block in enumerate(own["blocks"])
-    )
+    spliced = {layer: {DICTIONARIES: dict(sorted(ones.items()))} for layer, ones in sorted(inside.items())}
+    blocks = own["blocks"]
+    if isinstance(blocks, HostBlocks):
+        blocks = blocks.with_beside(spliced)
+    else:
+        blocks = tuple({**block, **spliced[layer]} if layer in spliced else block for layer, block in enumerate(blocks))
     return {**own, "blocks": blocks, **({DICTIONARIES: outside} if outside else {})}

@@ -81,6 +81,10 @@ class QuantizationError(TljaxError, ValueError):
     """Weights that cannot be quantised so, or quantised weights where floats are needed, as for their derivatives."""
 
 
+class OffloadError(InputError):
+    """Something that a model whose blocks stay on the host cannot do."""
+
+
 class HarvestError(TljaxError, ValueError):
     """Activations that cannot be stored, or a store of them that is incomplete, damaged or of something else."""
 

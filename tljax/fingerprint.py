@@ -3,7 +3,8 @@
 A fingerprint holds the config, with the weight processing, and a sample: a few numbers of every parameter, read once
 for each set of parameters (2 ms at the shape of gpt2-small). Samples are compared up to rounding, so a model equals
 itself in bfloat16, on another device, or processed elsewhere, but not after one step of fine-tuning. A change to a few
-entries only (one token's row, one neuron) may go unseen. For traced parameters only the configs are compared.
+entries only (one token's row, one neuron) may go unseen. For traced parameters only the configs are compared; of blocks
+that stay in a checkpoint's files (``offload="host"``) only the first is read.
 """
 
 import base64
@@ -20,6 +21,7 @@ from jax.core import Tracer
 
 from tljax.config import BOOKKEEPING, HookedTransformerConfig
 from tljax.dictionary_params import dictionaries_in, without_dictionaries
+from tljax.offload import HostBlocks
 from tljax.quantized_weight import QuantizedWeight
 from tljax.typing import Params
 
@@ -35,6 +37,8 @@ FORM = {"config": dict, "weights": (None, {"values": str, "rounding": float})}
 _NOT_THE_STREAM = ("d_vocab", "d_vocab_out", "logits_multiplier", "output_logits_soft_cap", "splices")
 _COUNT = 16
 """Numbers sampled from each parameter."""
+_UNREAD = b"\x01\x00\xc0\x7f" * _COUNT
+"""The sample of a parameter that was not read: a NaN that no computation makes."""
 _NOISE = 1e-5
 """Difference, as a share of a parameter's size, that processing on two machines may cause."""
 _KIN = 0.4
@@ -60,13 +64,21 @@ class WeightSample:
         """The numbers, float64 ``[parameter, 16]``."""
         return np.frombuffer(self.values, "<f4").reshape(-1, _COUNT).astype(np.float64)
 
+    @property
+    def _read(self) -> np.ndarray:
+        """Which parameters were read, ``[parameter]``."""
+        width = len(_UNREAD)
+        rows = (self.values[start : start + width] for start in range(0, len(self.values), width))
+        return np.array([row != _UNREAD for row in rows], bool)
+
     def is_of_the_same(self, other: "WeightSample") -> bool:
         """Whether both samples are of the same weights, up to rounding."""
         if self == other:
             return True
         if len(self.values) != len(other.values):
             return False
-        one, two = self.array, other.array
+        seen = self._read & other._read
+        one, two = self.array[seen], other.array[seen]
         with np.errstate(invalid="ignore", over="ignore"):
             sizes = np.sqrt(np.maximum((one**2).mean(axis=1), (two**2).mean(axis=1)))
             sizes = np.maximum(sizes, 0.01 * np.sqrt((sizes**2).mean()))[:, None]
@@ -201,7 +213,36 @@ def sample_of(params: Params) -> WeightSample | None:
     """
     own = without_dictionaries(params)
     own = {name: part for name, part in own.items() if name != "pos_embed"}  # its length is n_ctx
-    leaves = jax.tree.leaves(own, is_leaf=_is_quantized) + jax.tree.leaves(dictionaries_in(params))
+    dictionaries, on_host = dictionaries_in(params), None
+    if isinstance(own.get("blocks"), HostBlocks):
+        on_host = _sample_on_host(own.pop("blocks"))
+    leaves = jax.tree.leaves(own, is_leaf=_is_quantized) + jax.tree.leaves(dictionaries)
+    sample = _sample_of_arrays(leaves)
+    if sample is None or on_host is None:
+        return sample
+    return WeightSample(on_host.values + sample.values, max(on_host.rounding, sample.rounding))
+
+
+def _sample_on_host(blocks: HostBlocks) -> WeightSample:
+    """Returns the sample of blocks that stay on the host; those in files are not read for it, but for the first."""
+    if "sample" not in blocks.known:
+        values, rounding = [], 0.0
+        for layer, shapes in enumerate(blocks.shapes):
+            block = blocks.read(layer) if layer < blocks.n_sampled else shapes
+            leaves = jax.tree.leaves(block, is_leaf=_is_quantized)
+            rounding = max(rounding, *(float(jnp.finfo(leaf.dtype).eps) for leaf in leaves))
+            values += [_bytes(_some(leaf)) if layer < blocks.n_sampled else _UNREAD for leaf in leaves]
+        blocks.known["sample"] = WeightSample(b"".join(values), rounding)
+    return blocks.known["sample"]
+
+
+def _bytes(values: Any) -> bytes:
+    with np.errstate(over="ignore"):
+        return np.asarray(values).astype("<f4").tobytes()
+
+
+def _sample_of_arrays(leaves: list[Any]) -> WeightSample | None:
+    """Returns the sample of arrays, in their order."""
     key = tuple(map(id, leaves))
     references, sample = _kept.get(key, ([], None))
     if sample is not None and all(ref() is leaf for ref, leaf in zip(references, leaves, strict=True)):
@@ -210,8 +251,7 @@ def sample_of(params: Params) -> WeightSample | None:
         return None
     values = jax.device_get([_some(leaf) for leaf in leaves])
     rounding = max(float(jnp.finfo(leaf.dtype).eps) for leaf in leaves)
-    with np.errstate(over="ignore"):
-        sample = WeightSample(np.stack(values).astype("<f4").tobytes(), rounding)
+    sample = WeightSample(b"".join(map(_bytes, values)), rounding)
     if not any(isinstance(leaf, np.ndarray) for leaf in leaves):  # numpy's can change in place
         while len(_kept) >= _MOST_KEPT:
             _kept.pop(next(iter(_kept)), None)

@@ -9,7 +9,7 @@ KINDS = (
     "ids", "positions", "meanings", "models", "files", "arithmetic", "types", "messages", "text", "checkpoints",
     "tasks", "exact", "learned", "gradients", "interchange", "attribution", "edges", "circuits",
     "dictionaries_files", "dictionaries_foreign", "harvest", "dictionary_evaluation", "feature_effects",
-    "dictionary_training", "splices", "end_to_end", "quantised", "plans", "scale", "kernels",
+    "dictionary_training", "splices", "end_to_end", "quantised", "plans", "scale", "kernels", "offload",
 )  # fmt: skip
 """A module ``cases_<kind>.py`` each."""
 TABLE = [

@@ -6,7 +6,7 @@ import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Unpack, cast
+from typing import Any, Literal, Unpack, cast
 
 import jax
 import jax.numpy as jnp
@@ -24,17 +24,18 @@ from tljax.checkpoints.formats.native import TLJAX
 from tljax.checkpoints.formats.quantized.codes import has_codes, read_packed
 from tljax.checkpoints.layout import flatten, parameter_axes, parameter_shapes, stages_of, unflatten
 from tljax.checkpoints.opening import Checkpoint, in_files, in_memory, locate_tokenizer, of_state_dict
-from tljax.checkpoints.placement import Axes, Placer, ShardingRule, in_parts, placer_for
+from tljax.checkpoints.placement import Axes, Placer, ShardingRule, check_one_device, host_device, in_parts, placer_for
 from tljax.checkpoints.rows import Entry
 from tljax.checkpoints.slices import PartReader, PartTensors, reads_parts
 from tljax.checkpoints.stored_names import known_names
 from tljax.checks import typed
 from tljax.config import HookedTransformerConfig
 from tljax.config_checks import PER_LAYER
-from tljax.errors import CheckpointError, ConfigError, InputError, QuantizationError
+from tljax.errors import CheckpointError, ConfigError, InputError, OffloadError, QuantizationError
 from tljax.hooks.points import layer_of
 from tljax.modules.parameters import axis_sizes, stored_dtype
 from tljax.numerics import available_dtype
+from tljax.offload import HostBlocks
 from tljax.quantized_weight import QuantizedWeight, is_quantized
 from tljax.typing import DeviceLike, Params
 from tljax.weights.processing import process_and_reuse
@@ -75,6 +76,8 @@ class _Asked:
     """How weights are rounded as they are loaded."""
     keep: bool = False
     """Whether weights that are stored quantised stay so."""
+    offload: bool = False
+    """Whether blocks stay where they are stored."""
 
 
 class ReadOptions(ProcessingOptions, total=False):
@@ -106,6 +109,7 @@ class LoadOptions(ReadOptions, total=False):
     ignore_config: str | Sequence[str]
     hf_model: Any
     dequantize: bool | None
+    offload: Literal["host"] | None
 
 
 @functools.partial(typed, receiver=Steps.for_config)
@@ -133,6 +137,7 @@ def load_checkpoint(
     quantize: str | None = None,
     group_size: int | None = None,
     dequantize: bool | None = None,
+    offload: Literal["host"] | None = None,
     **steps: Unpack[ProcessingOptions],
 ) -> Loaded:
     """Loads a Hugging Face or tljax checkpoint, tensor by tensor and without torch.
@@ -172,11 +177,14 @@ def load_checkpoint(
         dequantize: whether weights that are stored quantised (GPTQ, AWQ, bitsandbytes, FP8, compressed-tensors, MXFP4)
             become the floats that they stand for, in ``dtype``. ``False`` keeps those of attention, MLPs and experts
             packed, and needs weight processing off. ``None``: only what tljax saved packed stays so.
+        offload: ``"host"`` leaves the blocks where they are stored: each is read, processed and put on the device
+            when it runs, and no more than two lie there at a time. The files must stay as they are.
         **steps: weight processing: see :meth:`tljax.weights.steps.Steps.for_config`.
 
     Raises:
         InputError: an unknown option, or options that exclude each other.
         ShardingError: more devices than there are, or a mesh and rules that do not fit each other.
+        OffloadError: ``offload`` together with several devices.
         CheckpointError: the checkpoint is not there, incomplete, damaged, or disagrees with its config; the adapter
             does not fit; a weight is NaN or infinite, or does not fit ``dtype``.
         UnsupportedModelError: an architecture, attribute, adapter or storage format that tljax does not implement.
@@ -184,6 +192,8 @@ def load_checkpoint(
         ConfigError: ``n_ctx``, ``first_n_layers`` or ``dtype`` that the checkpoint cannot be loaded with.
     """
     place = placer_for(device, n_devices, mesh, rules)
+    if offload is not None:
+        check_one_device(device, mesh is not None or n_devices != 1)
     ignored = names_to_ignore(ignore_config)
     revisions = {"revision": revision, "checkpoint_value": checkpoint_value, "checkpoint_index": checkpoint_index}
     access = {"token": token, "cache_dir": cache_dir}
@@ -202,7 +212,13 @@ def load_checkpoint(
             f"{source.origin} holds quantised weights ({described.quantized}) that stay packed: quantize={quantize!r} "
             "has nothing to round. Leave it out; or pass dequantize=True, to round the floats that they stand for."
         )
-    asked = _Asked("float32" if dtype is None else dtype, n_ctx, first_n_layers, steps, held, keep)
+    asked = _Asked("float32" if dtype is None else dtype, n_ctx, first_n_layers, steps, held, keep, offload is not None)
+    if asked.offload and (keep or held is not None):
+        raise OffloadError(
+            "offload='host' leaves blocks in the checkpoint's files, where none is rounded or kept packed. "
+            "Quantised blocks can stay in the host's memory: load the model without offload=, on the host "
+            "(device='cpu'), and then model.offload('host')."
+        )
     loaded = _load(source, described, asked, place, allow_nonfinite)
     return dataclasses.replace(loaded, tokenizer_elsewhere=locate_tokenizer(source, described.tokenizer_repo, **access))
 
@@ -290,7 +306,8 @@ def _load(
     placer = place(parameter_axes(cfg))
     if asked.keep:
         _refuse_processing(steps, cfg, source.origin)
-    params = _read(entries, tensors, described, cfg, steps, placer, None if allow_nonfinite else source.origin, asked)
+    reader = _Reader(entries, tensors, described, cfg, steps, None if allow_nonfinite else source.origin, asked)
+    params = reader.read(placer)
     return Loaded(cfg=steps.config_after(cfg), params=params, tokenizer_source=source.tokenizer)
 
 
@@ -399,48 +416,90 @@ def _processed(stage: Params, steps: Steps, dtype: str) -> Params:
     return process_and_reuse(stage, steps, dtype) if changes else stage
 
 
-def _read(
-    entries: Mapping[str, list[Entry]],
-    tensors: Tensors,
-    stored: Description,
-    cfg: HookedTransformerConfig,
-    steps: Steps,
-    place: Placer,
-    origin: str | None,
-    asked: _Asked,
-) -> Params:
-    """Reads the stages of ``cfg`` one after another; ``stored`` describes the files.
+@dataclasses.dataclass(frozen=True)
+class _Reader:
+    """Reads the stages of a checkpoint.
 
-    Overflow is an error that names ``origin``; it is not checked if ``origin`` is ``None``.
+    Attributes:
+        entries: the bound rows of each stage.
+        tensors: what is stored.
+        stored: describes the files.
+        cfg: the config before weight processing.
+        steps: the processing.
+        origin: what errors of overflow name; it is not checked if this is ``None``.
+        asked: what the caller wants.
     """
-    sizes, axes, shapes = axis_sizes(stored.cfg), parameter_axes(cfg), parameter_shapes(cfg)
 
-    def read_stage(paths: list[str], stage: str, prefix: str) -> Params:
+    entries: Mapping[str, list[Entry]]
+    tensors: Tensors
+    stored: Description
+    cfg: HookedTransformerConfig
+    steps: Steps
+    origin: str | None
+    asked: _Asked
+
+    def read(self, place: Placer) -> Params:
+        """Reads the stages one after another; blocks that stay where they are stored are left for later."""
+        params: dict[str, jax.Array] = {}
+        offload = self.asked.offload
+        for stage, paths in stages_of(self.cfg).items():
+            if layer_of(stage) is None or not offload:
+                params |= self.stage(stage, paths, place)
+                jax.block_until_ready(params)
+        nested = unflatten(params)
+        return {**nested, "blocks": self._blocks(place)} if offload else nested
+
+    def stage(self, stage: str, paths: list[str], place: Placer) -> dict[str, Any]:
+        """Returns the processed, perhaps rounded, parameters of one stage by their paths."""
+        prefix, stored = stage if layer_of(stage) is not None else "", self.stored
+        processed = flatten(_processed(self._raw(stage, paths, prefix, place), self.steps, self.cfg.dtype))
+        placed = {prefix + name: place(prefix + name, processed.pop(name)) for name in list(processed)}
+        if self.origin is not None:
+            sizes = axis_sizes(stored.cfg)
+            keys = {path: entry.keys(sizes) for entry in self.entries[stage] for path in entry.targets}
+            floats = {path: leaf for path, leaf in placed.items() if not isinstance(leaf, QuantizedWeight)}
+            own = {path: floats[path] for path in floats.keys() - stored.computed}
+            refuse_overflow(own, keys, self.tensors, self.origin)
+        if self.asked.held is not None:
+            rounded = quantize_parameters(placed, parameter_axes(self.cfg), self.asked.held)
+            placed = {path: place(path, leaf) for path, leaf in rounded.items()}
+        return placed
+
+    def _raw(self, stage: str, paths: list[str], prefix: str, place: Placer) -> Params:
+        stored, cfg = self.stored, self.cfg
+        sizes, axes, shapes = axis_sizes(stored.cfg), parameter_axes(cfg), parameter_shapes(cfg)
         raw = {}
-        for entry in entries[stage]:
-            if asked.keep and _stays_packed(entry, tensors, axes, sizes):
-                packed = read_packed(entry, tensors, axes, sizes, cfg.dtype)
+        for entry in self.entries[stage]:
+            if self.asked.keep and _stays_packed(entry, self.tensors, axes, sizes):
+                packed = read_packed(entry, self.tensors, axes, sizes, cfg.dtype)
                 raw |= {path: place(path, weight) for path, weight in zip(entry.targets, packed, strict=True)}
                 continue
-            raw |= _read_entry(entry, tensors, axes[entry.targets[0]], sizes, shapes, place)
+            raw |= _read_entry(entry, self.tensors, axes[entry.targets[0]], sizes, shapes, place)
         raw |= {
             path: place(path, stored.computed[path]()[: shapes[path][0]]) for path in paths if path in stored.computed
         }
         raw |= {path: place(path, np.zeros(shapes[path], cfg.dtype)) for path in paths if path not in raw}
         return unflatten({path.removeprefix(prefix): array for path, array in raw.items()})
 
-    params: dict[str, jax.Array] = {}
-    for stage, paths in stages_of(cfg).items():
-        prefix = stage if layer_of(stage) is not None else ""
-        processed = flatten(_processed(read_stage(paths, stage, prefix), steps, cfg.dtype))
-        placed = {prefix + name: place(prefix + name, processed.pop(name)) for name in list(processed)}
-        if origin is not None:
-            keys = {path: entry.keys(sizes) for entry in entries[stage] for path in entry.targets}
-            floats = {path: leaf for path, leaf in placed.items() if not isinstance(leaf, QuantizedWeight)}
-            refuse_overflow({path: floats[path] for path in floats.keys() - stored.computed}, keys, tensors, origin)
-        if asked.held is not None:
-            rounded = quantize_parameters(placed, axes, asked.held)
-            placed = {path: place(path, leaf) for path, leaf in rounded.items()}
-        params |= placed
-        jax.block_until_ready(params)
-    return unflatten(params)
+    def _blocks(self, place: Placer) -> HostBlocks:
+        """Returns the blocks, each of which is read when it runs."""
+        after, stages = self.steps.config_after(self.cfg), stages_of(self.cfg)
+        host, dtype = Placer(host_device()), jnp.dtype(self.cfg.dtype)
+        shapes: list[dict[str, Any]] = [{} for _ in range(self.cfg.n_layers)]
+        for path, shape in parameter_shapes(after).items():
+            if (layer := layer_of(path)) is not None:
+                name = path.removeprefix(f"blocks.{layer}.")
+                shapes[layer][name] = jax.ShapeDtypeStruct(shape, stored_dtype(name.rpartition(".")[2], dtype))
+
+        def read(layer: int) -> Params:
+            stage = f"blocks.{layer}."
+            try:
+                placed = self.stage(stage, stages[stage], host)
+            except CheckpointError as error:
+                raise CheckpointError(
+                    f"{error} (Block {layer} stays in the checkpoint and is read whenever it runs, offload='host': its "
+                    "files must stay as they were. Put them back, or load the model again.)"
+                ) from error
+            return unflatten({path.removeprefix(stage): np.asarray(array) for path, array in placed.items()})
+
+        return HostBlocks(read, [unflatten(block) for block in shapes], place.target("", ()), n_sampled=1)

@@ -9,6 +9,7 @@ from tljax.checkpoints.layout import flatten, parameter_shapes
 from tljax.config import HookedTransformerConfig
 from tljax.dictionary_params import dictionaries_in, without_dictionaries
 from tljax.errors import CheckpointError, nearest
+from tljax.offload import abstract
 
 _TURNED = ("W_Q", "W_K", "W_V")
 _THEIRS = ("mask", "IGNORE", "_W_K", "_W_V", "_b_K", "_b_V")
@@ -32,6 +33,7 @@ def check_parameters(
     Raises:
         CheckpointError: they do not fit; lists parameters that are missing, unknown, or of another shape or dtype.
     """
+    params = abstract(params)
     _check_nesting(params, cfg)
     _check_dictionaries(params, cfg)
     params = without_dictionaries(params)

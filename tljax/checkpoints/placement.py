@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from tljax.devices import resolve_device
-from tljax.errors import InputError
+from tljax.errors import InputError, OffloadError
 from tljax.quantized_weight import TABLE, QuantizedWeight
 from tljax.scale.layout import lay_out
 from tljax.scale.mesh import checked_mesh, make_mesh
@@ -48,6 +48,25 @@ class Placer:
         if isinstance(target, jax.sharding.Sharding) and isinstance(array, np.ndarray):
             return in_parts(array.shape, target, lambda index: array[index])
         return jax.device_put(array, target)
+
+
+def host_device() -> Any:
+    """Returns a device in the host's memory; ``None``, which is jax's default, where jax runs without its CPU."""
+    try:
+        return jax.local_devices(backend="cpu")[-1]
+    except RuntimeError:
+        return None
+
+
+def check_one_device(device: DeviceLike | ShardingRule, is_mesh: bool) -> None:
+    """Raises OffloadError if parameters are to go to several devices, or each where a function says."""
+    target = None if is_mesh or callable(device) else resolve_device(device)
+    if is_mesh or callable(device) or (isinstance(target, jax.sharding.Sharding) and len(target.device_set) > 1):
+        raise OffloadError(
+            "offload='host' came together with several devices (mesh=, n_devices=, or a device= that chooses for each "
+            "parameter): blocks on the host go to one device as they run. Pass one of the two; on several devices a "
+            "model is spread instead, and each holds its part."
+        )
 
 
 def in_parts(

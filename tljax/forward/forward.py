@@ -39,6 +39,7 @@ from tljax.modules.context import AttentionContext
 from tljax.modules.embedding import EmbeddingStage
 from tljax.modules.products import LAYOUTS
 from tljax.modules.stack import block_module, embedding_module, head_module
+from tljax.offload import Deferred, HostBlock, Walk, is_offloaded
 from tljax.scale.batch import kept_spread, spread
 from tljax.splice import Splice
 from tljax.typing import Params
@@ -135,6 +136,9 @@ def run_forward(
         recorded activations by full name, in firing order.
     """
     traced = is_traced(params, value, context, hooks)
+    remat = remat and traced
+    layers = range(start or 0, cfg.n_layers if stop is None else stop)
+    blocks = Deferred(params["blocks"]) if remat and is_offloaded(params) else Walk(params.get("blocks", ()), layers)
     value = value if traced else spread(value, params)
     cache: dict[str, Any] = {}
     shortformer, positions = cfg.positional_embedding_type == "shortformer", None
@@ -144,11 +148,13 @@ def run_forward(
     asked = (*names, POSITIONS) if unasked else names
     if start is None and context.tokens is None and excludes_tokens(cfg):
         context = dataclasses.replace(context, tokens=jnp.asarray(value))
-    for stage, inputs in _stages(cfg, params, layouts or {}, context, hooks, asked, start, stop):
+    for stage, inputs in _stages(cfg, params, layouts or {}, context, hooks, asked, start, stop, blocks):
         if shortformer and stage.entry is not None:  # a block
             inputs = (dataclasses.replace(inputs[0], pos_embed=positions),)
         entering = value
         value, recorded = run_stage(stage, (entering, *inputs), traced, remat)
+        if stage.entry is not None:
+            blocks.ahead(entering)
         value = value if traced else kept_spread(value, entering)
         positions = recorded.get(POSITIONS, positions)
         wanted = [name for name in stage.captured if not (unasked and name == POSITIONS)]
@@ -174,11 +180,17 @@ def _stages(
     names: tuple[str, ...],
     start: int | None,
     stop: int | None,
+    blocks: "Walk | Deferred",
 ) -> Iterator[tuple[Stage, tuple[Any, ...]]]:
     captured, entries = _group_names(names), _group_entries(hooks)
 
     def stage_at(
-        module: nn.Module, own: Params, other: Params, key: str, entry: str | None = None, exit: str | None = None
+        module: nn.Module,
+        own: Params | HostBlock,
+        other: Params,
+        key: str,
+        entry: str | None = None,
+        exit: str | None = None,
     ) -> Stage:
         here, wanted, prefix = entries.get(key, {}), captured.get(key, ()), key if key.startswith("blocks.") else ""
         rows, repeated = _hooked_rows(cfg, key, here, wanted)
@@ -195,7 +207,7 @@ def _stages(
     for layer in range(start or 0, cfg.n_layers if stop is None else stop):
         module = block_module(cfg, layer)
         last = value_after(EXIT, module.splices)
-        stage = stage_at(module, params["blocks"][layer], laid_out[layer], f"blocks.{layer}.", ENTRY, last)
+        stage = stage_at(module, blocks.take(layer), laid_out[layer], f"blocks.{layer}.", ENTRY, last)
         yield stage, (context_of_layer(cfg, context, layer),)
     if stop is None:
         own, other = _part(params, "ln_final", "unembed"), _part(layouts, "unembed")
@@ -207,14 +219,15 @@ def block_stage(
     cfg: HookedTransformerConfig, params: Params, context: AttentionContext, hooks: HookDictionary, layer: int
 ) -> tuple[Stage, tuple[Any, ...]]:
     """Returns one block as a stage, and its inputs besides the residual stream; a shortformer's need ``pos_embed``."""
-    return next(_stages(cfg, params, {}, context, hooks, (), layer, layer + 1))
+    blocks = Walk(params["blocks"], [layer])
+    return next(_stages(cfg, params, {}, context, hooks, (), layer, layer + 1, blocks))
 
 
 def embedding_stage(
     cfg: HookedTransformerConfig, params: Params, context: AttentionContext, hooks: HookDictionary
 ) -> tuple[Stage, tuple[Any, ...]]:
     """Returns the embedding as a stage, and its inputs besides the tokens."""
-    return next(_stages(cfg, params, {}, context, hooks, (), None, 0))
+    return next(_stages(cfg, params, {}, context, hooks, (), None, 0, Walk(params["blocks"], ())))
 
 
 def _part(tree: Params, *keys: str) -> Params:

@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 
 from tljax.dictionary_params import DICTIONARIES
+from tljax.forward.streamed import run_streamed
 from tljax.hooks.intervention import Intervention
 from tljax.hooks.interventions import Replace
 from tljax.hooks.point import SPLICES, HookPoint, HookSlot, apply_with_slots, is_compiled, leaked_tracer
@@ -22,6 +23,7 @@ from tljax.modules.context import AttentionContext
 from tljax.modules.embedding import EmbeddingStage
 from tljax.modules.products import LAYOUTS
 from tljax.numerics import matmul_precision
+from tljax.offload import HostBlock
 from tljax.splice import Splice
 from tljax.typing import Params
 
@@ -32,7 +34,8 @@ class Stage:
 
     Attributes:
         module: the Linen module.
-        variables: what the module reads: its parameters, and other layouts of some of them.
+        variables: what the module reads: its parameters, and other layouts of some of them. Parameters on the host
+            (:class:`~tljax.offload.HostBlock`) are placed when the stage runs.
         prefix: the start of its points' full names.
         captured: points to record, by relative name, in firing order.
         slots: hooks by relative name, in firing order.
@@ -42,7 +45,7 @@ class Stage:
     """
 
     module: nn.Module
-    variables: Mapping[str, Params]
+    variables: Mapping[str, Any]
     prefix: str
     captured: tuple[str, ...]
     slots: dict[str, HookSlot]
@@ -99,6 +102,13 @@ def run_stage(stage: Stage, inputs: tuple[Any, ...], traced: bool, remat: bool =
     slots = stage.slots
     python_forward = [name for name, slot in slots.items() if not all(map(is_compiled, slot.forward))]
     python_backward = any(not all(map(is_compiled, slot.backward)) for slot in slots.values())
+    own = stage.variables.get("params")
+    if isinstance(own, HostBlock):
+        if not python_forward and not python_backward:
+            rest = {name: part for name, part in stage.variables.items() if name != "params"}
+            apply = _apply, _apply_compiled
+            return run_streamed(apply, stage.module, stage.captured, own, rest, slots, inputs)
+        stage = dataclasses.replace(stage, variables={**stage.variables, "params": own.blocks.place(own.layer)})
     if python_backward or not stage.repeated.isdisjoint(python_forward) or (traced and python_forward):
         return _apply(stage.module, stage.captured, stage.variables, slots, inputs)
     try:

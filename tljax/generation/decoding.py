@@ -24,6 +24,7 @@ from tljax.hooks.points import point_table
 from tljax.memory import free_bytes, is_large
 from tljax.modules.attention import KEYS_AND_VALUES
 from tljax.modules.context import AttentionContext
+from tljax.offload import is_offloaded
 from tljax.sizes import prompt_length
 from tljax.text.padding import pad_axis
 from tljax.text.positions import count_positions
@@ -93,7 +94,8 @@ class Decoder:
     def __init__(self, model: "HookedTransformer", hooks: HookDictionary, rules: Rules, limit: int) -> None:
         self.cfg, self.params = model.cfg.computation, model.params
         self.hooks, self.rules, self.limit = hooks, rules, limit
-        self.is_compiled = all(is_compiled(entry.function) for entry in hooks.entries)
+        compiled = all(is_compiled(entry.function) for entry in hooks.entries)
+        self.is_compiled = compiled and not is_offloaded(self.params)
         self._transposed = model._transposed
         self._layouts: Params | None = None
 
@@ -146,7 +148,7 @@ class Decoder:
 
     def _lay_out(self, rows: int) -> Params:
         """Returns transposed weights for steps of ``rows`` texts, or ``{}`` where they would not pay off."""
-        if not copies_pay(rows, self.limit, _on_cpu(self.params)):
+        if is_offloaded(self.params) or not copies_pay(rows, self.limit, _on_cpu(self.params)):
             return {}
         free = free_bytes(next(iter(self.params["embed"]["W_E"].devices())))
         return {} if free is None or is_large(size_of_copies(self.params), free) else self._transposed.of(self.params)

@@ -22,6 +22,7 @@ from tljax.model.caching import CachingMethods, Keep
 from tljax.model.measured import Measured
 from tljax.model.metrics import Metric, check_slope, differentiable, slope
 from tljax.model.running import reached_names, typed_run, uses_head
+from tljax.offload import is_offloaded
 from tljax.text.inputs import LayerBounds, ModelInput
 from tljax.typing import DeviceLike, InputOptions, NamesFilter
 
@@ -87,7 +88,8 @@ class DerivativeMethods(CachingMethods):
             names_filter: the points to keep and to differentiate at, as in :meth:`run_with_cache`.
             device, remove_batch_dim, pos_slice: as in :meth:`run_with_cache`, for activations and gradients.
             remat: compute each block again in the backward pass instead of keeping what is inside: memory for one
-                block and the residual streams between them, for one more forward pass.
+                block and the residual streams between them, for one more forward pass. A model whose blocks stay on
+                the host (``offload="host"``) does so always.
             **options: as in :meth:`__call__`.
 
         Returns:
@@ -117,9 +119,10 @@ class DerivativeMethods(CachingMethods):
         keep = Keep.of(self.cfg, prepared, pos_slice, resolve_device(device))
         measured = Measured.of(metric, prepared, self.cfg, self.params, self._uses_head(names))
         self._warn_if_large(names, prepared, keep, copies=1 + len(measured.metrics))
+        recomputed = remat or is_offloaded(self.params)
 
         def run(hooks: HookDictionary) -> tuple[jax.Array, dict[str, Any]]:
-            return self._end(prepared, bounds, hooks, names, keep, measured.on_stream, remat)
+            return self._end(prepared, bounds, hooks, names, keep, measured.on_stream, recomputed)
 
         end, cache, gradients = pull_back(run, self._hooks, offsets)
         values, kept = {}, {}

@@ -18,19 +18,21 @@ from tljax.config import HookedTransformerConfig
 from tljax.devices import names_device, resolve_device
 from tljax.dictionary_params import dictionaries_in, with_dictionaries, without_dictionaries
 from tljax.elsewhere import MODEL, SaysWhatInstead
-from tljax.errors import ConfigError, DictionaryError, FrozenModelError
+from tljax.errors import ConfigError, DictionaryError, FrozenModelError, OffloadError
 from tljax.generation.methods import GenerationMethods
 from tljax.hooks.dictionary import HookDictionary
 from tljax.hooks.points import point_table
 from tljax.model.derivatives import DerivativeMethods
 from tljax.model.hooking import HookMethods
+from tljax.model.offloading import OffloadMethods
 from tljax.model.quantization import QuantizationMethods
 from tljax.model.sharding import ShardingMethods, placed_like
 from tljax.model.splicing import SplicingMethods
-from tljax.model.views import ModuleView, block_view, end_view
+from tljax.model.views import BlockViews, ModuleView, block_view, end_view
 from tljax.modules.parameters import stored_dtype
 from tljax.modules.stack import init_params
 from tljax.numerics import available_dtype
+from tljax.offload import on_host
 from tljax.quantized_weight import refuse_quantized
 from tljax.text.methods import TextMethods
 from tljax.text.tokenizer import Tokenizer, UnreadableTokenizer, wrap_tokenizer
@@ -81,6 +83,7 @@ class HookedTransformer(
     SplicingMethods,
     ShardingMethods,
     QuantizationMethods,
+    OffloadMethods,
     GenerationMethods,
     TextMethods,
     WeightProperties,
@@ -206,6 +209,11 @@ class HookedTransformer(
         if not ungroup:
             return self
         refuse_quantized(self.params, "Ungrouping repeats floats of keys' and values' heads")
+        if self.offloaded:
+            raise OffloadError(
+                "The blocks of this model stay on the host, and heads are ungrouped in all of them at once. Ungroup "
+                "first: model.offload(None).set_ungroup_grouped_query_attention(True).offload('host')."
+            )
         cfg, params = ungroup_heads(self.cfg, without_dictionaries(self.params))
         for splice in cfg.splices:
             if (
@@ -242,7 +250,7 @@ class HookedTransformer(
                 ``center_unembed``, ``fold_value_biases``; each is applied only where it leaves the model's function
                 unchanged, and ``model.processing`` says which were. ``refactor_factored_attn_matrices``, off by
                 default, is an error where it would change the function. ``dtype``, ``device``, ``n_devices``, ``mesh``,
-                ``quantize``, ``revision``, ``n_ctx``, ``adapter`` and the others: see
+                ``quantize``, ``offload``, ``revision``, ``n_ctx``, ``adapter`` and the others: see
                 :func:`tljax.checkpoints.load_checkpoint`.
 
         Raises:
@@ -321,7 +329,7 @@ class HookedTransformer(
         checkpoint, the new one, or a directory that loading refuses.
         """
         self._refuse_dictionaries("A checkpoint holds the model alone")
-        save_native(self.params, self.cfg, self.tokenizer, directory)
+        save_native(on_host(self.params), self.cfg, self.tokenizer, directory)
 
     def save_hf(self, directory: str | os.PathLike[str]) -> None:
         """Writes a checkpoint that Hugging Face transformers loads; needs unprocessed weights of a known family.
@@ -334,11 +342,12 @@ class HookedTransformer(
         cfg, tokenizer = self.cfg, self._tokenizer
         if cfg.eos_token_ids is None and tokenizer is not None and tokenizer.eos_token_id is not None:
             cfg = cfg.replace(eos_token_ids=tokenizer.eos_token_id)
-        save_hf(self.params, cfg, directory, self.tokenizer)
+        save_hf(on_host(self.params), cfg, directory, self.tokenizer)
 
     @functools.partial(typed, receiver=process_weights)
     def process_weights(self, **steps: Unpack[ProcessingOptions]) -> "HookedTransformer":
         """Returns the model with processed weights; see :func:`tljax.weights.processing.process_weights`."""
+        self._refuse_offloaded("Weights are processed block by block as they are read", "Name the steps there")
         self._refuse_dictionaries("Processing changes the activations that dictionaries were trained on")
         refuse_quantized(self.params, "Weight processing folds and centres floats")
         params, cfg = process_weights(self.params, self.cfg, **steps)
@@ -350,6 +359,14 @@ class HookedTransformer(
             raise DictionaryError(
                 f"{why}, and a dictionary is spliced in at {self.cfg.splices[0].writes}. Take it out first, "
                 "model.without_dictionaries(); it is in model.dictionaries."
+            )
+
+    def _refuse_offloaded(self, why: str, how: str) -> None:
+        """Raises OffloadError if blocks stay on the host."""
+        if self.offloaded:
+            raise OffloadError(
+                f"The blocks of this model stay on the host (offload='host'). {why}: {how}, HookedTransformer."
+                "from_pretrained(..., offload='host'); or change the model before model.offload('host')."
             )
 
     @property
@@ -364,7 +381,9 @@ class HookedTransformer(
         floats have the new dtype.
         """
         if names_device(device_or_dtype):
-            return jax.device_put(self, resolve_device(device_or_dtype))
+            device = resolve_device(device_or_dtype)
+            return self._moved(device) if self.offloaded else jax.device_put(self, device)
+        self._refuse_offloaded("Their dtype is chosen as they are read", f"Pass dtype={device_or_dtype!r} there")
         dtype = available_dtype(device_or_dtype)
         own = flatten(without_dictionaries(self.params))
         params = unflatten(
@@ -387,8 +406,10 @@ class HookedTransformer(
     # Parts
 
     @property
-    def blocks(self) -> list[ModuleView]:
+    def blocks(self) -> Sequence[ModuleView]:
         """One view a layer: ``model.blocks[3].attn.W_Q``, ``model.blocks[3].ln2(residual)``."""
+        if self.offloaded:
+            return BlockViews(self.cfg, self.params)
         return [block_view(self.cfg, self.params, layer) for layer in range(self.cfg.n_layers)]
 
     @property

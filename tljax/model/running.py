@@ -22,6 +22,7 @@ from tljax.model.losses import check_labels, lm_cross_entropy_loss
 from tljax.modules.attention_path import MATRICES, AttentionPath, attention_path, spliced_at_matrix
 from tljax.modules.context import AttentionContext
 from tljax.modules.readout import Readout
+from tljax.offload import is_offloaded
 from tljax.text.batch import Batch
 from tljax.text.inputs import LayerBounds, ModelInput, layer_bounds, prepare
 from tljax.text.positions import read_mask
@@ -226,9 +227,12 @@ class RunMethods:
         loss_per_token: bool = False,
         names: tuple[str, ...] = (),
         keep: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
-        remat: bool = False,
+        remat: bool | None = None,
     ) -> tuple[Any, dict[str, Any]]:
-        """Returns the output, and the named activations after ``keep`` was applied."""
+        """Returns the output, and the named activations after ``keep`` was applied.
+
+        A derivative recomputes blocks with ``remat``; ``None`` means only those that stay on the host.
+        """
         start, stop = bounds
         hooks.check(point_table(self.cfg), *prepared.batch_and_pos, prepared.text)
         named = (*names, *(entry.name for entry in hooks.entries))
@@ -243,7 +247,8 @@ class RunMethods:
             context = dataclasses.replace(context, tokens=jnp.asarray(prepared.tokens))
         value, cache = run_forward(
             self.cfg, self.params, prepared.value, context,
-            hooks=hooks, names=names, start=start, stop=last, keep=keep, remat=remat,
+            hooks=hooks, names=names, start=start, stop=last, keep=keep,
+            remat=is_offloaded(self.params) if remat is None else remat,
         )  # fmt: skip
         if loss_alone:
             _check_scored(prepared, self.cfg.d_vocab_out)

@@ -12,7 +12,8 @@ from tljax.checks import is_traced, typed
 from tljax.config import HookedTransformerConfig
 from tljax.dictionaries.dictionary import Dictionary
 from tljax.dictionary_params import dictionaries_in, with_dictionaries, without_dictionaries
-from tljax.errors import ShardingError
+from tljax.errors import OffloadError, ShardingError
+from tljax.offload import abstract, is_offloaded
 from tljax.quantized_weight import CODES, TABLE, QuantizedWeight
 from tljax.scale.layout import Placement, lay_out
 from tljax.scale.mesh import checked_mesh, make_mesh, mesh_of
@@ -67,6 +68,11 @@ class ShardingMethods:
             raise ShardingError("mesh= and n_devices= came together, and each says which devices. Pass one of them.")
         if mesh is None and n_devices is None:
             raise ShardingError("shard() needs a mesh, model.shard(make_mesh(data=2, model=4)), or n_devices=.")
+        if is_offloaded(self.params):
+            raise OffloadError(
+                "The blocks of this model stay on the host (offload='host') and go to one device, so it is not spread "
+                "over a mesh. Load it without offload=, or bring its blocks back first: model.offload(None)."
+            )
         mesh, rules = checked_mesh(make_mesh(n_devices) if mesh is None else mesh, rules)
         model, axes = cast("HookedTransformer", self), parameter_axes(self.cfg)
 
@@ -100,7 +106,7 @@ class ShardingMethods:
         if mesh is not None:
             mesh, rules = checked_mesh(mesh, rules)
         rows = {}
-        for path, leaf in flatten(without_dictionaries(self.params)).items():
+        for path, leaf in flatten(abstract(without_dictionaries(self.params))).items():
             parts = leaf.parts if isinstance(leaf, QuantizedWeight) else {CODES: leaf}
             for name, part in parts.items():
                 names = leaf.axes_of(name, axes[path]) if isinstance(leaf, QuantizedWeight) else axes[path]
@@ -187,6 +193,8 @@ def _axes_of(name: str, ndim: int) -> tuple[str, ...]:
 
 def _where(leaf: Any, axes: tuple[str, ...], mesh: Mesh | None, rules: ShardingRules) -> Placement:
     """Returns where an array lies, and why it is not split where it is not."""
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        return Placement(axes, tuple(leaf.shape), PartitionSpec(), 0, "on the host until its block runs")
     if mesh is None or not isinstance(leaf, jax.Array) or is_traced(leaf):
         return Placement(axes, tuple(leaf.shape), PartitionSpec(), leaf.nbytes, "the model is on one device")
     said = lay_out(axes, leaf.shape, rules, mesh.shape, leaf.dtype)

@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -111,6 +111,23 @@ def _submodules(module: nn.Module) -> Mapping[str, nn.Module]:
 
     jax.eval_shape(nn.init(set_up, module), jax.eval_shape(lambda: jax.random.key(0)))
     return parts
+
+
+class BlockViews(Sequence[ModuleView]):
+    """Views of blocks that stay on the host: a block goes to the device when its view is asked for."""
+
+    def __init__(self, cfg: HookedTransformerConfig, params: Params) -> None:
+        self._cfg, self._params = cfg, params
+
+    def __len__(self) -> int:
+        return self._cfg.n_layers
+
+    def __getitem__(self, layer: Any) -> Any:
+        """Returns the view of a block, or of each of a slice."""
+        found = range(len(self))[layer]
+        if isinstance(found, range):
+            return [block_view(self._cfg, self._params, each) for each in found]
+        return block_view(self._cfg, self._params, found)
 
 
 def block_view(cfg: HookedTransformerConfig, params: Params, layer: int) -> ModuleView:

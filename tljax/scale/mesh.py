@@ -9,6 +9,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 
 from tljax.checks import is_traced, typed
 from tljax.errors import ShardingError
+from tljax.offload import HostBlocks
 from tljax.scale.rules import ShardingRules
 
 
@@ -63,7 +64,7 @@ def checked_mesh(mesh: Any, rules: Any) -> tuple[Mesh, ShardingRules]:
 def mesh_of(params: Any) -> Mesh | None:
     """Returns the mesh that arrays lie on (the first one's), or ``None`` if they are on one device or traced."""
     while isinstance(params, Mapping) and params:  # the first array, without a walk over all of them
-        params = next(iter(params.values()))
+        params = next((part for part in params.values() if not isinstance(part, HostBlocks)), None)
     for leaf in jax.tree.leaves(params)[:1]:
         if isinstance(leaf, jax.Array) and not is_traced(leaf):
             sharding = leaf.sharding

@@ -9,6 +9,7 @@ from tljax.checks import typed
 from tljax.errors import ConfigError
 from tljax.modules.activations import scaled
 from tljax.numerics import matmul_precision
+from tljax.offload import abstract
 from tljax.quantized_weight import QuantizedWeight, as_floats
 from tljax.weights import circuits
 from tljax.weights.factored_matrix import FactoredMatrix
@@ -231,7 +232,7 @@ class WeightProperties:
     @property
     def n_params_total(self) -> int:
         """Number of parameters, embeddings and biases included; scales of quantised weights do not count."""
-        leaves = jax.tree.leaves(self.params, is_leaf=lambda node: isinstance(node, QuantizedWeight))
+        leaves = jax.tree.leaves(abstract(self.params), is_leaf=lambda node: isinstance(node, QuantizedWeight))
         return sum(leaf.size for leaf in leaves)
 
     def all_head_labels(self) -> list[str]:

@@ -110,8 +110,10 @@ class SafetensorsFiles:
     def __init__(self, files: list[Path], weight_map: Mapping[str, str] | None = None) -> None:
         info: dict[str, TensorInfo] = {}
         self._file: dict[str, Path] = {}
+        self._seen: dict[Path, tuple[int, int]] = {}
         for file in files:
             with _opened(file) as handle:
+                self._seen[file] = _version(file)
                 for key in handle.keys():  # noqa: SIM118  (not a mapping)
                     header = handle.get_slice(key)
                     info[key] = TensorInfo(header.get_dtype(), tuple(header.get_shape()))
@@ -122,7 +124,7 @@ class SafetensorsFiles:
 
     def read(self, key: str) -> np.ndarray:
         """Returns tensor ``key`` in its stored dtype."""
-        file, own = self._file[key], _EIGHT_BIT_FLOATS.get(self.info[key].dtype)
+        file, own = self._unchanged(key), _EIGHT_BIT_FLOATS.get(self.info[key].dtype)
         with _opened(file) as handle:
             return handle.get_tensor(key) if own is None else _raw(file, key, np.dtype(own))
 
@@ -134,8 +136,18 @@ class SafetensorsFiles:
         """Returns ``tensor[index]`` in its stored dtype."""
         if not index:
             return self.read(key)
-        with _opened(self._file[key]) as handle:
+        with _opened(self._unchanged(key)) as handle:
             return handle.get_slice(key)[index]
+
+    def _unchanged(self, key: str) -> Path:
+        """Returns the file of tensor ``key``, which must be the one whose header was read."""
+        file = self._file[key]
+        if file.exists() and _version(file) != self._seen[file]:
+            raise CheckpointError(
+                f"{file} has changed since the model was loaded from it, so what is read now may be of another model. "
+                "Load the model again."
+            )
+        return file
 
 
 class PickleFiles:
@@ -230,6 +242,12 @@ def _unreadable(file: Path, error: Exception) -> CheckpointError:
     else:
         reason = f"cannot be read ({error}). It is damaged or half-downloaded: fetch it again."
     return CheckpointError(f"{file} {reason}")
+
+
+def _version(file: Path) -> tuple[int, int]:
+    """Returns the size of a file, and when it was written."""
+    found = file.stat()
+    return found.st_size, found.st_mtime_ns
 
 
 def _size(file: Path) -> int | None:

@@ -19,6 +19,7 @@ from tljax.modules.attention import KEYS_AND_VALUES
 from tljax.modules.context import AttentionContext
 from tljax.modules.packing import Packing
 from tljax.modules.stack import block_module
+from tljax.offload import Walk
 from tljax.patching.engine.base_run import BaseRun
 from tljax.patching.engine.edits import Edits, TakeRows
 from tljax.patching.engine.packing import (
@@ -36,6 +37,7 @@ from tljax.scale.batch import gathered, kept_spread, spread
 from tljax.scale.mesh import mesh_of
 from tljax.sizes import next_packed_size
 from tljax.text.padding import pad_axis
+from tljax.typing import Params
 
 _OVERHEAD = 90
 """Fixed cost of running a block once, in tokens."""
@@ -173,6 +175,7 @@ class Engine:
             position a row, ``[lane, row, d_model]``.
         """
         stream, entered = None, np.zeros(len(packed.lanes), int)
+        blocks = Walk(self.params["blocks"], range(packed.layer, top))
         for layer in range(packed.layer, top):
             read = self.reach.end - 1 if only is None else only
             layout = lay_out(packed, layer, self.base.padded_length, self.reach.end, read)
@@ -183,12 +186,14 @@ class Engine:
             slots[ENTRY] = (take_in, *slots.get(ENTRY, ()))
             entered = layout.entered
             fitted = self._fit(stream, layout)
-            stream = self._run_block(layer, fitted, layout, slots, queries)
+            stream = self._run_block(layer, blocks.take(layer), fitted, layout, slots, queries)
+            blocks.ahead(fitted)
             yield layer + 1, layout, stream
 
     def _run_block(
         self,
         layer: int,
+        params: Params,
         stream: jax.Array,
         layout: BatchLayout,
         edits: Mapping[str, tuple[TakeRows, ...]],
@@ -211,7 +216,7 @@ class Engine:
             tokens=None if tokens is None else tokens.reshape(-1)[layout.source],
         )  # fmt: skip
         module = block_module(cfg, layer)
-        stage = Stage(module, {"params": self.params["blocks"][layer]}, f"blocks.{layer}.", (), slots)
+        stage = Stage(module, {"params": params}, f"blocks.{layer}.", (), slots)
         computed = layout.n_tokens if queries is None else layout.n_rows
         columns = self.base.padded_length if queries is None else 1
         size = layout.n_tokens, computed, layout.n_rows, columns, self.base.padded_length
