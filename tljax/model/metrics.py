@@ -16,6 +16,7 @@ from jax.core import Tracer
 
 from tljax.checks import is_traced
 from tljax.errors import InputError, TljaxError
+from tljax.processes import fetch
 from tljax.text.warned import level_of_caller
 
 Metric = Callable[[Any], Any]
@@ -199,7 +200,7 @@ def check_slope(metric: Metric, name: str, logits: jax.Array, found: jax.Array, 
     if is_traced(found, text):
         return
     called = f"The metric {name!r}" if name else "The metric"
-    finite, largest, by_position = jax.device_get(_summary(found))
+    finite, largest, by_position = fetch(_summary(found))
     if not finite:
         whole = bool(jnp.isfinite(logits).all())
         reason = (

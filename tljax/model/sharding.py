@@ -13,6 +13,7 @@ from tljax.config import HookedTransformerConfig
 from tljax.dictionaries.dictionary import Dictionary
 from tljax.dictionary_params import dictionaries_in, with_dictionaries, without_dictionaries
 from tljax.errors import ShardingError
+from tljax.processes import put
 from tljax.scale.layout import Placement, lay_out
 from tljax.scale.mesh import checked_mesh, make_mesh, mesh_of
 from tljax.scale.rules import FEATURE, ShardingRules
@@ -69,12 +70,13 @@ class ShardingMethods:
         mesh, rules = checked_mesh(make_mesh(n_devices) if mesh is None else mesh, rules)
         model, axes = cast("HookedTransformer", self), parameter_axes(self.cfg)
 
-        def put(path: str, leaf: jax.Array) -> jax.Array:
-            return jax.device_put(leaf, NamedSharding(mesh, lay_out(axes[path], leaf.shape, rules, mesh.shape).spec))
+        def placed_at(path: str, leaf: jax.Array) -> jax.Array:
+            return put(leaf, NamedSharding(mesh, lay_out(axes[path], leaf.shape, rules, mesh.shape).spec))
 
-        own = unflatten({path: put(path, leaf) for path, leaf in flatten(without_dictionaries(self.params)).items()})
+        plain = flatten(without_dictionaries(self.params))
+        own = unflatten({path: placed_at(path, leaf) for path, leaf in plain.items()})
         placed = {name: _put_dictionary(one, mesh, rules) for name, one in dictionaries_in(self.params).items()}
-        hooks = jax.device_put(self._hooks, NamedSharding(mesh, PartitionSpec()))
+        hooks = jax.tree.map(lambda leaf: put(leaf, NamedSharding(mesh, PartitionSpec())), self._hooks)
         return model._make(self.cfg, with_dictionaries(own, placed), hooks, model._tokenizer)
 
     @typed
@@ -105,7 +107,7 @@ def placed_like(params: Params, before: Params) -> Params:
     if mesh_of(before) is None:
         return params
     where = {path: leaf.sharding for path, leaf in flatten(before).items()}
-    return unflatten({path: jax.device_put(leaf, where[path]) for path, leaf in flatten(params).items()})
+    return unflatten({path: put(leaf, where[path]) for path, leaf in flatten(params).items()})
 
 
 def beside(params: Params, dictionaries: Mapping[str, Dictionary]) -> dict[str, Dictionary]:
@@ -124,11 +126,11 @@ def beside(params: Params, dictionaries: Mapping[str, Dictionary]) -> dict[str, 
 
 
 def _put_dictionary(dictionary: Dictionary, mesh: Mesh, rules: ShardingRules) -> Dictionary:
-    def put(path: Any, leaf: jax.Array) -> jax.Array:
+    def placed_at(path: Any, leaf: jax.Array) -> jax.Array:
         spec = lay_out(_axes_of(_name(path), leaf.ndim), leaf.shape, rules, mesh.shape).spec
-        return jax.device_put(leaf, NamedSharding(mesh, spec))
+        return put(leaf, NamedSharding(mesh, spec))
 
-    return jax.tree_util.tree_map_with_path(put, dictionary)
+    return jax.tree_util.tree_map_with_path(placed_at, dictionary)
 
 
 def _name(path: Any) -> str:

@@ -9,6 +9,7 @@ from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from tljax.checks import is_traced
 from tljax.errors import ShardingError
+from tljax.processes import check_same, is_distributed
 from tljax.scale.mesh import mesh_of
 from tljax.scale.rules import DATA_AXES
 
@@ -40,8 +41,12 @@ def spread(value: Any, params: Any, axis: int = 0) -> Any:
         parts = math.prod(mesh.shape[one] for one in over) * mesh.shape.get(name, 1)
         if name in mesh.shape and shape[axis] % parts == 0:
             over.append(name)
-    spec = PartitionSpec(*[None] * axis, tuple(over) or None)
-    return jax.device_put(value, NamedSharding(mesh, spec))
+    sharding = NamedSharding(mesh, PartitionSpec(*[None] * axis, tuple(over) or None))
+    if not is_distributed(mesh):
+        return jax.device_put(value, sharding)
+    here = np.asarray(value)
+    check_same(here, "Prompts", mesh)
+    return jax.make_array_from_callback(here.shape, sharding, lambda index: here[index])
 
 
 def kept_spread(after: Any, before: Any) -> Any:

@@ -16,6 +16,7 @@ from tljax.patching.engine.engine import Reach, Spent
 from tljax.patching.engine.packing import Rows
 from tljax.patching.engine.report import blocks_flops
 from tljax.patching.engine.sites import Sites
+from tljax.processes import fetch
 
 
 class SiteBySite:
@@ -52,7 +53,7 @@ class SiteBySite:
         return finals
 
     def _kept(self, final: object) -> np.ndarray:
-        final, only = np.asarray(final), self.reach.only
+        final, only = fetch(final), self.reach.only
         return final if only is None else final[:, only : only + 1]
 
 
