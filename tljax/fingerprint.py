@@ -20,6 +20,7 @@ from jax.core import Tracer
 
 from tljax.config import BOOKKEEPING, HookedTransformerConfig
 from tljax.dictionary_params import dictionaries_in, without_dictionaries
+from tljax.processes import fetch, is_distributed
 from tljax.typing import Params
 
 if TYPE_CHECKING:
@@ -157,9 +158,14 @@ def stored_config(fields: Mapping[str, Any]) -> HookedTransformerConfig:
     return cfg
 
 
-def fingerprint_of(model: "HookedTransformer") -> Fingerprint:
-    """Returns the fingerprint of a model; hooks do not change it."""
-    return Fingerprint(model.cfg, sample_of(model.params))
+def fingerprint_of(model: "HookedTransformer", *, together: bool = False) -> Fingerprint:
+    """Returns the fingerprint of a model; hooks do not change it.
+
+    Args:
+        model: the model.
+        together: whether all processes that a model is spread over make this call; otherwise its weights are unknown.
+    """
+    return Fingerprint(model.cfg, sample_of(model.params, together=together))
 
 
 @functools.lru_cache(maxsize=256)
@@ -193,8 +199,8 @@ _kept: dict[tuple[int, ...], tuple[list["weakref.ref[Any]"], WeightSample]] = {}
 """Cache of samples for the latest few sets of arrays, by identity; safe because JAX arrays never change."""
 
 
-def sample_of(params: Params) -> WeightSample | None:
-    """Returns a sample of parameters; ``None`` if they are traced, deleted or on other hosts.
+def sample_of(params: Params, *, together: bool = False) -> WeightSample | None:
+    """Returns a sample of parameters; ``None`` if they are traced, deleted or (unless ``together``) on other hosts.
 
     Samples of the latest few sets of parameters are cached for as long as the arrays live.
     """
@@ -203,11 +209,14 @@ def sample_of(params: Params) -> WeightSample | None:
     leaves = jax.tree.leaves(own) + jax.tree.leaves(dictionaries_in(params))
     key = tuple(map(id, leaves))
     references, sample = _kept.get(key, ([], None))
+    distributed = any(map(is_distributed, leaves))
+    if distributed:  # other processes may not have it cached
+        sample = None
     if sample is not None and all(ref() is leaf for ref, leaf in zip(references, leaves, strict=True)):
         return sample
-    if not leaves or not all(map(_is_known, leaves)):
+    if not leaves or not all(map(_is_known, leaves)) or (distributed and not together):
         return None
-    values = jax.device_get([_some(leaf) for leaf in leaves])
+    values = fetch([_some(leaf) for leaf in leaves])
     rounding = max(float(jnp.finfo(leaf.dtype).eps) for leaf in leaves)
     with np.errstate(over="ignore"):
         sample = WeightSample(np.stack(values).astype("<f4").tobytes(), rounding)
@@ -223,7 +232,7 @@ def _is_known(leaf: Any) -> bool:
         return False
     if not jnp.issubdtype(leaf.dtype, jnp.floating):
         return False
-    return isinstance(leaf, np.ndarray) or (not leaf.is_deleted() and leaf.is_fully_addressable)
+    return isinstance(leaf, np.ndarray) or not leaf.is_deleted()
 
 
 def _some(leaf: Any) -> Any:

@@ -4,8 +4,10 @@ A process reads of an array only what its own devices hold. Where that is not th
 which takes part of all processes of the array: each of them makes the same calls in the same order.
 """
 
+import contextlib
 import functools
 import hashlib
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -13,7 +15,7 @@ import numpy as np
 from jax.core import Tracer
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from tljax.errors import ShardingError
+from tljax.errors import CheckpointError, ShardingError, TljaxError
 
 
 def fetch(value: Any) -> Any:
@@ -71,28 +73,95 @@ def is_distributed(value: Any) -> bool:
     return isinstance(value, jax.Array) and not isinstance(value, Tracer) and not value.is_fully_addressable
 
 
-def check_same(value: Any, what: str, mesh: Mesh) -> None:
+def processes_of(mesh: Mesh) -> tuple[int, ...]:
+    """Returns the numbers of the processes that have devices in a mesh, ascending."""
+    return tuple(sorted({device.process_index for device in mesh.devices.flat}))
+
+
+def whole_mesh() -> Mesh:
+    """Returns a mesh of all devices of all processes."""
+    return Mesh(np.array(jax.devices()), ("all",))
+
+
+def gather(own: bytes, mesh: Mesh) -> list[bytes]:
+    """Returns what each process of a mesh gave, in the order of their numbers; all give equally many bytes."""
+    row, devices = np.frombuffer(own, np.uint8)[None], np.array(list(mesh.devices.flat))
+    sharding = NamedSharding(Mesh(devices, ("all",)), PartitionSpec("all"))
+    rows = fetch(jax.make_array_from_callback((len(devices), row.shape[1]), sharding, lambda index: row))
+    at = {device.process_index: number for number, device in enumerate(devices)}
+    return [rows[at[process]].tobytes() for process in processes_of(mesh)]
+
+
+def check_same(value: Any, what: str, mesh: Mesh, error: type[TljaxError] = ShardingError) -> None:
     """Compares what every process of a mesh was given; each of them calls this.
 
-    Raises:
-        ShardingError: it is not the same on all of them.
-    """
-    if len({device.process_index for device in mesh.devices.flat}) < jax.process_count():
-        return  # a comparison is made by all processes, and some have no part in this
-    from jax.experimental import multihost_utils
+    Args:
+        value: an array, or bytes.
+        what: the thing in words, for the message: ``"Prompts"``.
+        mesh: the processes are those of its devices.
+        error: class of the error.
 
-    array = np.asarray(value)
+    Raises:
+        ShardingError: (or ``error``) it is not the same on all of them.
+    """
+    array = np.frombuffer(value, np.uint8) if isinstance(value, bytes) else np.asarray(value)
     told = f"{array.dtype}{array.shape}".encode() + array.tobytes()
-    own = np.frombuffer(hashlib.blake2b(told, digest_size=16).digest(), np.uint8)
-    all_of_them = np.asarray(multihost_utils.process_allgather(own)).reshape(-1, own.size)
-    others = [number for number, one in enumerate(all_of_them) if (one != all_of_them[0]).any()]
+    all_of_them = gather(hashlib.blake2b(told, digest_size=16).digest(), mesh)
+    others = [process for process, one in zip(processes_of(mesh), all_of_them, strict=True) if one != all_of_them[0]]
     if others:
-        raise ShardingError(
-            f"{what} differ between processes: process {others[0]} was given others than process 0 (this is process "
-            f"{jax.process_index()}, with {array.dtype} {list(array.shape)}). A model on a mesh over several processes "
-            "computes one run with all of them: give each of them the same prompts in the same order, and let the mesh "
-            "divide them."
+        raise error(
+            f"{what} differ between processes: process {others[0]} was given others than process "
+            f"{processes_of(mesh)[0]}. Several processes compute one run together: make the same call on each of them, "
+            "with the same prompts in the same order; the work is divided by tljax."
         )
+
+
+@contextlib.contextmanager
+def together(mesh: Mesh, what: str, error: type[TljaxError]) -> Iterator[None]:
+    """Ends a block that all processes of a mesh run with an error on all of them if it had one on any.
+
+    Raises:
+        TljaxError: ``error``, where only other processes had one; where this one had, its own.
+    """
+    problem: Exception | None = None
+    try:
+        yield
+    except Exception as raised:
+        problem = raised
+    signs = gather(bytes([problem is not None]), mesh)
+    failed = [process for process, sign in zip(processes_of(mesh), signs, strict=True) if sign != b"\0"]
+    if problem is not None:
+        raise problem
+    if failed:
+        raise error(f"{what} failed on process {failed[0]}, whose own message says why; this one did nothing wrong.")
+
+
+def write_together(
+    value: Any, names: Iterable[str], tensor: Callable[[str], np.ndarray], write: Callable[[Any], None], what: str
+) -> None:
+    """Writes arrays of several processes: all of them gather one tensor after another, and the first of them writes.
+
+    Args:
+        value: an array among them; where it lies on one process, this is ``write(tensor)``.
+        names: of the tensors, in the order that ``write`` asks for them.
+        tensor: returns a tensor on the host; all processes call it.
+        write: writes a file; called with ``tensor`` on one process.
+        what: the file in words, for the message.
+
+    Raises:
+        CheckpointError: the process that writes failed.
+    """
+    if not is_distributed(value):
+        return write(tensor)
+    mesh = Mesh(np.array(sorted(value.sharding.device_set, key=lambda device: device.id)), ("all",))
+    left = list(names)
+    with together(mesh, what, CheckpointError):
+        try:
+            if jax.process_index() == processes_of(mesh)[0]:
+                write(lambda name: tensor(left.pop(left.index(name))))
+        finally:
+            for name in left:  # the others, or those that the others still wait for
+                tensor(name)
 
 
 def _is_far(leaf: Any) -> bool:

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from tljax.checks import is_traced
 from tljax.errors import ShardingError
@@ -36,6 +36,21 @@ def spread(value: Any, params: Any, axis: int = 0) -> Any:
                 "array."
             )
         return value
+    return over_data(value, mesh, axis)
+
+
+def over_data(value: Any, mesh: Mesh, axis: int = 0, *, compare: bool = True) -> jax.Array:
+    """Returns an array on a mesh, one axis spread over the mesh's data axes where its length divides.
+
+    Args:
+        value: ``[..., batch, ...]``, on the host or on one device; on several processes each has the whole of it.
+        mesh: the mesh.
+        axis: the axis that is spread.
+        compare: whether several processes compare what they have.
+
+    Raises:
+        ShardingError: processes have different values.
+    """
     shape, over = np.shape(value), list[str]()
     for name in DATA_AXES:
         parts = math.prod(mesh.shape[one] for one in over) * mesh.shape.get(name, 1)
@@ -45,7 +60,8 @@ def spread(value: Any, params: Any, axis: int = 0) -> Any:
     if not is_distributed(mesh):
         return jax.device_put(value, sharding)
     here = np.asarray(value)
-    check_same(here, "Prompts", mesh)
+    if compare:
+        check_same(here, "Prompts", mesh)
     return jax.make_array_from_callback(here.shape, sharding, lambda index: here[index])
 
 

@@ -3,11 +3,10 @@
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
-import jax
 import numpy as np
 
 from tljax.checkpoints.files.reader import CONFIG, SINGLE, Tensors
@@ -19,6 +18,7 @@ from tljax.checkpoints.slices import Index, PartTensors, reads_parts
 from tljax.config import HookedTransformerConfig
 from tljax.errors import CheckpointError, UnsupportedModelError
 from tljax.fingerprint import stored_config
+from tljax.processes import fetch, write_together
 from tljax.safetensors_files import checksum, read_seal, replace_file, seal_of, write_safetensors
 from tljax.typing import Params
 
@@ -132,12 +132,14 @@ def save_native(
     check_parameters(params, cfg, ", nothing was saved", may_be_stacked=False)
     flat = flatten(params)
     headers = {path: (np.dtype(leaf.dtype), tuple(leaf.shape)) for path, leaf in flat.items()}
-    with replace_checkpoint(directory) as written:
-        seal = write_safetensors(
-            written / SINGLE, headers, lambda path: np.asarray(jax.device_get(flat[path])), sealed=True
-        )
-        fields = {_WEIGHTS: seal, **cfg.to_dict()}
-        write_side_files(written, {FORMAT: VERSION, _CHECKSUM: seal_of(fields), **fields}, tokenizer)
+
+    def write(tensor: Callable[[str], np.ndarray]) -> None:
+        with replace_checkpoint(directory) as written:
+            seal = write_safetensors(written / SINGLE, headers, tensor, sealed=True)
+            fields = {_WEIGHTS: seal, **cfg.to_dict()}
+            write_side_files(written, {FORMAT: VERSION, _CHECKSUM: seal_of(fields), **fields}, tokenizer)
+
+    write_together(next(iter(flat.values())), headers, lambda path: fetch(flat[path]), write, f"Writing {directory}")
 
 
 def write_side_files(directory: Path, config: Mapping[str, Any], tokenizer: Any) -> None:

@@ -53,7 +53,7 @@ class SiteBySite:
         return finals
 
     def _kept(self, final: object) -> np.ndarray:
-        final, only = fetch(final), self.reach.only
+        final, only = np.asarray(fetch(final)), self.reach.only
         return final if only is None else final[:, only : only + 1]
 
 
