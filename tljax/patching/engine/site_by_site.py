@@ -53,8 +53,8 @@ class SiteBySite:
         return finals
 
     def _kept(self, final: object) -> np.ndarray:
-        final, only = np.asarray(fetch(final)), self.reach.only
-        return final if only is None else final[:, only : only + 1]
+        whole, only = fetch(final), self.reach.only
+        return whole if only is None else whole[:, only : only + 1]
 
 
 def refuse_late_hooks(model: HookedTransformer) -> None:
