@@ -153,15 +153,28 @@ def write_together(
     """
     if not is_distributed(value):
         return write(tensor)
-    mesh = Mesh(np.array(sorted(value.sharding.device_set, key=lambda device: device.id)), ("all",))
     left = list(names)
-    with together(mesh, what, CheckpointError):
+    with in_step(value, what, CheckpointError):
         try:
-            if jax.process_index() == processes_of(mesh)[0]:
+            if leads(value):
                 write(lambda name: tensor(left.pop(left.index(name))))
         finally:
             for name in left:  # the others, or those that the others still wait for
                 tensor(name)
+
+
+def leads(value: Any) -> bool:
+    """Whether this process writes for all that hold parts of an array: it is alone, or the first of them."""
+    return not is_distributed(value) or jax.process_index() == processes_of(_mesh_of(value))[0]
+
+
+def in_step(value: Any, what: str, error: type[TljaxError]) -> contextlib.AbstractContextManager[None]:
+    """Returns :func:`together` for the processes that hold parts of an array; nothing if there is one."""
+    return together(_mesh_of(value), what, error) if is_distributed(value) else contextlib.nullcontext()
+
+
+def _mesh_of(value: jax.Array) -> Mesh:
+    return Mesh(np.array(sorted(value.sharding.device_set, key=lambda device: device.id)), ("all",))
 
 
 def _is_far(leaf: Any) -> bool:
@@ -171,8 +184,7 @@ def _is_far(leaf: Any) -> bool:
 def _whole_on_all(leaf: jax.Array) -> NamedSharding:
     if isinstance(leaf.sharding, NamedSharding):
         return NamedSharding(leaf.sharding.mesh, PartitionSpec())
-    devices = sorted(leaf.sharding.device_set, key=lambda device: device.id)
-    return NamedSharding(Mesh(np.array(devices), ("all",)), PartitionSpec())
+    return NamedSharding(_mesh_of(leaf), PartitionSpec())
 
 
 @functools.lru_cache(64)

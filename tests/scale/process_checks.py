@@ -63,6 +63,14 @@ def saved(model: HookedTransformer) -> Any:
     """Process 0 writes; both read all of it on one device."""
     directory = HERE / f"saved-{'mesh' if model.mesh is not None else RANK}"
     model.save_pretrained(directory)
+    if model.mesh is not None:
+        in_parts = HERE / "in-parts"
+        model.save_pretrained(in_parts, in_parts=True)
+        again = HookedTransformer.from_pretrained_no_processing(in_parts, mesh=model.mesh)
+        assert farthest(fetch(again.params), MODEL.params) == 0
+        files = (in_parts / "parameters" / "blocks.0.mlp.W_in" / "c").rglob("*")
+        assert sum(path.is_file() for path in files) == 2  # each process wrote its half
+        _raises(CheckpointError, "already", lambda: model.save_pretrained(in_parts, in_parts=True))
     return HookedTransformer.from_pretrained_no_processing(directory).params
 
 
@@ -176,8 +184,7 @@ def main() -> None:
                 found[check.__name__] = 0.0
         except Exception:
             found[check.__name__] = traceback.format_exc()[-3000:]
-            break  # the processes are not at the same place any more
-        finally:
             (HERE / f"found-{RANK}.json").write_text(json.dumps(found))
+            os._exit(1)  # the processes are not at the same place any more; the parent ends the other
+        (HERE / f"found-{RANK}.json").write_text(json.dumps(found))
         print(check.__name__, found[check.__name__], f"{time.process_time() - began:.1f} s", flush=True)
-    (HERE / f"found-{RANK}.json").write_text(json.dumps(found))
