@@ -177,16 +177,3 @@ def test_a_missing_process_is_named(process: int) -> None:
     with pytest.raises(ShardingError, match=rf"After 1 seconds process {1 - process} had not come to localhost:\d+"):
         connect(f"localhost:{free_port()}", 2, process, timeout=1)
     assert time.monotonic() - began < 30
-
-
-@pytest.mark.parametrize(
-    ("given", "said"),
-    [
-        (("localhost:1", 2, None), "all three"),
-        (("localhost:1", 2, 2), "counted from 0"),
-        (("localhost", 2, 1), "a host and a port"),
-    ],
-)
-def test_how_processes_are_connected_is_checked(given: tuple[Any, ...], said: str) -> None:
-    with pytest.raises(ShardingError, match=said):
-        connect(*given, timeout=1)

@@ -130,6 +130,9 @@ def harvest(
     and leaves the same bytes as one that was not; it reads the prompts from their beginning, and checks that they
     are the same.
 
+    Where ``jax.distributed`` connects several processes, all of them make the same call, with a directory that they
+    share: each writes shards of its own, and the store has the bytes that one process would write.
+
     Args:
         model: the model; interventions that it carries apply.
         prompts: a text, an iterable of texts, of paths of ``.txt`` and ``.jsonl`` files, or of lists of token ids; a
