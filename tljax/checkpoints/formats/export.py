@@ -19,7 +19,7 @@ from tljax.config import HookedTransformerConfig
 from tljax.errors import UnsupportedModelError
 from tljax.fingerprint import NOT_THE_FUNCTION
 from tljax.modules.parameters import axis_sizes
-from tljax.processes import fetch, write_together
+from tljax.processes import as_numpy, write_together
 from tljax.safetensors_files import write_safetensors
 from tljax.typing import Params
 
@@ -64,7 +64,7 @@ def save_hf(
 
     def tensor(key: str) -> np.ndarray:
         entry: Entry = by_key[key]
-        return entry.write(key, [fetch(flat[path]) for path in entry.targets], axes[entry.targets[0]], sizes)
+        return entry.write(key, [as_numpy(flat[path]) for path in entry.targets], axes[entry.targets[0]], sizes)
 
     headers = {key: (np.dtype(flat[entry.targets[0]].dtype), entry.shape(sizes)) for key, entry in by_key.items()}
     stops = stop_token_attributes(cfg)

@@ -18,7 +18,7 @@ from tljax.checkpoints.slices import Index, PartTensors, reads_parts
 from tljax.config import HookedTransformerConfig
 from tljax.errors import CheckpointError, UnsupportedModelError
 from tljax.fingerprint import stored_config
-from tljax.processes import fetch, write_together
+from tljax.processes import as_numpy, write_together
 from tljax.safetensors_files import checksum, read_seal, replace_file, seal_of, write_safetensors
 from tljax.typing import Params
 
@@ -139,7 +139,7 @@ def save_native(
             fields = {_WEIGHTS: seal, **cfg.to_dict()}
             write_side_files(written, {FORMAT: VERSION, _CHECKSUM: seal_of(fields), **fields}, tokenizer)
 
-    write_together(next(iter(flat.values())), headers, lambda path: fetch(flat[path]), write, f"Writing {directory}")
+    write_together(next(iter(flat.values())), headers, lambda path: as_numpy(flat[path]), write, f"Writing {directory}")
 
 
 def write_side_files(directory: Path, config: Mapping[str, Any], tokenizer: Any) -> None:

@@ -16,7 +16,7 @@ from tljax.patching.engine.engine import Reach, Spent
 from tljax.patching.engine.packing import Rows
 from tljax.patching.engine.report import blocks_flops
 from tljax.patching.engine.sites import Sites
-from tljax.processes import fetch
+from tljax.processes import as_numpy
 
 
 class SiteBySite:
@@ -53,7 +53,7 @@ class SiteBySite:
         return finals
 
     def _kept(self, final: object) -> np.ndarray:
-        whole, only = fetch(final), self.reach.only
+        whole, only = as_numpy(final), self.reach.only
         return whole if only is None else whole[:, only : only + 1]
 
 
