@@ -22,6 +22,7 @@ from jax.core import Tracer
 from tljax.config import BOOKKEEPING, HookedTransformerConfig
 from tljax.dictionary_params import dictionaries_in, without_dictionaries
 from tljax.offload import HostBlocks
+from tljax.processes import fetch, is_distributed
 from tljax.quantized_weight import QuantizedWeight
 from tljax.typing import Params
 
@@ -170,9 +171,14 @@ def stored_config(fields: Mapping[str, Any]) -> HookedTransformerConfig:
     return cfg
 
 
-def fingerprint_of(model: "HookedTransformer") -> Fingerprint:
-    """Returns the fingerprint of a model; hooks do not change it."""
-    return Fingerprint(model.cfg, sample_of(model.params))
+def fingerprint_of(model: "HookedTransformer", *, together: bool = False) -> Fingerprint:
+    """Returns the fingerprint of a model; hooks do not change it.
+
+    Args:
+        model: the model.
+        together: whether all processes that a model is spread over make this call; otherwise its weights are unknown.
+    """
+    return Fingerprint(model.cfg, sample_of(model.params, together=together))
 
 
 @functools.lru_cache(maxsize=256)
@@ -206,8 +212,8 @@ _kept: dict[tuple[int, ...], tuple[list["weakref.ref[Any]"], WeightSample]] = {}
 """Cache of samples for the latest few sets of arrays, by identity; safe because JAX arrays never change."""
 
 
-def sample_of(params: Params) -> WeightSample | None:
-    """Returns a sample of parameters; ``None`` if they are traced, deleted or on other hosts.
+def sample_of(params: Params, *, together: bool = False) -> WeightSample | None:
+    """Returns a sample of parameters; ``None`` if they are traced, deleted or (unless ``together``) on other hosts.
 
     Samples of the latest few sets of parameters are cached for as long as the arrays live.
     """
@@ -217,7 +223,7 @@ def sample_of(params: Params) -> WeightSample | None:
     if isinstance(own.get("blocks"), HostBlocks):
         on_host = _sample_on_host(own.pop("blocks"))
     leaves = jax.tree.leaves(own, is_leaf=_is_quantized) + jax.tree.leaves(dictionaries)
-    sample = _sample_of_arrays(leaves)
+    sample = _sample_of_arrays(leaves, together)
     if sample is None or on_host is None:
         return sample
     return WeightSample(on_host.values + sample.values, max(on_host.rounding, sample.rounding))
@@ -241,15 +247,18 @@ def _bytes(values: Any) -> bytes:
         return np.asarray(values).astype("<f4").tobytes()
 
 
-def _sample_of_arrays(leaves: list[Any]) -> WeightSample | None:
-    """Returns the sample of arrays, in their order."""
+def _sample_of_arrays(leaves: list[Any], together: bool) -> WeightSample | None:
+    """Returns the sample of arrays, in their order; ``None`` if one of them cannot be read."""
     key = tuple(map(id, leaves))
     references, sample = _kept.get(key, ([], None))
+    distributed = any(map(is_distributed, jax.tree.leaves(leaves)))
+    if distributed:  # other processes may not have it cached
+        sample = None
     if sample is not None and all(ref() is leaf for ref, leaf in zip(references, leaves, strict=True)):
         return sample
-    if not leaves or not all(map(_is_known, leaves)):
+    if not leaves or not all(map(_is_known, leaves)) or (distributed and not together):
         return None
-    values = jax.device_get([_some(leaf) for leaf in leaves])
+    values = fetch([_some(leaf) for leaf in leaves])
     rounding = max(float(jnp.finfo(leaf.dtype).eps) for leaf in leaves)
     sample = WeightSample(b"".join(map(_bytes, values)), rounding)
     if not any(isinstance(leaf, np.ndarray) for leaf in leaves):  # numpy's can change in place
@@ -274,7 +283,7 @@ def _is_known(leaf: Any) -> bool:
 
 
 def _is_there(array: jax.Array) -> bool:
-    return not isinstance(array, Tracer) and not array.is_deleted() and array.is_fully_addressable
+    return not isinstance(array, Tracer) and not array.is_deleted()
 
 
 def _some(leaf: Any) -> Any:

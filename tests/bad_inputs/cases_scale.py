@@ -6,8 +6,9 @@ from jax.sharding import Mesh
 from table import Case, World
 
 from tljax import HookedTransformer
+from tljax.dictionaries.training import TrainingConfig, train_dictionary
 from tljax.errors import InputError, ShardingError
-from tljax.scale import ShardingRules, lay_out, make_mesh
+from tljax.scale import ShardingRules, connect, lay_out, make_mesh
 
 
 def mesh(*names: str) -> Mesh:
@@ -17,6 +18,11 @@ def mesh(*names: str) -> Mesh:
 
 def load(**options: object) -> HookedTransformer:
     return HookedTransformer.from_pretrained("tljax-tiny", **options)  # type: ignore[arg-type]
+
+
+def train(**options: object) -> object:
+    cfg = TrainingConfig(architecture="topk", d_in=4, d_sae=8, k=2)
+    return train_dictionary(cfg, np.ones((8, 4), np.float32), steps=1, batch_size=4, **options)  # type: ignore[arg-type]
 
 
 TENSOR, KV = ShardingRules.tensor_parallel(), ("d_model", "n_kv", "d_head")
@@ -46,6 +52,16 @@ CASES: tuple[Case, ...] = (
     Case("no mesh", lambda w: w.small.shard(), ShardingError, "make_mesh(data=2, model=4)", "n_devices="),
     Case("mesh and devices", lambda w: w.small.shard(mesh("model"), n_devices=2), ShardingError, "one of them"),
     Case("mesh and device", lambda w: load(mesh=mesh("model"), device="cpu"), InputError, "device= and mesh="),
+    Case("a process without a number", lambda w: connect("here:1", 2), ShardingError, "all three", "none where jax"),
+    Case("processes counted from one", lambda w: connect("here:1", 2, 2), ShardingError, "process=2", "from 0"),
+    Case("a coordinator without a port", lambda w: connect("here", 2, 1), ShardingError, "'here'", "10.0.0.1:1234"),
+    Case("no time to wait", lambda w: connect("here:1", 2, 1, timeout=0), ShardingError, "timeout=0", "such as 120"),
+    Case("training on a number", lambda w: train(mesh=4), ShardingError, "mesh is a int", "make_mesh(4)"),
+    Case("training on a mesh of another name", lambda w: train(mesh=mesh("batch")), ShardingError, "'batch'"),
+    Case(
+        "parts in a flag", lambda w: w.small.save_pretrained("no", in_parts="yes"), InputError, "in_parts",
+        "True or False",
+    ),
     Case("rules alone", lambda w: load(rules={"n_heads": "model"}), InputError, "mesh= or n_devices="),
     Case("an axis no parameter has", lambda w: ShardingRules({"heads": "model"}), ShardingError, "'heads'", "n_heads"),
     Case("positions", lambda w: ShardingRules({"pos": "data"}), ShardingError, "not split along positions"),

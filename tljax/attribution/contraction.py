@@ -10,6 +10,7 @@ from tljax.numerics import widened
 from tljax.patching.engine.base_run import BaseRun
 from tljax.patching.engine.edits import expand
 from tljax.patching.engine.sites import Sites
+from tljax.processes import as_numpy
 
 
 def site_products(sites: Sites, old: jax.Array, layer: int, gradients: jax.Array) -> jax.Array:
@@ -72,7 +73,7 @@ def of_sites(sites: Sites, base: BaseRun, by_layer: dict[int, jax.Array]) -> np.
         ``[n, site, batch]``; 0 where a prompt lacks a site's position.
     """
     numbers = {layer: number for number, layer in enumerate(by_layer)}
-    products = np.stack([np.asarray(products) for products in by_layer.values()])  # [layer, n, batch, *entries]
+    products = np.stack([as_numpy(products) for products in by_layer.values()])  # [layer, n, batch, *entries]
     layer = np.asarray([numbers[int(layer)] for layer in sites.layer])[:, None]
     prompts = np.arange(base.batch)[None]
     entries = [_by_prompt(chosen) for chosen in sites.chosen.values()]

@@ -75,7 +75,8 @@ def check_slopes(measures: Mapping[str, Measure], run: Trajectory, length: int, 
     wide = final.astype(jnp.float32)
     nearby = (wide + _NUDGE * jnp.sqrt(jnp.square(wide).mean()) * noise).astype(final.dtype)
     limit = max(_FLAT, 4 * float(jnp.finfo(final.dtype).eps))
-    for (name, measure), here in zip(measures.items(), found, strict=True):
+    for number, (name, measure) in enumerate(measures.items()):
+        here = found[number]  # an array over several processes cannot be iterated
         there = _size(measure.gradient(nearby))
         if there == 0 and _size(here) == 0:
             raise InputError(
@@ -98,7 +99,8 @@ def check_separate(measures: Mapping[str, Measure], run: Trajectory, length: int
     """
     batch = found.shape[1]
     signs = (np.arange(batch) % 2 * 2 - 1).astype(np.float32)
-    for (name, measure), gradient in zip(measures.items(), found, strict=True):
+    for number, (name, measure) in enumerate(measures.items()):
+        gradient = found[number]
         if isinstance(measure.metric, DeclaredMetric) or measure.baseline.ndim == 0 or batch == 1:
             continue
         here = gradient[:, :length]

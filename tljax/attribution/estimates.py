@@ -23,6 +23,7 @@ from tljax.model.hooked_transformer import HookedTransformer
 from tljax.patching.engine.base_run import BaseRun
 from tljax.patching.engine.sites import Sites
 from tljax.patching.metrics.evaluation import Measure
+from tljax.processes import as_numpy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,7 +154,7 @@ def _dropped(
         for number, part in enumerate(found):
             sizes = np.abs(part.reshape(metrics, len(layers), *part.shape[1:]))
             totals[number] = totals[number] + sizes.sum(axis=1)
-    return [np.asarray(total / (n_layers - 1)) for total in totals]
+    return [as_numpy(total / (n_layers - 1)) for total in totals]
 
 
 def _check_points(base: BaseRun, sites: Sites) -> None:

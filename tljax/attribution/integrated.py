@@ -23,6 +23,7 @@ from tljax.patching.engine.base_run import BaseRun
 from tljax.patching.engine.run import measure_run
 from tljax.patching.engine.sites import Sites
 from tljax.patching.metrics.evaluation import Measure
+from tljax.processes import as_numpy
 
 Values = Callable[[HookPointSpec], jax.Array]
 """Function from a hook point to the values that a patch writes there, ``[batch, padded_pos, ...]``."""
@@ -93,7 +94,7 @@ def integrate(
     found: dict[int, jax.Array] = {}
     attributed, exact = [], []
     origin = trajectory_of(model, base)
-    start = {name: np.asarray(measure.baseline) for name, measure in measures.items()}
+    start = {name: as_numpy(measure.baseline) for name, measure in measures.items()}
     for name in moved:
         old, new = base.activations[name], values(table[name])
         wanted = (name,) if how.along == "activation" else tuple(dict.fromkeys((*own, name)))
@@ -110,8 +111,8 @@ def integrate(
                     products = site_products(sites, base.activations[point], own[point], part)
                     share = products / (1 if how.along == "activation" else len(moved))
                     found[own[point]] = found[own[point]] + share if own[point] in found else share
-        attributed.append(np.asarray(total))
-        final = np.asarray(_moved(model, base, origin, name, new).final)[:, : base.length]
+        attributed.append(as_numpy(total))
+        final = as_numpy(_moved(model, base, origin, name, new).final)[:, : base.length]
         exact.append([np.sum(measure_run(one, final) - start[key]) for key, one in measures.items()])
     counts = np.asarray([max(1, one.baseline.size) for one in measures.values()])[:, None]
     completeness = Completeness(moved, np.stack(attributed, axis=1) / counts, np.asarray(exact).T / counts)

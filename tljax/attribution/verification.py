@@ -19,6 +19,7 @@ from tljax.patching.engine.base_run import BaseRun
 from tljax.patching.engine.run import measure_run, measure_sites
 from tljax.patching.engine.sites import Sites
 from tljax.patching.metrics.evaluation import Measure
+from tljax.processes import as_numpy
 from tljax.viz.scatter import scatter
 
 
@@ -147,8 +148,8 @@ def _joint_effect(model: HookedTransformer, base: BaseRun, sites: Sites, half: n
     hooks = HookDictionary((*model._hooks.entries, *patches))
     cfg = model.cfg
     final, _ = run_forward(cfg, model.params, base.tokens, base.context, hooks=hooks, stop=cfg.n_layers)
-    patched = measure_run(measure, np.asarray(final)[:, : base.length])
-    return float(np.mean(patched - np.asarray(measure.baseline)))
+    patched = measure_run(measure, as_numpy(final)[:, : base.length])
+    return float(np.mean(patched - as_numpy(measure.baseline)))
 
 
 def _whole(mask: np.ndarray, values: Any) -> np.ndarray:

@@ -20,6 +20,7 @@ from tljax.model.hooked_transformer import HookedTransformer
 from tljax.patching.metrics.evaluation import Measure
 from tljax.patching.sources import rounding
 from tljax.patching.statistics import resampling_weights
+from tljax.processes import as_numpy
 
 MIB_FRACTIONS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """The shares of edges at which the MIB circuit track evaluates (Mueller et al. 2025)."""
@@ -338,9 +339,9 @@ def _measured_once(runs: CircuitRuns, measure: Measure, masks: np.ndarray, progr
     whole = np.broadcast_to(runs.graph.edges, masks.shape[1:]).astype(masks.dtype).tobytes()
     first = {key: number for number, key in reversed(list(enumerate(keys))) if key != whole}
     numbers = sorted(first.values())
-    found = np.asarray(runs.metrics(masks[numbers], measure, progress))
+    found = as_numpy(runs.metrics(masks[numbers], measure, progress))
     place = {keys[number]: place for place, number in enumerate(numbers)}
-    baseline = np.asarray(measure.baseline)
+    baseline = as_numpy(measure.baseline)
     return jnp.asarray(np.stack([baseline if key == whole else found[place[key]] for key in keys]))
 
 

@@ -15,6 +15,7 @@ from tljax.generation.prompts import Prompts, check_room, check_switch
 from tljax.generation.sampling import SamplingOptions, read_sampling
 from tljax.generation.stopping import Ends
 from tljax.hooks.points import point_table
+from tljax.processes import as_numpy
 from tljax.sizes import power_of_two, text_capacity
 from tljax.text.tokenizer import need_tokenizer
 
@@ -77,7 +78,7 @@ class Generation:
     @property
     def is_done(self) -> bool:
         """Whether every text has ended or is as long as it may be."""
-        return self.n_new >= self.limit or bool(np.asarray(self._state.done).all())
+        return self.n_new >= self.limit or bool(as_numpy(self._state.done).all())
 
     def advance(self, n_tokens: int) -> None:
         """Chooses up to ``n_tokens`` more tokens of each text."""
@@ -97,7 +98,7 @@ class Generation:
         Raises:
             GenerationError: one was not; the message names the prompt and the new token.
         """
-        failed = np.asarray(self._state.failed)
+        failed = as_numpy(self._state.failed)
         if (failed < 0).all():
             return
         row = int(np.argmax(failed >= 0))
@@ -117,7 +118,7 @@ class Generation:
     def new_tokens(self) -> np.ndarray:
         """Returns the tokens chosen so far, ``[batch, new token]``, with fill tokens after a text's end."""
         start = self.prompts.shape[1]
-        new = np.asarray(self._state.tokens)[:, start : start + self.n_new][:, : self._length].copy()
+        new = as_numpy(self._state.tokens)[:, start : start + self.n_new][:, : self._length].copy()
         for row, end in self._stopped.items():
             new[row, end:] = self.ends.fill[row]
         return new
@@ -136,10 +137,10 @@ class Generation:
     def logits(self) -> tuple[jax.Array, ...]:
         """Returns the logits that each new token was chosen from."""
         assert self._state.logits is not None
-        return tuple(jax.device_put(list(np.asarray(self._state.logits)[: self.n_new][: self._length])))
+        return tuple(jax.device_put(list(as_numpy(self._state.logits)[: self.n_new][: self._length])))
 
     def _stop_at_strings(self) -> None:
-        new, text, done = self.new_tokens(), self.is_text(), np.asarray(self._state.done).copy()
+        new, text, done = self.new_tokens(), self.is_text(), as_numpy(self._state.done).copy()
         for row in range(len(new)):
             answer = new[row][text[row]]
             if row in self._stopped or not self._stands_in(row, answer):

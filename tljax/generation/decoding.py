@@ -25,6 +25,7 @@ from tljax.memory import free_bytes, is_large
 from tljax.modules.attention import KEYS_AND_VALUES
 from tljax.modules.context import AttentionContext
 from tljax.offload import is_offloaded
+from tljax.processes import as_numpy
 from tljax.sizes import prompt_length
 from tljax.text.padding import pad_axis
 from tljax.text.positions import count_positions
@@ -140,9 +141,9 @@ class Decoder:
     def restart(self, state: State, n_prompt: int) -> State:
         """Chooses one token by running the whole text so far, without the cache of ``state``."""
         length = n_prompt + int(state.n_new)
-        seen = np.asarray(state.cache.mask)[:, :n_prompt]
+        seen = as_numpy(state.cache.mask)[:, :n_prompt]
         mask = pad_axis(seen, length, fill=True)
-        tokens = np.asarray(state.tokens)[:, :length]
+        tokens = as_numpy(state.tokens)[:, :length]
         logits, cache = self._run_prompt(tokens, mask, state.cache.capacity)
         return _choose_compiled(dataclasses.replace(state, cache=cache), logits, self.rules)
 

@@ -11,10 +11,11 @@ import numpy as np
 from tljax import checks
 from tljax.errors import HarvestError, InputError
 from tljax.harvest.collecting import Activations, Collector, row_bytes
+from tljax.harvest.dividing import Course, Division, PartWriter, begin_together, run_divided, up_to
 from tljax.harvest.documents import Prompts, Reading
 from tljax.harvest.index import ACTIVATIONS, FILE
 from tljax.harvest.points import read_points
-from tljax.harvest.running import begin, check_room, new_index, run, skip_harvested
+from tljax.harvest.running import check_room, new_index, run, skip_harvested
 from tljax.harvest.store import ActivationStore
 from tljax.harvest.windows import (
     Separator,
@@ -93,11 +94,16 @@ def to_disk(
     if (first := next(batches, None)) is None:
         raise no_windows(cutting)
     batches = itertools.chain([first], batches)
-    index = begin(directory, start, resume)
+    division = Division.of(model)
+    index, parts = begin_together(division, directory, start, resume, first, wanted)
     skip_harvested(index, batches, directory)
-    writer = ShardWriter(directory, collector, index, per_shard, wanted)
-    if not index.complete:
-        run(model, batches, writer, skipped, progress)
+    if not index.complete and (parts or division.n_processes > 1):
+        left = batches if wanted is None else up_to(batches, skipped, wanted - index.counts["tokens"])
+        course = Course(left, division, parts, per_shard * size)
+        writer = PartWriter(directory, collector, index, per_shard, per_shard * size)
+        run_divided(model, course, writer, division, skipped, progress)
+    elif not index.complete:
+        run(model, batches, ShardWriter(directory, collector, index, per_shard, wanted), skipped, progress)
     elif wanted is None and next(batches, None) is not None:
         raise HarvestError(
             f"{directory} was harvested from other prompts: they ended after {index.counts['windows']} windows, and "
@@ -123,6 +129,9 @@ def harvest(
     Shards are written whole or not at all. A call that was killed and is made again with the same arguments goes on,
     and leaves the same bytes as one that was not; it reads the prompts from their beginning, and checks that they
     are the same.
+
+    Where ``jax.distributed`` connects several processes, all of them make the same call, with a directory that they
+    share: each writes shards of its own, and the store has the bytes that one process would write.
 
     Args:
         model: the model; interventions that it carries apply.

@@ -40,6 +40,23 @@ class Shard:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Part:
+    """A shard that is written, and what it adds to the index.
+
+    Attributes:
+        number: which shard of the store it is.
+        shard: the shard.
+        counts: ``windows`` run for it, ``tokens`` stored, and left out: ``special``, ``large_norm``.
+        documents: how many documents there are up to its end.
+    """
+
+    number: int
+    shard: Shard
+    counts: Mapping[str, int]
+    documents: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Index:
     """What a store's ``index.json`` says.
 
@@ -64,6 +81,12 @@ class Index:
         default_factory=lambda: dict.fromkeys(("windows", "documents", "tokens", "special", "large_norm"), 0)
     )
     shards: tuple[Shard, ...] = ()
+
+    def with_part(self, part: "Part") -> "Index":
+        """Returns the index with one more shard."""
+        counts = {name: number + part.counts[name] for name, number in self.counts.items() if name in part.counts}
+        counts |= {"documents": max(self.counts["documents"], part.documents)}
+        return dataclasses.replace(self, shards=(*self.shards, part.shard), counts={**self.counts, **counts})
 
     def write(self, directory: Path) -> None:
         """Writes the index, whole or not at all."""

@@ -15,6 +15,7 @@ from tljax.errors import HarvestError
 from tljax.fingerprint import fingerprint_of
 from tljax.harvest.collecting import Collected, Collector
 from tljax.harvest.index import FILE, Index
+from tljax.harvest.parts import RECORD, read_parts, record_of
 from tljax.harvest.points import hooks_in_words
 from tljax.harvest.windows import Windows
 from tljax.harvest.writing import SHARD, ShardWriter
@@ -31,7 +32,9 @@ def new_index(form: str, model: HookedTransformer, collector: Collector, recipe:
     device = jax.devices()[0]
     made_with = {"jax": jax.__version__, "device": f"{device.platform} {device.device_kind}"}
     stated = {**collector.describe(), **recipe, "hooks": hooks_in_words(model)}
-    return Index(format=form, model=fingerprint_of(model), recipe=stated, made_with=made_with, arrays=arrays)
+    return Index(
+        format=form, model=fingerprint_of(model, together=True), recipe=stated, made_with=made_with, arrays=arrays
+    )
 
 
 def begin(directory: Path, wanted: Index, resume: bool) -> Index:
@@ -55,18 +58,28 @@ def begin(directory: Path, wanted: Index, resume: bool) -> Index:
         if not resume:
             raise HarvestError(f"{directory} holds a harvest already: resume=True goes on with it.")
         index.refuse_other(wanted, directory)
-    known = {FILE, *(shard.file for shard in index.shards)}
+    parts = {number: part for number, part in read_parts(directory).items() if number >= len(index.shards)}
+    listed = index
+    while (number := len(listed.shards)) in parts:
+        listed = listed.with_part(parts.pop(number))
+    if listed is not index or index is wanted:
+        listed.write(directory)
+    known = {FILE, *(shard.file for shard in listed.shards), *map(record_of, parts)}
+    known |= {part.shard.file for part in parts.values()}
     for path in directory.iterdir():
-        if _is_scrap(path) or (SHARD.fullmatch(path.name) and path.name not in known):
+        if _is_scrap(path) or (_is_ours(path) and path.name not in known):
             path.unlink()
-    if index is wanted:
-        index.write(directory)
-    return index
+    return listed
 
 
 def _is_scrap(path: Path) -> bool:
-    """Whether this is a temporary file of :func:`tljax.safetensors_files.replace_file`."""
-    return path.name.startswith((f".{FILE}.", ".shard-"))
+    """Whether this is a temporary file of :func:`tljax.safetensors_files.replace_file`, or a sign of failure."""
+    return path.name.startswith((f".{FILE}.", ".shard-", ".part-"))
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether this is a shard or a shard's record."""
+    return SHARD.fullmatch(path.name) is not None or RECORD.fullmatch(path.name) is not None
 
 
 def skip_harvested(index: Index, batches: Iterator[Windows], directory: Path) -> None:
@@ -76,18 +89,22 @@ def skip_harvested(index: Index, batches: Iterator[Windows], directory: Path) ->
         HarvestError: they are others.
     """
     first = 0
-    for shard in index.shards:
+    for number, shard in enumerate(index.shards):
         digest, windows = hashlib.blake2b(digest_size=16), 0
         while windows < shard.windows and (batch := next(batches, None)) is not None:
             digest.update(batch.digest())
             windows += batch.count
         if windows != shard.windows or digest.hexdigest() != shard.digest:
-            raise HarvestError(
-                f"{directory} was harvested from other prompts: they differ in windows {first} to "
-                f"{first + shard.windows - 1} ({shard.file}). Give the same prompts in the same order to go on (a "
-                "generator from its beginning), or another directory."
-            )
+            raise other_prompts(directory, number, f"windows {first} to {first + shard.windows - 1}")
         first += shard.windows
+
+
+def other_prompts(directory: Path, number: int, where: str = "the windows") -> HarvestError:
+    """Returns the error for a shard that was made of other prompts."""
+    return HarvestError(
+        f"{directory} was harvested from other prompts: they differ in {where} (shard-{number:05d}.safetensors). Give "
+        "the same prompts in the same order to go on (a generator from its beginning), or another directory."
+    )
 
 
 def check_room(directory: Path, needed: int, what: str) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 
 from tljax.errors import HarvestError
 from tljax.harvest.collecting import Arrays, Collected, Collector, refuse_not_finite
-from tljax.harvest.index import Index, Shard
+from tljax.harvest.index import Index, Part, Shard
 from tljax.harvest.windows import NOTHING, Windows
 from tljax.safetensors_files import write_safetensors
 
@@ -69,12 +69,7 @@ class ShardWriter:
         Raises:
             HarvestError: an activation is not finite, or the shard cannot be written.
         """
-        values, kept, finite, sums = jax.device_get(collected)
-        if not finite.all():
-            number = int(np.argmin(finite))
-            point = self.collector.points[number]
-            dtype = [*self.collector.headers.values()][number][0].name
-            raise refuse_not_finite(point, values[number], given, windows, dtype)
+        values, kept, _, sums = self.check(windows, given, collected)
         rows = np.flatnonzero(kept)
         text = windows.text.reshape(-1)
         self._left_out["special"] += int(text.sum() - given.sum())
@@ -88,6 +83,20 @@ class ShardWriter:
         if self._batches == self.batches:
             self.flush()
         return len(rows)
+
+    def check(self, windows: Windows, given: np.ndarray, collected: Collected) -> Any:
+        """Returns what came of a batch on the host.
+
+        Raises:
+            HarvestError: an activation is not finite.
+        """
+        fetched = jax.device_get(collected)
+        if not fetched.finite.all():
+            number = int(np.argmin(fetched.finite))
+            point = self.collector.points[number]
+            dtype = [*self.collector.headers.values()][number][0].name
+            raise refuse_not_finite(point, fetched.values[number], given, windows, dtype)
+        return fetched
 
     def _append(self, windows: Windows, values: Any, rows: np.ndarray) -> None:
         size = windows.tokens.shape[1]
@@ -110,7 +119,7 @@ class ShardWriter:
         """
         index = self.index
         if self._windows:
-            index = self._written()
+            index = index.with_part(self._written())
         if index is self.index and index.complete == complete:
             return
         index = dataclasses.replace(index, complete=complete)
@@ -119,8 +128,14 @@ class ShardWriter:
         self.index = index
         self._start()
 
-    def _written(self) -> Index:
-        name = f"shard-{len(self.index.shards):05d}.safetensors"
+    def _number(self) -> int:
+        """Returns which shard of the store is gathered."""
+        return len(self.index.shards)
+
+    def _written(self) -> Part:
+        """Writes what waits as a shard."""
+        number = self._number()
+        name = f"shard-{number:05d}.safetensors"
         parts = self._parts | {SUMS + one: value for one, value in self._sums.items()}
         self._parts = {}
         headers = {one: _header(part) for one, part in parts.items()}
@@ -131,18 +146,13 @@ class ShardWriter:
             part = parts.pop(one)  # one array at a time is in memory twice
             return np.concatenate(part) if isinstance(part, list) else part
 
-        with _explained(self.directory, len(self.index.shards)):
+        with _explained(self.directory, number):
             path, metadata = self.directory / name, {"format": self.index.format}
             write_safetensors(path, {one: headers[one] for one in widest}, whole, metadata, sealed=True, durable=True)
             size = path.stat().st_size
         shard = Shard(file=name, bytes=size, tokens=tokens, windows=self._windows, digest=self._digest.hexdigest())
-        before = self.index.counts
-        counts = {
-            "windows": before["windows"] + self._windows, "documents": self._documents,
-            "tokens": before["tokens"] + tokens,
-            **{name: before[name] + number for name, number in self._left_out.items()},
-        }  # fmt: skip
-        return dataclasses.replace(self.index, shards=(*self.index.shards, shard), counts=counts)
+        counts = {"windows": self._windows, "tokens": tokens, **self._left_out}
+        return Part(number=number, shard=shard, counts=counts, documents=self._documents)
 
 
 def _header(part: np.ndarray | list[np.ndarray]) -> tuple[np.dtype, tuple[int, ...]]:

@@ -12,6 +12,7 @@ from jax.core import Tracer
 
 from tljax.elsewhere import POINT, SaysWhatInstead
 from tljax.errors import HookError
+from tljax.processes import put_like, readable
 
 HOOKS = "hooks"
 CAPTURED = "intermediates"
@@ -172,8 +173,9 @@ def call_hook(function: Callable[..., Any], value: Any, point: HookPoint) -> Any
         HookError: the hook assigned in place, returned another shape or kind, or used a value that outlived its trace.
     """
     try:
-        result = function(value, point)
-        return value if result is None else check_result(result, value, point)
+        given = value if is_compiled(function) else readable(value)
+        result = function(given, point)
+        return value if result is None else put_like(check_result(result, given, point), value)
     except HookError:
         raise
     except jax.errors.UnexpectedTracerError as error:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from tljax.cache.attribution import token_ids
-from tljax.checkpoints import Loaded, load_checkpoint, load_transformer_lens, save_hf, save_native
+from tljax.checkpoints import Loaded, load_checkpoint, load_transformer_lens, save_hf, save_in_parts, save_native
 from tljax.checkpoints.layout import flatten, unflatten
 from tljax.checkpoints.loading import LoadOptions, ReadOptions
 from tljax.checkpoints.parameters import check_parameters
@@ -322,14 +322,24 @@ class HookedTransformer(
             "cfg.to_dict(). For parameters of tljax: model = model.replace(params=params)."
         )
 
-    def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
+    @typed
+    def save_pretrained(self, directory: str | os.PathLike[str], *, in_parts: bool = False) -> None:
         """Writes config, parameters and tokenizer so that ``from_pretrained_no_processing(directory)`` is bit-equal.
 
         An existing checkpoint is replaced as a whole, its tokenizer included. A process killed midway leaves the old
-        checkpoint, the new one, or a directory that loading refuses.
+        checkpoint, the new one, or a directory that loading refuses. Of several processes all make this call, and the
+        first of them writes.
+
+        Args:
+            directory: where; made if it does not exist. Several hosts share it.
+            in_parts: write zarr arrays, of which each process writes what its devices hold, into a new directory. Needs
+                ``pip install "tljax[scale]"``.
         """
         self._refuse_dictionaries("A checkpoint holds the model alone")
-        save_native(on_host(self.params), self.cfg, self.tokenizer, directory)
+        params = on_host(self.params)
+        if in_parts:
+            return save_in_parts(params, self.cfg, self.tokenizer, directory)
+        save_native(params, self.cfg, self.tokenizer, directory)
 
     def save_hf(self, directory: str | os.PathLike[str]) -> None:
         """Writes a checkpoint that Hugging Face transformers loads; needs unprocessed weights of a known family.

@@ -20,6 +20,7 @@ from tljax.config import HookedTransformerConfig
 from tljax.errors import InputError, TljaxError
 from tljax.modules.readout import Readout, by_positions
 from tljax.numerics import widened
+from tljax.processes import fetch
 from tljax.text.warned import level_of_caller
 from tljax.typing import Params
 
@@ -224,7 +225,7 @@ def check_slope(metric: Metric, name: str, end: jax.Array, found: jax.Array, tex
     if is_traced(found, text):
         return
     called = f"The metric {name!r}" if name else "The metric"
-    finite, steepness, by_position = jax.device_get(_summary(found))
+    finite, steepness, by_position = fetch(_summary(found))
     if not finite:
         whole = bool(metric.logits_are_finite(end) if isinstance(metric, OfStream) else jnp.isfinite(end).all())
         reason = (

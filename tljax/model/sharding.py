@@ -14,6 +14,7 @@ from tljax.dictionaries.dictionary import Dictionary
 from tljax.dictionary_params import dictionaries_in, with_dictionaries, without_dictionaries
 from tljax.errors import OffloadError, ShardingError
 from tljax.offload import abstract, is_offloaded
+from tljax.processes import put
 from tljax.quantized_weight import CODES, TABLE, QuantizedWeight
 from tljax.scale.layout import Placement, lay_out
 from tljax.scale.mesh import checked_mesh, make_mesh, mesh_of
@@ -76,9 +77,9 @@ class ShardingMethods:
         mesh, rules = checked_mesh(make_mesh(n_devices) if mesh is None else mesh, rules)
         model, axes = cast("HookedTransformer", self), parameter_axes(self.cfg)
 
-        def put(path: str, leaf: Any) -> Any:
+        def placed_at(path: str, leaf: Any) -> Any:
             def on_mesh(part: jax.Array, names: tuple[str, ...]) -> jax.Array:
-                return jax.device_put(part, NamedSharding(mesh, lay_out(names, part.shape, rules, mesh.shape).spec))
+                return put(part, NamedSharding(mesh, lay_out(names, part.shape, rules, mesh.shape).spec))
 
             if isinstance(leaf, QuantizedWeight):
                 return leaf.with_parts(
@@ -86,9 +87,10 @@ class ShardingMethods:
                 )
             return on_mesh(leaf, axes[path])
 
-        own = unflatten({path: put(path, leaf) for path, leaf in flatten(without_dictionaries(self.params)).items()})
+        plain = flatten(without_dictionaries(self.params))
+        own = unflatten({path: placed_at(path, leaf) for path, leaf in plain.items()})
         placed = {name: _put_dictionary(one, mesh, rules) for name, one in dictionaries_in(self.params).items()}
-        hooks = jax.device_put(self._hooks, NamedSharding(mesh, PartitionSpec()))
+        hooks = jax.tree.map(lambda leaf: put(leaf, NamedSharding(mesh, PartitionSpec())), self._hooks)
         return model._make(self.cfg, with_dictionaries(own, placed), hooks, model._tokenizer)
 
     @typed
@@ -136,21 +138,21 @@ def spread_like(weight: Any, before: Any) -> Any:
         return weight
     sharding = one.sharding
     if not isinstance(weight, QuantizedWeight) and not isinstance(before, QuantizedWeight):
-        return jax.device_put(weight, sharding)
+        return put(weight, sharding)
     if not isinstance(sharding, NamedSharding):
         return weight
 
-    def put(part: jax.Array) -> jax.Array:
+    def placed(part: jax.Array) -> jax.Array:
         spec = [*sharding.spec, *([None] * weight.ndim)][: part.ndim]
         own = [
             over if over is not None and length % math.prod(sharding.mesh.shape[name] for name in _names(over)) == 0
             else None for over, length in zip(spec, part.shape, strict=True)
         ]  # fmt: skip
-        return jax.device_put(part, NamedSharding(sharding.mesh, PartitionSpec(*own)))
+        return put(part, NamedSharding(sharding.mesh, PartitionSpec(*own)))
 
     if not isinstance(weight, QuantizedWeight):
-        return put(weight)
-    return weight.with_parts({name: part if name == TABLE else put(part) for name, part in weight.parts.items()})
+        return placed(weight)
+    return weight.with_parts({n: part if n == TABLE else placed(part) for n, part in weight.parts.items()})
 
 
 def _names(over: Any) -> tuple[str, ...]:
@@ -173,11 +175,11 @@ def beside(params: Params, dictionaries: Mapping[str, Dictionary]) -> dict[str, 
 
 
 def _put_dictionary(dictionary: Dictionary, mesh: Mesh, rules: ShardingRules) -> Dictionary:
-    def put(path: Any, leaf: jax.Array) -> jax.Array:
+    def placed_at(path: Any, leaf: jax.Array) -> jax.Array:
         spec = lay_out(_axes_of(_name(path), leaf.ndim), leaf.shape, rules, mesh.shape).spec
-        return jax.device_put(leaf, NamedSharding(mesh, spec))
+        return put(leaf, NamedSharding(mesh, spec))
 
-    return jax.tree_util.tree_map_with_path(put, dictionary)
+    return jax.tree_util.tree_map_with_path(placed_at, dictionary)
 
 
 def _name(path: Any) -> str:

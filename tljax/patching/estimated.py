@@ -21,6 +21,7 @@ from tljax.patching.metrics.evaluation import Measure
 from tljax.patching.result import PatchingResult
 from tljax.patching.sources import Source
 from tljax.patching.tables import entry_name
+from tljax.processes import as_numpy
 
 if TYPE_CHECKING:
     from tljax.patching.sweep import SiteGrid
@@ -67,7 +68,7 @@ def estimated_sweeps(
     clean = None
     if source.final is not None:
         clean = {name: measure_run(measure, source.final) for name, measure in measures.items()}
-    baseline = {name: np.asarray(measure.baseline) for name, measure in measures.items()}
+    baseline = {name: as_numpy(measure.baseline) for name, measure in measures.items()}
     results = []
     for (name, swept), found in zip(kinds.items(), estimated, strict=True):
         values = {key: baseline[key] + change for key, change in found.change.items()}

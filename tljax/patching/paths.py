@@ -39,6 +39,7 @@ from tljax.patching.receivers import Receiver, read_receivers
 from tljax.patching.result import PatchingResult
 from tljax.patching.sources import read_source
 from tljax.patching.sweep import prepare_sweep, site_grid
+from tljax.processes import as_numpy
 from tljax.progress import Progress
 from tljax.quantized_weight import as_floats
 from tljax.scale.batch import gathered, n_groups, spread
@@ -157,7 +158,7 @@ def _patch_receivers(
     for receiver in receivers:
         key = receiver.layer, receiver.point
         if key not in tables:
-            stream, old = streams[receiver.layer], np.asarray(base.residual(receiver.layer))[:, : base.length]
+            stream, old = streams[receiver.layer], as_numpy(base.residual(receiver.layer))[:, : base.length]
             if receiver.point == "hook_mlp_in":
                 stream, old = _entering_mlp(model, base, sites, receiver.layer, stream)
             tables[key] = _read(model, base, receiver, stream)
@@ -285,10 +286,10 @@ def _entering_mlp(
     model: HookedTransformer, base: BaseRun, sites: Sites, layer: int, stream: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns the MLP's input for each sender and in the base run; attention is frozen but for this layer's senders."""
-    read = np.asarray(base.activations[f"blocks.{layer}.hook_mlp_in"])[:, : base.length]
+    read = as_numpy(base.activations[f"blocks.{layer}.hook_mlp_in"])[:, : base.length]
     if model.cfg.parallel_attn_mlp:
         return stream, read
-    entering = np.asarray(base.residual(layer))[:, : base.length]
+    entering = as_numpy(base.residual(layer))[:, : base.length]
     forked = np.where(stream == entering[None], read[None], stream + (read - entering)[None])
     own = np.flatnonzero(sites.layer == layer)
     if len(own) and "hook_attn_out" in (sites.point, sites.row.adds_to):
@@ -312,7 +313,7 @@ def _sent(model: HookedTransformer, base: BaseRun, sites: Sites, layer: int) -> 
         sent = jnp.einsum(f"{','.join(inputs)}->sbpd", *operands)
     if sites.point != "hook_attn_out":
         sent = added_by_attention(model, layer, sites.point, base.activations[sites.full_name(layer)], sent)
-    return np.asarray(sent)[:, :, : base.length]
+    return as_numpy(sent)[:, :, : base.length]
 
 
 def added_by_attention(
@@ -400,6 +401,6 @@ class ReceiverEdits:
 
     def final(self, rows: Rows, pos: int | None) -> tuple[np.ndarray, np.ndarray]:
         (table,) = self.tables.values()
-        values = np.asarray(table)[rows.site, rows.prompt]
+        values = as_numpy(table)[rows.site, rows.prompt]
         values = values if pos is None else values[:, pos : pos + 1]
         return values, np.ones((*values.shape[:2], 1), bool)

@@ -17,6 +17,7 @@ from tljax.hooks.splices import value_after
 from tljax.model.hooked_transformer import HookedTransformer
 from tljax.patching.engine.base_run import BaseRun, run_base
 from tljax.patching.engine.edits import expand
+from tljax.processes import as_numpy
 from tljax.text import positions
 from tljax.text.batch import Batch
 from tljax.text.inputs import prepare, texts_in
@@ -173,10 +174,10 @@ def _final_of(base: BaseRun, source: Any, cfg: HookedTransformerConfig) -> np.nd
     name = value_after(name, cfg.splices)
     if name not in source:
         return None
-    final = np.asarray(cached(source, name))
+    final = as_numpy(cached(source, name))
     if final.shape != (base.batch, base.length, base.final.shape[-1]):
         return None
-    return np.asarray(lined_up(base, final, ("batch", "pos", "d_model"), getattr(source, "token_mask", None)))
+    return as_numpy(lined_up(base, final, ("batch", "pos", "d_model"), getattr(source, "token_mask", None)))
 
 
 def _from_prompt(model: HookedTransformer, base: BaseRun, source: Any, names: tuple[str, ...]) -> Source:
@@ -188,14 +189,14 @@ def _from_prompt(model: HookedTransformer, base: BaseRun, source: Any, names: tu
             "model.to_str_tokens(clean) and (corrupted)."
         )
     clean = run_base(model, prepared, names)
-    final = np.asarray(clean.final)[:, : base.length]
+    final = as_numpy(clean.final)[:, : base.length]
     if clean.text is None or base.text is None or (clean.text == base.text).all():
         return Source(lambda spec: clean.activations[spec.name], final=final, run=clean)
 
     def values(spec: HookPointSpec) -> jax.Array:
         return into_padding(base, spec, lined_up(base, out_of_padding(clean, spec), spec.axes, clean.text))
 
-    return Source(values, final=np.asarray(lined_up(base, final, ("batch", "pos", "d_model"), clean.text)), run=clean)
+    return Source(values, final=as_numpy(lined_up(base, final, ("batch", "pos", "d_model"), clean.text)), run=clean)
 
 
 def _from_hook(base: BaseRun, source: Callable[..., Any]) -> Values:

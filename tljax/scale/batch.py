@@ -5,10 +5,11 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from tljax.checks import is_traced
 from tljax.errors import ShardingError
+from tljax.processes import check_same, is_distributed
 from tljax.scale.mesh import mesh_of
 from tljax.scale.rules import DATA_AXES
 
@@ -37,13 +38,33 @@ def spread(value: Any, params: Any, axis: int = 0, *, move: bool = False) -> Any
                 "array."
             )
         return value
+    return over_data(value, mesh, axis)
+
+
+def over_data(value: Any, mesh: Mesh, axis: int = 0, *, compare: bool = True) -> jax.Array:
+    """Returns an array on a mesh, one axis spread over the mesh's data axes where its length divides.
+
+    Args:
+        value: ``[..., batch, ...]``, on the host or on one device; on several processes each has the whole of it.
+        mesh: the mesh.
+        axis: the axis that is spread.
+        compare: whether several processes compare what they have.
+
+    Raises:
+        ShardingError: processes have different values.
+    """
     shape, over = np.shape(value), list[str]()
     for name in DATA_AXES:
         parts = math.prod(mesh.shape[one] for one in over) * mesh.shape.get(name, 1)
         if name in mesh.shape and shape[axis] % parts == 0:
             over.append(name)
-    spec = PartitionSpec(*[None] * axis, tuple(over) or None)
-    return jax.device_put(value, NamedSharding(mesh, spec))
+    sharding = NamedSharding(mesh, PartitionSpec(*[None] * axis, tuple(over) or None))
+    if not is_distributed(mesh):
+        return jax.device_put(value, sharding)
+    here = np.asarray(value)
+    if compare:
+        check_same(here, "Prompts", mesh)
+    return jax.make_array_from_callback(here.shape, sharding, lambda index: here[index])
 
 
 def n_groups(params: Any) -> int:

@@ -40,6 +40,12 @@ def make_mesh(n_devices: int | None = None, **mesh_shape: int) -> Mesh:
             "to try a mesh on one machine's CPU, set XLA_FLAGS=--xla_force_host_platform_device_count="
             f"{count} before jax starts."
         )
+    if jax.process_count() > 1 and count < len(there):
+        raise ShardingError(
+            f"{count} devices were asked for, and the {jax.process_count()} processes have {len(there)} together. A "
+            "mesh of several processes has all of their devices; for one of this process alone, write "
+            'jax.sharding.Mesh(jax.local_devices(), ("model",)).'
+        )
     grid = np.array(there[:count]).reshape(list(shape.values()))
     return Mesh(grid, tuple(shape), axis_types=(AxisType.Auto,) * len(shape))
 

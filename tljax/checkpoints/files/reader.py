@@ -16,6 +16,7 @@ import jax.numpy as jnp  # registers bfloat16 with numpy
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from tljax.checkpoints.files.array_parts import PARTS, ArrayParts
 from tljax.checkpoints.rows import TensorInfo
 from tljax.errors import CheckpointError, UnsupportedModelError
 from tljax.safetensors_files import parse_json
@@ -72,7 +73,8 @@ def open_tensors(directory: Path, weights: str | None = None) -> Tensors:
     """Opens the weights in ``directory`` after reading only their headers.
 
     A single safetensors file takes precedence, then an index with shards, then pickles (which need torch): those of
-    transformers, then a file whose name ends in ``final.pth``, as in models that TransformerLens hosts.
+    transformers, then tljax's own arrays in parts, then a file whose name ends in ``final.pth``, as in models that
+    TransformerLens hosts.
 
     Args:
         directory: the checkpoint's directory.
@@ -92,6 +94,8 @@ def open_tensors(directory: Path, weights: str | None = None) -> Tensors:
         return PickleFiles([directory / PICKLE])
     if (directory / PICKLE_INDEX).exists():
         return PickleFiles(*_shards(directory, PICKLE_INDEX))
+    if (directory / PARTS).is_dir():
+        return ArrayParts(directory / PARTS)
     found = sorted(entry.name for entry in directory.iterdir())
     hosted = [name for name in found if fnmatch.fnmatch(name, HOSTED)]
     if len(hosted) > 1:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from tljax.config import HookedTransformerConfig
 from tljax.errors import UnsupportedModelError
 from tljax.fingerprint import NOT_THE_FUNCTION
 from tljax.modules.parameters import axis_sizes
+from tljax.processes import as_numpy, write_together
 from tljax.safetensors_files import write_safetensors
 from tljax.typing import Params
 
@@ -62,17 +64,21 @@ def save_hf(
 
     def tensor(key: str) -> np.ndarray:
         entry: Entry = by_key[key]
-        return entry.write(key, [flat[path] for path in entry.targets], axes[entry.targets[0]], sizes)
+        return entry.write(key, [as_numpy(flat[path]) for path in entry.targets], axes[entry.targets[0]], sizes)
 
     headers = {key: (np.dtype(flat[entry.targets[0]].dtype), entry.shape(sizes)) for key, entry in by_key.items()}
     stops = stop_token_attributes(cfg)
     inner = dict(stops)
     if not 0 <= stops.get("pad_token_id", 0) < cfg.d_vocab:  # transformers would look for its row in the embedding
         del inner["pad_token_id"]
-    with replace_checkpoint(directory) as written:
-        write_safetensors(written / SINGLE, headers, tensor)
-        write_json(written / GENERATION_CONFIG, stops)
-        write_side_files(written, attributes | inner, tokenizer)
+
+    def write(tensor: Callable[[str], np.ndarray]) -> None:
+        with replace_checkpoint(directory) as written:
+            write_safetensors(written / SINGLE, headers, tensor)
+            write_json(written / GENERATION_CONFIG, stops)
+            write_side_files(written, attributes | inner, tokenizer)
+
+    write_together(next(iter(flat.values())), headers, tensor, write, f"Writing {directory}")
 
 
 def _check_computed(flat: dict[str, Any], cfg: HookedTransformerConfig, family: Family) -> None:

@@ -3,11 +3,10 @@
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
-import jax
 import numpy as np
 
 from tljax.checkpoints.files.reader import CONFIG, SINGLE, Tensors
@@ -21,6 +20,7 @@ from tljax.checkpoints.slices import Index, PartTensors, reads_parts
 from tljax.config import HookedTransformerConfig
 from tljax.errors import CheckpointError, QuantizationError, UnsupportedModelError
 from tljax.fingerprint import stored_config
+from tljax.processes import as_numpy, write_together
 from tljax.quantized_weight import CODES, TABLE, QuantizedWeight
 from tljax.safetensors_files import checksum, read_seal, replace_file, seal_of, write_safetensors
 from tljax.typing import Params
@@ -176,12 +176,14 @@ def save_native(
     check_parameters(params, cfg, ", nothing was saved", may_be_stacked=False)
     flat, axes = _stored_parts(flatten(params))
     headers = {path: (np.dtype(leaf.dtype), tuple(leaf.shape)) for path, leaf in flat.items()}
-    with replace_checkpoint(directory) as written:
-        seal = write_safetensors(
-            written / SINGLE, headers, lambda path: np.asarray(jax.device_get(flat[path])), sealed=True
-        )
-        fields = {_WEIGHTS: seal, **({_QUANTIZED: axes} if axes else {}), **cfg.to_dict()}
-        write_side_files(written, {FORMAT: VERSION, _CHECKSUM: seal_of(fields), **fields}, tokenizer)
+
+    def write(tensor: Callable[[str], np.ndarray]) -> None:
+        with replace_checkpoint(directory) as written:
+            seal = write_safetensors(written / SINGLE, headers, tensor, sealed=True)
+            fields = {_WEIGHTS: seal, **({_QUANTIZED: axes} if axes else {}), **cfg.to_dict()}
+            write_side_files(written, {FORMAT: VERSION, _CHECKSUM: seal_of(fields), **fields}, tokenizer)
+
+    write_together(next(iter(flat.values())), headers, lambda path: as_numpy(flat[path]), write, f"Writing {directory}")
 
 
 def _stored_parts(flat: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, int | None]]:

@@ -21,6 +21,7 @@ from tljax.memory import how_many
 from tljax.modules.context import AttentionContext
 from tljax.modules.stack import block_module
 from tljax.numerics import matmul_precision, widened
+from tljax.processes import as_numpy
 from tljax.quantized_weight import as_floats
 from tljax.typing import Params
 
@@ -119,7 +120,7 @@ def edge_products(
         last = functools.reduce(operator.add, finals)
         found.append((graph.readers_of(graph.n_layers), _products(cfg, kept, tuple(segments), last)))
         for columns, products in found:
-            total[(*places, slice(products.shape[-2]), columns)] += np.asarray(products)
+            total[(*places, slice(products.shape[-2]), columns)] += as_numpy(products)
     total[..., ~graph.edges] = 0
     return total
 

@@ -22,6 +22,7 @@ from tljax.patching.engine.edits import TakeRows
 from tljax.patching.engine.engine import Reach
 from tljax.patching.engine.packing import BatchLayout, Rows
 from tljax.patching.paths import read_heads
+from tljax.processes import as_numpy
 
 ReaderGroup = Literal["attention", "mlp", "logits"]
 """Readers of a layer whose edges are patched by the same interventions."""
@@ -122,7 +123,7 @@ class EdgeEdits:
         return ((self.head[point][site][..., None] == heads)[..., None],)
 
     def final(self, rows: Rows, pos: int | None) -> tuple[np.ndarray, np.ndarray]:
-        table = np.asarray(self.tables[_FINAL])
+        table = as_numpy(self.tables[_FINAL])
         positions = np.arange(table.shape[2]) if pos is None else np.asarray([pos])
         values = table[self.writer[rows.site][:, None], rows.prompt[:, None], positions[None]]
         return values, np.ones((*values.shape[:2], 1), bool)

@@ -27,6 +27,7 @@ from tljax.patching.engine.report import SweepReport, blocks_flops, forward_flop
 from tljax.patching.engine.run import batch_limits, measure_rows, prepare_metric
 from tljax.patching.metrics.evaluation import Measure, PositionNotKept
 from tljax.patching.paths import added_by_attention, refuse_paths
+from tljax.processes import as_numpy
 from tljax.progress import Progress
 
 _MOST_WRITERS = 64
@@ -95,7 +96,7 @@ def exact_edge_effects(
     except PositionNotKept:
         positions = None
         values, *flops = effects.measure(reach_of(model.cfg, base.length, None), max_batch, progress)
-    return ExactEffects(values, np.asarray(measure.baseline), _report(effects, positions, *flops))
+    return ExactEffects(values, as_numpy(measure.baseline), _report(effects, positions, *flops))
 
 
 def checked_edges(graph: ResidualGraph, edges: Any) -> np.ndarray:
@@ -137,7 +138,7 @@ class _Effects:
     ) -> tuple[np.ndarray, float, float]:
         """Returns the effects, the FLOPs that blocks spent, and the least that they could."""
         cfg, base, graph = self.model.cfg, self.base, self.graph
-        baseline = np.asarray(self.measured_by.baseline)
+        baseline = as_numpy(self.measured_by.baseline)
         effects = np.zeros((*graph.shape, *baseline.shape), np.result_type(baseline, np.float32))
         effects[graph.edges & ~self.edges] = np.nan
         flops = floor = 0.0
@@ -191,7 +192,7 @@ class _Effects:
             if filled < size:
                 parts.append(jnp.zeros((size - filled, *base.final.shape), base.final.dtype))
             change = jnp.where(text[None, :, :, None], jnp.concatenate(parts), 0)
-            yield first, (change, np.asarray((change != 0).any(axis=-1)))
+            yield first, (change, as_numpy((change != 0).any(axis=-1)))
 
     def _changes(self, layer: int) -> jax.Array:
         """Computes what edges from a layer's writers add if patched, ``[writer, batch, padded_pos, d_model]``."""

@@ -22,6 +22,7 @@ from tljax.memory import how_many
 from tljax.modules.stack import block_module
 from tljax.numerics import widened
 from tljax.patching.engine.base_run import BaseRun
+from tljax.processes import as_numpy
 from tljax.quantized_weight import as_floats
 from tljax.text import positions
 from tljax.typing import Params
@@ -102,7 +103,7 @@ def _shares(graph: ResidualGraph, written: Mapping[int, jax.Array], read: jax.Ar
     for layer, outputs in written.items():
         rows = graph.writers_of(layer)
         if known[rows].any():
-            found[..., rows] = np.moveaxis(np.asarray(_contributions(outputs, read)), 0, -1) * known[rows]
+            found[..., rows] = np.moveaxis(as_numpy(_contributions(outputs, read)), 0, -1) * known[rows]
     whole = found.sum(axis=-1, keepdims=True)
     return found / np.where(whole > 0, whole, 1)
 

@@ -19,6 +19,7 @@ from tljax.memory import how_many
 from tljax.modules.context import AttentionContext
 from tljax.patching.engine.base_run import BaseRun
 from tljax.patching.engine.run import batch_limits
+from tljax.processes import as_numpy
 from tljax.typing import Params
 
 Grid = Literal["gauss", "midpoint", "left", "right", "both"]
@@ -165,7 +166,7 @@ def along_inputs(ends: Ends, places: np.ndarray, weights: np.ndarray) -> Iterato
     known = [place == 0 or (place == 1 and ends.source is not None) for place in places]
     for place, weight in zip(places[known], weights[known], strict=True):
         yield Step(input_path(ends, place), (float(weight),), ends.changes)
-    rest = np.flatnonzero(~np.asarray(known))
+    rest = np.flatnonzero(~as_numpy(known))
     for group in np.array_split(rest, -(-len(rest) // ends.runs_at_once)) if len(rest) else ():
         between = jnp.concatenate([ends.between(EMBED, float(places[number])) for number in group])
         path = ends.follow({EMBED: Replace(between)}, copies=len(group))

@@ -23,6 +23,7 @@ from tljax.model.hooked_transformer import HookedTransformer
 from tljax.patching.engine.base_run import BaseRun
 from tljax.patching.metrics.evaluation import Measure
 from tljax.patching.metrics.metrics import KL
+from tljax.processes import as_numpy
 from tljax.text import positions
 
 
@@ -70,7 +71,7 @@ def score_batch(
         return _flow(model, graph, plan, own, longest)
     base = run_pairs(model, own.base, writer_points(graph))
     measure = metrics.measure(base, rows)
-    baseline = np.asarray(measure.baseline)
+    baseline = as_numpy(measure.baseline)
     _check_baseline(baseline, plan, rows.start)
     replacement = read_replacement(model, base, graph, own.source, plan.ablation, align=own.align)
     source = _at_own_positions(base, replacement, own)
@@ -106,7 +107,7 @@ def score_exactly(
     rows = slice(0, len(pairs))
     base = run_pairs(model, pairs.base, exact_points(graph))
     measure = metrics.measure(base, rows)
-    baseline = np.asarray(measure.baseline)
+    baseline = as_numpy(measure.baseline)
     _check_baseline(baseline, plan, 0)
     replacement = read_replacement(model, base, graph, pairs.source, plan.ablation, align=pairs.align)
     _check_changes(Ends.of(model, graph, base, replacement.activations, None, False), pairs, rows)
@@ -181,9 +182,9 @@ def _source_metric(
     rows: slice,
 ) -> np.ndarray | None:
     if source is not None:
-        return np.asarray(measure.traced(source.final[:, : base.length]))
+        return as_numpy(measure.traced(source.final[:, : base.length]))
     value = None if run is None else metrics.of_source(run, rows)
-    return None if value is None else np.asarray(value)
+    return None if value is None else as_numpy(value)
 
 
 def _missed(
@@ -203,7 +204,7 @@ def _missed(
         end = source_metric
     else:
         end = measure.traced(input_path(ends, 1.0).final[:, : ends.base.length])
-    effect = np.asarray(end) - baseline
+    effect = as_numpy(end) - baseline
     edges = values if plan.adds_up == "all" else values[..., :1, :]
     whole = edges.sum(axis=(-2, -1))
     whole = whole.sum(axis=-1) if plan.by_position else whole
@@ -243,7 +244,7 @@ def _check_slope(
     sizes = jnp.linalg.norm(slope.astype(jnp.float32), axis=-1) * jnp.linalg.norm(
         base.final.astype(jnp.float32), axis=-1
     )
-    reach = np.asarray(sizes.sum(axis=1))  # how far the metric could move, to first order, if the stream doubled
+    reach = as_numpy(sizes.sum(axis=1))  # how far the metric could move, to first order, if the stream doubled
     reach = reach if baseline.ndim else reach.sum()
     scale = np.abs(baseline) if source is None else np.maximum(np.abs(baseline), np.abs(source))
     inner = getattr(metric, "metric", metric)

@@ -21,6 +21,7 @@ from tljax.modules.context import AttentionContext
 from tljax.patching.engine.base_run import BaseRun
 from tljax.patching.engine.run import prepare_metric
 from tljax.patching.metrics.evaluation import Measure
+from tljax.processes import as_numpy
 from tljax.text import positions
 from tljax.text.alignment import read_alignment
 from tljax.text.inputs import ModelInput, prepare
@@ -132,7 +133,7 @@ def read_pairs(
     base, last = Prompts.of(given), np.where(text, np.arange(length), -1).max(axis=1)
     streams = []
     for rows, kept in in_batches(count, batch_size):
-        final = np.asarray(_run(model, base, rows, ())[0])[:kept]
+        final = as_numpy(_run(model, base, rows, ())[0])[:kept]
         streams.append(final[np.arange(kept), last[rows[:kept]]] if metric is None else final)
     finals, measure = np.concatenate(streams), None
     if metric is None:

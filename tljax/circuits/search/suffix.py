@@ -17,6 +17,7 @@ from tljax.hooks.dictionary import HookDictionary
 from tljax.hooks.points import ENTRY
 from tljax.model.hooked_transformer import HookedTransformer
 from tljax.patching.metrics.evaluation import Measure, PositionNotKept
+from tljax.processes import as_numpy
 
 _FEW, _MANY = 4, 16
 """Numbers of masks that run at once. There are no others, because each is a set of programs to compile."""
@@ -72,7 +73,7 @@ class SuffixRuns:
             values = self.measure(together)
         except PositionNotKept:  # it read what it had not read of the base run
             values = self.measure(together)
-        means = np.asarray(values, np.float64).reshape(len(masks), -1).mean(axis=1)
+        means = as_numpy(values).astype(np.float64).reshape(len(masks), -1).mean(axis=1)
         if not np.isfinite(means).all():
             raise InputError(
                 f"The metric of a circuit is {means[~np.isfinite(means)][0]}: no edge can be judged by it. Take a "
@@ -123,4 +124,4 @@ class _Prompts:
                 cfg, params, graph, self.streams[start], base.context, masks, carried, start=start,
                 lacking=lacking[:, :, :below],
             )  # fmt: skip
-        return np.asarray(stream[:, : self.chunk.count])
+        return as_numpy(stream[:, : self.chunk.count])

@@ -18,12 +18,14 @@ from tljax.dictionaries.dictionary import Dictionary
 from tljax.dictionaries.training.batches import Pair
 from tljax.dictionaries.training.checkpoint import FILE, Run, load_run, save_run
 from tljax.dictionaries.training.config import TrainingConfig
+from tljax.dictionaries.training.devices import ONE, Devices
 from tljax.dictionaries.training.finish import finished
 from tljax.dictionaries.training.initial import initial_parameters
 from tljax.dictionaries.training.preparation import Preparation, prepare
 from tljax.dictionaries.training.starting import starting_parameters
 from tljax.dictionaries.training.step import Metrics, TrainingState, initial_state
 from tljax.errors import ConfigError, DictionaryError, InputError, TrainingError
+from tljax.processes import fetch
 
 OnLog = Callable[[dict[str, Any]], None]
 
@@ -113,7 +115,7 @@ class Begun(NamedTuple):
 
 def begin(
     cfgs: list[TrainingConfig], source: Callable[[int], Any], first: Pair, start: Any, run: Run, loop: Loop,
-    stacked: bool,
+    stacked: bool, devices: Devices = ONE,
 ) -> Begun:  # fmt: skip
     """Returns a run at its start, or where the saved one stopped.
 
@@ -125,6 +127,7 @@ def begin(
         run: what a saved run must agree in.
         loop: the options.
         stacked: whether the members are a stack.
+        devices: where the state goes.
 
     Raises:
         ConfigError: a state is there and ``resume`` is off.
@@ -152,12 +155,12 @@ def begin(
     if saved:
         state, preparation, done, history = load_run(loop.path, run, state)
     state = jax.tree.map(jnp.array, state)  # a step gives its memory away, so none is shared
-    return Begun(state, preparation, done, history)
+    return Begun(devices.state(state), preparation, done, history)
 
 
 def run_steps(
     one_step: Callable[[TrainingState, int], tuple[TrainingState, Metrics]], begun: Begun, run: Run, loop: Loop,
-    stacked: bool = False,
+    stacked: bool = False, devices: Devices = ONE,
 ) -> tuple[TrainingResult, ...]:  # fmt: skip
     """Does the steps that are left, logs and saves; returns a result for each member.
 
@@ -167,6 +170,7 @@ def run_steps(
         run: what the run is.
         loop: the options.
         stacked: whether the members are a stack.
+        devices: where the state is; the first of their processes saves it.
 
     Raises:
         TrainingError: a loss or a batch is not finite.
@@ -185,9 +189,13 @@ def run_steps(
         if loop.on_log is not None:
             loop.on_log({"step": done, **{name: values[-1] for name, values in history.items()}})
         if saves:
-            save_run(loop.path, run, state, preparation, done, history)
-            _save_dictionaries(_results(Begun(state, preparation, done, history), run, stacked), loop.path, stacked)
-    return _results(Begun(state, preparation, done, history), run, stacked)
+            here = devices.on_host(state)
+            with devices.saving() as writes:
+                if writes:
+                    save_run(loop.path, run, here, preparation, done, history)
+                    results = _results(Begun(here, preparation, done, history), run, stacked)
+                    _save_dictionaries(results, loop.path, stacked)
+    return _results(Begun(devices.on_host(state), preparation, done, history), run, stacked)
 
 
 def _save_dictionaries(results: Sequence[TrainingResult], directory: Path, stacked: bool) -> None:
@@ -209,7 +217,7 @@ def _fetched(history: dict[str, np.ndarray], pending: list[Metrics], done: int) 
     Raises:
         TrainingError: a loss or a batch is not finite.
     """
-    fetched = jax.device_get(pending)
+    fetched = fetch(pending)
     new = {name: np.stack([one[name] for one in fetched]) for name in fetched[0]}
     bad = new.pop("bad_inputs").reshape(len(fetched), -1).max(axis=1)
     loss = new["loss"].reshape(len(fetched), -1)

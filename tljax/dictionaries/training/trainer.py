@@ -9,6 +9,7 @@ from tljax.dictionaries.training.batches import batch_function, digest, pairs
 from tljax.dictionaries.training.checkpoint import Run
 from tljax.dictionaries.training.coefficients import check_stack, numbers_of, structure_of
 from tljax.dictionaries.training.config import TrainingConfig
+from tljax.dictionaries.training.devices import Devices
 from tljax.dictionaries.training.loop import Loop, LoopOptions, TrainingResult, begin, run_steps, stack
 from tljax.dictionaries.training.step import (
     Metrics,
@@ -30,6 +31,7 @@ def train_dictionary(
     steps: int,
     batch_size: int = 4096,
     start: Any = None,
+    mesh: Any = None,
     **options: Unpack[LoopOptions],
 ) -> TrainingResult:
     """Trains a sparse autoencoder, transcoder or crosscoder.
@@ -48,6 +50,8 @@ def train_dictionary(
         start: a :class:`~tljax.dictionaries.Dictionary` to go on from, or parameters in units of training, with
             ``topk_threshold`` among them or not; ``None`` draws them. A ``jumprelu`` dictionary may go on as
             ``batchtopk``.
+        mesh: a mesh of devices, of one process or several, over whose axes ``"data"`` and ``"fsdp"`` the tokens of each
+            batch are spread; every device holds the whole dictionary. Every process gives the same batches.
         preparation: what is done to activations first, from :func:`prepare` or an earlier result; ``None`` estimates it
             from the first batches.
         optimizer: used instead of Adam with the config's learning rate and clipping.
@@ -76,7 +80,7 @@ def train_dictionary(
     (Dictionary(jumprelu, 8 -> 16 -> 8), True)
     """
     given = None if start is None else [start]
-    return _train([cfg], batches, steps, batch_size, given, Loop(**options), stacked=False)[0]
+    return _train([cfg], batches, steps, batch_size, given, Loop(**options), mesh, stacked=False)[0]
 
 
 @_typed
@@ -87,6 +91,7 @@ def train_dictionaries(
     steps: int,
     batch_size: int = 4096,
     start: Any = None,
+    mesh: Any = None,
     **options: Unpack[LoopOptions],
 ) -> tuple[TrainingResult, ...]:
     """Trains a stack of dictionaries on the same batches: a sweep of ``k``, of coefficients or of seeds.
@@ -120,12 +125,13 @@ def train_dictionaries(
     if not cfgs:
         raise ConfigError("cfgs is empty: give the settings of at least one dictionary.")
     check_stack(cfgs)
-    return _train(list(cfgs), batches, steps, batch_size, start, Loop(**options), stacked=True)
+    return _train(list(cfgs), batches, steps, batch_size, start, Loop(**options), mesh, stacked=True)
 
 
 def _train(
-    cfgs: list[TrainingConfig], batches: Any, steps: int, batch_size: int, start: Any, loop: Loop, *, stacked: bool
-) -> tuple[TrainingResult, ...]:
+    cfgs: list[TrainingConfig], batches: Any, steps: int, batch_size: int, start: Any, loop: Loop, mesh: Any, *,
+    stacked: bool,
+) -> tuple[TrainingResult, ...]:  # fmt: skip
     for name, value in {"steps": steps, "batch_size": batch_size}.items():
         checks.whole(value, name, at_least=1)
     source = batch_function(batches, batch_size, cfgs[0].seed)
@@ -134,13 +140,15 @@ def _train(
     structure = structure_of(cfgs[0], max((cfg.k for cfg in cfgs if cfg.k is not None), default=None))
     numbers = stack([numbers_of(cfg, steps) for cfg in cfgs], stacked)
     run = Run(cfgs, steps, batch_size, digest(first), loop.optimizer_name)
-    begun = begin(cfgs, source, first, start, run, loop, stacked)
+    devices = Devices.of(mesh)
+    devices.check_first(first)
+    begun = begin(cfgs, source, first, start, run, loop, stacked, devices)
 
     def one_step(state: TrainingState, number: int) -> tuple[TrainingState, Metrics]:
-        x, y = batch(number)
+        x, y = devices.batch(batch(number))
         if not stacked:
             return train_step(state, x, y, numbers, begun.preparation, structure, loop.optimizer)
         at_once = members_at_once(len(cfgs))
         return train_step_of_stack(state, x, y, numbers, begun.preparation, structure, loop.optimizer, at_once)
 
-    return run_steps(one_step, begun, run, loop, stacked)
+    return run_steps(one_step, begun, run, loop, stacked, devices)

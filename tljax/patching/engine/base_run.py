@@ -15,6 +15,7 @@ from tljax.hooks.points import ENTRY, point_table
 from tljax.model.hooked_transformer import HookedTransformer
 from tljax.modules.attention import KEYS_AND_VALUES
 from tljax.modules.context import AttentionContext
+from tljax.processes import as_numpy
 from tljax.scale.batch import spread
 from tljax.sizes import prompt_length
 from tljax.text.inputs import ModelInput
@@ -72,10 +73,10 @@ def run_base(model: HookedTransformer, prepared: ModelInput, names: Sequence[str
     batch, length = prepared.batch_and_pos
     model._hooks.check(point_table(cfg), batch, length, prepared.text)
     padded_length = length if model._hooks.entries else prompt_length(length, cfg.n_ctx)
-    tokens = pad_axis(np.asarray(prepared.value), padded_length)
+    tokens = pad_axis(as_numpy(prepared.value), padded_length)
     given = AttentionContext.of(prepared)
-    positions = np.arange(length, dtype=np.int32)[None] if given.positions is None else np.asarray(given.positions)
-    mask = np.ones((batch, length), bool) if given.token_mask is None else np.asarray(given.token_mask)
+    positions = np.arange(length, dtype=np.int32)[None] if given.positions is None else as_numpy(given.positions)
+    mask = np.ones((batch, length), bool) if given.token_mask is None else as_numpy(given.token_mask)
     positions = np.broadcast_to(positions, (batch, length))
     context = AttentionContext(
         *jax.device_put([spread(pad_axis(array, padded_length), model.params) for array in (positions, mask)]),
@@ -90,5 +91,5 @@ def run_base(model: HookedTransformer, prepared: ModelInput, names: Sequence[str
         cfg, model.params, tokens, context, hooks=model._hooks, names=tuple(kept), stop=cfg.n_layers
     )
     context = dataclasses.replace(context, pos_embed=activations[POSITIONS]) if positions else context
-    text = None if given.text is None else np.asarray(given.text)
+    text = None if given.text is None else as_numpy(given.text)
     return BaseRun(activations, final, tokens, context, length, text)

@@ -13,6 +13,7 @@ from tljax.hooks.intervention import Intervention
 from tljax.hooks.point import HookPoint
 from tljax.hooks.points import HookPointSpec
 from tljax.patching.engine.packing import BatchLayout, Rows
+from tljax.processes import as_numpy
 from tljax.scale.batch import gathered, spread
 
 
@@ -150,7 +151,7 @@ class GridEdits:
         return TakeRows(table, (self.variant[site] * table.shape[1] + prompt).astype(np.int32), factors, queries)
 
     def final(self, rows: Rows, pos: int | None) -> tuple[np.ndarray, np.ndarray]:
-        table = np.asarray(self.tables[int(rows.layer[0])])
+        table = as_numpy(self.tables[int(rows.layer[0])])
         positions = np.arange(table.shape[2]) if pos is None else np.asarray([pos])
         values = table[self.variant[rows.site][:, None], rows.prompt[:, None], positions[None]]
         where = picks(self, "pos", rows.site[:, None], positions[None], rows.prompt[:, None])[..., None]

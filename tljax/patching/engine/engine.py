@@ -33,6 +33,7 @@ from tljax.patching.engine.packing import (
     plan_batches,
 )
 from tljax.patching.engine.report import block_flops, block_flops_per_token
+from tljax.processes import as_numpy
 from tljax.scale.batch import gathered, kept_spread, spread
 from tljax.scale.mesh import mesh_of
 from tljax.sizes import next_packed_size
@@ -107,7 +108,7 @@ class Engine:
         Returns:
             ``[site, batch, pos, d_model]``, with only position ``reach.only`` if the metric reads just one.
         """
-        final = np.asarray(self.base.final)
+        final = as_numpy(self.base.final)
         only = self.reach.only
         kept = final[:, : self.base.length] if only is None else final[:, only : only + 1]
         finals = np.tile(kept[None], (n_sites, 1, 1, 1))
@@ -121,7 +122,7 @@ class Engine:
             for layer, layout, stream in self._climb(packed, edits, top, only):
                 self.advance(packed.n_rows / (top - packed.layer))
                 if layer == top:
-                    self._collect(layout, np.asarray(stream), finals, only)
+                    self._collect(layout, as_numpy(stream), finals, only)
         self.spent.floor += floor_flops(self.cfg, running, self.reach)
         return finals
 
@@ -136,7 +137,7 @@ class Engine:
         Returns:
             For each layer, ``[site, batch, pos, d_model]``.
         """
-        kept = {layer: np.asarray(self.base.residual(layer))[:, : self.base.length] for layer in layers}
+        kept = {layer: as_numpy(self.base.residual(layer))[:, : self.base.length] for layer in layers}
         streams = {layer: np.tile(stream[None], (n_sites, 1, 1, 1)) for layer, stream in kept.items()}
         top = max(layers)
         below = rows.take(np.flatnonzero(rows.layer < top))
@@ -144,7 +145,7 @@ class Engine:
             for layer, layout, stream in self._climb(packed, edits, top, None):
                 self.advance(packed.n_rows / (top - packed.layer))
                 if layer in streams:
-                    self._collect(layout, np.asarray(stream), streams[layer], None)
+                    self._collect(layout, as_numpy(stream), streams[layer], None)
         return streams
 
     def _plan(self, rows: Rows, edits: Edits, top: int, only: int | None) -> list[PackedBatch]:

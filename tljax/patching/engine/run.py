@@ -21,6 +21,7 @@ from tljax.patching.engine.report import SweepReport, blocks_flops, forward_flop
 from tljax.patching.engine.site_by_site import SiteBySite
 from tljax.patching.engine.sites import Sites, find_rows, place
 from tljax.patching.metrics.evaluation import Measure, PositionNotKept
+from tljax.processes import as_numpy
 from tljax.progress import Progress
 from tljax.scale.batch import n_groups
 from tljax.typing import Params
@@ -104,7 +105,7 @@ def measure_edits(
     if clean_final is not None:
         clean = {name: measure_run(measure, clean_final) for name, measure in measures.items()}
     report = _report(model.cfg, base, n_sites, rows, reach, measures, engine)
-    baseline = {name: np.asarray(measure.baseline) for name, measure in measures.items()}
+    baseline = {name: as_numpy(measure.baseline) for name, measure in measures.items()}
     return Measured(values, baseline, clean, isinstance(metric, Mapping), report)
 
 
@@ -118,12 +119,12 @@ def prepare_metrics(metric: Metrics, model: HookedTransformer, base: BaseRun) ->
 
 def measure_run(measure: Measure, final: Any) -> np.ndarray:
     """Returns a metric of one run, ``[]`` or ``[batch]``, from its final residual stream ``[batch, pos, d_model]``."""
-    return np.asarray(_measure_all(measure, np.asarray(final)[None])[0])
+    return as_numpy(_measure_all(measure, as_numpy(final)[None])[0])
 
 
 def prepare_metric(metric: Any, model: HookedTransformer, base: BaseRun) -> Measure:
     """Prepares a metric for runs of the base run's prompts, with its positions counted in each prompt's text."""
-    final = np.asarray(base.final)[:, : base.length]
+    final = as_numpy(base.final)[:, : base.length]
     if base.text is None:
         return Measure(metric, model.cfg.computation, model.params, final)
     counted = metric.in_text(base.text) if isinstance(metric, InText) else metric
@@ -193,8 +194,8 @@ def measure_rows(
         live = np.unique(part.site) - first
         finals = finals[live] if len(live) < count else finals
         for name, measure in measures.items():
-            measured = np.repeat(np.asarray(measure.baseline)[None], count, axis=0)
-            measured[live] = np.asarray(measure(finals, reach.only))
+            measured = np.repeat(as_numpy(measure.baseline)[None], count, axis=0)
+            measured[live] = as_numpy(measure(finals, reach.only))
             values[name].append(measured)
     return {name: np.concatenate(parts) for name, parts in values.items()}
 

@@ -16,6 +16,7 @@ from tljax.patching.engine.engine import Reach, Spent
 from tljax.patching.engine.packing import Rows
 from tljax.patching.engine.report import blocks_flops
 from tljax.patching.engine.sites import Sites
+from tljax.processes import as_numpy
 
 
 class SiteBySite:
@@ -52,8 +53,8 @@ class SiteBySite:
         return finals
 
     def _kept(self, final: object) -> np.ndarray:
-        final, only = np.asarray(final), self.reach.only
-        return final if only is None else final[:, only : only + 1]
+        whole, only = as_numpy(final), self.reach.only
+        return whole if only is None else whole[:, only : only + 1]
 
 
 def refuse_late_hooks(model: HookedTransformer) -> None:

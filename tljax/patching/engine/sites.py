@@ -13,6 +13,7 @@ from tljax.hooks.points import ENTRY, EXIT, HookPointSpec, layer_of, point_table
 from tljax.patching.engine.base_run import BaseRun
 from tljax.patching.engine.edits import GridEdits, expand
 from tljax.patching.engine.packing import Rows
+from tljax.processes import as_numpy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +112,7 @@ def _changed(base: BaseRun, sites: Sites, layer: int, values: jax.Array) -> tupl
     old = base.activations[sites.full_name(layer)]
     numbers = (0, *(spec.axes.index(axis) for axis in axes))
     changed = _differs(values, old, np.float32(sites.tolerance), numbers)
-    return np.asarray(changed)[:, :, : base.length], axes
+    return as_numpy(changed)[:, :, : base.length], axes
 
 
 @functools.partial(jax.jit, static_argnums=3)
@@ -136,7 +137,7 @@ def _first_position(changed: np.ndarray, axes: Sequence[str], sites: Sites, at: 
             axes_of = (number,) if allowed.ndim == 1 else (1, number)
             changed = changed & expand(allowed, axes_of, changed.ndim)
     reduced = tuple(n for n, axis in enumerate(axes[1:], start=3) if axis not in sites.chosen)
-    changed = np.moveaxis(np.asarray(changed.any(axis=reduced)), 2, -1)  # [variant, batch, *chosen, pos]
+    changed = np.moveaxis(as_numpy(changed.any(axis=reduced)), 2, -1)  # [variant, batch, *chosen, pos]
     entries = [_by_prompt(sites.chosen[axis][at]) for axis in axes[1:] if axis in sites.chosen]
     prompts = np.arange(changed.shape[1])[None]
     here = changed[(sites.variant[at][:, None], prompts, *entries)]  # [site, batch, pos]

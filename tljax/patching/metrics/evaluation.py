@@ -15,6 +15,7 @@ from tljax.model.metrics import UNTRACEABLE, as_numbers, check_metric, is_pytree
 from tljax.patching.metrics.lazy_logits import LazyLogits
 from tljax.patching.metrics.metrics import DeclaredMetric
 from tljax.patching.metrics.reads import FEW, PositionNotKept, Reads, unembed
+from tljax.processes import as_numpy, fetch
 from tljax.scale.batch import spread
 from tljax.sizes import chunks, power_of_two_within
 from tljax.typing import Params
@@ -71,7 +72,7 @@ class Measure:
         check_metric(metric)
         self.metric, self.cfg, self.budget = metric, cfg, budget
         self.params = {name: params[name] for name in ("ln_final", "unembed") if name in params}
-        self._base = np.asarray(base)
+        self._base = as_numpy(base)
         self._batch, self._length = self._base.shape[:2]
         compiled = is_pytree(metric) and self._try_compiled()
         if compiled:
@@ -120,7 +121,7 @@ class Measure:
             PositionNotKept: the metric reads positions other than ``kept``; or, on these runs, other than
                 ``positions``, which is then set to ``None``: call again with all positions.
         """
-        finals = np.asarray(finals)
+        finals = as_numpy(finals)
         if kept is None and self.positions is not None and len(self.positions) == 1:
             kept = self.positions[0]
             finals = finals[:, :, kept : kept + 1]
@@ -134,7 +135,7 @@ class Measure:
             for start, size in chunks(len(finals), *self._chunk_sizes(finals)):
                 chunk = finals[start : start + size]
                 filled = np.concatenate([chunk, np.repeat(chunk[-1:], size - len(chunk), axis=0)])
-                measured.append(np.asarray(run(filled, len(chunk), kept))[: len(chunk)])
+                measured.append(as_numpy(run(filled, len(chunk), kept))[: len(chunk)])
         except PositionNotKept:
             self.positions = None
             raise
@@ -295,10 +296,10 @@ class Measure:
         return jax.vmap(one)(spread(chunk, self.params), self._values(chunk, kept))
 
     def _run_by_run(self, chunk: np.ndarray, count: int, kept: int | None) -> np.ndarray:
-        values, numbers = jax.device_get(self._values(chunk, kept)), []
+        values, numbers = fetch(self._values(chunk, kept)), []
         for run in range(count):
             known, reads = {key: value[run] for key, value in values.items()}, Reads()
-            numbers.append(np.asarray(self._evaluate(chunk[run], self._handed, reads, kept=kept, known=known)))
+            numbers.append(as_numpy(self._evaluate(chunk[run], self._handed, reads, kept=kept, known=known)))
             if reads.anywhere or not reads.known.keys() <= values.keys():
                 self._check_unexpected(reads.positions)
         return np.stack(numbers)
