@@ -81,7 +81,7 @@ def test_a_decoding_step(params: Any) -> None:
 
 
 def test_a_page_of_a_sweep(params: Any) -> None:
-    rows, tokens, length = 6, 32, 16
+    lanes, rows, tokens, length = 2, 6, 32, 16
 
     def page(params: Any, value: Any, past: Any, source: Any, positions: Any, mask: Any, slot: Any) -> Any:
         packing = Packing(past, past, source, source, jnp.arange(length, dtype=jnp.int32), slot)
@@ -89,9 +89,10 @@ def test_a_page_of_a_sweep(params: Any) -> None:
         return run_forward(CFG, params, value, context, hooks=HookDictionary(), start=1, stop=2)[0]
 
     past = jax.ShapeDtypeStruct((2, length, 2, 8), jnp.bfloat16)
-    mask = jax.ShapeDtypeStruct((rows, length), jnp.bool_)
-    value = jax.ShapeDtypeStruct((1, tokens, 16), jnp.bfloat16)
-    lowered(page, params, value, past, integers(rows, length), integers(1, tokens), mask, integers(tokens))
+    mask = jax.ShapeDtypeStruct((lanes * rows, length), jnp.bool_)
+    value = jax.ShapeDtypeStruct((lanes, tokens, 16), jnp.bfloat16)
+    source, positions, slot = integers(lanes, rows, length), integers(lanes, tokens), integers(lanes, tokens)
+    lowered(page, params, value, past, source, positions, mask, slot)
 
 
 @pytest.mark.parametrize("remat", [False, True])
