@@ -118,7 +118,7 @@ def plan(
 
 
 def _helpful(
-    cfg: HookedTransformerConfig, asked: Mapping[str, Any], found: MemoryPlan, target: Target
+    cfg: HookedTransformerConfig, asked: dict[str, Any], found: MemoryPlan, target: Target
 ) -> tuple[Change, ...]:
     """Returns the changes that make a run smaller, those that fit first; several at once where none fits alone."""
     changes, together = list[Change](), dict[str, Any]()
