@@ -21,6 +21,7 @@ from tljax.checkpoints.parameters import check_parameters
 from tljax.config import HookedTransformerConfig
 from tljax.errors import CheckpointError
 from tljax.processes import in_step, leads
+from tljax.quantized_weight import refuse_quantized
 from tljax.typing import Params
 
 _OPENED = 64
@@ -45,6 +46,7 @@ def save_in_parts(
             ``cfg``, or a process could not write.
     """
     check_parameters(params, cfg, ", nothing was saved", may_be_stacked=False)
+    refuse_quantized(params, "A checkpoint in parts holds floats")
     flat, directory, what = flatten(params), Path(directory), f"Writing {directory}"
     flat = {path: leaf if isinstance(leaf, jax.Array) else jax.device_put(leaf) for path, leaf in flat.items()}
     first = next(iter(flat.values()))
