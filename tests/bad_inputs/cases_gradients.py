@@ -25,6 +25,9 @@ def _to_itself(w: World) -> object:
 
 
 CASES: tuple[Case, ...] = (
+    Case("KL to a run of another length",
+         lambda w: w.small.run_with_grads([[1, 2, 3]], KL.to_run(w.small, [[1, 2]]), "z0"),
+         InputError, "KL compares logits of shape (1, 3,", "equally many tokens"),
     Case("a metric that takes floats", lambda w: w.small.run_with_grads([[1]], lambda x: float(x[0, -1, 3])),
          InputError, "took numbers out of the logits", "float()", "jnp"),
     Case("a metric in numpy", lambda w: w.small.run_with_grads([[1]], lambda x: np.asarray(x)[0, -1, 3]),

@@ -287,6 +287,11 @@ class _Reading:
         found: dict[str, Any] = {"top_ids": top_ids, "top_log_probs": top_log_probs, "entropy": entropy}
         if targets is not None:
             own = jnp.take_along_axis(log_probs, targets, axis=-1, mode="fill")
-            better = jnp.stack([(log_probs > own[..., n, None]).sum(-1, jnp.int32) for n in range(own.shape[-1])], -1)
-            found |= {"target_log_probs": own, "target_ranks": better}
+            # Of the others alone: compiled, a target's own number may be computed twice, with another rounding.
+            ids = jnp.arange(log_probs.shape[-1], dtype=targets.dtype)[None, None]
+            better = [
+                ((log_probs > own[..., n, None]) & (ids != targets[..., n, None])).sum(-1, jnp.int32)
+                for n in range(own.shape[-1])
+            ]
+            found |= {"target_log_probs": own, "target_ranks": jnp.stack(better, -1)}
         return found
