@@ -208,12 +208,12 @@ class HookedTransformer(
         """
         if not ungroup:
             return self
-        refuse_quantized(self.params, "Ungrouping repeats floats of keys' and values' heads")
         if self.offloaded:
             raise OffloadError(
                 "The blocks of this model stay on the host, and heads are ungrouped in all of them at once. Ungroup "
                 "first: model.offload(None).set_ungroup_grouped_query_attention(True).offload('host')."
             )
+        refuse_quantized(self.params, "Ungrouping repeats floats of keys' and values' heads")
         cfg, params = ungroup_heads(self.cfg, without_dictionaries(self.params))
         for splice in cfg.splices:
             if (
