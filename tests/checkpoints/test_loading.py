@@ -21,6 +21,7 @@ from safetensors.numpy import load_file, save_file
 from tljax import HookedTransformer
 from tljax.checkpoints import Loaded, load_checkpoint, save_native
 from tljax.checkpoints.files import hub
+from tljax.checkpoints.formats import native
 from tljax.checkpoints.layout import flatten
 from tljax.errors import CheckpointError, ConfigError, InputError, UnsupportedModelError
 from tljax.weights import process_weights
@@ -259,9 +260,9 @@ def test_failed_save_leaves_the_old_checkpoint(gpt2: Path, tmp_path: Path, monke
         written.append(array)
         if len(written) == 10:
             raise OSError("disk full")
-        return array
+        return np.asarray(array)
 
-    monkeypatch.setattr(jax, "device_get", fail)
+    monkeypatch.setattr(native, "as_numpy", fail)
     with pytest.raises(OSError, match=r"disk full"):
         save_native(changed, loaded.cfg, None, tmp_path)
     monkeypatch.undo()
