@@ -11,6 +11,12 @@ def _plan(w: World, **options: object) -> object:
 
 
 CASES: tuple[Case, ...] = (
+    Case(
+        "positions over devices",
+        lambda w: _plan(w, mesh_shape={"pos": 4}),
+        InputError,
+        "do not count positions",
+    ),
     Case("a model with a typing error", lambda w: tljax.plan("llama-3.1-80b"), CheckpointError, "llama-3.1-8"),
     Case("a model that is loaded", lambda w: tljax.plan(w.small), InputError, "model.cfg"),
     Case("a directory without a config", lambda w: tljax.plan("/"), CheckpointError, "config.json"),

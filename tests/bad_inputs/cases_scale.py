@@ -64,7 +64,7 @@ CASES: tuple[Case, ...] = (
     ),
     Case("rules alone", lambda w: load(rules={"n_heads": "model"}), InputError, "mesh= or n_devices="),
     Case("an axis no parameter has", lambda w: ShardingRules({"heads": "model"}), ShardingError, "'heads'", "n_heads"),
-    Case("positions", lambda w: ShardingRules({"pos": "data"}), ShardingError, "not split along positions"),
+    Case("positions", lambda w: ShardingRules({"pos": "data"}), ShardingError, "called 'pos'"),
     Case("prompts over the model's axis", lambda w: ShardingRules({"batch": "model"}), ShardingError, "'data'"),
     Case("rules in a list", lambda w: w.small.shard(mesh("model"), ["n_heads"]), ShardingError, "list", "mapping"),
     Case("a rule that is a number", lambda w: ShardingRules({"n_heads": 0}), ShardingError, "'n_heads'", "tuple"),

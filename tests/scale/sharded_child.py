@@ -279,6 +279,29 @@ def programs_are_shared(sharded: HookedTransformer) -> None:
     assert counts[1] <= counts[0], counts
 
 
+def positions_are_divided(_: HookedTransformer) -> None:
+    """Four devices do a quarter of a long prompt each, attention by blocks included."""
+    cfg = tljax.HookedTransformerConfig(
+        d_model=16, n_heads=2, n_layers=1, n_ctx=512, d_vocab=16, act_fn="gelu", positional_embedding_type="rotary"
+    )
+    model, tokens = HookedTransformer(cfg), np.random.default_rng(0).integers(0, 16, (1, 512)).astype(np.int32)
+    spread = model.shard(make_mesh(pos=4))
+    logits, cache = spread.run_with_cache(tokens, names_filter=["resid_post0"])
+    np.testing.assert_allclose(logits, model(tokens), atol=2e-5)
+    assert part(cache["resid_post0"]) == (1, 128, 16)
+    explicit = jax.make_mesh((4,), ("pos",), axis_types=(jax.sharding.AxisType.Explicit,))
+    with pytest.raises(ShardingError, match=r"Explicit"):
+        spread(jax.device_put(tokens, jax.sharding.NamedSharding(explicit, P(None, "pos"))))
+
+    def work(one: HookedTransformer, given: Any) -> float:
+        run = jax.jit(lambda params, value: one.replace(params=params)(value, stop_at_layer=1))
+        return run.lower(one.params, given).compile().cost_analysis()["flops"]
+
+    over = jax.device_put(tokens, jax.sharding.NamedSharding(spread.mesh, P(None, "pos")))
+    np.testing.assert_allclose(spread(over, return_type="loss"), model(tokens, return_type="loss"), atol=2e-5)
+    assert work(spread, over) < 0.3 * work(model, tokens)
+
+
 def other_devices(sharded: HookedTransformer) -> None:
     """An input on other devices is refused in words; one on a single device is taken."""
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), ("data",))
@@ -306,6 +329,7 @@ ON_MESH: dict[str, Callable[[HookedTransformer], None]] = {
         fully_sharded,
         sites_are_divided,
         programs_are_shared,
+        positions_are_divided,
         other_devices,
         devices_counted,
     )

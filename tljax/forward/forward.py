@@ -139,7 +139,7 @@ def run_forward(
     remat = remat and traced
     layers = range(start or 0, cfg.n_layers if stop is None else stop)
     blocks = Deferred(params["blocks"]) if remat and is_offloaded(params) else Walk(params.get("blocks", ()), layers)
-    value = value if traced else spread(value, params)
+    value = value if traced else spread(value, params, positions=True)
     cache: dict[str, Any] = {}
     shortformer, positions = cfg.positional_embedding_type == "shortformer", None
     unasked = shortformer and start is None and POSITIONS not in names

@@ -13,7 +13,7 @@ from tljax.config import HookedTransformerConfig
 from tljax.errors import InputError
 from tljax.modules.parameters import axis_sizes, stored_dtype
 from tljax.scale import ShardingRules, lay_out
-from tljax.scale.rules import DATA_AXES
+from tljax.scale.rules import DATA_AXES, POS_AXIS
 
 DATA, MODEL = "data", "model"
 
@@ -174,6 +174,11 @@ def _read(mesh_shape: Any) -> dict[str, int]:
         )
     if unnamed := [name for name in given if not isinstance(name, str)]:
         raise InputError(f"mesh_shape has an axis {unnamed[0]!r}; axes have names, such as {DATA!r} and {MODEL!r}.")
+    if given.get(POS_AXIS, 1) != 1:
+        raise InputError(
+            f"mesh_shape has {POS_AXIS!r}: plans do not count positions that are spread over devices. Leave that axis "
+            f"out and plan for pos= of one device's share; its keys and values of all positions come on top."
+        )
     return {name: checks.whole(size, f"mesh_shape[{name!r}]", at_least=1) for name, size in given.items()}
 
 

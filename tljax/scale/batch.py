@@ -1,4 +1,4 @@
-"""Prompts over the devices of the mesh that a model lies on."""
+"""Prompts, and their positions, over the devices of the mesh that a model lies on."""
 
 import math
 from typing import Any
@@ -11,10 +11,10 @@ from tljax.checks import is_traced
 from tljax.errors import ShardingError
 from tljax.processes import check_same, is_distributed
 from tljax.scale.mesh import mesh_of
-from tljax.scale.rules import DATA_AXES
+from tljax.scale.rules import DATA_AXES, POS_AXIS
 
 
-def spread(value: Any, params: Any, axis: int = 0, *, move: bool = False) -> Any:
+def spread(value: Any, params: Any, axis: int = 0, *, move: bool = False, positions: bool = False) -> Any:
     """Returns an input of a model, its prompts spread over the data axes of the model's mesh where they divide.
 
     Args:
@@ -23,6 +23,7 @@ def spread(value: Any, params: Any, axis: int = 0, *, move: bool = False) -> Any
         params: the parameters that it will meet; on one device nothing happens.
         axis: the axis that is spread.
         move: whether an array that lies on a mesh is moved.
+        positions: whether the next axis is positions, which are spread over the mesh axis for them where they divide.
 
     Raises:
         ShardingError: ``value`` lies on other devices than the model.
@@ -37,11 +38,18 @@ def spread(value: Any, params: Any, axis: int = 0, *, move: bool = False) -> Any
                 "it on the model's mesh, jax.device_put(input, NamedSharding(model.mesh, spec)), or pass it as a numpy "
                 "array."
             )
+        own = value.sharding
+        if isinstance(own, NamedSharding) and own.mesh.axis_types != mesh.axis_types:
+            raise ShardingError(
+                f"The input lies on a mesh with axes of type {', '.join(map(str, own.mesh.axis_types))} (what "
+                "jax.make_mesh makes by default), and XLA splits a model's arrays by itself. Put the input on "
+                "model.mesh, jax.device_put(input, NamedSharding(model.mesh, spec)), or pass it as a numpy array."
+            )
         return value
-    return over_data(value, mesh, axis)
+    return over_data(value, mesh, axis, positions=positions)
 
 
-def over_data(value: Any, mesh: Mesh, axis: int = 0, *, compare: bool = True) -> jax.Array:
+def over_data(value: Any, mesh: Mesh, axis: int = 0, *, compare: bool = True, positions: bool = False) -> jax.Array:
     """Returns an array on a mesh, one axis spread over the mesh's data axes where its length divides.
 
     Args:
@@ -49,6 +57,7 @@ def over_data(value: Any, mesh: Mesh, axis: int = 0, *, compare: bool = True) ->
         mesh: the mesh.
         axis: the axis that is spread.
         compare: whether several processes compare what they have.
+        positions: whether the next axis is positions.
 
     Raises:
         ShardingError: processes have different values.
@@ -58,7 +67,9 @@ def over_data(value: Any, mesh: Mesh, axis: int = 0, *, compare: bool = True) ->
         parts = math.prod(mesh.shape[one] for one in over) * mesh.shape.get(name, 1)
         if name in mesh.shape and shape[axis] % parts == 0:
             over.append(name)
-    sharding = NamedSharding(mesh, PartitionSpec(*[None] * axis, tuple(over) or None))
+    along = POS_AXIS if positions and POS_AXIS in mesh.shape and shape[axis + 1] % mesh.shape[POS_AXIS] == 0 else None
+    spec = [*[None] * axis, tuple(over) or None, *([] if along is None else [along])]
+    sharding = NamedSharding(mesh, PartitionSpec(*spec))
     if not is_distributed(mesh):
         return jax.device_put(value, sharding)
     here = np.asarray(value)
@@ -90,7 +101,7 @@ def gathered(array: Any, params: Any) -> Any:
 
 
 def kept_spread(after: Any, before: Any) -> Any:
-    """Returns what a stage put out, its prompts spread as those that came in.
+    """Returns what a stage put out, its prompts and positions spread as those that came in.
 
     Where parameters are split along ``d_model`` over the same devices, XLA may move to those what prompts were spread
     over, and each device would then compute all prompts.
@@ -98,14 +109,16 @@ def kept_spread(after: Any, before: Any) -> Any:
     if not isinstance(before, jax.Array) or not isinstance(after, jax.Array) or is_traced(before, after):
         return after
     was, now = before.sharding, after.sharding
-    if not isinstance(was, NamedSharding) or not was.spec or not was.spec[0]:
+    if not isinstance(was, NamedSharding) or not any(was.spec[:2]):
         return after
+    lead = [*was.spec[:2]]
+    while lead[-1] is None:
+        lead.pop()
     spec = now.spec if isinstance(now, NamedSharding) else PartitionSpec()  # older JAX does not name what XLA chose
-    if spec and spec[0] == was.spec[0] and (len(spec) == 1 or spec[-1] is not None):
+    if [*spec[: len(lead)]] == lead and (len(spec) == len(lead) or spec[-1] is not None):
         return after
-    over = was.spec[0]
-    taken = {over} if isinstance(over, str) else set(over)
-    kept = [over, *(None if one in taken or isinstance(one, tuple) else one for one in spec[1:])]
+    taken = {name for over in lead for name in ([over] if isinstance(over, str) else over or ())}
+    kept = [*lead, *(None if one in taken or isinstance(one, tuple) else one for one in spec[len(lead) :])]
     while kept[-1] is None:  # as XLA itself would name it: programs are kept by this name
         kept.pop()
     return jax.device_put(after, NamedSharding(was.mesh, PartitionSpec(*kept)))

@@ -10,11 +10,14 @@ from tljax.config import HookedTransformerConfig
 from tljax.errors import ShardingError, nearest
 from tljax.modules.parameters import axis_sizes
 
-BATCH, FEATURE = "batch", "feature"
-"""Axes of arrays that are no parameters of the model: prompts, and features of a dictionary."""
+BATCH, POS, FEATURE = "batch", "pos", "feature"
+"""Axes of arrays that are no parameters of the model: prompts, their positions, and features of a dictionary."""
 
 DATA_AXES = ("data", "fsdp")
 """Mesh axes that prompts are spread over."""
+
+POS_AXIS = "pos"
+"""Mesh axis that the positions of prompts are spread over."""
 
 _TENSOR = ("n_heads", "n_kv", "d_mlp", "n_experts", "d_expert", "d_shared", "d_vocab", "d_vocab_out", FEATURE)
 """Axes that a tensor-parallel model splits: what is computed along them needs one sum at the end, if any."""
@@ -25,9 +28,9 @@ _FULLY = ("d_model", "d_embed", "q_rank", "kv_rank")
 
 @functools.cache
 def known_axes() -> tuple[str, ...]:
-    """Returns the axes that a rule may name: those of parameters, then ``"batch"`` and ``"feature"``."""
+    """Returns the axes that a rule may name: those of parameters, then ``"batch"``, ``"pos"`` and ``"feature"``."""
     smallest = HookedTransformerConfig(d_model=1, n_layers=1, n_ctx=1, d_head=1, n_heads=1, act_fn="relu")
-    return (*axis_sizes(smallest), BATCH, FEATURE)
+    return (*axis_sizes(smallest), BATCH, POS, FEATURE)
 
 
 @dataclasses.dataclass(frozen=True, init=False)
@@ -35,8 +38,9 @@ class ShardingRules:
     """Rules that split named axes over the axes of a mesh; an axis without a rule is whole on every device.
 
     Axes are those that parameters declare (``n_heads``, ``n_kv``, ``d_mlp``, ``n_experts``, ``d_vocab``, ``d_model``,
-    …: :func:`tljax.modules.parameters.axis_sizes`), ``batch`` (prompts) and ``feature`` (of spliced dictionaries). One
-    array uses each axis of the mesh once, for the first of its own axes that has a rule and a length that divides.
+    …: :func:`tljax.modules.parameters.axis_sizes`), ``batch`` (prompts), ``pos`` (positions of long prompts) and
+    ``feature`` (of spliced dictionaries). One array uses each axis of the mesh once, for the first of its own axes that
+    has a rule and a length that divides.
     Ready-made rules add up: ``ShardingRules.tensor_parallel() | ShardingRules.fsdp()``.
 
     Args:
@@ -91,17 +95,24 @@ class ShardingRules:
         """Returns the rules that the names of a mesh's axes suggest.
 
         Args:
-            mesh_axes: ``"model"`` is tensor parallel, ``"data"`` data parallel, ``"fsdp"`` fully sharded.
+            mesh_axes: ``"model"`` is tensor parallel, ``"data"`` data parallel, ``"fsdp"`` fully sharded,
+                ``"pos"`` splits positions of prompts.
 
         Raises:
             ShardingError: another name.
         """
-        made = {"model": cls.tensor_parallel(), "data": cls.data_parallel(), "fsdp": cls.fsdp("fsdp")}
+        made = {
+            "model": cls.tensor_parallel(),
+            "data": cls.data_parallel(),
+            "fsdp": cls.fsdp("fsdp"),
+            POS_AXIS: cls({POS: POS_AXIS}),
+        }
         names = tuple(mesh_axes)
         if unknown := [name for name in names if name not in made]:
             raise ShardingError(
                 f"The mesh has an axis {unknown[0]!r}, and no rule says what it is for.{nearest(unknown[0], made)} "
-                "Call it 'model' (tensor parallel), 'data' (data parallel) or 'fsdp' (fully sharded), or pass rules= "
+                "Call it 'model' (tensor parallel), 'data' (data parallel), 'fsdp' (fully sharded) or 'pos' (positions "
+                "of prompts), or pass rules= "
                 f"such as ShardingRules.tensor_parallel({unknown[0]!r})."
             )
         return functools.reduce(operator.or_, (made[name] for name in names), cls({}))
@@ -144,10 +155,10 @@ def _mesh_axes(name: str, over: Any) -> tuple[str, ...]:
 
 def _check_rule(name: Any, over: tuple[str, ...]) -> None:
     """Raises ShardingError for an axis that no array has, and for prompts over a mesh axis that is not for them."""
-    if name in ("pos", "query_pos", "key_pos"):
+    if name == POS and over != (POS_AXIS,):
         raise ShardingError(
-            f"The rules split {name!r}: prompts are not split along positions. Leave that rule out; batch, heads and "
-            "neurons can be split."
+            f"The rules spread positions over the mesh axis {over[0]!r}. Positions go over a mesh axis of their own, "
+            f"called {POS_AXIS!r}: make_mesh(pos=2, model=4)."
         )
     if name not in known_axes():
         raise ShardingError(
