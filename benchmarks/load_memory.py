@@ -2,13 +2,19 @@
 
     python benchmarks/load_memory.py            # a GPT-2 small shaped checkpoint, 500 MB on disk
     python benchmarks/load_memory.py --json
+    python benchmarks/load_memory.py --processes 2   # shared by two processes, one device each
 
 Each load runs in a process of its own. ``ratio`` is the growth of its peak resident memory during ``load_checkpoint``
 (compilation included) over the bytes of the parameters it returns, which hold the unembedding apart from the embedding.
+With several processes it is each one's growth over its own share, and the limit 1.1 × the share + the largest tensor.
 """
 
 import argparse
+import ctypes
+import gc
 import json
+import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -75,20 +81,75 @@ def measure(directory: str, processed: bool) -> dict[str, float]:
     return {"model_mb": size / 1e6, "growth_mb": growth / 1e6, "ratio": growth / size, "seconds": seconds}
 
 
+def measure_share(directory: str, processed: bool, port: int, count: int, number: int) -> dict[str, float]:
+    """Loads this process's share of ``directory``, spread over ``count`` processes, and returns what it cost."""
+    from tljax.scale import connect, make_mesh
+
+    connect(f"localhost:{port}", count, number)
+    import jax
+
+    from tljax import HookedTransformer
+
+    steps, mesh = dict.fromkeys(PROCESSING, processed), make_mesh(count)
+    jax.block_until_ready(HookedTransformer.from_pretrained(directory, mesh=mesh, first_n_layers=1, **steps).params)
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    before = resident("VmRSS")  # with all programs: the compiler's own memory is not the load's
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    params = HookedTransformer.from_pretrained(directory, mesh=mesh, **steps).params
+    jax.block_until_ready(params)
+    leaves = jax.tree.leaves(params)
+    own = sum(leaf.addressable_shards[0].data.nbytes for leaf in leaves)
+    bound = 1.1 * own + max(leaf.nbytes for leaf in leaves)
+    growth = resident("VmHWM") - before
+    return {"share_mb": own / 1e6, "growth_mb": growth / 1e6, "bound_mb": bound / 1e6}
+
+
+def shares(directory: str, count: int) -> None:
+    """Prints what each of several processes takes, and exits with an error if one is over the limit."""
+    over, environment = False, os.environ | {"MALLOC_MMAP_THRESHOLD_": str(2**20)}  # what is freed is not counted
+    for processed in (False, True):
+        with socket.socket() as one:
+            one.bind(("localhost", 0))
+            port = one.getsockname()[1]
+        command = [sys.executable, __file__, "--share", directory, str(int(processed)), str(port), str(count)]
+        running = [
+            subprocess.Popen([*command, str(n)], stdout=subprocess.PIPE, text=True, env=environment)
+            for n in range(count)
+        ]
+        for number, process in enumerate(running):
+            found = json.loads(process.communicate(timeout=540)[0].splitlines()[-1])
+            over |= found["growth_mb"] > found["bound_mb"]
+            print(
+                f"{'processed' if processed else 'unprocessed':12} process {number}: share {found['share_mb']:.0f} MB, "
+                f"peak growth {found['growth_mb']:.0f} MB, limit {found['bound_mb']:.0f} MB"
+            )
+    if over:
+        raise SystemExit("A process took more than 1.1 x its share and the largest tensor.")
+
+
 def main() -> None:
     """Runs the benchmark."""
     parser = argparse.ArgumentParser(description="Peak memory of loading a checkpoint, over the model's own size.")
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--d-model", type=int, default=768)
-    parser.add_argument("--d-vocab", type=int, default=50257)
+    parser.add_argument("--d-vocab", type=int, default=50257, help="processes share it if it divides, as 50304 does")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--processes", type=int, default=1, help="how many share the model")
+    parser.add_argument("--share", nargs=5, help=argparse.SUPPRESS)
     parser.add_argument("--measure", nargs=2, metavar=("DIR", "PROCESSED"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure:
         print(json.dumps(measure(arguments.measure[0], arguments.measure[1] == "1")))
         return
+    if arguments.share:
+        place, processed, port, count, number = arguments.share
+        print(json.dumps(measure_share(place, processed == "1", int(port), int(count), int(number))))
+        return
     with tempfile.TemporaryDirectory() as directory:
         disk = make_checkpoint(Path(directory), arguments.layers, arguments.d_model, arguments.d_vocab)
+        if arguments.processes > 1:
+            return shares(directory, arguments.processes)
         results: dict[str, dict[str, float]] = {}
         for name, processed in (("unprocessed", "0"), ("processed", "1")):
             command = [sys.executable, __file__, "--measure", directory, processed]
