@@ -7,9 +7,10 @@
 
 Each figure stands beside its bar; the exit status is 1 if one was missed. ``time``: the same 2,048 tokens as 1, 2, 4
 and 8 prompts; transformers runs a GPT-NeoX of the same sizes, and without transformers and torch its column stays
-empty; ``before``: ``attention_path="materialised"``. ``gradients``: at 1 x 2048, beside a forward pass with the loss.
-``memory``: each task in a process of its own, the peak (``VmHWM``) over what is resident once the model is made,
-compilation included.
+empty; ``before``: ``attention_path="materialised"``; ``products``: the bare matrix products of weights and tokens (no
+exact float32 pass takes less, and attention's own come on top). ``gradients``: at 1 x 2048, beside a forward pass with
+the loss. ``memory``: each task in a process of its own, the peak (``VmHWM``) over what is resident once the model is
+made, compilation included.
 """
 
 import argparse
@@ -97,6 +98,25 @@ def theirs() -> Callable[[np.ndarray], Any] | None:
     return run
 
 
+def products() -> Callable[[int], Any]:
+    """The matrix products of all weights with 2,048 tokens, compiled one by one, and nothing else."""
+    width, hidden, vocabulary = (GPT2_SMALL[name] for name in ("d_model", "d_mlp", "d_vocab"))
+    rng, n_tokens = np.random.default_rng(0), 2048
+    shapes = ((width, width), (width, hidden), (hidden, width), (width, vocabulary))
+    left = {size: jax.numpy.asarray(rng.standard_normal((n_tokens, size), np.float32)) for size in (width, hidden)}
+    weights = [jax.numpy.asarray(rng.standard_normal(shape, np.float32)) for shape in shapes]
+    product = jax.jit(jax.numpy.matmul)
+
+    def run(_: int) -> None:
+        for weight, count in zip(weights[:3], (4, 1, 1), strict=True):
+            for _ in range(count * GPT2_SMALL["n_layers"]):
+                jax.block_until_ready(product(left[len(weight)], weight))
+        for start in range(0, n_tokens, 256):  # all logits at once would take memory, not products
+            jax.block_until_ready(product(left[width][start : start + 256], weights[3]))
+
+    return run
+
+
 def beside(value: float | None, bar: float | None) -> str:
     """Returns a figure with its bar, ``"0.71 (<= 0.8)"``."""
     return "" if value is None else f"{value:.2f}" + ("" if bar is None else f" (<= {bar:g})")
@@ -116,6 +136,7 @@ def ratio(one: Timing, other: Timing | None) -> float | None:
 def time(arguments: argparse.Namespace) -> list[Row]:
     """Seconds of a forward pass with the loss at each shape, and ratios to what stands beside it."""
     counter, model, peer, rows = CompilationCounter(), build(), theirs(), []
+    bare = products()
     before = model.replace(cfg=model.cfg.replace(attention_path="materialised"))
     for batch, length in SHAPES:
         tokens, many = prompts(batch, length), (batch, length) == SHAPES[-1]
@@ -123,6 +144,7 @@ def time(arguments: argparse.Namespace) -> list[Row]:
             "loss": lambda _, tokens=tokens: loss(model, tokens),
             "logits": lambda _, tokens=tokens: jax.block_until_ready(model(tokens)),
         }
+        tasks["products"] = bare
         if many:
             tasks["before"] = lambda _, tokens=tokens: float(before(tokens, return_type="both").loss)
         if peer is not None:
@@ -139,6 +161,7 @@ def time(arguments: argparse.Namespace) -> list[Row]:
                 "prompts": f"{batch} x {length}",
                 "loss s": round(mine.median, 3),
                 **{name: beside(*pair) for name, pair in pairs.items()},
+                "/ products": beside(ratio(mine, found["products"]), None),
                 "compilations": compiled,
                 "met": met(pairs, compiled),
             }
