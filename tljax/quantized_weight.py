@@ -162,6 +162,40 @@ def refuse_quantized(params: Any, what: str) -> None:
         )
 
 
+def made_after(params: Any, stream: jax.Array) -> Any:
+    """Returns parameters whose quantised weights become floats when a block's input is there, not before.
+
+    In one program of several blocks, or of several steps, XLA otherwise makes the floats of all of them first.
+
+    Args:
+        params: of a block.
+        stream: what enters it.
+    """
+    if not is_quantized(params):
+        return params
+    never = _never(jax.lax.stop_gradient(stream.reshape(-1)[0]))
+
+    def tied(weight: Any) -> Any:
+        if not isinstance(weight, QuantizedWeight):
+            return weight
+        return weight.with_parts({CODES: weight.codes ^ never.astype(weight.codes.dtype)})
+
+    return jax.tree.map(tied, params, is_leaf=lambda node: isinstance(node, QuantizedWeight))
+
+
+@jax.custom_batching.custom_vmap
+def _never(number: jax.Array) -> jax.Array:
+    """Returns 0, which XLA does not know."""
+    return (number > jnp.inf).astype(jnp.int8)
+
+
+@_never.def_vmap
+def _never_of_all(axis_size: int, in_batched: list[bool], number: jax.Array) -> tuple[jax.Array, bool]:
+    return _never(
+        number[0] if in_batched[0] else number
+    ), False  # or each of what is mapped would have weights of its own
+
+
 @functools.partial(jax.jit, static_argnames=("bits", "blocks", "packed"))
 def quantized(weight: jax.Array, bits: str, blocks: tuple[int, ...], packed: int | None = None) -> QuantizedWeight:
     """Rounds a matrix to the nearest codes, from -128 to 127 or from -8 to 7.

@@ -108,6 +108,18 @@ def test_generation_gives_the_floats_tokens(pair: tuple[HookedTransformer, Hooke
     np.testing.assert_array_equal(*(model.generate(TOKENS[:1], **options) for model in pair))
 
 
+def test_a_loop_over_the_whole_model_holds_the_floats_of_one_block() -> None:
+    model = build("gpt2", n_layers=6, d_model=64, d_mlp=256).quantize("int8")
+
+    def greedy(model: HookedTransformer, tokens: jax.Array) -> jax.Array:
+        return jax.lax.fori_loop(0, 3, lambda _, written: model(written).argmax(-1).astype(jnp.int32), tokens)
+
+    compiled = jax.jit(greedy).lower(model, jnp.asarray(TOKENS)).compile()
+    floats = sum(leaf.nbytes for leaf in jax.tree.leaves(model.dequantize().params["blocks"]))
+    assert compiled.memory_analysis().temp_size_in_bytes < floats / 2
+    np.testing.assert_array_equal(compiled(model, jnp.asarray(TOKENS)), greedy(model.dequantize(), jnp.asarray(TOKENS)))
+
+
 def test_derivatives_are_with_respect_to_activations_alone(pair: tuple[HookedTransformer, HookedTransformer]) -> None:
     def loss(vector: jax.Array, model: HookedTransformer) -> jax.Array:
         return model.add_hook("resid_pre1", Add(vector))(TOKENS, return_type="loss")

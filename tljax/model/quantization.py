@@ -32,9 +32,6 @@ class QuantizationMethods:
         weights: hooks, caches, sweeps, generation, derivatives with respect to activations. Derivatives with respect
         to the weights do not exist; weight processing and ``save_hf`` need :meth:`dequantize` first.
 
-        Where all blocks are one program (the loop of generation, a ``jax.jit`` of your own), XLA may hold the floats of
-        all of them while it runs.
-
         Args:
             bits: ``"int8"`` or ``"int4"``, two to a byte. Weights are rounded to the nearest of 256 or 16 multiples of
                 a scale, which is the largest magnitude among those that share it, over 127.5 or 7.5.
