@@ -38,7 +38,7 @@ from tljax.patching import sweep
 from tljax.processes import together, whole_mesh
 from tljax.scale import fetch, make_mesh
 
-RANK, HERE = jax.process_index(), Path(sys.argv[3])
+RANK, HERE = jax.process_index(), Path(sys.argv[-1])
 
 
 def a_forward(model: HookedTransformer) -> Any:

@@ -355,7 +355,7 @@ def compared(name: str, sharded: HookedTransformer) -> float:
         counts.append(len(COMPILED) - before)
     alone, spread, again = counts
     assert again <= COMPILES_ITS_OWN.get(name, 0), counts
-    assert spread <= alone + 4, counts  # a few arrays on one device are cut for the others
+    assert spread <= alone + 5, counts  # a few arrays on one device are cut for the others
     return farthest(*results[:2])
 
 

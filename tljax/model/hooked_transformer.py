@@ -333,7 +333,7 @@ class HookedTransformer(
         Args:
             directory: where; made if it does not exist. Several hosts share it.
             in_parts: write zarr arrays, of which each process writes what its devices hold, into a new directory. Needs
-                ``pip install "tljax[scale]"``.
+                ``pip install tensorstore``.
         """
         self._refuse_dictionaries("A checkpoint holds the model alone")
         params = on_host(self.params)

@@ -9,7 +9,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceShardin
 
 from tljax.checks import is_traced
 from tljax.errors import ShardingError
-from tljax.processes import check_same, is_distributed
+from tljax.processes import as_numpy, check_same, is_distributed, put
 from tljax.scale.mesh import mesh_of
 from tljax.scale.rules import DATA_AXES, POS_AXIS
 
@@ -49,6 +49,17 @@ def spread(value: Any, params: Any, axis: int = 0, *, move: bool = False, positi
     return over_data(value, mesh, axis, positions=positions)
 
 
+def on_devices(arrays: Any, params: Any, axis: int = 0) -> Any:
+    """Returns a tree of a computation's own arrays on the devices of its parameters, spread as prompts are.
+
+    Unlike :func:`spread` it puts arrays on a device in any case, and several processes do not compare them.
+    """
+    mesh = mesh_of(params)
+    if mesh is None or is_traced(arrays):
+        return jax.device_put(arrays)
+    return jax.tree.map(lambda array: over_data(array, mesh, axis, compare=False), arrays)
+
+
 def over_data(value: Any, mesh: Mesh, axis: int = 0, *, compare: bool = True, positions: bool = False) -> jax.Array:
     """Returns an array on a mesh, one axis spread over the mesh's data axes where its length divides.
 
@@ -72,7 +83,7 @@ def over_data(value: Any, mesh: Mesh, axis: int = 0, *, compare: bool = True, po
     sharding = NamedSharding(mesh, PartitionSpec(*spec))
     if not is_distributed(mesh):
         return jax.device_put(value, sharding)
-    here = np.asarray(value)
+    here = as_numpy(value)
     if compare:
         check_same(here, "Prompts", mesh)
     return jax.make_array_from_callback(here.shape, sharding, lambda index: here[index])
@@ -97,7 +108,7 @@ def gathered(array: Any, params: Any) -> Any:
         for over in array.sharding.spec:
             names = [over] if isinstance(over, str) else list(over or ())
             spec.append(tuple(name for name in names if name not in DATA_AXES) or None)
-    return jax.device_put(array, NamedSharding(mesh, PartitionSpec(*spec)))
+    return put(array, NamedSharding(mesh, PartitionSpec(*spec)))
 
 
 def kept_spread(after: Any, before: Any) -> Any:

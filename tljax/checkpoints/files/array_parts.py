@@ -24,7 +24,7 @@ def import_tensorstore() -> Any:
         import tensorstore
     except ImportError as error:
         raise CheckpointError(
-            'A checkpoint in parts needs tensorstore, which is not installed: pip install "tljax[scale]", or save it '
+            "A checkpoint in parts needs tensorstore, which is not installed: pip install tensorstore, or save it "
             "without in_parts=True where a host can hold each tensor."
         ) from error
     return tensorstore

@@ -1,7 +1,7 @@
 """tljax's own checkpoints in parts: every parameter a zarr array of which each process writes what its devices hold.
 
 For models that no host can hold a tensor of, and for saves in which all hosts write at once. Needs tensorstore
-(``pip install "tljax[scale]"``).
+(``pip install tensorstore``).
 """
 
 import json

@@ -16,7 +16,7 @@ from tljax.model.hooked_transformer import HookedTransformer
 from tljax.modules.attention import KEYS_AND_VALUES
 from tljax.modules.context import AttentionContext
 from tljax.processes import as_numpy
-from tljax.scale.batch import spread
+from tljax.scale.batch import on_devices
 from tljax.sizes import prompt_length
 from tljax.text.inputs import ModelInput
 from tljax.text.padding import pad_axis
@@ -79,7 +79,7 @@ def run_base(model: HookedTransformer, prepared: ModelInput, names: Sequence[str
     mask = np.ones((batch, length), bool) if given.token_mask is None else as_numpy(given.token_mask)
     positions = np.broadcast_to(positions, (batch, length))
     context = AttentionContext(
-        *jax.device_put([spread(pad_axis(array, padded_length), model.params) for array in (positions, mask)]),
+        *(on_devices(pad_axis(array, padded_length), model.params) for array in (positions, mask)),
         text=given.text,
         tokens=jax.device_put(tokens) if excludes_tokens(cfg) else None,
     )

@@ -14,7 +14,7 @@ from tljax.hooks.point import HookPoint
 from tljax.hooks.points import HookPointSpec
 from tljax.patching.engine.packing import BatchLayout, Rows
 from tljax.processes import as_numpy
-from tljax.scale.batch import gathered, spread
+from tljax.scale.batch import gathered, on_devices
 
 
 class TakeRows(Intervention):
@@ -50,7 +50,7 @@ class TakeRows(Intervention):
 
     def beside(self, params: Any) -> "TakeRows":
         """Returns it on the mesh that parameters lie on: each lane's part on its own devices, the table on all."""
-        index, *factors = (spread(one, params) for one in (self.index, *self.factors))
+        index, *factors = (on_devices(one, params) for one in (self.index, *self.factors))
         return TakeRows(gathered(self.table, params), index, factors, self.query_pos)
 
 

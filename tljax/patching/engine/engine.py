@@ -34,7 +34,7 @@ from tljax.patching.engine.packing import (
 )
 from tljax.patching.engine.report import block_flops, block_flops_per_token
 from tljax.processes import as_numpy
-from tljax.scale.batch import gathered, kept_spread, spread
+from tljax.scale.batch import gathered, kept_spread, on_devices
 from tljax.scale.mesh import mesh_of
 from tljax.sizes import next_packed_size
 from tljax.text.padding import pad_axis
@@ -233,7 +233,7 @@ class Engine:
         if stream is None:
             final = self.base.final
             zeros = np.zeros((layout.lanes, layout.n_tokens, final.shape[-1]), final.dtype)
-            return jax.device_put(spread(zeros, self.params))
+            return on_devices(zeros, self.params)
         fitted: jax.Array = stream
         while fitted.shape[1] != layout.n_tokens:
             fitted = kept_spread(_resize(fitted, next_packed_size(fitted.shape[1], layout.n_tokens)), fitted)
@@ -249,13 +249,13 @@ class Engine:
             "slot": layout.row * np.int32(self.base.padded_length) + layout.pos if whole else rows,
             "computed": None if whole else layout.last,
         }
-        positions, mask = np.asarray(base.positions), np.asarray(base.token_mask)
+        positions, mask = as_numpy(base.positions), as_numpy(base.token_mask)
         lengths = np.broadcast_to(positions.max(axis=1, keepdims=True) + np.int32(1), positions.shape)
         positions, lengths = (array.reshape(-1)[layout.source] for array in (positions, lengths))
         tokens = {"positions": positions, "lengths": lengths, "token_mask": mask[layout.prompt.reshape(-1)]}
-        by_lane = jax.tree.map(lambda array: spread(array, self.params), {"packing": packing, **tokens})
-        by_lane["packing"]["query_pos"] = np.arange(self.base.padded_length, dtype=np.int32) if whole else queries
-        return jax.device_put(by_lane)
+        by_lane = on_devices({"packing": packing, **tokens}, self.params)
+        query_pos = jax.device_put(np.arange(self.base.padded_length, dtype=np.int32) if whole else queries)
+        return by_lane | {"packing": by_lane["packing"] | {"query_pos": gathered(query_pos, self.params)}}
 
 
 def floor_flops(cfg: HookedTransformerConfig, rows: Rows, reach: Reach) -> float:

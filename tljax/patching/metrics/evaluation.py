@@ -16,7 +16,7 @@ from tljax.patching.metrics.lazy_logits import LazyLogits
 from tljax.patching.metrics.metrics import DeclaredMetric
 from tljax.patching.metrics.reads import FEW, PositionNotKept, Reads, unembed
 from tljax.processes import as_numpy, fetch
-from tljax.scale.batch import spread
+from tljax.scale.batch import on_devices
 from tljax.sizes import chunks, power_of_two_within
 from tljax.typing import Params
 
@@ -281,7 +281,7 @@ class Measure:
 
     def _compiled(self, chunk: np.ndarray, count: int, kept: int | None) -> jax.Array:
         metric, length, kept = self._for_position(kept)
-        spread_over = spread(chunk, self.params)
+        spread_over = on_devices(chunk, self.params)
         return _measure_compiled(self.cfg, self._handed, length, kept, metric, self.params, spread_over)
 
     def _for_position(self, kept: int | None) -> tuple[Any, int, int | None]:
@@ -293,7 +293,7 @@ class Measure:
         def one(residual: Any, known: Any) -> jax.Array:
             return self._evaluate(residual, self._handed, kept=kept, known=known, trusted=True)
 
-        return jax.vmap(one)(spread(chunk, self.params), self._values(chunk, kept))
+        return jax.vmap(one)(on_devices(chunk, self.params), self._values(chunk, kept))
 
     def _run_by_run(self, chunk: np.ndarray, count: int, kept: int | None) -> np.ndarray:
         values, numbers = fetch(self._values(chunk, kept)), []
@@ -312,7 +312,7 @@ class Measure:
         """Computes, for each run of a chunk, the logits that the metric read of the unpatched run."""
         offset = 0 if kept is None else kept
         known = self._reads.known.items()
-        rows = {key: spread(chunk[:, read.prompts, read.positions - offset], self.params) for key, read in known}
+        rows = {key: on_devices(chunk[:, read.prompts, read.positions - offset], self.params) for key, read in known}
         return {key: unembed(self.cfg, self.params, rows[key], read.tokens) for key, read in known}
 
 
