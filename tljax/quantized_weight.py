@@ -162,7 +162,7 @@ def refuse_quantized(params: Any, what: str) -> None:
         )
 
 
-def made_after(params: Any, stream: jax.Array) -> Any:
+def made_after(params: Any, stream: Any) -> Any:
     """Returns parameters whose quantised weights become floats when a block's input is there, not before.
 
     In one program of several blocks, or of several steps, XLA otherwise makes the floats of all of them first.
