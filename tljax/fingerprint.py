@@ -23,7 +23,7 @@ from tljax.config import BOOKKEEPING, HookedTransformerConfig
 from tljax.dictionary_params import dictionaries_in, without_dictionaries
 from tljax.offload import HostBlocks
 from tljax.processes import fetch, is_distributed
-from tljax.quantized_weight import QuantizedWeight
+from tljax.quantized_weight import QuantizedWeight, is_quantized_weight
 from tljax.typing import Params
 
 if TYPE_CHECKING:
@@ -222,7 +222,7 @@ def sample_of(params: Params, *, together: bool = False) -> WeightSample | None:
     dictionaries, on_host = dictionaries_in(params), None
     if isinstance(own.get("blocks"), HostBlocks):
         on_host = _sample_on_host(own.pop("blocks"))
-    leaves = jax.tree.leaves(own, is_leaf=_is_quantized) + jax.tree.leaves(dictionaries)
+    leaves = jax.tree.leaves(own, is_leaf=is_quantized_weight) + jax.tree.leaves(dictionaries)
     sample = _sample_of_arrays(leaves, together)
     if sample is None or on_host is None:
         return sample
@@ -235,7 +235,7 @@ def _sample_on_host(blocks: HostBlocks) -> WeightSample:
         values, rounding = [], 0.0
         for layer, shapes in enumerate(blocks.shapes):
             block = blocks.read(layer) if layer < blocks.n_sampled else shapes
-            leaves = jax.tree.leaves(block, is_leaf=_is_quantized)
+            leaves = jax.tree.leaves(block, is_leaf=is_quantized_weight)
             rounding = max(rounding, *(float(jnp.finfo(leaf.dtype).eps) for leaf in leaves))
             values += [_bytes(_some(leaf)) if layer < blocks.n_sampled else _UNREAD for leaf in leaves]
         blocks.known["sample"] = WeightSample(b"".join(values), rounding)
@@ -266,10 +266,6 @@ def _sample_of_arrays(leaves: list[Any], together: bool) -> WeightSample | None:
             _kept.pop(next(iter(_kept)), None)
         _kept[key] = ([weakref.ref(leaf) for leaf in leaves], sample)
     return sample
-
-
-def _is_quantized(node: Any) -> bool:
-    return isinstance(node, QuantizedWeight)
 
 
 def _is_known(leaf: Any) -> bool:

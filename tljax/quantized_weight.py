@@ -142,10 +142,14 @@ def as_floats(weight: Any) -> jax.Array:
     return weight.dequantized() if isinstance(weight, QuantizedWeight) else weight
 
 
+def is_quantized_weight(node: Any) -> bool:
+    """Whether a node of a tree is a quantised weight; as ``is_leaf=`` it keeps jax from taking one apart."""
+    return isinstance(node, QuantizedWeight)
+
+
 def is_quantized(params: Any) -> bool:
     """Whether there are quantised weights among parameters."""
-    leaves = jax.tree.leaves(params, is_leaf=lambda node: isinstance(node, QuantizedWeight))
-    return any(isinstance(leaf, QuantizedWeight) for leaf in leaves)
+    return any(map(is_quantized_weight, jax.tree.leaves(params, is_leaf=is_quantized_weight)))
 
 
 def refuse_quantized(params: Any, what: str) -> None:
@@ -180,7 +184,7 @@ def made_after(params: Any, stream: Any) -> Any:
             return weight
         return weight.with_parts({CODES: weight.codes ^ never.astype(weight.codes.dtype)})
 
-    return jax.tree.map(tied, params, is_leaf=lambda node: isinstance(node, QuantizedWeight))
+    return jax.tree.map(tied, params, is_leaf=is_quantized_weight)
 
 
 @jax.custom_batching.custom_vmap

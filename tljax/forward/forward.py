@@ -40,7 +40,6 @@ from tljax.modules.embedding import EmbeddingStage
 from tljax.modules.products import LAYOUTS
 from tljax.modules.stack import block_module, embedding_module, head_module
 from tljax.offload import Deferred, HostBlock, Walk, is_offloaded
-from tljax.quantized_weight import made_after
 from tljax.scale.batch import kept_spread, spread
 from tljax.splice import Splice
 from tljax.typing import Params
@@ -153,9 +152,6 @@ def run_forward(
         if shortformer and stage.entry is not None:  # a block
             inputs = (dataclasses.replace(inputs[0], pos_embed=positions),)
         entering = value
-        if traced and stage.entry is not None:
-            own = {**stage.variables, "params": made_after(stage.variables["params"], entering)}
-            stage = dataclasses.replace(stage, variables=own)
         value, recorded = run_stage(stage, (entering, *inputs), traced, remat)
         if stage.entry is not None:
             blocks.ahead(entering)

@@ -24,6 +24,7 @@ from tljax.modules.embedding import EmbeddingStage
 from tljax.modules.products import LAYOUTS
 from tljax.numerics import matmul_precision
 from tljax.offload import HostBlock
+from tljax.quantized_weight import made_after
 from tljax.splice import Splice
 from tljax.typing import Params
 
@@ -66,6 +67,8 @@ def _apply(
         slots[name] = dataclasses.replace(slots.get(name, HookSlot(HookPoint(name))), captured=True)
     if isinstance(module, TransformerBlock | EmbeddingStage) and module.splices:
         variables = _with_dictionaries(variables, module.splices, inputs[1])
+    if isinstance(module, TransformerBlock):
+        variables = {**variables, "params": made_after(variables["params"], inputs[0])}
     with matmul_precision(module.cfg):
         return apply_with_slots(module, variables, slots, *inputs)
 

@@ -87,16 +87,12 @@ def cudnn_attention(
     ``implementation`` is jax's argument; ``token_mask`` must be ``None``.
     """
     assert token_mask is None
-    window = None
-    if kind.local:
-        assert cfg.window_size is not None
-        window = (cfg.window_size - 1, 0)
     attend = jax.custom_batching.custom_vmap(
         functools.partial(
             jax.nn.dot_product_attention,
             scale=1 / cfg.attn_scale,
             is_causal=cfg.attention_dir == "causal",
-            local_window_size=window,
+            local_window_size=_window(cfg, kind),
             implementation=implementation,
         )
     )
@@ -150,11 +146,8 @@ def splash_attention(
     length, heads, width = q.shape[1:]
     filled = -(-length // LANES) * LANES
     block = next(size for size in BLOCKS if filled % size == 0)
-    if kind.local:
-        assert cfg.window_size is not None
-        mask = splash.LocalMask((filled, filled), (cfg.window_size - 1, 0), 0)
-    else:
-        mask = splash.CausalMask((filled, filled))
+    square, window = (filled, filled), _window(cfg, kind)
+    mask = splash.CausalMask(square) if window is None else splash.LocalMask(square, window, 0)
     attend = splash.make_splash_mha(
         splash.MultiHeadMask([mask] * heads),
         block_sizes=splash.BlockSizes(block_q=block, block_kv=block, block_kv_compute=block),
@@ -176,6 +169,14 @@ def splash_attention(
         return z
     # The kernel averages all values for a query that sees no key; attention gives it zeros.
     return jnp.where(_sees_any(cfg, kind, token_mask)[:, :, None, None], z, 0)
+
+
+def _window(cfg: HookedTransformerConfig, kind: LayerKind) -> tuple[int, int] | None:
+    """Returns how many keys before and after a query a layer's window holds, or ``None`` if it has none."""
+    if not kind.local:
+        return None
+    assert cfg.window_size is not None
+    return cfg.window_size - 1, 0
 
 
 def _filled(x: jax.Array, length: int) -> jax.Array:

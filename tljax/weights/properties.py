@@ -10,7 +10,7 @@ from tljax.errors import ConfigError
 from tljax.modules.activations import scaled
 from tljax.numerics import matmul_precision
 from tljax.offload import abstract
-from tljax.quantized_weight import QuantizedWeight, as_floats
+from tljax.quantized_weight import as_floats, is_quantized_weight
 from tljax.weights import circuits
 from tljax.weights.factored_matrix import FactoredMatrix
 
@@ -232,7 +232,7 @@ class WeightProperties:
     @property
     def n_params_total(self) -> int:
         """Number of parameters, embeddings and biases included; scales of quantised weights do not count."""
-        leaves = jax.tree.leaves(abstract(self.params), is_leaf=lambda node: isinstance(node, QuantizedWeight))
+        leaves = jax.tree.leaves(abstract(self.params), is_leaf=is_quantized_weight)
         return sum(leaf.size for leaf in leaves)
 
     def all_head_labels(self) -> list[str]:
